@@ -1,0 +1,244 @@
+"""The bus: records go in, live events come out, numbered.
+
+Sinks are parts of the gateway and get each record of a type; subscribers are clients and get the events of the
+topics that they named. Neither can stop the other: what one raises is logged, counted and forgotten.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, Final, Protocol, TypeVar
+
+import orjson
+from twisted.logger import Logger
+
+from gateway.clock import WallClock
+from gateway.counters import Counters
+from gateway.model import Batch, Record, is_name, rfc3339
+
+log = Logger()
+
+R = TypeVar("R", bound=Record)
+
+_SOURCES: Final = frozenset({"scale", "machine", "*"})
+
+
+class Event:
+    """One record with its number.
+
+    :ivar seq: rises by one an event on the whole gateway.
+    :ivar time: when it was published.
+    """
+
+    __slots__ = ("_text", "frame", "record", "seq", "time", "topic")
+
+    def __init__(self, seq: int, record: Record, time: datetime) -> None:
+        self.seq = seq
+        self.record = record
+        self.time = time
+        self.topic = record.topic
+        self._text: bytes | None = None
+        #: Where the stream keeps the event framed; it is framed once, however many subscribers it has.
+        self.frame: Any = None
+
+    def text(self) -> bytes:
+        """The event as JSON; encoded once, and only if somebody asks."""
+        if self._text is None:
+            self._text = event_text(self.seq, self.topic, self.record.event, self.record.payload(), self.time)
+        return self._text
+
+    def weight(self) -> int:
+        """About how many bytes of memory it holds."""
+        held = 600 if self._text is None else 600 + 2 * len(self._text)
+        if isinstance(self.record, Batch):
+            held += sum(300 + 8 * len(sensor.samples) for sensor in self.record.sensors.values())
+        return held
+
+
+def event_text(seq: int, topic: str, event: str, data: Any, time: datetime) -> bytes:
+    """The JSON of an event as every transport sends it."""
+    return orjson.dumps(
+        {
+            "type": "event",
+            "seq": seq,
+            "topic": topic,
+            "event": event,
+            "data": data,
+            "time": rfc3339(time, "milliseconds"),
+        }
+    )
+
+
+class Subscriber(Protocol):
+    """Somebody who follows topics."""
+
+    def deliver(self, event: Event) -> None:
+        """Take an event. It must not block and must bound what it keeps."""
+
+
+def parse_topic(pattern: str) -> tuple[str, ...]:
+    """The segments of a topic, each a word or ``*``.
+
+    :raises ValueError: it is no topic.
+    """
+    segments = tuple(pattern.split("/"))
+    match segments:
+        case (source, name) if source in _SOURCES and (name == "*" or is_name(name)):
+            return segments
+        case (source, name, "samples" | "*") if source in {"machine", "*"} and (name == "*" or is_name(name)):
+            return segments
+    raise ValueError("a topic is scale/<id>, machine/<name> or machine/<name>/samples, with * for a whole segment")
+
+
+class Bus:
+    """Numbers records and hands them out.
+
+    :param backlog_events: how many past events are held for those who come back.
+    :param backlog_bytes: about how much memory these may take; the oldest go first.
+    """
+
+    def __init__(
+        self,
+        clock: WallClock,
+        counters: Counters,
+        backlog_events: int = 10_000,
+        backlog_bytes: int = 32 * 1024 * 1024,
+    ) -> None:
+        self._clock = clock
+        self._counters = counters
+        self.seq = 0
+        self._pending: deque[Record] = deque()
+        self._backlog: deque[tuple[Event, int]] = deque()
+        self._backlog_events = backlog_events
+        self._backlog_bytes = backlog_bytes
+        self._backlog_held = 0
+        self._sinks: dict[type[Any], tuple[tuple[str, Callable[[Any], None]], ...]] = {}
+        self._subscribers: dict[tuple[str, ...], tuple[Subscriber, ...]] = {}
+        self._patterns: dict[Subscriber, frozenset[tuple[str, ...]]] = {}
+        self._watch: Callable[[int], None] = _nobody
+
+    # -- parts of the gateway
+
+    def number_from(self, first_seq: int, watch: Callable[[int], None]) -> None:
+        """Number events from there on, above any that was ever given out.
+
+        :param watch: is told each number that is given out.
+        """
+        self.seq = first_seq - 1
+        self._watch = watch
+
+    def attach(self, record_type: type[R], name: str, sink: Callable[[R], None]) -> None:
+        """Hand each record of a type to a part of the gateway, in the order of attaching, before any subscriber.
+
+        :param name: of the part, for its counter.
+        """
+        self._sinks[record_type] = (*self._sinks.get(record_type, ()), (name, sink))
+
+    def publish(self, record: Record) -> None:
+        """Number a record and hand it to its sinks and subscribers.
+
+        What a sink publishes meanwhile comes after, so that everybody sees events in the order of their numbers.
+        """
+        self._pending.append(record)
+        if len(self._pending) > 1:
+            return
+        while self._pending:
+            self._publish(self._pending[0])
+            self._pending.popleft()
+
+    def _publish(self, record: Record) -> None:
+        self.seq += 1
+        event = Event(self.seq, record, self._clock.now())
+        self._watch(self.seq)
+        self._counters.events.inc()
+        for name, sink in self._sinks.get(type(record), ()):
+            try:
+                sink(record)
+            except Exception:  # whatever a part of the gateway raises, the rest goes on
+                self._counters.sink_failures.labels(name).inc()
+                log.failure("{sink} failed on a record", sink=name)
+        for subscriber in self._subscribers_of(event.topic):
+            try:
+                subscriber.deliver(event)
+            except Exception:  # the same for a client
+                self._counters.sink_failures.labels("subscriber").inc()
+                log.failure("a subscriber failed on an event")
+        self._hold(event)
+
+    def _subscribers_of(self, topic: str) -> Iterator[Subscriber]:
+        if not self._subscribers:
+            return
+        seen: set[Subscriber] = set()
+        for pattern in _patterns_of(topic):
+            for subscriber in self._subscribers.get(pattern, ()):
+                if subscriber not in seen:
+                    seen.add(subscriber)
+                    yield subscriber
+
+    # -- clients
+
+    def subscribe(self, subscriber: Subscriber, patterns: frozenset[tuple[str, ...]]) -> None:
+        """Let a subscriber follow these topics too."""
+        self._follow(subscriber, self._patterns.get(subscriber, frozenset()) | patterns)
+
+    def unsubscribe(self, subscriber: Subscriber, patterns: frozenset[tuple[str, ...]] | None = None) -> None:
+        """Let a subscriber follow these topics no more; by default, none at all."""
+        if patterns is None:
+            self._follow(subscriber, frozenset())
+        else:
+            self._follow(subscriber, self._patterns.get(subscriber, frozenset()) - patterns)
+
+    def patterns_of(self, subscriber: Subscriber) -> frozenset[tuple[str, ...]]:
+        """What a subscriber follows."""
+        return self._patterns.get(subscriber, frozenset())
+
+    def _follow(self, subscriber: Subscriber, patterns: frozenset[tuple[str, ...]]) -> None:
+        before = self._patterns.pop(subscriber, frozenset())
+        # New tuples: somebody may be going through the old ones.
+        for pattern in before - patterns:
+            left = tuple(other for other in self._subscribers[pattern] if other is not subscriber)
+            if left:
+                self._subscribers[pattern] = left
+            else:
+                del self._subscribers[pattern]
+        for pattern in patterns - before:
+            self._subscribers[pattern] = (*self._subscribers.get(pattern, ()), subscriber)
+        if patterns:
+            self._patterns[subscriber] = patterns
+        self._counters.subscribers.set(len(self._patterns))
+
+    def missed(self, since: int, patterns: frozenset[tuple[str, ...]]) -> list[Event] | None:
+        """The events after ``since`` on these topics; ``None`` where some are not held any more, or never were."""
+        if not 0 <= since <= self.seq:
+            return None
+        oldest = self._backlog[0][0].seq if self._backlog else self.seq + 1
+        if since < oldest - 1:
+            return None
+        missed: list[Event] = []
+        for event, _ in reversed(self._backlog):
+            if event.seq <= since:
+                break
+            if not patterns.isdisjoint(_patterns_of(event.topic)):
+                missed.append(event)
+        return missed[::-1]
+
+    def _hold(self, event: Event) -> None:
+        weight = event.weight()
+        self._backlog.append((event, weight))
+        self._backlog_held += weight
+        while len(self._backlog) > self._backlog_events or (
+            self._backlog_held > self._backlog_bytes and len(self._backlog) > 1
+        ):
+            self._backlog_held -= self._backlog.popleft()[1]
+
+
+def _nobody(_: int) -> None:
+    pass
+
+
+@lru_cache(maxsize=4096)
+def _patterns_of(topic: str) -> tuple[tuple[str, ...], ...]:
+    """Every pattern that a topic matches."""
+    return tuple(itertools.product(*((segment, "*") for segment in topic.split("/"))))

@@ -1,0 +1,348 @@
+"""The configuration: YAML and environment in, frozen settings or a list of every problem out."""
+
+import difflib
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from gateway.model import is_name
+
+#: The old scale gateway's environment variables, and the keys that they override.
+ENVIRONMENT: Final = {
+    "SCALE_GATEWAY_LISTEN_HOST": ("scale", "host"),
+    "SCALE_GATEWAY_LISTEN_PORT": ("scale", "port"),
+    "SCALE_GATEWAY_IDLE_TIMEOUT_SEC": ("scale", "idle_timeout_sec"),
+}
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def _upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _scale_id(value: str) -> str:
+    # The column scale_weight_log.scale_id is varchar(50).
+    if not is_name(value) or len(value) > 50:
+        raise PydanticCustomError("scale_id", "a scale's id is 1 to 50 letters, digits, spaces and _ - . :")
+    return value
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+
+
+class Server(_Section):
+    """Where the gateway listens for HTTP and for DAQ programs."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    tcp_port: Port = 8082
+    cors_origins: tuple[str, ...] = ()
+
+
+class Scale(_Section):
+    """The one scale of a small plant, and what holds for every scale that does not say otherwise."""
+
+    host: str | None = None
+    port: Port = 4001
+    id: Annotated[str, AfterValidator(_scale_id)] = "default"
+    idle_timeout_sec: Seconds = 10.0
+    commit_max_age_sec: Seconds | None = None
+
+
+class ScaleLine(_Section):
+    """One of several scales: it dials in, is dialled, or hangs on a serial line."""
+
+    listen: str | None = None
+    connect: str | None = None
+    serial: str | None = None
+    baudrate: Count = 2400
+    bytesize: Literal[5, 6, 7, 8] = 7
+    parity: Annotated[Literal["N", "E", "O", "M", "S"], BeforeValidator(_upper)] = "E"
+    stopbits: Literal[1, 2] = 1
+    idle_timeout_sec: Seconds | None = None
+    commit_max_age_sec: Seconds | None = None
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> "ScaleLine":
+        if sum(kind is not None for kind in (self.listen, self.connect, self.serial)) != 1:
+            raise PydanticCustomError("kind", "exactly one of listen, connect and serial is needed")
+        return self
+
+
+class Fcm(_Section):
+    """Push messages by Firebase Cloud Messaging."""
+
+    cred_path: str | None = None
+    timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 120.0
+
+
+class LoggerSection(_Section):
+    """Log files, one a day."""
+
+    path: str = "log"
+    level: Annotated[Literal["debug", "info", "warn", "error"], BeforeValidator(_lower)] = "info"
+    keep_days: Count = 365
+
+
+class Database(_Section):
+    """The store."""
+
+    path: str = "db"
+    url: str | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str | None) -> str | None:
+        if value is not None:
+            raise PydanticCustomError(
+                "url", "this version keeps its data in the embedded store only: leave url out, and set path"
+            )
+        return value
+
+
+class Data(_Section):
+    """Raw CSV files."""
+
+    path: str = "data"
+
+
+class Daq(_Section):
+    """Bounds of what DAQ programs may bring."""
+
+    max_frame_bytes: Count = 16 * 1024 * 1024
+    max_machines: Count = 10_000
+    max_sensors: Count = 20_000
+
+
+class Limits(_Section):
+    """Bounds of connections and clients."""
+
+    connections: Count = 20_000
+    subscribers: Count = 10_000
+    subscriber_bytes: Count = 1024 * 1024
+    backlog_events: Annotated[int, Field(ge=1000)] = 10_000
+    backlog_bytes: Count = 32 * 1024 * 1024
+    body_bytes: Count = 1024 * 1024
+
+
+class Settings(_Section):
+    """Everything that can be configured, checked."""
+
+    server: Server = Server()
+    scale: Scale = Scale()
+    scales: dict[Annotated[str, AfterValidator(_scale_id)], ScaleLine] = {}
+    fcm: Fcm = Fcm()
+    logger: LoggerSection = LoggerSection()
+    stat: dict[str, Annotated[Literal["ABS", "REAL"], BeforeValidator(_upper)]] = {"vib": "ABS", "temp": "REAL"}
+    database: Database = Database()
+    data: Data = Data()
+    daq: Daq = Daq()
+    limits: Limits = Limits()
+    timezone: str | None = None
+
+    @field_validator("timezone")
+    @classmethod
+    def _check_timezone(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                ZoneInfo(value)
+            except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+                raise PydanticCustomError("timezone", "no IANA time zone") from error
+        return value
+
+    def lines(self) -> dict[str, ScaleLine]:
+        """Every scale and its line: ``scales``, or ``scale`` where that is empty. No line's times are ``None``
+        but an unlimited ``commit_max_age_sec``."""
+        lines = self.scales or {
+            self.scale.id: ScaleLine(listen=tcp_endpoint(self.scale.host or self.server.host, self.scale.port))
+        }
+        return {
+            scale_id: line.model_copy(
+                update={
+                    "idle_timeout_sec": line.idle_timeout_sec or self.scale.idle_timeout_sec,
+                    "commit_max_age_sec": line.commit_max_age_sec or self.scale.commit_max_age_sec,
+                }
+            )
+            for scale_id, line in lines.items()
+        }
+
+    def default_scale(self) -> str:
+        """The scale that a request means which names none: ``scale.id``, or the first of ``scales``."""
+        lines = self.lines()
+        return self.scale.id if self.scale.id in lines else next(iter(lines))
+
+
+def tcp_endpoint(host: str, port: int) -> str:
+    """Twisted's server endpoint for a host and a port."""
+    escaped = host.replace("\\", "\\\\").replace(":", "\\:")
+    return f"tcp:{port}:interface={escaped}"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong, and the key it is wrong at; the key is empty where it is the file itself."""
+
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.message}" if self.key else self.message
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used, with every problem in it."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("; ".join(map(str, problems)))
+        self.problems = problems
+
+
+def load(path: Path | None, environment: Mapping[str, str]) -> Settings:
+    """The settings of a file (``None``: all defaults) and the environment.
+
+    :raises ConfigError: with every problem that there is.
+    """
+    given = {} if path is None else _read(path)
+    problems: list[Problem] = []
+    tree = _normalised(given, Settings, (), problems)
+    from_environment = {}
+    for variable, (section, key) in ENVIRONMENT.items():
+        if environment.get(variable):
+            section_tree = tree.setdefault(section, {})
+            if isinstance(section_tree, dict):
+                section_tree[key] = environment[variable]
+                from_environment[f"{section}.{key}"] = variable
+    try:
+        settings = Settings.model_validate(tree)
+    except ValidationError as error:
+        problems += [_problem(item, from_environment) for item in error.errors()]
+    if problems:
+        raise ConfigError(problems)
+    return settings
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which refuses a key that stands twice instead of taking the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: Path) -> dict[Hashable, Any]:
+    try:
+        text = path.read_text("utf-8-sig")
+    except OSError as error:
+        raise ConfigError([Problem("", f"{path}: {error.strerror}")]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([Problem("", f"{path}: not UTF-8")]) from error
+    try:
+        tree = yaml.load(text, _Loader)  # noqa: S506 - it is a SafeLoader
+    except (yaml.YAMLError, TypeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        what = getattr(error, "problem", None) or "not YAML"
+        raise ConfigError([Problem("", f"{path}{where}: {what}")]) from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError([Problem("", f"{path}: the top level is no mapping")])
+    return tree
+
+
+def _normalised(
+    tree: Mapping[Hashable, Any], model: type[BaseModel], above: tuple[str, ...], problems: list[Problem]
+) -> dict[str, Any]:
+    """Keys in lower case, as the models have them; an empty value is an absent one."""
+    result: dict[str, Any] = {}
+    for given, value in tree.items():
+        key = str(given).lower()
+        here = (*above, key)
+        if key in result:
+            problems.append(Problem(".".join(here), "stands twice, in upper and lower case"))
+        if value is None:
+            continue
+        field = model.model_fields.get(key)
+        if field is not None and isinstance(value, dict):
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                value = _normalised(value, field.annotation, here, problems)
+            elif key == "scales":
+                # A scale's id is a name: its case is its own.
+                value = {
+                    str(name): _normalised(line, ScaleLine, (*here, str(name)), problems)
+                    if isinstance(line, dict)
+                    else line
+                    for name, line in value.items()
+                }
+            else:
+                value = {str(name).lower(): item for name, item in value.items()}
+        result[key] = value
+    return result
+
+
+def _problem(error: Any, from_environment: Mapping[str, str]) -> Problem:
+    key = ".".join(str(part) for part in error["loc"] if part != "[key]")
+    if error["type"] == "extra_forbidden":
+        return Problem(key, f"unknown key; the nearest known key is {_nearest(error['loc'])}")
+    message = error["msg"]
+    given = error.get("input")
+    # The database's URL may hold a password.
+    if isinstance(given, str | int | float) and key != "database.url":
+        message = f"{message} (it is {given!r})"
+    if key in from_environment:
+        message = f"{message}, set by {from_environment[key]}"
+    return Problem(key, message)
+
+
+def _nearest(location: tuple[int | str, ...]) -> str:
+    """The known key that is most like one that is not."""
+    *above, unknown = map(str, location)
+    model: type[BaseModel] = Settings
+    for part in above:
+        field = model.model_fields.get(part)
+        annotation = None if field is None else field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+        elif above[0] == "scales":
+            model = ScaleLine
+    (best,) = difflib.get_close_matches(unknown, model.model_fields, 1, cutoff=0.0)
+    if not above and difflib.SequenceMatcher(None, unknown, best).ratio() < 0.6:
+        # It may belong into a section.
+        inner = [
+            f"{name}.{key}"
+            for name, field in Settings.model_fields.items()
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+            for key in field.annotation.model_fields
+        ]
+        found = [name for name in inner if name.partition(".")[2] == unknown]
+        if found:
+            return found[0]
+    return ".".join([*above, best])

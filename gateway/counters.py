@@ -1,0 +1,94 @@
+"""Everything that is counted, read at ``/metrics``.
+
+Labels are scales of the configuration and fixed words only: no machine's, sensor's or cylinder's name, which
+strangers could choose.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
+
+
+class Counters:
+    """One registry and what is in it; made once, handed to whoever counts."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+
+        self.scale_readings = Counter(
+            "cynow_scale_readings_total", "Readings of a scale, by status.", ["scale_id", "status"], registry=registry
+        )
+        self.scale_rejected = Counter(
+            "cynow_scale_rejected_lines_total", "Lines of a scale that are no reading.", ["scale_id"], registry=registry
+        )
+        self.scale_overlong = Counter(
+            "cynow_scale_overlong_lines_total",
+            "Lines of a scale beyond 1 KiB, skipped.",
+            ["scale_id"],
+            registry=registry,
+        )
+        self.connections = Gauge(
+            "cynow_connections", "Open connections: scale, daq, http, websocket.", ["kind"], registry=registry
+        )
+        self.connections_refused = Counter(
+            "cynow_connections_refused_total",
+            "Connections closed at once: the limit is reached.",
+            ["kind"],
+            registry=registry,
+        )
+        self.daq_messages = Counter(
+            "cynow_daq_messages_total", "Messages of DAQ programs, by event.", ["event"], registry=registry
+        )
+        self.daq_samples = Counter("cynow_daq_samples_total", "Samples of sensors.", registry=registry)
+        self.daq_nonfinite = Counter(
+            "cynow_daq_nonfinite_samples_total",
+            "Samples that are NaN or infinite: in the raw files, in no mean.",
+            registry=registry,
+        )
+        self.daq_dropped = Counter(
+            "cynow_daq_dropped_messages_total", "Frames of plain data that are no message.", registry=registry
+        )
+        self.daq_refused = Counter(
+            "cynow_daq_refused_connections_total", "DAQ connections closed for what they sent.", registry=registry
+        )
+        self.daq_pauses = Counter(
+            "cynow_daq_pauses_total", "Times that DAQ connections were paused: the store was behind.", registry=registry
+        )
+        self.events = Counter("cynow_events_total", "Live events, the present seq included.", registry=registry)
+        self.sink_failures = Counter(
+            "cynow_sink_failures_total", "Records that a part of the gateway failed on.", ["sink"], registry=registry
+        )
+        self.subscribers = Gauge("cynow_subscribers", "Subscribers of live events.", registry=registry)
+        self.subscribers_slow = Counter(
+            "cynow_slow_subscribers_total", "Subscribers closed with 4008: they read too slowly.", registry=registry
+        )
+        self.http_requests = Counter(
+            "cynow_http_requests_total", "Answers to HTTP requests, by status.", ["status"], registry=registry
+        )
+        self.commits = Counter(
+            "cynow_commits_total",
+            "Commit requests, by outcome (ok, replayed, or the error).",
+            ["outcome"],
+            registry=registry,
+        )
+        self.raw_lost = Counter(
+            "cynow_rawlog_lost_bytes_total", "Bytes of raw CSV that could not be written.", registry=registry
+        )
+        self.raw_failures = Counter("cynow_rawlog_failures_total", "Failed writes of raw CSV.", registry=registry)
+        self.store_retries = Counter(
+            "cynow_store_retries_total", "Writes of statistics and anomalies that were put off.", registry=registry
+        )
+        self.store_lost = Counter(
+            "cynow_store_lost_total", "Writes of statistics and anomalies given up.", registry=registry
+        )
+        self.store_waiting = Gauge(
+            "cynow_store_waiting", "Writes of statistics and anomalies that wait.", registry=registry
+        )
+        self.push_messages = Counter(
+            "cynow_push_messages_total",
+            "Push messages, by outcome (sent, failed, held: within the interval, dropped: queue full).",
+            ["outcome"],
+            registry=registry,
+        )
+        self.log_suppressed = Counter(
+            "cynow_log_suppressed_total", "Log lines left out by a rate limit.", registry=registry
+        )

@@ -1,0 +1,1 @@
+"""Where bytes come in: listeners, dialled and serial lines, DAQ connections."""

@@ -1,0 +1,231 @@
+"""DAQ programs: frames in, batches and faults out."""
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from gateway.bus import Bus
+from gateway.clock import WallClock
+from gateway.counters import Counters
+from gateway.ingest.transport import keep_alive, peer_of
+from gateway.logs import LimitedLog
+from gateway.model import Batch, Fault, Presence
+from gateway.wire.errors import WireError
+from gateway.wire.frames import FrameReader
+from gateway.wire.messages import DataUpdate, FaultDetect, Message, Misshapen, Name
+
+log = Logger()
+
+#: A connection has so many seconds to say which machine it is.
+NAME_TIMEOUT: Final = 60.0
+
+
+class DaqProtocol(Protocol):
+    """One connection of one DAQ program.
+
+    :ivar machine: what its first frame said.
+    """
+
+    transport: Any
+
+    def __init__(self, daq: "DaqFactory", reader: FrameReader) -> None:
+        self._daq = daq
+        self._reader = reader
+        self._name_timeout: IDelayedCall | None = None
+        self.machine: str | None = None
+        self.peer = ""
+        self.closing = False
+
+    def connectionMade(self) -> None:
+        keep_alive(self.transport)
+        self.peer = peer_of(self.transport)
+        self._name_timeout = self._daq.reactor.callLater(NAME_TIMEOUT, self.refuse, "it said no name in time")
+        self._daq.joined(self)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._stop_waiting()
+        self._daq.left(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        if self.closing:
+            return
+        try:
+            for message in self._reader.feed(data):
+                self._received(message)
+                if self.closing:
+                    return
+        except WireError as error:
+            self.refuse(str(error))
+
+    def refuse(self, reason: str) -> None:
+        """Close the connection for what it sent."""
+        self._daq.refused(self, reason)
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; what it still sends is not read."""
+        self.closing = True
+        self._stop_waiting()
+        self.transport.loseConnection()
+
+    def _stop_waiting(self) -> None:
+        if self._name_timeout is not None and self._name_timeout.active():
+            self._name_timeout.cancel()
+
+    def _received(self, message: Message) -> None:
+        if isinstance(message, Name):
+            self._stop_waiting()
+            self.machine = message.machine
+            self._daq.named(self, message.machine)
+        elif self.machine is not None:
+            self._daq.message(self, self.machine, message)
+
+
+class DaqFactory(Factory):
+    """All connections of DAQ programs.
+
+    :param most: connections that may be open at a time.
+    :param most_machines: machines that may be known at a time; a connection of one more is closed.
+    :param most_sensors: sensors of all machines that may be known; a frame that brings one more is dropped.
+    """
+
+    noisy = False
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        bus: Bus,
+        clock: WallClock,
+        counters: Counters,
+        warnings: LimitedLog,
+        *,
+        max_frame_bytes: int,
+        most: int,
+        most_machines: int,
+        most_sensors: int,
+    ) -> None:
+        self.reactor = reactor
+        self._bus = bus
+        self._clock = clock
+        self._warnings = warnings
+        self._max_frame_bytes = max_frame_bytes
+        self._most = most
+        self._most_machines = most_machines
+        self._most_sensors = most_sensors
+        self._open: set[DaqProtocol] = set()
+        #: The one connection of each machine that is connected.
+        self._speaking: dict[str, DaqProtocol] = {}
+        self._machines: set[str] = set()
+        self._sensors: set[tuple[str, str]] = set()
+        self._paused = False
+        self._connections = counters.connections.labels("daq")
+        self._connections_refused = counters.connections_refused.labels("daq")
+        self._messages = {event: counters.daq_messages.labels(event) for event in ("name", "DataUpdate", "FaultDetect")}
+        self._samples = counters.daq_samples
+        self._dropped = counters.daq_dropped
+        self._refused = counters.daq_refused
+        self._pauses = counters.daq_pauses
+
+    def buildProtocol(self, addr: IAddress | None) -> DaqProtocol | None:
+        if len(self._open) >= self._most:
+            self._connections_refused.inc()
+            self._warnings.warn("connections", "DAQ: too many connections")
+            return None
+        return DaqProtocol(self, FrameReader(self._max_frame_bytes))
+
+    def close(self) -> None:
+        """Close every connection."""
+        for protocol in list(self._open):
+            protocol.close()
+
+    def pause(self, paused: bool) -> None:
+        """Read nothing more for now, or go on: the senders wait, by TCP's own means."""
+        self._paused = paused
+        if paused:
+            self._pauses.inc()
+            log.warn("the store is behind: DAQ connections are paused")
+        for protocol in self._open:
+            if paused:
+                protocol.transport.pauseProducing()
+            else:
+                protocol.transport.resumeProducing()
+
+    # -- what its connections say
+
+    def joined(self, protocol: DaqProtocol) -> None:
+        self._open.add(protocol)
+        self._connections.inc()
+        if self._paused:
+            protocol.transport.pauseProducing()
+
+    def left(self, protocol: DaqProtocol) -> None:
+        self._open.remove(protocol)
+        self._connections.dec()
+        machine = protocol.machine
+        if machine is not None and self._speaking.get(machine) is protocol:
+            del self._speaking[machine]
+            log.info("machine {machine} is disconnected", machine=machine)
+            self._bus.publish(Presence("machine", machine, connected=False))
+
+    def named(self, protocol: DaqProtocol, machine: str) -> None:
+        if machine not in self._machines and len(self._machines) >= self._most_machines:
+            protocol.refuse("more machines than daq.max_machines")
+            return
+        self._messages["name"].inc()
+        self._machines.add(machine)
+        before = self._speaking.get(machine)
+        self._speaking[machine] = protocol
+        if before is not None:
+            log.info("machine {machine}: {peer} takes over", machine=machine, peer=protocol.peer)
+            before.close()
+            return
+        log.info("machine {machine} is connected from {peer}", machine=machine, peer=protocol.peer)
+        self._bus.publish(Presence("machine", machine, connected=True))
+
+    def message(self, protocol: DaqProtocol, machine: str, message: Message) -> None:
+        match message:
+            case DataUpdate(sensors=sensors) if self._admit(machine, sensors.keys()):
+                self._messages["DataUpdate"].inc()
+                self._samples.inc(sum(len(sensor.samples) for sensor in sensors.values()))
+                self._bus.publish(Batch(machine, sensors, self._clock.now()))
+            case DataUpdate():
+                self._drop(protocol, machine, "more sensors than daq.max_sensors")
+            case FaultDetect(score=score, threshold=threshold):
+                self._messages["FaultDetect"].inc()
+                self._bus.publish(Fault(machine, score, threshold, self._clock.now()))
+            case Misshapen(reason=reason):
+                self._drop(protocol, machine, reason)
+
+    def refused(self, protocol: DaqProtocol, reason: str) -> None:
+        self._refused.inc()
+        self._warnings.warn(
+            f"refused {protocol.peer.rpartition(':')[0]}",
+            "DAQ connection of {peer} (machine {machine}) is closed: {reason}",
+            peer=protocol.peer,
+            machine=protocol.machine,
+            reason=reason,
+        )
+
+    def _drop(self, protocol: DaqProtocol, machine: str, reason: str) -> None:
+        self._dropped.inc()
+        self._warnings.warn(
+            f"dropped {machine}",
+            "DAQ message of machine {machine}, {peer}, is dropped: {reason}",
+            machine=machine,
+            peer=protocol.peer,
+            reason=reason,
+        )
+
+    def _admit(self, machine: str, sensors: Iterable[str]) -> bool:
+        """Take new sensors into account, unless they are too many."""
+        new = {(machine, sensor) for sensor in sensors} - self._sensors
+        if not new:
+            return True
+        if len(self._sensors) + len(new) > self._most_sensors:
+            return False
+        self._sensors |= new
+        return True

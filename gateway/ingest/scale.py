@@ -1,0 +1,240 @@
+"""Weighing scales: lines in, readings out, whichever way the line comes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from twisted.application.internet import ClientService, backoffPolicy
+from twisted.application.service import Service
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime, IStreamClientEndpoint
+from twisted.internet.protocol import Factory, connectionDone
+from twisted.logger import Logger
+from twisted.protocols.basic import LineReceiver
+from twisted.python.failure import Failure
+
+from gateway.bus import Bus
+from gateway.clock import WallClock
+from gateway.counters import Counters
+from gateway.ingest.transport import keep_alive, peer_of
+from gateway.logs import LimitedLog, shown
+from gateway.model import Presence, Reading
+from gateway.wire.errors import WireError
+from gateway.wire.scale import parse_line
+
+log = Logger()
+
+#: A line's longest, in bytes; A&D's are 20.
+MAX_LINE: Final = 1024
+
+#: Waits between tries to dial out or to open a serial line: 1 s, then longer, 30 s at most, spread a little.
+_RETRY: Final = backoffPolicy(initialDelay=1.0, maxDelay=30.0, factor=1.5)
+
+
+class ScaleLineProtocol(LineReceiver):
+    """One line of one scale."""
+
+    delimiter = b"\n"
+    MAX_LENGTH = MAX_LINE
+    transport: Any
+
+    def __init__(self, scale: "ScaleFactory") -> None:
+        self._scale = scale
+        self._peer = ""
+        #: In a line that is too long, up to its end.
+        self._skipping = False
+        #: What followed the beginning of a line that is too long.
+        self._behind = b""
+
+    def connectionMade(self) -> None:
+        keep_alive(self.transport)
+        self._peer = peer_of(self.transport)
+        self._scale.joined(self)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._scale.left(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        # CR LF and CR end a line as LF does; the blank line that a folded CR LF leaves is skipped with the others.
+        data = data.replace(b"\r", b"\n")
+        while data:
+            if self._skipping:
+                _, end, data = data.partition(b"\n")
+                if not end:
+                    return
+                self._skipping = False
+            super().dataReceived(data)
+            data, self._behind = self._behind, b""
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        self._skipping = True
+        self._behind = line
+        self._scale.overlong(self._peer, line)
+
+    def lineReceived(self, line: bytes) -> None:
+        if line.strip():
+            self._scale.line(self._peer, line)
+
+
+class ScaleFactory(Factory):
+    """All connections of one scale.
+
+    :param most: connections that may be open at a time.
+    """
+
+    noisy = False
+
+    def __init__(
+        self, scale_id: str, bus: Bus, clock: WallClock, counters: Counters, warnings: LimitedLog, most: int
+    ) -> None:
+        self.scale_id = scale_id
+        self._bus = bus
+        self._clock = clock
+        self._warnings = warnings
+        self._most = most
+        self._open: set[ScaleLineProtocol] = set()
+        self._connections = counters.connections.labels("scale")
+        self._refused = counters.connections_refused.labels("scale")
+        self._readings = {status: counters.scale_readings.labels(scale_id, status) for status in ("ST", "US", "OL")}
+        self._rejected = counters.scale_rejected.labels(scale_id)
+        self._overlong = counters.scale_overlong.labels(scale_id)
+
+    def buildProtocol(self, addr: IAddress | None) -> ScaleLineProtocol | None:
+        if len(self._open) >= self._most:
+            self._refused.inc()
+            self._warnings.warn("connections", "scale {scale_id}: too many connections", scale_id=self.scale_id)
+            return None
+        return ScaleLineProtocol(self)
+
+    def close(self) -> None:
+        """Close every connection."""
+        for protocol in list(self._open):
+            protocol.transport.loseConnection()
+
+    # -- what its lines say
+
+    def joined(self, protocol: ScaleLineProtocol) -> None:
+        self._open.add(protocol)
+        self._connections.inc()
+        if len(self._open) == 1:
+            self._bus.publish(Presence("scale", self.scale_id, connected=True))
+
+    def left(self, protocol: ScaleLineProtocol) -> None:
+        self._open.remove(protocol)
+        self._connections.dec()
+        if not self._open:
+            self._bus.publish(Presence("scale", self.scale_id, connected=False))
+
+    def line(self, peer: str, line: bytes) -> None:
+        try:
+            found = parse_line(line)
+        except WireError as error:
+            self._rejected.inc()
+            self._warnings.warn(
+                peer.rpartition(":")[0],
+                "scale {scale_id}, {peer}: {error}: {line}",
+                scale_id=self.scale_id,
+                peer=peer,
+                error=error,
+                line=shown(line),
+            )
+            return
+        self._readings[found.status].inc()
+        if found.status == "OL":
+            self._warnings.warn("OL", "scale {scale_id}: overload", scale_id=self.scale_id)
+        self._bus.publish(Reading(self.scale_id, found.status, found.weight, found.kind, found.raw, self._clock.now()))
+
+    def overlong(self, peer: str, line: bytes) -> None:
+        self._overlong.inc()
+        self._warnings.warn(
+            peer.rpartition(":")[0],
+            "scale {scale_id}, {peer}: a line beyond {most} bytes is skipped: {line}",
+            scale_id=self.scale_id,
+            peer=peer,
+            most=MAX_LINE,
+            line=shown(line),
+        )
+
+
+def dialled(endpoint: IStreamClientEndpoint, factory: ScaleFactory, reactor: IReactorTime) -> ClientService:
+    """A service that dials out to a serial-to-Ethernet converter, again and again."""
+    service: ClientService = ClientService(endpoint, factory, retryPolicy=_RETRY, clock=reactor)
+    return service
+
+
+@dataclass(frozen=True, slots=True)
+class SerialLine:
+    """A serial port and its settings, in pyserial's words."""
+
+    device: str
+    baudrate: int
+    bytesize: int
+    parity: str
+    stopbits: float
+
+
+class SerialService(Service):
+    """Keeps a serial line open: waits while it cannot be opened, and opens it again when it is lost.
+
+    :param open_port: makes a Twisted serial port of a protocol and a :class:`SerialLine`.
+    """
+
+    def __init__(
+        self,
+        line: SerialLine,
+        factory: ScaleFactory,
+        reactor: IReactorTime,
+        open_port: Callable[[Any, SerialLine], Any],
+    ) -> None:
+        self._line = line
+        self._factory = factory
+        self._reactor = reactor
+        self._open_port = open_port
+        self._failed = 0
+        self._retry: IDelayedCall | None = None
+        self._protocol: _SerialProtocol | None = None
+
+    def startService(self) -> None:
+        super().startService()
+        self._open()
+
+    def stopService(self) -> None:
+        super().stopService()
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        if self._protocol is not None:
+            self._protocol.transport.loseConnection()
+
+    def _open(self) -> None:
+        self._retry = None
+        protocol = _SerialProtocol(self._factory, self._lost)
+        try:
+            self._open_port(protocol, self._line)
+        except (OSError, ValueError) as error:  # pyserial's SerialException is an OSError
+            if self._failed == 0:
+                log.warn("serial line {device} cannot be opened: {error}", device=self._line.device, error=error)
+            self._try_again()
+            return
+        log.info("serial line {device} is open", device=self._line.device)
+        self._failed = 0
+        self._protocol = protocol
+
+    def _lost(self) -> None:
+        self._protocol = None
+        if self.running:
+            log.warn("serial line {device} is lost", device=self._line.device)
+            self._try_again()
+
+    def _try_again(self) -> None:
+        self._retry = self._reactor.callLater(_RETRY(self._failed), self._open)
+        self._failed += 1
+
+
+class _SerialProtocol(ScaleLineProtocol):
+    def __init__(self, scale: ScaleFactory, lost: Callable[[], None]) -> None:
+        super().__init__(scale)
+        self._lost = lost
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        super().connectionLost(reason)
+        self._lost()

@@ -1,0 +1,28 @@
+"""What scale lines and DAQ connections have in common below their bytes."""
+
+import socket
+from typing import Any, Final
+
+from twisted.internet.interfaces import ITCPTransport
+
+#: A peer that is gone without a word (a cable, a power cut) is noticed after 15 + 3 x 5 seconds of silence.
+KEEP_ALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+
+
+def keep_alive(transport: Any) -> None:
+    """Let the operating system probe a silent TCP peer; other transports are left alone."""
+    if not ITCPTransport.providedBy(transport):
+        return
+    transport.setTcpKeepAlive(True)
+    # Twisted's TCP transports have it, though their interface does not say so.
+    handle: socket.socket = transport.getHandle()  # type: ignore[attr-defined]  # see above
+    for option, seconds in KEEP_ALIVE:
+        # Not every system has all three.
+        if hasattr(socket, option):
+            handle.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), seconds)
+
+
+def peer_of(transport: Any) -> str:
+    """The peer of a transport, for a log line."""
+    peer: Any = transport.getPeer() if hasattr(transport, "getPeer") else "a serial line"
+    return f"{peer.host}:{peer.port}" if hasattr(peer, "port") else str(peer)

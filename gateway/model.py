@@ -1,0 +1,287 @@
+"""The records that travel through the gateway, and their JSON forms.
+
+Every record that is a live event says its ``topic`` and its ``event`` name; ``payload()`` is the event's
+``data`` (see ``docs/events.rst``). Weights are kilograms; times are aware datetimes in the configured zone.
+"""
+
+import math
+import unicodedata
+from array import array
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from functools import lru_cache
+from typing import Any, ClassVar, Final, Protocol, TypeAlias
+
+#: Punctuation that a machine's or a sensor's name may hold beside letters and digits.
+_NAME_MARKS: Final = frozenset(" _-.:")
+
+#: Unicode's letters, and its decimal digits.
+_NAME_CATEGORIES: Final = frozenset({"Lu", "Ll", "Lt", "Lm", "Lo", "Nd"})
+
+#: A name becomes a file name with at most 17 bytes more (``YYYYMMDD_`` before, ``.csv.zst`` behind it), and
+#: Linux allows 255.
+_NAME_BYTES: Final = 238
+
+
+@lru_cache(maxsize=4096)
+def is_name(text: str) -> bool:
+    """Whether a text can name a machine, a sensor or a scale.
+
+    1 to 64 characters: letters and digits of any script, space, ``_ - . :``; not ``.`` or ``..``.
+    """
+    if not 1 <= len(text) <= 64 or text in {".", ".."} or len(text.encode("utf-8", "replace")) > _NAME_BYTES:
+        return False
+    return all(c in _NAME_MARKS or unicodedata.category(c) in _NAME_CATEGORIES for c in text)
+
+
+def rfc3339(time: datetime, timespec: str = "seconds") -> str:
+    """``2025-12-18T10:11:12+09:00``."""
+    return time.isoformat("T", timespec)
+
+
+def wall_time(time: datetime, timespec: str = "seconds") -> str:
+    """``2025-12-18 10:11:12``, the old monitoring server's form: wall clock, no offset."""
+    return time.replace(tzinfo=None).isoformat(" ", timespec)
+
+
+class Record(Protocol):
+    """What the bus carries."""
+
+    @property
+    def topic(self) -> str:
+        """Where subscribers find it, such as ``scale/default``."""
+
+    @property
+    def event(self) -> str:
+        """The event's name, such as ``reading``."""
+
+    def payload(self) -> Mapping[str, Any]:
+        """The event's ``data``: JSON values only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One line of a scale.
+
+    :ivar weight: kilograms; ``None`` for an overload.
+    :ivar kind: ``gross``, ``net`` or ``tare``.
+    """
+
+    scale_id: str
+    status: str
+    weight: Decimal | None
+    kind: str
+    raw: str
+    received_at: datetime
+
+    event: ClassVar[str] = "reading"
+
+    @property
+    def topic(self) -> str:
+        return f"scale/{self.scale_id}"
+
+    @property
+    def settled(self) -> bool:
+        """Whether it becomes its scale's latest value: stable, and neither net nor tare."""
+        return self.status == "ST" and self.kind == "gross"
+
+    def payload(self) -> dict[str, Any]:
+        return {
+            "scale_id": self.scale_id,
+            "status": self.status,
+            "weight": None if self.weight is None else float(self.weight),
+            "raw": self.raw,
+            "received_at": rfc3339(self.received_at),
+            "kind": self.kind,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class CommitEntry:
+    """A weight that is about to become a row of ``scale_weight_log``; its fields are the table's columns."""
+
+    scale_id: str
+    cylinder_no: str
+    event_type: str
+    gross_kg: Decimal
+    raw_line: str
+    received_at: datetime
+    committed_at: datetime
+    arrival_shipping_no: str | None = None
+    move_report_no: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A row of ``scale_weight_log`` that is durable."""
+
+    id: int
+    entry: CommitEntry
+
+    event: ClassVar[str] = "commit"
+
+    @property
+    def topic(self) -> str:
+        return f"scale/{self.entry.scale_id}"
+
+    def answer(self) -> dict[str, Any]:
+        """The body of the answer to the request that made it."""
+        return {
+            "ok": True,
+            "id": self.id,
+            "cylinder_no": self.entry.cylinder_no,
+            "event_type": self.entry.event_type,
+            "gross_kg": float(self.entry.gross_kg),
+            "committed_at": rfc3339(self.entry.committed_at),
+        }
+
+    def payload(self) -> dict[str, Any]:
+        return {**self.answer(), "scale_id": self.entry.scale_id}
+
+
+@dataclass(frozen=True, slots=True)
+class SensorBatch:
+    """Samples of one sensor, oldest first; ``type`` is the DAQ's word for what they are (``VIB``, ``TEMP``)."""
+
+    type: str
+    samples: "array[float]"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One ``DataUpdate`` of a machine."""
+
+    machine: str
+    sensors: Mapping[str, SensorBatch]
+    received_at: datetime
+
+    event: ClassVar[str] = "samples"
+
+    @property
+    def topic(self) -> str:
+        return f"machine/{self.machine}/samples"
+
+    def payload(self) -> dict[str, Any]:
+        # JSON has no NaN and no infinity: what is not finite is in the raw CSV only.
+        return {
+            name: {"type": sensor.type, "data": list(finite(sensor.samples))} for name, sensor in self.sensors.items()
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One ``FaultDetect`` of a machine; an anomaly where the score is above the threshold."""
+
+    machine: str
+    score: float
+    threshold: float
+    received_at: datetime
+
+    event: ClassVar[str] = "anomaly"
+
+    @property
+    def topic(self) -> str:
+        return f"machine/{self.machine}"
+
+    @property
+    def is_anomaly(self) -> bool:
+        return self.score > self.threshold
+
+    def payload(self) -> dict[str, Any]:
+        """The same object that ``/stat/anomaly`` answers."""
+        return {
+            "name": self.machine,
+            "time": wall_time(self.received_at, "microseconds"),
+            "score": self.score,
+            "threshold": self.threshold,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """The mean of one sensor over a minute; ``minute_end`` is where that minute ended."""
+
+    machine: str
+    sensor: str
+    mean: float
+    minute_end: datetime
+
+    event: ClassVar[str] = "update"
+
+    @property
+    def topic(self) -> str:
+        return f"machine/{self.machine}"
+
+    def payload(self) -> dict[str, Any]:
+        return {
+            "sensor_name": self.sensor,
+            "data": self.mean,
+            "time": wall_time(self.minute_end, "microseconds"),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """A scale or a machine came (its first connection) or went (its last)."""
+
+    source: str
+    name: str
+    connected: bool
+
+    @property
+    def topic(self) -> str:
+        return f"{self.source}/{self.name}"
+
+    @property
+    def event(self) -> str:
+        return "connected" if self.connected else "disconnected"
+
+    def payload(self) -> dict[str, Any]:
+        return {"scale_id" if self.source == "scale" else "machine": self.name}
+
+
+@dataclass(frozen=True, slots=True)
+class PeriodMean:
+    """The mean of one sensor over an hour, a day, a month or a year.
+
+    :ivar period: ``hour``, ``day``, ``month`` or ``year``.
+    :ivar start: where the period started, wall clock, ``2025-12-18 10:00:00``.
+    """
+
+    period: str
+    machine: str
+    sensor: str
+    start: str
+    mean: float
+
+    def answer(self) -> dict[str, Any]:
+        """One item of ``/stat/<period>``."""
+        return {"name": f"{self.sensor}_{self.period}_avg", "time": self.start, "data": self.mean}
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A sensor has sent its first samples."""
+
+    machine: str
+    sensor: str
+
+
+#: What is written to the store when it can be, in the order of its happening.
+Entry: TypeAlias = PeriodMean | Fault | Sighting
+
+PERIODS: Final = ("hour", "day", "month", "year")
+
+
+def finite(samples: "array[float]") -> "array[float]":
+    """The samples without NaN and infinities; the same object where there are none."""
+    # A sum is finite only where every addend is, unless it overflows: then the slow way finds nothing to leave out.
+    if math.isfinite(sum(samples)):
+        return samples
+    return array("d", _finite(samples))
+
+
+def _finite(samples: Iterable[float]) -> Iterable[float]:
+    return (x for x in samples if math.isfinite(x))

@@ -1,0 +1,224 @@
+"""The life of the daemon: what starts in which order, and what ends in which."""
+
+import contextlib
+import os
+import resource
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, NoReturn, Protocol
+
+import sdnotify
+from twisted.application.service import IService, Service
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+from twisted.internet.task import LoopingCall
+from twisted.logger import ILogObserver, Logger
+from twisted.python.components import Componentized
+from twisted.python.failure import Failure
+
+from gateway.logs import HeldObserver
+
+log = Logger()
+
+#: Seconds that requests in flight, and what is still to be written, are given at the end; SIGTERM allows five in all.
+_PATIENCE: Final = 2.0
+
+
+class StartError(Exception):
+    """The daemon cannot start; the text is one line for whoever started it."""
+
+
+class Closable(Protocol):
+    """A factory that can close its connections."""
+
+    def close(self) -> None:
+        """Close them all."""
+
+
+class Listener:
+    """One endpoint and what listens there.
+
+    :param what: names it in a line of the log.
+    """
+
+    def __init__(self, what: str, endpoint: IStreamServerEndpoint, factory: IProtocolFactory) -> None:
+        self._what = what
+        self._endpoint = endpoint
+        self._factory = factory
+        self._port: IListeningPort | None = None
+
+    def listen(self) -> None:
+        """Listen from now on.
+
+        :raises StartError: the port cannot be had.
+        """
+        failures: list[Failure] = []
+        self._endpoint.listen(self._factory).addCallbacks(self._listening, failures.append)
+        if failures:
+            raise StartError(f"{self._what}: {_cannot_listen(failures[0].value)}")
+
+    def _listening(self, port: IListeningPort) -> None:
+        self._port = port
+        address = port.getHost()
+        where = f"{address.host}:{address.port}" if isinstance(address, IPv4Address | IPv6Address) else str(address)
+        log.info("{what}: listening on {where}", what=self._what, where=where)
+
+    def stop(self) -> "Deferred[None] | None":
+        """Take no more connections."""
+        stopped: Deferred[None] | None = None if self._port is None else self._port.stopListening()
+        return stopped
+
+
+def _cannot_listen(error: BaseException | None) -> str:
+    if isinstance(error, CannotListenError):
+        reason = getattr(error.socketError, "strerror", None) or str(error.socketError)
+        return f"cannot listen on {error.interface or '*'}:{error.port}: {reason}"
+    return f"cannot listen: {error}"
+
+
+class Gateway(Service):
+    """Everything together, from the start to the end.
+
+    :param listeners: what binds ports; first of all, for a port below 1024 may need a right that is given up then.
+    :param open_store: takes the directories and opens the store, after the process has become a daemon; raises
+        :class:`StartError`.
+    :param parts: started in this order once the store is open, stopped in the reverse one.
+    :param factories: whose connections are closed before requests in flight are waited for.
+    :param drained: fires when no request is in flight.
+    :param finish: what is done after that, in this order, each with a limit of time.
+    :param in_foreground: an error at the start is a line on stderr; else ``twistd`` hands it to its parent.
+    """
+
+    name = "cynow-gateway"
+
+    def __init__(
+        self,
+        reactor: Any,
+        *,
+        listeners: Sequence[Listener],
+        open_store: Callable[[], None],
+        parts: Sequence[IService],
+        factories: Sequence[Closable],
+        drained: Callable[[], "Deferred[None]"],
+        finish: Sequence[Callable[[], Awaitable[None]]],
+        observer: HeldObserver,
+        in_foreground: bool,
+    ) -> None:
+        self._reactor = reactor
+        self._listeners = listeners
+        self._open_store = open_store
+        self._parts = parts
+        self._factories = factories
+        self._drained = drained
+        self._finish = finish
+        self._observer = observer
+        self._in_foreground = in_foreground
+        self._systemd = sdnotify.SystemdNotifier()
+        self._watchdog = LoopingCall(self._systemd.notify, "WATCHDOG=1")
+        self._watchdog.clock = reactor
+
+    def setServiceParent(self, parent: Any) -> None:
+        # twistd asks the application for its log observer, and this is the only place where a service meets it.
+        if isinstance(parent, Componentized) and parent.getComponent(ILogObserver) is None:
+            parent.setComponent(ILogObserver, self._observer)
+        super().setServiceParent(parent)
+
+    def privilegedStartService(self) -> None:
+        try:
+            for listener in self._listeners:
+                listener.listen()
+        except StartError as error:
+            self._give_up(error)
+        super().privilegedStartService()
+
+    def startService(self) -> None:
+        _allow_many_files()
+        try:
+            self._open_store()
+        except StartError as error:
+            self._give_up(error)
+        for part in self._parts:
+            part.startService()
+        super().startService()
+        self._observer.release()
+        self._reactor.callWhenRunning(self._ready)
+
+    def _give_up(self, error: StartError) -> NoReturn:
+        if self._in_foreground:
+            # Standard error itself: by now sys.stderr is a log.
+            (sys.__stderr__ or sys.stderr).write(f"cynow-gateway: {error}\n")
+            raise SystemExit(1)
+        self._observer.release()
+        log.critical("{error}", error=error)
+        raise error
+
+    def _ready(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # twistd ends itself by the signal that it caught; a daemon that ended well says so by its status.
+            signal.signal(number, self._stop)
+        self._systemd.notify("READY=1")
+        watchdog = os.environ.get("WATCHDOG_USEC", "")
+        if watchdog.isdigit():
+            self._watchdog.start(int(watchdog) / 2e6)
+        log.info("the gateway is ready")
+
+    def _stop(self, *_: object) -> None:
+        self._reactor.callFromThread(self._stop_reactor)
+
+    def _stop_reactor(self) -> None:
+        if self._reactor.running and self.running:
+            self._reactor.stop()
+
+    def stopService(self) -> "Deferred[None]":
+        super().stopService()
+        return Deferred.fromCoroutine(self._end())
+
+    async def _end(self) -> None:
+        log.info("the gateway is stopping")
+        self._systemd.notify("STOPPING=1")
+        if self._watchdog.running:
+            self._watchdog.stop()
+        stopped = [done for done in (listener.stop() for listener in self._listeners) if done is not None]
+        await gatherResults(stopped, consumeErrors=True)
+        for factory in self._factories:
+            factory.close()
+        await self._at_most(self._drained())
+        for part in reversed(self._parts):
+            with _logged(f"stopping {part.name}"):
+                await _maybe(part.stopService())
+        for step in self._finish:
+            await self._at_most(Deferred.fromCoroutine(_awaited(step())))
+        log.info("the gateway has stopped")
+
+    async def _at_most(self, work: "Deferred[None]") -> None:
+        work.addTimeout(_PATIENCE, self._reactor)
+        with _logged("the end of the daemon"):
+            await work
+
+
+async def _awaited(work: Awaitable[None]) -> None:
+    await work
+
+
+async def _maybe(work: Any) -> None:
+    if isinstance(work, Deferred):
+        await work
+
+
+@contextlib.contextmanager
+def _logged(what: str) -> Any:
+    """At the end, what fails must not keep the rest from ending."""
+    try:
+        yield
+    except Exception:
+        log.failure("{what} failed", what=what)
+
+
+def _allow_many_files() -> None:
+    """Each connection is an open file; many systems give 1,024 of them to who does not ask for more."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,1 @@
+"""Means over minutes and hours, exact and on time."""

@@ -1,0 +1,111 @@
+"""What the gateway asks of a store. Everything answers by a Deferred; nothing blocks the reactor."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred
+
+from gateway.model import Commit, CommitEntry, Entry
+
+#: Event numbers in one reservation; at 5,000 events a second they last over three minutes.
+SEQ_BLOCK: Final = 1_000_000
+
+
+class StoreUnavailable(Exception):
+    """The store cannot take it now, and nothing was written."""
+
+
+class IdempotencyConflict(Exception):
+    """The key was used before, for another request."""
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """A client's name for one commit.
+
+    :ivar key: as the client sent it.
+    :ivar fingerprint: of the request; the same for the same request.
+    """
+
+    key: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class CommitResult:
+    """A commit that is durable.
+
+    :ivar answer: the body of the answer; of the first answer, where it was ``replayed``.
+    :ivar commit: what was written now; ``None`` where nothing was.
+    """
+
+    answer: dict[str, Any]
+    commit: Commit | None
+
+
+class Store(ABC):
+    """A place for commits, means and anomalies.
+
+    The name of a machine in a question may be any text: the store knows what it has.
+
+    :ivar first_seq: the first event number to give out; above any that was.
+    :ivar reserved: the last event number that may be given out before :meth:`reserve` has granted more.
+    """
+
+    first_seq: int
+    reserved: int
+
+    @abstractmethod
+    def open(self) -> None:
+        """Open it. This may block: the reactor is not running yet.
+
+        :raises StoreUnavailable: there is no starting with it.
+        """
+
+    @abstractmethod
+    def commit(self, entry: CommitEntry, key: IdempotencyKey | None) -> "Deferred[CommitResult]":
+        """Write a commit, and its key with it; fires when both are durable.
+
+        A key that was used for the same request gives the first answer, and nothing is written.
+
+        :raises IdempotencyConflict: the key was used for another request.
+        :raises StoreUnavailable: it cannot be written now, and was not.
+        """
+
+    @abstractmethod
+    def replay(self, key: IdempotencyKey) -> "Deferred[dict[str, Any] | None]":
+        """The first answer to a key; ``None`` where it is new.
+
+        :raises IdempotencyConflict: the key was used for another request.
+        :raises StoreUnavailable: it cannot be looked up now.
+        """
+
+    @abstractmethod
+    def write(self, entries: Sequence[Entry]) -> "Deferred[list[Entry]]":
+        """Write means, anomalies and sightings; fires with those that must be tried again later, in their order.
+
+        What can never be written is logged, counted and not among them.
+        """
+
+    @abstractmethod
+    def machines(self) -> "Deferred[list[str]]":
+        """Every machine with stored data, sorted."""
+
+    @abstractmethod
+    def means(self, period: str, machine: str, start: date, end: date) -> "Deferred[list[dict[str, Any]]]":
+        """Items of ``/stat/<period>``: from one day to another, both inclusive, by sensor and ascending in time."""
+
+    @abstractmethod
+    def anomalies(self, machine: str | None, start: date, end: date) -> "Deferred[list[dict[str, Any]]]":
+        """Items of ``/stat/anomaly``: of one machine, ascending in time; of all (``None``), newest first."""
+
+    @abstractmethod
+    def reserve(self, up_to: int) -> "Deferred[None]":
+        """Never again begin with an event number of ``up_to`` or less."""
+
+    @abstractmethod
+    def close(self) -> "Deferred[None]":
+        """Finish what was begun and let go of files; at most a few seconds."""

@@ -1,0 +1,1 @@
+"""Numbered schema steps, a folder a backend, applied once each and in order."""

@@ -1,0 +1,334 @@
+"""The embedded store: SQLite files under ``database.path``.
+
+``cynow-gateway.sqlite3`` holds commits and what else the gateway keeps, each ``<machine>.db`` one machine's means
+and anomalies, as the old monitoring server had them. Each kind has a thread of its own that writes, so that a
+machine's file which somebody locked holds up no commit; reading is done by others, on connections that cannot write.
+"""
+
+import importlib.resources
+import os
+import sqlite3
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import orjson
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+
+from gateway.clock import WallClock
+from gateway.counters import Counters
+from gateway.model import Commit, CommitEntry, Entry, Fault, PeriodMean, Sighting, is_name, wall_time
+from gateway.store import tables
+from gateway.store.interface import (
+    SEQ_BLOCK,
+    CommitResult,
+    IdempotencyConflict,
+    IdempotencyKey,
+    Store,
+    StoreUnavailable,
+)
+from gateway.store.writing import GroupWriter
+from gateway.threads import pool_of
+
+log = Logger()
+
+T = TypeVar("T")
+
+GATEWAY_FILE: Final = "cynow-gateway.sqlite3"
+
+#: How long a writer waits for a lock that somebody else holds, in seconds.
+_LOCK_WAIT: Final = 2.0
+
+#: An answer is kept for its Idempotency-Key so long, in seconds; the contract says a day at least.
+_KEY_LIFE: Final = 48 * 3600.0
+
+#: Machines' files that the writer holds open.
+_OPEN_MACHINES: Final = 64
+
+#: SQLite's primary result codes that may pass by themselves: a lock, a full disk, a missing right.
+_PASSING: Final = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PERM,
+    }
+)
+
+
+class SqliteStore(Store):
+    """The embedded store.
+
+    :param directory: ``database.path``; it exists, and no other gateway uses it.
+    """
+
+    def __init__(self, reactor: IReactorFromThreads, clock: WallClock, counters: Counters, directory: str) -> None:
+        self._reactor = reactor
+        self._clock = clock
+        self._counters = counters
+        self._directory = directory
+        self._commit_pool = pool_of(1, "commits")
+        self._machine_pool = pool_of(1, "machines")
+        self._read_pool = pool_of(3, "reads")
+        self._pools = (self._commit_pool, self._machine_pool, self._read_pool)
+        self._machines: OrderedDict[str, sqlite3.Connection] = OrderedDict()
+
+    def open(self) -> None:
+        try:
+            connection = _connect(os.path.join(self._directory, GATEWAY_FILE), synchronous="FULL")
+            _apply_schema(connection)
+            (reserved,) = connection.execute("SELECT reserved FROM event_seq").fetchone()
+            connection.execute("UPDATE event_seq SET reserved = ?", (reserved + SEQ_BLOCK,))
+        except sqlite3.Error as error:
+            raise StoreUnavailable(f"{GATEWAY_FILE}: {error}") from error
+        self.first_seq = reserved + 1
+        self.reserved = reserved + SEQ_BLOCK
+        for pool in self._pools:
+            pool.start()
+        self._gateway = GroupWriter(self._reactor, self._commit_pool, connection)
+
+    # -- commits
+
+    def commit(self, entry: CommitEntry, key: IdempotencyKey | None) -> "Deferred[CommitResult]":
+        now = self._clock.wall()
+        return self._gateway.run(lambda connection: _commit(connection, entry, key, now))
+
+    def replay(self, key: IdempotencyKey) -> "Deferred[dict[str, Any] | None]":
+        return self._gateway.run(lambda connection: _replay(connection, key))
+
+    def reserve(self, up_to: int) -> "Deferred[None]":
+        def job(connection: sqlite3.Connection) -> None:
+            connection.execute("UPDATE event_seq SET reserved = max(reserved, ?)", (up_to,))
+
+        return self._gateway.run(job)
+
+    # -- machines
+
+    def write(self, entries: Sequence[Entry]) -> "Deferred[list[Entry]]":
+        return deferToThreadPool(self._reactor, self._machine_pool, self._write, entries)
+
+    def _write(self, entries: Sequence[Entry]) -> list[Entry]:
+        by_machine: dict[str, list[Entry]] = {}
+        for entry in entries:
+            by_machine.setdefault(entry.machine, []).append(entry)
+        again: list[Entry] = []
+        for machine, its in by_machine.items():
+            try:
+                self._write_machine(machine, its)
+            except sqlite3.Error as error:
+                if _may_pass(error):
+                    log.warn("{machine}.db cannot be written now: {error}", machine=machine, error=error)
+                    again.extend(its)
+                else:
+                    log.error(
+                        "{machine}.db: {count} entries are lost: {error}", machine=machine, count=len(its), error=error
+                    )
+                    self._reactor.callFromThread(self._counters.store_lost.inc, len(its))
+        return again
+
+    def _write_machine(self, machine: str, entries: list[Entry]) -> None:
+        connection = self._machine(machine)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            for entry in entries:
+                _insert(connection, entry)
+            connection.execute("COMMIT")
+        except sqlite3.Error:
+            # Whatever state it is in: the next try opens the file anew.
+            del self._machines[machine]
+            connection.close()
+            raise
+
+    def _machine(self, machine: str) -> sqlite3.Connection:
+        connection = self._machines.get(machine)
+        if connection is None:
+            connection = _connect(self._machine_path(machine), synchronous="NORMAL")
+            self._machines[machine] = connection
+            if len(self._machines) > _OPEN_MACHINES:
+                self._machines.popitem(last=False)[1].close()
+        self._machines.move_to_end(machine)
+        return connection
+
+    def _machine_path(self, machine: str) -> str:
+        return os.path.join(self._directory, f"{machine}.db")
+
+    # -- questions
+
+    def machines(self) -> "Deferred[list[str]]":
+        return self._read(self._machine_names)
+
+    def means(self, period: str, machine: str, start: date, end: date) -> "Deferred[list[dict[str, Any]]]":
+        def query(connection: sqlite3.Connection) -> list[dict[str, Any]]:
+            return [
+                PeriodMean(period, machine, sensor, str(time), data).answer()
+                for sensor, table in tables.sensors(connection, period)
+                for time, data in connection.execute(
+                    f"SELECT time, data FROM {tables.quoted(table)} WHERE time >= ? AND time < ? ORDER BY time, id",  # noqa: S608 - quoted
+                    _bounds(start, end),
+                )
+            ]
+
+        return self._read(lambda: self._ask(machine, query))
+
+    def anomalies(self, machine: str | None, start: date, end: date) -> "Deferred[list[dict[str, Any]]]":
+        def ask(name: str) -> list[dict[str, Any]]:
+            def query(connection: sqlite3.Connection) -> list[dict[str, Any]]:
+                rows = connection.execute(
+                    "SELECT time, score, threshold FROM anomaly WHERE time >= ? AND time < ? ORDER BY time, id",
+                    _bounds(start, end),
+                )
+                return [
+                    {"name": name, "time": str(time), "score": score, "threshold": threshold}
+                    for time, score, threshold in rows
+                ]
+
+            return self._ask(name, query)
+
+        def all_machines() -> list[dict[str, Any]]:
+            found = [item for name in self._machine_names() for item in ask(name)]
+            return sorted(found, key=lambda item: str(item["time"]), reverse=True)
+
+        return self._read(all_machines if machine is None else lambda: ask(machine))
+
+    def _read(self, question: Callable[[], T]) -> "Deferred[T]":
+        return deferToThreadPool(self._reactor, self._read_pool, question)
+
+    def _machine_names(self) -> list[str]:
+        names = (name.removesuffix(".db") for name in os.listdir(self._directory) if name.endswith(".db"))
+        return sorted(filter(is_name, names))
+
+    def _ask(self, machine: str, query: Callable[[sqlite3.Connection], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """Ask one machine's file; the answer is empty where it is missing or broken."""
+        path = self._machine_path(machine)
+        if not is_name(machine) or not os.path.exists(path):
+            return []
+        try:
+            connection = sqlite3.connect(Path(path).absolute().as_uri() + "?mode=ro", uri=True, timeout=_LOCK_WAIT)
+            try:
+                return query(connection)
+            finally:
+                connection.close()
+        except sqlite3.DatabaseError as error:
+            if _may_pass(error):
+                raise StoreUnavailable(str(error)) from error
+            log.error("{machine}.db cannot be read: {error}", machine=machine, error=error)
+            return []
+
+    async def _close(self) -> None:
+        await self._gateway.close()
+        await deferToThreadPool(self._reactor, self._machine_pool, self._close_machines)
+        for pool in self._pools:
+            pool.stop()
+
+    def _close_machines(self) -> None:
+        while self._machines:
+            self._machines.popitem()[1].close()
+
+    def close(self) -> "Deferred[None]":
+        return Deferred.fromCoroutine(self._close())
+
+
+def _connect(path: str, *, synchronous: str) -> sqlite3.Connection:
+    """A connection whose transactions are explicit, for one thread at a time."""
+    connection = sqlite3.connect(path, timeout=_LOCK_WAIT, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _apply_schema(connection: sqlite3.Connection) -> None:
+    """Apply the numbered steps that this database has not seen; ``user_version`` is the last it has."""
+    folder = importlib.resources.files("gateway.store.schema.sqlite")
+    (done,) = connection.execute("PRAGMA user_version").fetchone()
+    for step in sorted((step for step in folder.iterdir() if step.name.endswith(".sql")), key=lambda step: step.name):
+        number = int(step.name[:2])
+        if number > done:
+            connection.executescript(
+                f"BEGIN IMMEDIATE;\n{step.read_text('utf-8')}\nPRAGMA user_version = {number};\nCOMMIT;"
+            )
+
+
+def _commit(connection: sqlite3.Connection, entry: CommitEntry, key: IdempotencyKey | None, now: float) -> CommitResult:
+    if key is not None:
+        answer = _replay(connection, key)
+        if answer is not None:
+            return CommitResult(answer, None)
+    row = connection.execute(
+        "INSERT INTO scale_weight_log (scale_id, cylinder_no, event_type, gross_kg, raw_line, received_at,"
+        " committed_at, arrival_shipping_no, move_report_no) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            entry.scale_id,
+            entry.cylinder_no,
+            entry.event_type,
+            str(entry.gross_kg),
+            entry.raw_line,
+            _utc(entry.received_at),
+            _utc(entry.committed_at),
+            entry.arrival_shipping_no,
+            entry.move_report_no,
+        ),
+    ).lastrowid
+    if row is None:  # pragma: no cover - an INSERT has one
+        raise StoreUnavailable("no row was made")
+    commit = Commit(row, entry)
+    if key is not None:
+        connection.execute(
+            "INSERT INTO idempotency (key, fingerprint, answer, made_at) VALUES (?, ?, ?, ?)",
+            (key.key, key.fingerprint, orjson.dumps(commit.answer()).decode(), now),
+        )
+        connection.execute("DELETE FROM idempotency WHERE made_at < ?", (now - _KEY_LIFE,))
+    return CommitResult(commit.answer(), commit)
+
+
+def _replay(connection: sqlite3.Connection, key: IdempotencyKey) -> dict[str, Any] | None:
+    row = connection.execute("SELECT fingerprint, answer FROM idempotency WHERE key = ?", (key.key,)).fetchone()
+    if row is None:
+        return None
+    fingerprint, answer = row
+    if fingerprint != key.fingerprint:
+        raise IdempotencyConflict
+    found: dict[str, Any] = orjson.loads(answer)
+    return found
+
+
+def _insert(connection: sqlite3.Connection, entry: Entry) -> None:
+    match entry:
+        case Sighting(sensor=sensor):
+            tables.create_means(connection, sensor)
+        case PeriodMean(period=period, sensor=sensor, start=start, mean=mean):
+            table = tables.table_of(connection, sensor, period)
+            insert = f"INSERT INTO {tables.quoted(table)} (time, data) VALUES (?, ?)"  # noqa: S608 - quoted
+            connection.execute(insert, (start, mean))
+        case Fault(score=score, threshold=threshold, received_at=received_at):
+            tables.create_anomaly(connection)
+            connection.execute(
+                "INSERT INTO anomaly (time, threshold, score) VALUES (?, ?, ?)",
+                (wall_time(received_at, "microseconds"), threshold, score),
+            )
+
+
+def _may_pass(error: sqlite3.Error) -> bool:
+    """Whether the same may work later."""
+    return (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _PASSING
+
+
+def _utc(time: datetime) -> str:
+    return time.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+
+
+def _bounds(start: date, end: date) -> tuple[str, str]:
+    """Texts that stand before and behind every time of these days, whatever follows the date in them."""
+    return start.isoformat(), end.isoformat() + "~"

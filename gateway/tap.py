@@ -1,0 +1,249 @@
+"""The ``twistd`` plugin's options and service: the one place where everything is put together.
+
+What imports the reactor is imported in :func:`makeService` only: ``twistd`` reads this module before it has chosen one.
+"""
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from twisted.application.service import IService
+from twisted.python import usage
+
+from gateway.config import ConfigError, Problem, ScaleLine, Settings, load, tcp_endpoint
+
+
+class Options(usage.Options):
+    """Options of ``twistd cynow-gateway``."""
+
+    synopsis = "[options]"
+    longdesc = "Replaces the scale gateway and the monitoring server. See docs/configuration.rst."
+    optParameters: ClassVar = [["config", "c", None, "The configuration, a YAML file; without it, every default."]]
+    optFlags: ClassVar = [["check", None, "Check the configuration, print every problem, and exit."]]
+
+    settings: Settings
+
+    def postOptions(self) -> None:
+        path = self["config"]
+        try:
+            self.settings = load(None if path is None else Path(path), os.environ)
+            problems = endpoint_problems(self.settings)
+        except ConfigError as error:
+            problems = error.problems
+        if self["check"]:
+            for problem in problems:
+                sys.stderr.write(f"{problem}\n")
+            if not problems:
+                sys.stdout.write(f"{path or 'the default configuration'}: no problem\n")
+            raise SystemExit(1 if problems else 0)
+        if problems:
+            more = f" (and {len(problems) - 1} more: see --check)" if len(problems) > 1 else ""
+            raise SystemExit(f"cynow-gateway: {problems[0]}{more}")
+
+
+def endpoint_problems(settings: Settings) -> list[Problem]:
+    """What Twisted and pyserial have against the lines of the scales."""
+    from twisted.internet.endpoints import clientFromString, serverFromString
+    from twisted.internet.testing import MemoryReactorClock
+
+    problems = []
+    reactor = MemoryReactorClock()
+    for scale_id, line in settings.scales.items():
+        key = f"scales.{scale_id}"
+        try:
+            if line.listen is not None:
+                key += ".listen"
+                serverFromString(reactor, line.listen)
+            elif line.connect is not None:
+                key += ".connect"
+                clientFromString(reactor, line.connect)
+            else:
+                key += ".serial"
+                import serial  # noqa: F401 - whether it is there
+        except ImportError:
+            problems.append(Problem(key, "serial lines need pyserial: pip install 'cynow-gateway[serial]'"))
+        except Exception as error:  # each kind of endpoint has errors of its own
+            problems.append(Problem(key, f"no endpoint: {error}"))
+    return problems
+
+
+def makeService(options: Options, reactor: Any = None) -> IService:
+    """Put the gateway together.
+
+    :param options: read already.
+    :param reactor: ``twistd`` hands none in, and means the installed one.
+    """
+    if reactor is None:
+        from twisted.internet import reactor
+    from twisted.internet.endpoints import clientFromString, serverFromString
+    from twisted.logger import Logger
+    from twisted.web.resource import IResource
+
+    from gateway.alert.fcm import PushAlert, connect_firebase
+    from gateway.bus import Bus
+    from gateway.clock import WallClock, zone_named
+    from gateway.counters import Counters
+    from gateway.ingest.daq import DaqFactory
+    from gateway.ingest.scale import ScaleFactory, SerialService, dialled
+    from gateway.live import Live
+    from gateway.lock import DirectoryInUse, DirectoryLock
+    from gateway.logs import HeldObserver, LimitedLog, observer
+    from gateway.rawlog import RawLog
+    from gateway.sequence import SequenceReserve
+    from gateway.service import Gateway, Listener, StartError
+    from gateway.stats.rollup import Rollup
+    from gateway.stats.statistics import Statistics
+    from gateway.store.interface import StoreUnavailable
+    from gateway.store.sqlite import SqliteStore
+    from gateway.web.scale_api import ScaleApi
+    from gateway.web.site import GatewaySite, Root, Traffic
+    from gateway.web.stat_api import SioApi, StatApi
+    from gateway.web.status import StatusApi
+    from gateway.web.stream import StreamFactory, StreamResource
+    from gateway.writer import Writer
+
+    settings = options.settings
+    foreground = bool(options.parent["nodaemon"]) if options.parent is not None else True
+    # twistd goes into its --rundir later.
+    below = os.path.join(os.getcwd(), options.parent["rundir"] if options.parent is not None else ".")
+    data_path = os.path.join(below, settings.data.path)
+    database_path = os.path.join(below, settings.database.path)
+
+    clock = WallClock(zone_named(settings.timezone))
+    try:
+        held = HeldObserver(
+            observer(clock, os.path.join(below, settings.logger.path), settings.logger.level, settings.logger.keep_days)
+        )
+    except OSError as error:
+        raise SystemExit(f"cynow-gateway: logger.path: {error.filename}: {error.strerror}") from error
+
+    limits = settings.limits
+    counters = Counters()
+    warnings = LimitedLog(Logger("gateway.ingest"), clock, counters)
+    bus = Bus(clock, counters, limits.backlog_events, limits.backlog_bytes)
+    lines = settings.lines()
+    live = Live(bus, clock, {scale_id: _given(line.idle_timeout_sec) for scale_id, line in lines.items()})
+    store = SqliteStore(reactor, clock, counters, database_path)
+
+    daq = DaqFactory(
+        reactor,
+        bus,
+        clock,
+        counters,
+        warnings,
+        max_frame_bytes=settings.daq.max_frame_bytes,
+        most=limits.connections,
+        most_machines=settings.daq.max_machines,
+        most_sensors=settings.daq.max_sensors,
+    )
+    # Sinks get a record in the order of their making: samples are in a file's buffer before they are in a mean.
+    rawlog = RawLog(reactor, bus, clock, counters, data_path)
+    writer = Writer(reactor, bus, counters, store, daq.pause)
+    statistics = Statistics(reactor, bus, clock, counters, Rollup(clock.zone, settings.stat), writer.add)
+    parts: list[IService] = [writer, rawlog, statistics]
+    if settings.fcm.cred_path is None:
+        Logger("gateway.alert").warn("push messages are off: fcm.cred_path is not set")
+    else:
+        connect = partial(connect_firebase, os.path.join(below, settings.fcm.cred_path))
+        parts.append(PushAlert(reactor, bus, clock, counters, settings.fcm.timeout, connect))
+
+    stream = StreamFactory(reactor, bus, live, clock, counters, limits.subscriber_bytes, limits.subscribers)
+    traffic = Traffic(counters, settings.server.cors_origins, limits.body_bytes)
+    status = StatusApi(live, counters).app.resource()
+    words: dict[str, IResource] = {
+        "api": ScaleApi(
+            live,
+            store,
+            bus,
+            clock,
+            counters,
+            settings.default_scale(),
+            {scale_id: line.commit_max_age_sec for scale_id, line in lines.items()},
+        ).app.resource(),
+        "stat": StatApi(store).app.resource(),
+        "sio": SioApi(live).app.resource(),
+        "ws": StreamResource(stream),
+    }
+    site = GatewaySite(reactor, Root(words, status), traffic, counters, limits.connections)
+
+    server = settings.server
+    listeners = [
+        Listener("server.port", serverFromString(reactor, tcp_endpoint(server.host, server.port)), site),
+        Listener("server.tcp_port", serverFromString(reactor, tcp_endpoint(server.host, server.tcp_port)), daq),
+    ]
+    scale_factories = []
+    for scale_id, line in lines.items():
+        factory = ScaleFactory(scale_id, bus, clock, counters, warnings, limits.connections)
+        scale_factories.append(factory)
+        if line.listen is not None:
+            key = f"scales.{scale_id}" if settings.scales else "scale.port"
+            listeners.append(Listener(key, serverFromString(reactor, line.listen), factory))
+        elif line.connect is not None:
+            parts.append(dialled(clientFromString(reactor, line.connect), factory, reactor))
+        else:
+            parts.append(SerialService(_serial(line), factory, reactor, partial(_open_serial, reactor)))
+
+    locks: list[DirectoryLock] = []
+
+    def open_store() -> None:
+        # They may be one directory.
+        for path, key in {
+            os.path.realpath(database_path): "database.path",
+            os.path.realpath(data_path): "data.path",
+        }.items():
+            try:
+                locks.append(DirectoryLock(path))
+            except DirectoryInUse as error:
+                raise StartError(f"{key}: {path}: another gateway uses this directory") from error
+            except OSError as error:
+                raise StartError(f"{key}: {path}: {error.strerror}") from error
+        try:
+            store.open()
+        except StoreUnavailable as error:
+            raise StartError(f"database.path: {error}") from error
+        bus.number_from(store.first_seq, SequenceReserve(store).used)
+
+    async def close_store() -> None:
+        await store.close()
+        for lock in locks:
+            lock.release()
+
+    return Gateway(
+        reactor,
+        listeners=listeners,
+        open_store=open_store,
+        parts=parts,
+        factories=[*scale_factories, daq],
+        drained=traffic.drained,
+        finish=[stream.close, writer.drain, close_store],
+        observer=held,
+        in_foreground=foreground,
+    )
+
+
+def _given(value: float | None) -> float:
+    if value is None:
+        raise ValueError("Settings.lines() sets it")
+    return value
+
+
+def _serial(line: ScaleLine) -> Any:
+    from gateway.ingest.scale import SerialLine
+
+    return SerialLine(line.serial or "", line.baudrate, line.bytesize, line.parity, line.stopbits)
+
+
+def _open_serial(reactor: Any, protocol: Any, line: Any) -> Any:
+    from twisted.internet.serialport import SerialPort
+
+    return SerialPort(
+        protocol,
+        line.device,
+        reactor,
+        baudrate=line.baudrate,
+        bytesize=line.bytesize,
+        parity=line.parity,
+        stopbits=line.stopbits,
+    )

@@ -1,0 +1,1 @@
+"""HTTP and WebSocket: answers about what is live and what is stored."""

@@ -1,0 +1,121 @@
+"""How answers look: JSON, errors in one form."""
+
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+import orjson
+from klein import Klein
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.http import Request
+from werkzeug.exceptions import MethodNotAllowed, NotFound
+
+from gateway.store.interface import StoreUnavailable
+
+log = Logger()
+
+T = TypeVar("T")
+
+#: When a client may try again after the store could not take a request, in seconds.
+RETRY_AFTER = 2
+
+_MESSAGES = {
+    "invalid_json": "JSON 파싱 실패",
+    "no_data": "저울 데이터가 없습니다",
+    "no_stable_weight": "안정된 저울 데이터(ST)가 없습니다",
+    "stale_weight": "저울 데이터가 오래되었습니다",
+    "unknown_scale": "등록되지 않은 저울입니다",
+    "idempotency_conflict": "같은 Idempotency-Key가 다른 요청에 사용되었습니다",
+    "store_unavailable": "저장소를 지금 사용할 수 없습니다. 잠시 후 다시 시도하세요",
+    "method_not_allowed": "허용되지 않는 메서드입니다",
+    "not_found": "요청한 경로가 없습니다",
+    "invalid_url": "URL이 UTF-8이 아닙니다",
+    "body_too_large": "요청 본문이 너무 큽니다",
+    "upgrade_required": "WebSocket 연결이 필요합니다",
+    "internal_error": "서버 내부 오류",
+}
+
+
+class Refusal(Exception):
+    """A request that is answered with an error.
+
+    :param error: the word for programs.
+    :param message: for people; by default the error's own.
+    """
+
+    def __init__(self, status: int, error: str, message: str | None = None) -> None:
+        super().__init__(error)
+        self.status = status
+        self.error = error
+        self.message = _MESSAGES[error] if message is None else message
+
+
+def answer(request: Request, value: Any, status: int = 200) -> bytes:
+    """A JSON answer."""
+    # Twisted knows no words for the younger codes.
+    request.setResponseCode(status, HTTPStatus(status).phrase.encode())
+    return body(request, orjson.dumps(value), b"application/json")
+
+
+def body(request: Request, content: bytes, content_type: bytes) -> bytes:
+    """An answer whose length is known."""
+    request.setHeader(b"content-type", content_type)
+    request.setHeader(b"content-length", b"%d" % len(content))
+    return content
+
+
+def refuse(request: Request, refusal: Refusal) -> bytes:
+    """The answer to a refused request."""
+    if refusal.status == 503:
+        request.setHeader(b"retry-after", b"%d" % RETRY_AFTER)
+    return answer(request, {"ok": False, "error": refusal.error, "message": refusal.message}, refusal.status)
+
+
+def handle_errors(app: Klein) -> None:
+    """Let an app answer every error in the one form."""
+
+    # Any: Klein hands in the failures of the named exceptions only, and our own requests, which its types cannot say.
+    @app.handle_errors(Refusal)
+    def _refused(self: Any, request: Any, failure: Any) -> bytes:
+        return refuse(request, failure.value)
+
+    @app.handle_errors(StoreUnavailable)
+    def _unavailable(self: Any, request: Any, failure: Any) -> bytes:
+        log.warn("the store is unavailable: {error}", error=failure.value)
+        return refuse(request, Refusal(503, "store_unavailable"))
+
+    @app.handle_errors(MethodNotAllowed)
+    def _method(self: Any, request: Any, failure: Any) -> bytes:
+        allowed = sorted(set(failure.value.valid_methods or ()) | {"OPTIONS"})
+        request.setHeader(b"allow", ", ".join(allowed).encode())
+        return refuse(request, Refusal(405, "method_not_allowed"))
+
+    @app.handle_errors(NotFound)
+    def _missing(self: Any, request: Any, failure: Any) -> bytes:
+        return refuse(request, Refusal(404, "not_found"))
+
+    @app.handle_errors(Exception)
+    def _failed(self: Any, request: Any, failure: Any) -> bytes:
+        log.failure("a request failed: {method} {path}", failure, method=request.method, path=request.path)
+        return refuse(request, Refusal(500, "internal_error"))
+
+
+def shielded(work: "Deferred[T]") -> "Deferred[T]":
+    """A Deferred that can be cancelled without the work being: Klein cancels a route when its client leaves."""
+    waiting: Deferred[T] = Deferred()
+
+    def forward(result: Any) -> None:
+        if not waiting.called:
+            waiting.callback(result)
+        elif isinstance(result, Failure) and not result.check(Refusal):
+            log.failure("work failed after its client had left", result)
+
+    work.addBoth(forward)
+    return waiting
+
+
+def argument(request: Request, name: str) -> str | None:
+    """A query argument, the last where it is repeated; ``None`` where it is absent."""
+    values = request.args.get(name.encode())
+    return values[-1].decode("utf-8", "replace") if values else None

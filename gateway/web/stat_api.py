@@ -1,0 +1,111 @@
+"""The monitoring server's REST interface: which machines there are, their means and their anomalies."""
+
+from datetime import date
+from typing import Any, Final
+
+from klein import Klein
+from pydantic import TypeAdapter, ValidationError
+from twisted.web.http import Request
+
+from gateway.live import Live
+from gateway.model import PERIODS
+from gateway.store.interface import Store
+from gateway.web.answers import answer, argument, handle_errors
+
+_DATE: Final = TypeAdapter(date)
+
+
+class _Invalid(Exception):
+    """Query arguments that are missing or no dates; ``detail`` is the old server's error list."""
+
+    def __init__(self, detail: list[dict[str, Any]]) -> None:
+        super().__init__("invalid query")
+        self.detail = detail
+
+
+class _Query:
+    """Reads query arguments and keeps every problem, as the old server's framework does."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._detail: list[dict[str, Any]] = []
+
+    def text(self, name: str) -> str:
+        found = argument(self._request, name)
+        if found is None:
+            self._problem("missing", name, "Field required", None)
+        return found or ""
+
+    def day(self, name: str) -> date:
+        found = argument(self._request, name)
+        if found is None:
+            self._problem("missing", name, "Field required", None)
+            return date.min
+        try:
+            return _DATE.validate_python(found)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            self._problem(problem["type"], name, problem["msg"], found)
+            return date.min
+
+    def check(self) -> None:
+        """:raises _Invalid: where there was a problem."""
+        if self._detail:
+            raise _Invalid(self._detail)
+
+    def _problem(self, kind: str, name: str, message: str, given: str | None) -> None:
+        self._detail.append({"type": kind, "loc": ["query", name], "msg": message, "input": given})
+
+
+class StatApi:
+    """``/stat``."""
+
+    app = Klein()
+
+    @app.handle_errors(_Invalid)
+    def _invalid(self, request: Any, failure: Any) -> bytes:
+        return answer(request, {"detail": failure.value.detail}, 422)
+
+    handle_errors(app)
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    @app.route("/machineList", methods=["GET"], strict_slashes=False)
+    async def machines(self, request: Request) -> bytes:
+        return answer(request, {"machine_list": await self._store.machines()})
+
+    @app.route("/anomaly", methods=["GET"], strict_slashes=False)
+    async def anomalies(self, request: Request) -> bytes:
+        query = _Query(request)
+        machine, start, end = query.text("machine"), query.day("start"), query.day("end")
+        query.check()
+        return answer(request, await self._store.anomalies(machine, start, end))
+
+    @app.route("/anomaly/all", methods=["GET"], strict_slashes=False)
+    async def all_anomalies(self, request: Request) -> bytes:
+        query = _Query(request)
+        start, end = query.day("start"), query.day("end")
+        query.check()
+        return answer(request, await self._store.anomalies(None, start, end))
+
+    @app.route(f"/<any({','.join(PERIODS)}):period>", methods=["GET"], strict_slashes=False)
+    async def means(self, request: Request, period: str) -> bytes:
+        query = _Query(request)
+        machine, start, end = query.text("machine"), query.day("start"), query.day("end")
+        query.check()
+        return answer(request, await self._store.means(period, machine, start, end))
+
+
+class SioApi:
+    """``/sio``: what the old server's Socket.IO part answered over HTTP."""
+
+    app = Klein()
+    handle_errors(app)
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+
+    @app.route("/machineList", methods=["GET"], strict_slashes=False)
+    def machines(self, request: Request) -> bytes:
+        return answer(request, {"machine_list": [f"/{machine}" for machine in self._live.connected_machines()]})

@@ -1,0 +1,65 @@
+"""How the daemon is: ``/healthz`` for a supervisor, ``/metrics`` for Prometheus, ``/`` for who looks in."""
+
+from klein import Klein
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from twisted.web.http import Request
+
+from gateway import __version__
+from gateway.counters import Counters
+from gateway.live import Live
+from gateway.web.answers import answer, body, handle_errors
+
+
+class StatusApi:
+    """``/`` and the single words below it."""
+
+    app = Klein()
+    handle_errors(app)
+
+    def __init__(self, live: Live, counters: Counters) -> None:
+        self._live = live
+        self._counters = counters
+
+    @app.route("/", methods=["GET"])
+    def index(self, request: Request) -> bytes:
+        return answer(
+            request,
+            {
+                "name": "cynow-gateway",
+                "version": __version__,
+                "paths": [
+                    "/api/scale-gateway/latest/",
+                    "/api/scale-gateway/commit/",
+                    "/sio/machineList",
+                    "/stat/machineList",
+                    "/stat/hour",
+                    "/stat/day",
+                    "/stat/month",
+                    "/stat/year",
+                    "/stat/anomaly",
+                    "/stat/anomaly/all",
+                    "/ws",
+                    "/healthz",
+                    "/metrics",
+                ],
+            },
+        )
+
+    @app.route("/healthz", methods=["GET"], strict_slashes=False)
+    def health(self, request: Request) -> bytes:
+        return answer(
+            request,
+            {
+                "ok": True,
+                "version": __version__,
+                "scales": {
+                    scale_id: self._live.scale_snapshot(scale_id)["connected"] for scale_id in self._live.scale_ids()
+                },
+                "machines": len(self._live.connected_machines()),
+            },
+        )
+
+    @app.route("/metrics", methods=["GET"], strict_slashes=False)
+    def metrics(self, request: Request) -> bytes:
+        return body(request, generate_latest(self._counters.registry), CONTENT_TYPE_LATEST.encode())

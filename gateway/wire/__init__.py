@@ -1,0 +1,1 @@
+"""Bytes in, records out: parsers that know no socket, no clock and no file."""

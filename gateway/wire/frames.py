@@ -1,0 +1,128 @@
+"""Frames of DAQ programs: a pickle or JSON, and a separator.
+
+``pickle.dumps((event, data))`` is followed by NUL, as the protocol's document says, or by the two bytes ``\\o``,
+which is what the programs in the field send, for they write ``b"\\o"`` and mean ``b"\\0"``. Both stand inside
+pickles too, so a separator counts only after the pickle's STOP. JSON never holds a NUL.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Final
+
+from gateway.wire.errors import WireError
+from gateway.wire.messages import Message, Misshapen, Name, message
+from gateway.wire.pickles import PickleReader
+from gateway.wire.values import MAX_CONTAINERS, from_json
+
+MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
+
+_JSON_STARTS: Final = frozenset(b"[{")
+
+
+class FrameReader:
+    """The frames of one connection.
+
+    :param max_frame_bytes: a longer frame is refused as soon as that is known.
+    """
+
+    def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
+        self._max = max_frame_bytes
+        self._named = False
+        #: What came, but was not whole yet: less than an instruction of a pickle; JSON is kept in ``_json``.
+        self._rest = b""
+        self._pickle: PickleReader | None = None
+        self._json: list[bytes] | None = None
+        #: Bytes of the present frame that are read.
+        self._size = 0
+
+    def feed(self, data: bytes) -> Iterator[Message]:
+        """The messages that these bytes complete; the first of a connection is its :class:`Name`.
+
+        To be gone through to the end before the next call.
+
+        :raises WireError: the connection cannot go on. The messages before that have been given.
+        """
+        data = self._rest + data
+        self._rest = b""
+        pos = 0
+        while pos < len(data):
+            if self._pickle is None and self._json is None:
+                if data[pos] in _JSON_STARTS:
+                    self._json = []
+                else:
+                    self._pickle = PickleReader(self._max)
+            if self._json is not None:
+                found, pos = self._read_json(data, pos)
+            else:
+                found, after = self._read_pickle(data, pos)
+                if found is None:
+                    self._rest = data[after:]
+                    self._limit(self._size + len(self._rest))
+                    return
+                pos = after
+            if found is not None:
+                yield self._admit(found)
+
+    def _admit(self, found: Message) -> Message:
+        if not self._named:
+            if not isinstance(found, Name):
+                raise WireError("the first frame is no name")
+            self._named = True
+        elif isinstance(found, Name):
+            return Misshapen("a second name")
+        return found
+
+    def _read_pickle(self, data: bytes, pos: int) -> tuple[Message | None, int]:
+        """The message, where the frame is whole, and where reading stopped."""
+        pickle = self._pickle
+        if pickle is None:  # pragma: no cover - the caller has made it
+            raise WireError("no frame is open")
+        after = pickle.read(data, pos)
+        self._size += after - pos
+        self._limit(self._size)
+        if not pickle.done:
+            return None, after
+        if after == len(data) or data[after:] == b"\\":
+            return None, after
+        if data[after] == 0:
+            end = after + 1
+        elif data.startswith(b"\\o", after):
+            end = after + 2
+        else:
+            raise WireError("a pickle without a separator behind it")
+        found = message(pickle.value, self._size)
+        self._pickle = None
+        self._size = 0
+        return found, end
+
+    def _read_json(self, data: bytes, pos: int) -> tuple[Message | None, int]:
+        parts = self._json
+        if parts is None:  # pragma: no cover - the caller has made it
+            raise WireError("no frame is open")
+        end = data.find(b"\0", pos)
+        part = data[pos:] if end < 0 else data[pos:end]
+        self._size += len(part)
+        self._limit(self._size)
+        parts.append(part)
+        if end < 0:
+            return None, len(data)
+        found = _json_message(b"".join(parts))
+        self._json = None
+        self._size = 0
+        return found, end + 1
+
+    def _limit(self, size: int) -> None:
+        if size > self._max:
+            raise WireError(f"a frame of more than {self._max} bytes")
+
+
+def _json_message(text: bytes) -> Message:
+    # What json.loads builds may be large before its depth and shape can be looked at.
+    if text.count(b"[") + text.count(b"{") > MAX_CONTAINERS:
+        raise WireError("more lists and dicts than any message needs")
+    try:
+        # The standard library's, since it reads the NaN that programs write though JSON has none.
+        value = json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise WireError("JSON that cannot be read") from error
+    return message(from_json(value), len(text))

@@ -1,0 +1,95 @@
+"""What a DAQ program says: ``("name", ...)``, ``("DataUpdate", {...})``, ``("FaultDetect", {...})``."""
+
+import math
+from array import array
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from gateway.model import SensorBatch, is_name
+from gateway.wire.values import Mapping, Sequence, Value
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """The machine that is speaking."""
+
+    machine: str
+
+
+@dataclass(frozen=True, slots=True)
+class DataUpdate:
+    """Samples of one or more sensors."""
+
+    sensors: dict[str, SensorBatch]
+
+
+@dataclass(frozen=True, slots=True)
+class FaultDetect:
+    """A score of the DAQ's own fault detection, and the threshold it is held against."""
+
+    score: float
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True)
+class Misshapen:
+    """Plain data, but no message: to be dropped. ``reason`` holds nothing of the data."""
+
+    reason: str
+
+
+Message: TypeAlias = Name | DataUpdate | FaultDetect | Misshapen
+
+#: How many samples a frame may stand for, as a multiple of its bytes. A pickled list may be used by many sensors at
+#: the price of two bytes each, and would cost the disk as much as if it had been sent each time.
+MAX_SAMPLES_PER_BYTE = 8
+
+
+def message(value: Value, size: int) -> Message:
+    """The message that a value is.
+
+    :param size: of its frame, in bytes.
+    """
+    match value:
+        case Sequence(others=[str(event), data]) if not value.numbers:
+            pass
+        case Mapping(items={"event": str(event), "data": data}):
+            pass
+        case _:
+            return Misshapen("not a pair of an event and its data")
+    if event == "DataUpdate":
+        return _data_update(data, size)
+    if event == "FaultDetect":
+        return _fault_detect(data)
+    if event == "name":
+        if isinstance(data, str) and is_name(data):
+            return Name(data)
+        return Misshapen("a machine name that is none")
+    return Misshapen("unknown event")
+
+
+def _data_update(data: Value, size: int) -> Message:
+    if not isinstance(data, Mapping) or data.odd:
+        return Misshapen("DataUpdate without a dict of sensors")
+    sensors: dict[str, SensorBatch] = {}
+    samples = 0
+    for name, sensor in data.items.items():
+        if not is_name(name):
+            return Misshapen("a sensor name that is none")
+        match sensor:
+            case Mapping(items={"type": str(kind), "data": Sequence(others=[], numbers=numbers)}) if len(kind) <= 64:
+                sensors[name] = SensorBatch(kind, numbers)
+                samples += len(numbers)
+            case _:
+                return Misshapen("a sensor without a type or without a list of numbers")
+    if samples > MAX_SAMPLES_PER_BYTE * size:
+        return Misshapen("more samples than the frame could hold")
+    return DataUpdate(sensors)
+
+
+def _fault_detect(data: Value) -> Message:
+    match data:
+        case Mapping(items={"score": array() as score, "threshold": array() as threshold}):
+            if math.isfinite(score[0]) and math.isfinite(threshold[0]):
+                return FaultDetect(score[0], threshold[0])
+    return Misshapen("FaultDetect without a finite score and threshold")

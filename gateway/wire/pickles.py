@@ -1,0 +1,496 @@
+"""Pickles read as data, never executed.
+
+A pickle is a program for a stack machine. This one knows only the instructions that build numbers, text, booleans,
+None, lists, tuples and dicts (protocols 0 to 5, the opcodes as documented in CPython's ``pickletools``); any other
+refuses the pickle when it is met. It goes as far as the bytes reach and on from there when more arrive, so that the
+cost of a pickle is linear however it is cut, and what has been read need not be kept.
+"""
+
+import re
+import sys
+from array import array
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+from gateway.wire.errors import WireError
+from gateway.wire.values import MAX_CONTAINERS, ODD, Mapping, Numbers, Sequence, Value
+
+#: Instructions in one pickle, not counting numbers and what appends a single one of them.
+MAX_INSTRUCTIONS: Final = 65_536
+
+#: Text longer than any name (64 characters of at most 4 bytes, 10 when escaped) is skipped, not kept.
+MAX_TEXT: Final = 1024
+
+#: An opcode, a sign, the 309 digits of the largest double, Python 2's ``L`` and the line end.
+_MAX_NUMBER_LINE: Final = 313
+
+_FLOATS: Final = re.compile(rb"(?:G.{8})+", re.DOTALL)
+_DECIMAL: Final = rb"(?:F[-+0-9.eEinfa]{1,32}|I(?!0[01]\n)[-+]?[0-9]{1,309}|L[-+]?[0-9]{1,309}L?)\n"
+_DECIMALS: Final = re.compile(rb"(?:" + _DECIMAL + rb")+")
+# Protocol 0 appends each number on its own.
+_APPENDED: Final = re.compile(rb"(?:" + _DECIMAL + rb"a)+")
+_INTEGERS: Final = re.compile(rb"(?:K.|M.{2}|J.{4})+", re.DOTALL)
+
+
+class PickleReader:
+    """One pickle.
+
+    :param limit: no text is longer than that many bytes.
+    :ivar done: whether STOP was read; the pickle's value is then in ``value``.
+    """
+
+    __slots__ = (
+        "_containers",
+        "_floor",
+        "_instructions",
+        "_limit",
+        "_marks",
+        "_memo",
+        "_skip",
+        "_stack",
+        "done",
+        "value",
+    )
+
+    def __init__(self, limit: int) -> None:
+        self.done = False
+        self.value: Value = ODD
+        self._limit = limit
+        self._stack: list[Value] = []
+        #: Where on the stack the innermost MARK stands; nothing may be taken from below it.
+        self._floor = 0
+        self._marks: list[int] = []
+        self._memo: dict[int, Value] = {}
+        self._instructions = 0
+        self._containers = 0
+        #: Bytes of a long text that are still to be skipped; -1: up to the end of the line.
+        self._skip = 0
+
+    def read(self, data: bytes, pos: int) -> int:
+        """Go on at ``pos``, where the last call stopped, as far as whole instructions reach.
+
+        :returns: where it stopped: behind STOP, or at the first instruction that is not all there.
+        :raises WireError: at the first instruction that a message has no use for.
+        """
+        end = len(data)
+        while pos < end and not self.done:
+            if self._skip:
+                pos = self._skip_text(data, pos)
+                continue
+            opcode = data[pos]
+            step = _NUMBERS.get(opcode)
+            if step is None:
+                step = _INSTRUCTIONS.get(opcode)
+                if step is None:
+                    raise WireError(f"opcode 0x{opcode:02x} builds no plain data")
+                self._instructions += 1
+                if self._instructions > MAX_INSTRUCTIONS:
+                    raise WireError("more instructions than any message needs")
+            after = step(self, data, pos)
+            if after == pos:
+                # It will be counted again when the rest of it is there.
+                self._instructions -= opcode not in _NUMBERS
+                break
+            pos = after
+        return pos
+
+    # -- the stack
+
+    def _pop(self) -> Value:
+        top = self._top()
+        if type(top) is array:
+            number = top.pop()
+            if not top:
+                self._stack.pop()
+            return array("d", (number,))
+        return self._stack.pop()
+
+    def _top(self) -> Value:
+        if len(self._stack) <= self._floor:
+            raise WireError("an instruction without its operand")
+        return self._stack[-1]
+
+    def _pop_mark(self) -> list[Value]:
+        """Everything above the innermost MARK, which goes too."""
+        if not self._marks:
+            raise WireError("an instruction without its MARK")
+        values = self._stack[self._floor :]
+        del self._stack[self._floor :]
+        self._floor = self._marks.pop()
+        return values
+
+    def _push_numbers(self, numbers: Numbers) -> None:
+        stack = self._stack
+        # Runs that belong together may have come in pieces.
+        if len(stack) > self._floor and type(stack[-1]) is array:
+            stack[-1].extend(numbers)
+        else:
+            stack.append(numbers)
+
+    def _push_container(self, container: Sequence | Mapping) -> None:
+        self._containers += 1
+        if self._containers > MAX_CONTAINERS:
+            raise WireError("more lists and dicts than any message needs")
+        self._stack.append(container)
+
+    # -- numbers
+
+    def _floats(self, data: bytes, pos: int) -> int:
+        run = _FLOATS.match(data, pos)
+        if run is None:
+            return pos
+        self._push_numbers(_big_endian_doubles(run[0]))
+        return run.end()
+
+    def _integers(self, data: bytes, pos: int) -> int:
+        run = _INTEGERS.match(data, pos)
+        if run is None:
+            return pos
+        self._push_numbers(_small_integers(run[0]))
+        return run.end()
+
+    def _long(self, data: bytes, pos: int) -> int:
+        if pos + 2 > len(data) or pos + 2 + data[pos + 1] > len(data):
+            return pos
+        end = pos + 2 + data[pos + 1]
+        try:
+            self._push_numbers(array("d", (int.from_bytes(data[pos + 2 : end], "little", signed=True),)))
+        except OverflowError:  # an integer beyond a double
+            self._stack.append(ODD)
+        return end
+
+    def _decimals(self, data: bytes, pos: int) -> int:
+        """Numbers in decimal text, with or without an APPEND behind each."""
+        if data.startswith((b"I00\n", b"I01\n"), pos):
+            self._stack.append(ODD)
+            return pos + 4
+        run = _APPENDED.match(data, pos)
+        if run is not None:
+            target = self._open_list()
+            target.numbers.extend(_decimal_numbers(run[0].replace(b"\na", b"\n")))
+            return run.end()
+        run = _DECIMALS.match(data, pos)
+        if run is not None:
+            self._push_numbers(_decimal_numbers(run[0]))
+            return run.end()
+        if len(data) - pos >= _MAX_NUMBER_LINE or b"\n" in data[pos : pos + _MAX_NUMBER_LINE]:
+            raise WireError("a number that is none")
+        return pos
+
+    # -- text, None and booleans
+
+    def _odd(self, _data: bytes, pos: int) -> int:
+        self._stack.append(ODD)
+        return pos + 1
+
+    def _short_text(self, data: bytes, pos: int) -> int:
+        return self._text(data, pos, 1)
+
+    def _counted_text(self, data: bytes, pos: int) -> int:
+        return self._text(data, pos, 4)
+
+    def _long_text(self, data: bytes, pos: int) -> int:
+        return self._text(data, pos, 8)
+
+    def _text(self, data: bytes, pos: int, width: int) -> int:
+        start = pos + 1 + width
+        if start > len(data):
+            return pos
+        length = int.from_bytes(data[pos + 1 : start], "little")
+        if length > MAX_TEXT:
+            if length > self._limit:
+                raise WireError("text longer than a frame may be")
+            self._stack.append(ODD)
+            self._skip = length
+            return start
+        end = start + length
+        if end > len(data):
+            return pos
+        self._stack.append(data[start:end].decode("utf-8", "replace"))
+        return end
+
+    def _text_line(self, data: bytes, pos: int) -> int:
+        end = data.find(b"\n", pos, pos + 1 + MAX_TEXT)
+        if end < 0:
+            if len(data) - pos <= MAX_TEXT:
+                return pos
+            self._stack.append(ODD)
+            self._skip = -1
+            return pos + 1 + MAX_TEXT
+        try:
+            self._stack.append(data[pos + 1 : end].decode("raw-unicode-escape"))
+        except UnicodeDecodeError as error:
+            raise WireError("text with a broken escape") from error
+        return end + 1
+
+    def _skip_text(self, data: bytes, pos: int) -> int:
+        if self._skip < 0:
+            end = data.find(b"\n", pos)
+            if end < 0:
+                return len(data)
+            self._skip = 0
+            return end + 1
+        skipped = min(self._skip, len(data) - pos)
+        self._skip -= skipped
+        return pos + skipped
+
+    # -- lists, tuples and dicts
+
+    def _mark(self, _data: bytes, pos: int) -> int:
+        self._marks.append(self._floor)
+        self._floor = len(self._stack)
+        return pos + 1
+
+    def _empty_list(self, _data: bytes, pos: int) -> int:
+        self._push_container(Sequence())
+        return pos + 1
+
+    def _empty_dict(self, _data: bytes, pos: int) -> int:
+        self._push_container(Mapping())
+        return pos + 1
+
+    def _empty_tuple(self, _data: bytes, pos: int) -> int:
+        self._push_container(Sequence(frozen=True))
+        return pos + 1
+
+    def _tuple_of(self, data: bytes, pos: int) -> int:
+        # TUPLE1, TUPLE2 and TUPLE3 are 0x85 to 0x87.
+        values = [self._pop() for _ in range(data[pos] - 0x84)]
+        container = Sequence(frozen=True)
+        container.extend(values[::-1])
+        self._push_container(container)
+        return pos + 1
+
+    def _marked_sequence(self, data: bytes, pos: int) -> int:
+        container = Sequence(frozen=data[pos] == ord("t"))
+        container.extend(self._pop_mark())
+        self._push_container(container)
+        return pos + 1
+
+    def _marked_dict(self, _data: bytes, pos: int) -> int:
+        container = Mapping()
+        _set_items(container, self._pop_mark())
+        self._push_container(container)
+        return pos + 1
+
+    def _append(self, _data: bytes, pos: int) -> int:
+        value = self._pop()
+        # However the bytes were cut: a single number and its APPEND are not counted.
+        self._instructions -= type(value) is array
+        self._open_list().extend([value])
+        return pos + 1
+
+    def _appends(self, _data: bytes, pos: int) -> int:
+        values = self._pop_mark()
+        self._open_list().extend(values)
+        return pos + 1
+
+    def _set_item(self, _data: bytes, pos: int) -> int:
+        value = self._pop()
+        key = self._pop()
+        _set_items(self._open_dict(), [key, value])
+        return pos + 1
+
+    def _set_items(self, _data: bytes, pos: int) -> int:
+        values = self._pop_mark()
+        _set_items(self._open_dict(), values)
+        return pos + 1
+
+    def _open_list(self) -> Sequence:
+        target = self._top()
+        if not isinstance(target, Sequence) or target.frozen:
+            raise WireError("an APPEND to what is no open list")
+        return target
+
+    def _open_dict(self) -> Mapping:
+        target = self._top()
+        if not isinstance(target, Mapping) or target.frozen:
+            raise WireError("a SETITEM on what is no open dict")
+        return target
+
+    # -- the memo
+
+    def _memoize(self, _data: bytes, pos: int) -> int:
+        self._put(len(self._memo))
+        return pos + 1
+
+    def _put_line(self, data: bytes, pos: int) -> int:
+        index, end = _index_line(data, pos)
+        if end > pos:
+            self._put(index)
+        return end
+
+    def _put_1(self, data: bytes, pos: int) -> int:
+        if pos + 2 > len(data):
+            return pos
+        self._put(data[pos + 1])
+        return pos + 2
+
+    def _put_4(self, data: bytes, pos: int) -> int:
+        if pos + 5 > len(data):
+            return pos
+        self._put(int.from_bytes(data[pos + 1 : pos + 5], "little"))
+        return pos + 5
+
+    def _put(self, index: int) -> None:
+        if index > MAX_INSTRUCTIONS:
+            raise WireError("a memo larger than any message needs")
+        top = self._top()
+        self._memo[index] = top[-1:] if type(top) is array else top
+
+    def _get_line(self, data: bytes, pos: int) -> int:
+        index, end = _index_line(data, pos)
+        if end > pos:
+            self._get(index)
+        return end
+
+    def _get_1(self, data: bytes, pos: int) -> int:
+        if pos + 2 > len(data):
+            return pos
+        self._get(data[pos + 1])
+        return pos + 2
+
+    def _get_4(self, data: bytes, pos: int) -> int:
+        if pos + 5 > len(data):
+            return pos
+        self._get(int.from_bytes(data[pos + 1 : pos + 5], "little"))
+        return pos + 5
+
+    def _get(self, index: int) -> None:
+        value = self._memo.get(index)
+        if value is None:
+            raise WireError("a memo that was never written")
+        if type(value) is array:
+            self._push_numbers(value[:])
+        else:
+            self._stack.append(value)
+
+    # -- start and end
+
+    def _proto(self, data: bytes, pos: int) -> int:
+        if pos + 2 > len(data):
+            return pos
+        if self._instructions > 1 or data[pos + 1] > 5:
+            raise WireError("a pickle protocol beyond 5, or not at the start")
+        return pos + 2
+
+    def _frame(self, data: bytes, pos: int) -> int:
+        # How long pickle's own frame is does not matter here, but a lie about it is not worth reading on.
+        if pos + 9 > len(data):
+            return pos
+        if int.from_bytes(data[pos + 1 : pos + 9], "little") > self._limit:
+            raise WireError("a pickle longer than a frame may be")
+        return pos + 9
+
+    def _stop(self, _data: bytes, pos: int) -> int:
+        if self._marks or len(self._stack) != 1:
+            raise WireError("a pickle of no value or of several")
+        self.value = self._pop()
+        if self._stack:
+            raise WireError("a pickle of no value or of several")
+        self.done = True
+        return pos + 1
+
+
+_Step: TypeAlias = Callable[[PickleReader, bytes, int], int]
+
+_NUMBERS: Final[dict[int, _Step]] = {
+    ord("G"): PickleReader._floats,
+    ord("K"): PickleReader._integers,
+    ord("M"): PickleReader._integers,
+    ord("J"): PickleReader._integers,
+    0x8A: PickleReader._long,
+    ord("F"): PickleReader._decimals,
+    ord("I"): PickleReader._decimals,
+    ord("L"): PickleReader._decimals,
+}
+
+_INSTRUCTIONS: Final[dict[int, _Step]] = {
+    0x80: PickleReader._proto,
+    0x95: PickleReader._frame,
+    ord("."): PickleReader._stop,
+    ord("N"): PickleReader._odd,
+    0x88: PickleReader._odd,
+    0x89: PickleReader._odd,
+    0x8C: PickleReader._short_text,
+    ord("X"): PickleReader._counted_text,
+    0x8D: PickleReader._long_text,
+    ord("V"): PickleReader._text_line,
+    # What Python 2 calls a str.
+    ord("U"): PickleReader._short_text,
+    ord("T"): PickleReader._counted_text,
+    ord("("): PickleReader._mark,
+    ord("]"): PickleReader._empty_list,
+    ord("l"): PickleReader._marked_sequence,
+    ord("a"): PickleReader._append,
+    ord("e"): PickleReader._appends,
+    ord(")"): PickleReader._empty_tuple,
+    0x85: PickleReader._tuple_of,
+    0x86: PickleReader._tuple_of,
+    0x87: PickleReader._tuple_of,
+    ord("t"): PickleReader._marked_sequence,
+    ord("}"): PickleReader._empty_dict,
+    ord("d"): PickleReader._marked_dict,
+    ord("s"): PickleReader._set_item,
+    ord("u"): PickleReader._set_items,
+    0x94: PickleReader._memoize,
+    ord("p"): PickleReader._put_line,
+    ord("q"): PickleReader._put_1,
+    ord("r"): PickleReader._put_4,
+    ord("g"): PickleReader._get_line,
+    ord("h"): PickleReader._get_1,
+    ord("j"): PickleReader._get_4,
+}
+
+
+def _set_items(target: Mapping, values: list[Value]) -> None:
+    if sum(len(value) if type(value) is array else 1 for value in values) % 2:
+        raise WireError("a key without a value")
+    if any(type(value) is array and len(value) > 1 for value in values):
+        # At least every second number of a run stands where a key stands.
+        target.odd = True
+        return
+    for key, value in zip(values[::2], values[1::2], strict=True):
+        target.set(key, value)
+
+
+def _index_line(data: bytes, pos: int) -> tuple[int, int]:
+    """A memo index in decimal text, and where it ends: ``pos`` where that is not there yet."""
+    end = data.find(b"\n", pos, pos + 8)
+    if end < 0 and len(data) - pos < 8:
+        return 0, pos
+    if not data[pos + 1 : end].isdigit():
+        raise WireError("a memo index that is none")
+    return int(data[pos + 1 : end]), end + 1
+
+
+def _big_endian_doubles(run: bytes) -> Numbers:
+    # Each double stands behind its opcode.
+    packed = bytearray(run)
+    del packed[::9]
+    numbers = array("d")
+    numbers.frombytes(packed)
+    if sys.byteorder == "little":
+        numbers.byteswap()
+    return numbers
+
+
+def _small_integers(run: bytes) -> Numbers:
+    numbers = array("d")
+    pos = 0
+    while pos < len(run):
+        width = _WIDTHS[run[pos]]
+        # Only BININT has a sign.
+        numbers.append(int.from_bytes(run[pos + 1 : pos + 1 + width], "little", signed=width == 4))
+        pos += 1 + width
+    return numbers
+
+
+_WIDTHS: Final = {ord("K"): 1, ord("M"): 2, ord("J"): 4}
+
+
+def _decimal_numbers(lines: bytes) -> Numbers:
+    try:
+        return array("d", [float(line[1:].rstrip(b"L")) for line in lines.split(b"\n")[:-1]])
+    except ValueError as error:
+        raise WireError("a number that is none") from error

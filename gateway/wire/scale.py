@@ -1,0 +1,91 @@
+"""Lines of A&D weighing scales: ``ST , +000053.26 _kg``.
+
+The format is A&D's standard format (FG-K series instruction manual, "Data format"): a status header, an
+optional second header for net and tare, a signed number and a unit, separated by commas. Devices in the field
+add blanks, an underscore before the unit, an address (``@23``), framing bytes or a decimal comma.
+"""
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal, localcontext
+from typing import Final
+
+from gateway.wire.errors import WireError
+
+#: Kilograms in one unit. The pound is exact since 1959 (international yard and pound agreement); an ounce is a
+#: sixteenth of it.
+KILOGRAMS: Final = {
+    "kg": Decimal(1),
+    "g": Decimal("0.001"),
+    "t": Decimal(1000),
+    "lb": Decimal("0.45359237"),
+    "oz": Decimal("0.028349523125"),
+}
+
+#: The largest weight that ``scale_weight_log.gross_kg``, a ``numeric(10,2)``, can hold after rounding half up.
+HEAVIEST_KG: Final = Decimal("99999999.995")
+
+_KINDS: Final = {"GS": "gross", "NT": "net", "TR": "tare"}
+
+_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+
+# re.ASCII: without it a Kelvin sign is a K and an Arabic digit a digit. 15 digits are more than any scale shows
+# (A&D: 8) and keep a weight in any unit far from the decimal context's precision.
+_WEIGHT: Final = re.compile(
+    r"(?:@[0-9]{2})?(ST|US) *, *(?:(GS|NT|TR) *, *)?([+-]?) *([0-9]{1,15})(?:[.,]([0-9]{1,9}))? *_? *(KG|G|LB|OZ|T)",
+    re.ASCII | re.IGNORECASE,
+)
+_OVERLOAD: Final = re.compile(
+    r"(?:@[0-9]{2})?OL *, *(?:(GS|NT|TR) *, *)?[+-]? *(?:[0-9.,]+(?:E[+-]?[0-9]+)?)? *_? *(?:KG|G|LB|OZ|T)?",
+    re.ASCII | re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleLine:
+    """What one line says.
+
+    :ivar status: ``ST`` stable, ``US`` unstable, ``OL`` overload.
+    :ivar weight: kilograms, exact; ``None`` for an overload, which never has one.
+    :ivar kind: ``gross``, ``net`` or ``tare``.
+    :ivar raw: the line as text, as :func:`text_of` gives it.
+    """
+
+    status: str
+    weight: Decimal | None
+    kind: str
+    raw: str
+
+
+def text_of(line: bytes) -> str:
+    """The line as it is kept: UTF-8 with replacement, control characters left out, stripped."""
+    return _CONTROLS.sub("", line.decode("utf-8", "replace")).strip()
+
+
+def parse_line(line: bytes) -> ScaleLine:
+    """Read one line, without its line end.
+
+    :raises WireError: where the line is no reading.
+    """
+    raw = text_of(line)
+    found = _WEIGHT.fullmatch(raw)
+    if found is None:
+        overload = _OVERLOAD.fullmatch(raw)
+        if overload is None:
+            raise WireError("not a reading of a scale")
+        return ScaleLine("OL", None, _kind(overload[1]), raw)
+    status, header, sign, whole, fraction, unit = found.groups()
+    number = Decimal(f"{sign}{whole}.{fraction}" if fraction else f"{sign}{whole}")
+    unit = unit.lower()
+    if unit == "kg":
+        weight = number
+    else:
+        with localcontext(prec=40):
+            weight = number * KILOGRAMS[unit]
+    if abs(weight) >= HEAVIEST_KG:
+        raise WireError("heavier than any scale weighs")
+    return ScaleLine(status.upper(), weight, _kind(header), raw)
+
+
+def _kind(header: str | None) -> str:
+    return "gross" if header is None else _KINDS[header.upper()]

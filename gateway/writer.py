@@ -1,0 +1,123 @@
+"""What waits for the store: means, anomalies, first sightings of sensors. Bounded, in order, never lost in between."""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from gateway.bus import Bus
+from gateway.counters import Counters
+from gateway.model import Batch, Entry, Fault, Sighting
+from gateway.store.interface import Store
+
+log = Logger()
+
+#: Entries that may wait before those who bring more are paused, and when they may go on.
+HIGH_WATER: Final = 10_000
+LOW_WATER: Final = 2_000
+
+#: Entries in one write.
+_BATCH: Final = 2_000
+
+#: Seconds until a write that failed is tried again: doubled each time, up to the second figure.
+_FIRST_RETRY: Final = 0.5
+_LAST_RETRY: Final = 10.0
+
+
+class Writer(Service):
+    """Brings entries to the store, one write at a time; a sink of the bus for anomalies and new sensors.
+
+    :param pressure: told ``True`` when too much waits and ``False`` when that is over.
+    """
+
+    name = "writer"
+
+    def __init__(
+        self, reactor: IReactorTime, bus: Bus, counters: Counters, store: Store, pressure: Callable[[bool], None]
+    ) -> None:
+        self._reactor = reactor
+        self._counters = counters
+        self._store = store
+        self._pressure = pressure
+        self._pressed = False
+        self._waiting: deque[Entry] = deque()
+        self._writing: Deferred[None] | None = None
+        self._retry: IDelayedCall | None = None
+        self._delay = _FIRST_RETRY
+        self._seen: set[tuple[str, str]] = set()
+        bus.attach(Batch, "writer", self._on_batch)
+        bus.attach(Fault, "writer", self._on_fault)
+
+    async def drain(self) -> None:
+        """Write what waits, once; what the store will not take then is lost with the daemon."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+            self._start()
+        while self._writing is not None:
+            done: Deferred[None] = Deferred()
+            self._writing.addBoth(done.callback)
+            await done
+        if self._waiting:
+            self._counters.store_lost.inc(len(self._waiting))
+            log.error("{count} entries could not be written before the end", count=len(self._waiting))
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        """Take entries; they are written in this order."""
+        self._waiting.extend(entries)
+        self._count()
+        if self._writing is None and self._retry is None:
+            self._start()
+
+    def _on_batch(self, batch: Batch) -> None:
+        new = [(batch.machine, sensor) for sensor in batch.sensors if (batch.machine, sensor) not in self._seen]
+        if new:
+            self._seen.update(new)
+            self.add(Sighting(machine, sensor) for machine, sensor in new)
+
+    def _on_fault(self, fault: Fault) -> None:
+        if fault.is_anomaly:
+            self.add([fault])
+
+    def _start(self) -> None:
+        if self._waiting:
+            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _BATCH))]
+            self._writing = self._store.write(batch).addErrback(self._failed, batch).addCallback(self._wrote)
+
+    def _failed(self, failure: Failure, batch: list[Entry]) -> list[Entry]:
+        log.failure("the store failed on a write", failure)
+        return batch
+
+    def _wrote(self, again: list[Entry]) -> None:
+        self._writing = None
+        if again:
+            self._counters.store_retries.inc(len(again))
+            self._waiting.extendleft(reversed(again))
+            self._retry = self._reactor.callLater(self._delay, self._try_again)
+            self._delay = min(2 * self._delay, _LAST_RETRY)
+        else:
+            self._delay = _FIRST_RETRY
+            self._start()
+        self._count()
+
+    def _try_again(self) -> None:
+        self._retry = None
+        self._start()
+
+    def _count(self) -> None:
+        waiting = len(self._waiting)
+        self._counters.store_waiting.set(waiting)
+        if not self._pressed and waiting >= HIGH_WATER:
+            self._pressed = True
+            self._pressure(True)
+        elif self._pressed and waiting <= LOW_WATER:
+            self._pressed = False
+            self._pressure(False)
