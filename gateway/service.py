@@ -6,7 +6,7 @@ import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, NoReturn, Protocol, TypeAlias
 
 import sdnotify
 from twisted.application.service import IService, Service
@@ -23,8 +23,11 @@ from gateway.logs import HeldObserver
 
 log = Logger()
 
-#: Seconds that requests in flight, and what is still to be written, are given at the end; SIGTERM allows five in all.
+#: Seconds that requests in flight are given at the end, of the five in all that SIGTERM allows.
 _PATIENCE: Final = 2.0
+
+#: A step of the end, and the seconds that it is given.
+Step: TypeAlias = tuple[Callable[[], Awaitable[None]], float]
 
 
 class StartError(Exception):
@@ -88,7 +91,7 @@ class Gateway(Service):
     :param parts: started in this order once the store is open, stopped in the reverse one.
     :param factories: whose connections are closed before requests in flight are waited for.
     :param drained: fires when no request is in flight.
-    :param finish: what is done after that, in this order, each with a limit of time.
+    :param finish: what is done after that, in this order.
     :param in_foreground: an error at the start is a line on stderr; else ``twistd`` hands it to its parent.
     """
 
@@ -103,7 +106,7 @@ class Gateway(Service):
         parts: Sequence[IService],
         factories: Sequence[Closable],
         drained: Callable[[], "Deferred[None]"],
-        finish: Sequence[Callable[[], Awaitable[None]]],
+        finish: Sequence[Step],
         observer: HeldObserver,
         in_foreground: bool,
     ) -> None:
@@ -185,16 +188,16 @@ class Gateway(Service):
         await gatherResults(stopped, consumeErrors=True)
         for factory in self._factories:
             factory.close()
-        await self._at_most(self._drained())
+        await self._at_most(self._drained(), _PATIENCE)
         for part in reversed(self._parts):
             with _logged(f"stopping {part.name}"):
                 await _maybe(part.stopService())
-        for step in self._finish:
-            await self._at_most(Deferred.fromCoroutine(_awaited(step())))
+        for step, seconds in self._finish:
+            await self._at_most(Deferred.fromCoroutine(_awaited(step())), seconds)
         log.info("the gateway has stopped")
 
-    async def _at_most(self, work: "Deferred[None]") -> None:
-        work.addTimeout(_PATIENCE, self._reactor)
+    async def _at_most(self, work: "Deferred[None]", seconds: float) -> None:
+        work.addTimeout(seconds, self._reactor)
         with _logged("the end of the daemon"):
             await work
 

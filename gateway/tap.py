@@ -217,7 +217,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         parts=parts,
         factories=[*scale_factories, daq],
         drained=traffic.drained,
-        finish=[stream.close, writer.drain, close_store],
+        finish=[(stream.close, 0.5), (writer.drain, 1.0), (close_store, 1.0)],
         observer=held,
         in_foreground=foreground,
     )

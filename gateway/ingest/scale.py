@@ -1,5 +1,6 @@
 """Weighing scales: lines in, readings out, whichever way the line comes."""
 
+import termios
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -31,15 +32,18 @@ _RETRY: Final = backoffPolicy(initialDelay=1.0, maxDelay=30.0, factor=1.5)
 
 
 class ScaleLineProtocol(LineReceiver):
-    """One line of one scale."""
+    """One line of one scale.
+
+    :param peer: for log lines; by default what the transport says.
+    """
 
     delimiter = b"\n"
     MAX_LENGTH = MAX_LINE
     transport: Any
 
-    def __init__(self, scale: "ScaleFactory") -> None:
+    def __init__(self, scale: "ScaleFactory", peer: str = "") -> None:
         self._scale = scale
-        self._peer = ""
+        self._peer = peer
         #: In a line that is too long, up to its end.
         self._skipping = False
         #: What followed the beginning of a line that is too long.
@@ -47,7 +51,7 @@ class ScaleLineProtocol(LineReceiver):
 
     def connectionMade(self) -> None:
         keep_alive(self.transport)
-        self._peer = peer_of(self.transport)
+        self._peer = self._peer or peer_of(self.transport)
         self._scale.joined(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -207,10 +211,10 @@ class SerialService(Service):
 
     def _open(self) -> None:
         self._retry = None
-        protocol = _SerialProtocol(self._factory, self._lost)
+        protocol = _SerialProtocol(self._factory, self._line.device, self._lost)
         try:
             self._open_port(protocol, self._line)
-        except (OSError, ValueError) as error:  # pyserial's SerialException is an OSError
+        except (OSError, ValueError, termios.error) as error:  # pyserial's own is an OSError
             if self._failed == 0:
                 log.warn("serial line {device} cannot be opened: {error}", device=self._line.device, error=error)
             self._try_again()
@@ -231,8 +235,8 @@ class SerialService(Service):
 
 
 class _SerialProtocol(ScaleLineProtocol):
-    def __init__(self, scale: ScaleFactory, lost: Callable[[], None]) -> None:
-        super().__init__(scale)
+    def __init__(self, scale: ScaleFactory, device: str, lost: Callable[[], None]) -> None:
+        super().__init__(scale, device)
         self._lost = lost
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:

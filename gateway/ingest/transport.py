@@ -24,5 +24,5 @@ def keep_alive(transport: Any) -> None:
 
 def peer_of(transport: Any) -> str:
     """The peer of a transport, for a log line."""
-    peer: Any = transport.getPeer() if hasattr(transport, "getPeer") else "a serial line"
+    peer: Any = transport.getPeer()
     return f"{peer.host}:{peer.port}" if hasattr(peer, "port") else str(peer)

@@ -8,6 +8,7 @@ import orjson
 from autobahn.twisted.resource import WebSocketResource
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
 from autobahn.websocket.types import ConnectionRequest
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 from zope.interface import implementer
 
@@ -165,7 +166,8 @@ class StreamProtocol(WebSocketServerProtocol):
         self.factory.bus.unsubscribe(self)
         self._waiting.clear()
         self._held = 0
-        self.sendClose(code, reason)
+        # Not sendClose: it lets a program say 1000 and 3000 to 4999 only.
+        self.sendCloseFrame(code, reason.encode())
 
     # -- the transport's wishes
 
@@ -217,6 +219,7 @@ class StreamFactory(WebSocketServerFactory):
         self._clock = clock
         self._most = most
         self._open: set[StreamProtocol] = set()
+        self._emptied: Deferred[None] | None = None
         self._connections = counters.connections.labels("websocket")
 
     def has_room(self) -> bool:
@@ -232,11 +235,17 @@ class StreamFactory(WebSocketServerFactory):
             self._open.remove(protocol)
             self._connections.dec()
             self.bus.unsubscribe(protocol)
+        if self._emptied is not None and not self._open:
+            emptied, self._emptied = self._emptied, None
+            emptied.callback(None)
 
     async def close(self) -> None:
-        """Tell every client that the daemon goes."""
+        """Tell every client that the daemon goes; done when all have gone."""
         for protocol in list(self._open):
             protocol.leave(GOING_AWAY, "the gateway is stopping")
+        if self._open:
+            self._emptied = Deferred()
+            await self._emptied
 
     def framed(self, event: Event) -> Any:
         """The event as a WebSocket frame; framed once, however many subscribers it has."""

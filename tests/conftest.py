@@ -1,0 +1,45 @@
+"""What tests share: tools that may be missing, and real daemons."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import Daemon
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def tool() -> Callable[[str], str]:
+    """Finds a program that a test needs: where it is missing CI fails, and a user's machine skips the test."""
+
+    def find(name: str) -> str:
+        found = shutil.which(name)
+        if found is None:
+            if os.environ.get("CI"):
+                pytest.fail(f"{name} is not installed")
+            pytest.skip(f"{name} is not installed")
+        return found
+
+    return find
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    """A running gateway of this test's own."""
+    gateway = Daemon(tmp_path)
+    gateway.start()
+    yield gateway
+    gateway.end()
+
+
+@pytest.fixture(scope="module")
+def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A running gateway for tests that leave no trace which another would trip over."""
+    gateway = Daemon(tmp_path_factory.mktemp("gateway"), timezone="Asia/Seoul")
+    gateway.start()
+    yield gateway
+    gateway.end()

@@ -1,0 +1,199 @@
+"""The WebSocket as its clients see it, on a real daemon."""
+
+import json
+import pickle
+import socket
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import websocket
+
+from tests.daemon import Daemon, Subscriber, running, until
+
+
+def frame(event: str, data: Any) -> bytes:
+    return pickle.dumps((event, data)) + b"\0"
+
+
+def test_subscribed_then_snapshot_then_events(daemon: Daemon) -> None:
+    daemon.weigh(b"ST,+00001.00 kg")
+    until(daemon.latest_is(1.0), "the weight")
+    client = daemon.subscribe("scale/default", "machine/*")
+    subscribed = client.hear()
+    assert subscribed == {
+        "type": "subscribed",
+        "topics": ["scale/default", "machine/*"],
+        "seq": subscribed["seq"],
+    }
+    snapshot = client.hear()
+    assert (snapshot["topic"], snapshot["event"]) == ("scale/default", "snapshot")
+    assert snapshot["data"]["latest"]["weight"] == 1.0
+    assert snapshot["data"]["connected"] in (True, False)
+    datetime.fromisoformat(snapshot["time"])
+    until(lambda: daemon.metric("cynow_connections", kind="scale") == 0, "the scale has gone")
+    scale = daemon.scale()
+    scale.sendall(b"US,+00002.00 kg\r\n")
+    connected, reading = client.events(2, "connected", "reading")
+    assert connected["data"] == {"scale_id": "default"}
+    assert reading["seq"] == connected["seq"] + 1
+    assert reading["data"] == {
+        "scale_id": "default",
+        "status": "US",
+        "weight": 2.0,
+        "raw": "US,+00002.00 kg",
+        "received_at": reading["data"]["received_at"],
+        "kind": "gross",
+    }
+
+
+def test_a_machine_may_be_followed_before_it_has_ever_connected(shared_daemon: Daemon) -> None:
+    client = shared_daemon.subscribe("machine/아직 없음")
+    client.hear()
+    assert client.hear()["data"] == {"connected": False, "sensors": {}}
+
+
+def test_no_event_twice_where_topics_overlap(shared_daemon: Daemon) -> None:
+    client = shared_daemon.subscribe("scale/*", "scale/default", "*/*")
+    client.say({"type": "subscribe", "topics": ["*/default"]})
+    shared_daemon.weigh(b"US,+00001.00 kg", b"US,+00002.00 kg")
+    assert [event["data"]["weight"] for event in client.events(2, "reading")] == [1.0, 2.0]
+
+
+def test_unsubscribe(shared_daemon: Daemon) -> None:
+    client = shared_daemon.subscribe("scale/default", "machine/M1")
+    client.say({"type": "unsubscribe", "topics": ["scale/default"]})
+    while (message := client.hear())["type"] != "unsubscribed":
+        pass
+    assert message == {"type": "unsubscribed", "topics": ["scale/default"]}
+    shared_daemon.weigh(b"US,+00001.00 kg")
+    shared_daemon.daq(frame("name", "M1"), frame("FaultDetect", {"score": 0.5, "threshold": 1.0}))
+    assert [event["event"] for event in client.events(2)] == ["connected", "anomaly"]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "no json",
+        "[]",
+        "5",
+        "{}",
+        '{"type": "shout"}',
+        '{"type": "subscribe"}',
+        '{"type": "subscribe", "topics": "scale/default"}',
+        '{"type": "subscribe", "topics": []}',
+        '{"type": "subscribe", "topics": [1]}',
+        '{"type": "subscribe", "topics": ["scale"]}',
+        '{"type": "subscribe", "topics": ["scale/def*"]}',
+        '{"type": "subscribe", "topics": ["valve/1"]}',
+        '{"type": "subscribe", "topics": ["scale/default/samples"]}',
+        '{"type": "subscribe", "topics": ["machine/M/other"]}',
+        '{"type": "subscribe", "topics": ["machine/a/samples/b"]}',
+        '{"type": "subscribe", "topics": ["scale/default"], "since": "1"}',
+        '{"type": "subscribe", "topics": ["scale/default"], "since": -1}',
+        '{"type": "subscribe", "topics": ["scale/default"], "since": true}',
+        '{"type": "unsubscribe", "topics": ["nonsense"]}',
+    ],
+)
+def test_errors_keep_the_connection(shared_daemon: Daemon, message: str) -> None:
+    client = Subscriber(shared_daemon.stream())
+    client.client.send(message)
+    error = client.hear()
+    assert (error["type"], error["error"]) == ("error", "invalid_request")
+    assert error["message"]
+    client.say({"type": "subscribe", "topics": ["scale/default"]})
+    assert client.hear()["type"] == "subscribed"
+
+
+def test_a_binary_message_is_an_error(shared_daemon: Daemon) -> None:
+    client = Subscriber(shared_daemon.stream())
+    client.client.send_binary(b'{"type": "subscribe", "topics": ["scale/default"]}')
+    assert client.hear()["type"] == "error"
+
+
+def test_a_message_too_long_closes(shared_daemon: Daemon) -> None:
+    client = shared_daemon.stream()
+    client.send("x" * 100_000)
+    opcode, data = client.recv_data(control_frame=True)
+    assert opcode == websocket.ABNF.OPCODE_CLOSE
+    assert int.from_bytes(data[:2], "big") == 1009
+
+
+def test_since_gives_what_was_missed(shared_daemon: Daemon) -> None:
+    client = shared_daemon.subscribe("scale/default")
+    shared_daemon.weigh(b"US,+00001.00 kg")
+    (last,) = client.events(1, "reading")
+    client.client.close()
+    shared_daemon.daq(frame("name", "Elsewhere"))
+    shared_daemon.weigh(b"US,+00002.00 kg", b"US,+00003.00 kg")
+    until(lambda: shared_daemon.metric("cynow_connections", kind="scale") == 0, "the scale has gone")
+    back = shared_daemon.subscribe("scale/default", since=last["seq"])
+    assert back.hear()["type"] == "subscribed"
+    missed = back.events(5)
+    assert [event["event"] for event in missed if event["event"] == "reading"] == ["reading", "reading"]
+    assert {event["topic"] for event in missed} == {"scale/default"}
+    seqs = [event["seq"] for event in missed]
+    assert seqs == sorted(set(seqs))
+    assert seqs[0] > last["seq"]
+    # A number that was never given out gets the snapshot instead.
+    lost = shared_daemon.subscribe("scale/default", since=last["seq"] + 10**9)
+    lost.hear()
+    assert lost.hear()["event"] == "snapshot"
+
+
+def test_seq_never_goes_back(tmp_path: Path) -> None:
+    with running(tmp_path) as daemon:
+        for _ in range(3):
+            seq = daemon.subscribe("scale/default").hear()["seq"]
+            daemon.weigh(b"US,+00001.00 kg")
+            until(lambda seq=seq: daemon.subscribe("scale/default").hear()["seq"] > seq, "an event")
+            highest = daemon.subscribe("scale/default").hear()["seq"]
+            daemon.kill()
+            daemon.start()
+            # What happened before the restart is not held any more.
+            back = daemon.subscribe("scale/default", since=highest)
+            assert back.hear()["seq"] > highest
+            assert back.hear()["event"] == "snapshot"
+
+
+def test_plain_http_is_told_to_upgrade(shared_daemon: Daemon) -> None:
+    status, body, headers = shared_daemon.get("/ws")
+    assert (status, body["error"]) == (426, "upgrade_required")
+    assert headers["upgrade"].lower() == "websocket"
+
+
+def test_a_client_that_does_not_read_is_closed_and_nobody_else_notices(tmp_path: Path) -> None:
+    with running(tmp_path, limits={"subscriber_bytes": 100_000}) as daemon:
+        slow = daemon.stream(sockopt=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)])
+        slow.send(json.dumps({"type": "subscribe", "topics": ["scale/default", "machine/*/samples"]}))
+        quick = daemon.subscribe("scale/default")
+        quick.events(1, "snapshot")
+        before = daemon.resident_mib()
+        data = {f"vib{n}": {"type": "VIB", "data": [0.123456789 * n] * 1000} for n in range(1, 9)}
+        machine = daemon.daq(frame("name", "Loud"))
+        # Beyond what the operating system's own buffers hold.
+        loud = frame("DataUpdate", data)
+        sent = 0
+        while daemon.metric("cynow_slow_subscribers_total") == 0:
+            machine.sendall(loud)
+            sent += 1
+            assert sent < 500, "the slow client was never closed"
+        daemon.weigh(b"US,+00001.00 kg")
+        quick.events(1, "reading")
+        # The backlog is bounded by itself: 32 MiB.
+        assert daemon.resident_mib() < before + 80
+        code = None
+        while code is None:
+            opcode, content = slow.recv_data(control_frame=True)
+            if opcode == websocket.ABNF.OPCODE_CLOSE:
+                code = int.from_bytes(content[:2], "big")
+        assert code == 4008
+
+
+def test_the_end_of_the_daemon_closes_with_1001(tmp_path: Path) -> None:
+    with running(tmp_path) as daemon:
+        client = daemon.stream()
+        assert daemon.terminate() == 0
+        opcode, data = client.recv_data(control_frame=True)
+        assert (opcode, int.from_bytes(data[:2], "big")) == (websocket.ABNF.OPCODE_CLOSE, 1001)

@@ -1,0 +1,248 @@
+"""Lines of scales: what each must parse to, and that nothing but a reading or a WireError ever comes out."""
+
+import re
+import subprocess
+import sys
+import unicodedata
+from decimal import Decimal, localcontext
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.wire.errors import WireError
+from gateway.wire.scale import HEAVIEST_KG, KILOGRAMS, ScaleLine, parse_line, text_of
+
+CASES = Path(__file__).parent.parent / "cases" / "scale" / "lines.tsv"
+
+QUIET = settings(max_examples=300, deadline=None, derandomize=True, database=None)
+
+#: Pieces that a reading is made of, and some that only look so.
+PIECES = [
+    *("ST", "US", "OL", "st", "NT", "TR", "GS", "@23", ",", " , ", "+", "-", " ", "_", "kg", "KG", "g", "lb", "oz", "t"),
+    *("0", "00053", "53.26", "99999999", ".995", ".", "E+19", "9" * 16, "\x00", "\x02", "\x85", "\u212a", "\u0665"),
+]
+
+
+def rows() -> list[tuple[bytes, list[str]]]:
+    lines = CASES.read_text("ascii").splitlines()
+    cases = [line.split("\t") for line in lines if not line.startswith("#")]
+    return [(text.encode("ascii").decode("unicode_escape").encode("latin-1"), rest) for text, *rest in cases]
+
+
+ROWS = rows()
+
+
+def without_controls(line: bytes) -> str:
+    text = line.decode("utf-8", "replace")
+    return "".join(c for c in text if unicodedata.category(c) != "Cc").strip()
+
+
+def weight_of(line: str) -> Decimal:
+    weight = parse_line(line.encode()).weight
+    assert weight is not None
+    return weight
+
+
+@pytest.mark.parametrize(("line", "expected"), ROWS, ids=[repr(line)[:60] for line, _ in ROWS])
+def test_case(line: bytes, expected: list[str]) -> None:
+    if expected == ["reject"]:
+        with pytest.raises(WireError):
+            parse_line(line)
+        return
+    status, weight, kind = expected
+    assert parse_line(line) == ScaleLine(status, Decimal(weight) if weight else None, kind, without_controls(line))
+
+
+def test_the_cases_are_read() -> None:
+    assert len(ROWS) == 57
+    assert sum(rest == ["reject"] for _, rest in ROWS) == 28
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ST,+00053.26 \u212ag",  # KELVIN SIGN, whose lower case is k
+        "\ufb06,+00053.26 kg",  # LATIN SMALL LIGATURE ST, whose upper case is ST
+        "\ufb05,+00053.26 kg",  # LATIN SMALL LIGATURE LONG S T
+        "\u017ft,+00053.26 kg",  # LATIN SMALL LETTER LONG S
+        "U\u017f,+00053.26 kg",
+        "ST,G\u017f,+00053.26 kg",
+        "\uff33\uff34,+00053.26 kg",  # full-width ST
+        "ST,+\uff15\uff13 kg",  # full-width digits
+        "ST,+\u0665\u0663 kg",  # ARABIC-INDIC digits
+        "ST,+5\u00b2 kg",  # SUPERSCRIPT TWO
+        "ST,\u221253 kg",  # MINUS SIGN
+        "ST\uff0c+53 kg",  # full-width comma
+        "ST,+53\u066b26 kg",  # ARABIC DECIMAL SEPARATOR
+        "ST,\u00a053 kg",  # NO-BREAK SPACE
+        "ST,+53 \u338f",  # SQUARE KG
+        "@\u0662\u0663ST,+53 kg",
+        "O\u029f,+53 kg",  # LATIN LETTER SMALL CAPITAL L
+        "\u200bST,+53 kg",  # a ZERO WIDTH SPACE is no control character and no blank
+    ],
+    ids=ascii,
+)
+def test_look_alikes_are_no_reading(line: str) -> None:
+    with pytest.raises(WireError):
+        parse_line(line.encode())
+
+
+@pytest.mark.parametrize(
+    ("line", "raw"),
+    [
+        (b"\x02ST,+00053.26 kg\x03", "ST,+00053.26 kg"),
+        (b"ST\x00,\x07+53\x7f kg\x1b", "ST,+53 kg"),
+        (b"ST,\xc2\x85+53 kg\xc2\x9f", "ST,+53 kg"),  # C1 controls, two bytes each
+        (b"\x00 ST,+53 kg \x00 ", "ST,+53 kg"),
+        (b"ST,+53 kg\t", "ST,+53 kg"),
+    ],
+)
+def test_raw_has_no_control_characters_and_no_blanks_around(line: bytes, raw: str) -> None:
+    found = parse_line(line)
+    assert found.raw == raw
+    assert found.weight in {Decimal(53), Decimal("53.26")}
+
+
+def test_text_of_replaces_what_is_no_text() -> None:
+    assert text_of(b"\xffST\x80\x00 ") == "\ufffdST\ufffd"
+
+
+@pytest.mark.parametrize("status", ["ST", "US"])
+@pytest.mark.parametrize(("header", "kind"), [("", "gross"), ("GS,", "gross"), ("NT,", "net"), ("tr , ", "tare")])
+def test_kinds_of_weights(status: str, header: str, kind: str) -> None:
+    found = parse_line(f"{status},{header}+0012.34kg".encode())
+    assert (found.status, found.kind, found.weight) == (status, kind, Decimal("12.34"))
+
+
+@pytest.mark.parametrize(("header", "kind"), [("", "gross"), ("GS,", "gross"), ("nt,", "net"), ("TR , ", "tare")])
+@pytest.mark.parametrize("rest", ["+9999999E+19", "-9999999E+19 kg", "    kg", "", "+000000.00 _kg"])
+def test_an_overload_has_a_kind_and_never_a_weight(header: str, kind: str, rest: str) -> None:
+    found = parse_line(f"OL,{header}{rest}".encode())
+    assert (found.status, found.kind, found.weight) == ("OL", kind, None)
+
+
+@pytest.mark.parametrize(
+    ("number", "unit"),
+    [
+        # The column numeric(10,2) rounds half up: .995 would need a digit more than it has.
+        ("99999999.99", "kg"),
+        ("99999999.994", "kg"),
+        ("99999999.994999999", "kg"),
+        ("99999999994.999", "g"),
+        ("99999.999994", "t"),
+        ("000000099999999", "kg"),
+    ],
+)
+def test_the_heaviest(number: str, unit: str) -> None:
+    expected = Decimal(number) * KILOGRAMS[unit]
+    assert weight_of(f"ST,+{number} {unit}") == expected
+    assert weight_of(f"ST,-{number} {unit}") == -expected
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        "99999999.995 kg",
+        "100000000 kg",
+        "99999999995 g",
+        "99999.999995 t",
+        "999999999999999 kg",
+        "999999999999999.999999999 oz",
+        "220462262.19 lb",  # 99 999 999.996 kg
+    ],
+)
+def test_heavier_than_the_column_holds(number: str) -> None:
+    for sign in ("+", "-"):
+        with pytest.raises(WireError):
+            parse_line(f"ST,{sign}{number}".encode())
+
+
+def test_digits_have_bounds() -> None:
+    assert weight_of("ST," + "5".rjust(15, "0") + "." + "1" * 9 + " kg") == Decimal("5.111111111")
+    for number in ("5".rjust(16, "0"), "5." + "1" * 10, "5.", ".5"):
+        with pytest.raises(WireError):
+            parse_line(f"ST,{number} kg".encode())
+
+
+FACTORS = {
+    "kg": Fraction(1),
+    "g": Fraction(1, 1000),
+    "t": Fraction(1000),
+    "lb": Fraction(45359237, 100_000_000),
+    "oz": Fraction(45359237, 1_600_000_000),
+}
+
+
+@QUIET
+@given(
+    sign=st.sampled_from(["", "+", "-"]),
+    whole=st.integers(0, 999_999).map(str),
+    fraction=st.text("0123456789", max_size=9),
+    point=st.sampled_from(".,"),
+    unit=st.sampled_from(sorted(FACTORS)),
+    precision=st.sampled_from([3, 28]),
+)
+def test_units_are_exact(sign: str, whole: str, fraction: str, point: str, unit: str, precision: int) -> None:
+    # 999999 t are heavier than a row can hold.
+    whole = whole[:4] if unit == "t" else whole
+    number = whole + (point + fraction if fraction else "")
+    # Whatever decimal context a caller happens to have.
+    with localcontext(prec=precision):
+        weight = weight_of(f"ST,{sign}{number} {unit}")
+    assert Fraction(weight) == Fraction(sign + number.replace(",", ".")) * FACTORS[unit]
+
+
+@QUIET
+@given(st.one_of(st.binary(max_size=60), st.lists(st.sampled_from(PIECES), max_size=12).map("".join).map(str.encode)))
+def test_any_bytes_are_a_reading_or_a_wire_error(line: bytes) -> None:
+    try:
+        found = parse_line(line)
+    except WireError:
+        return
+    assert isinstance(found, ScaleLine)
+    assert found.status in {"ST", "US", "OL"}
+    assert found.kind in {"gross", "net", "tare"}
+    assert (found.weight is None) == (found.status == "OL")
+    assert found.weight is None or abs(found.weight) < HEAVIEST_KG
+    assert found.raw == without_controls(line)
+    # Nothing but ASCII is understood, and what is kept of a line reads the same again.
+    assert found.raw.isascii()
+    assert parse_line(found.raw.encode()) == found
+
+
+@QUIET
+@given(
+    st.sampled_from([line for line, rest in ROWS if rest != ["reject"]]),
+    st.lists(st.tuples(st.integers(0, 60), st.sampled_from([0, 1, 2, 3, 7, 9, 27, 31, 127])), max_size=6),
+)
+def test_framing_bytes_change_no_reading(line: bytes, controls: list[tuple[int, int]]) -> None:
+    noisy = line
+    for position, control in controls:
+        noisy = noisy[:position] + bytes([control]) + noisy[position:]
+    assert parse_line(noisy) == parse_line(line)
+
+
+@pytest.mark.parametrize("start", ["OL,", "OL,+", "OL,NT,", "OL", "ST,", "ST", "US,NT,+", "ST,1", "@23OL ,9"])
+@pytest.mark.parametrize("end", ["x", "_x"])
+def test_the_longest_line_of_blanks_costs_next_to_nothing(start: str, end: str) -> None:
+    # In a process that the system ends after 5 s of its processor: at 1 KiB, a pattern that tries all ways to share
+    # out blanks needs an hour, in which the reactor would stand still.
+    line = start + " " * (1024 - len(start) - len(end)) + end
+    program = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_CPU, (5, 5))\n"
+        "from gateway.wire.scale import WireError, parse_line\n"
+        "try:\n    parse_line(sys.argv[1].encode())\n"
+        "except WireError:\n    print('rejected')\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, line],
+        cwd=Path(__file__).parent.parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout.strip()) == (0, "rejected"), re.sub(r"\s+", " ", ended.stderr)
