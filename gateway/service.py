@@ -12,6 +12,7 @@ import sdnotify
 from twisted.application.service import IService, Service
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import TimeoutError as TookTooLong
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from twisted.internet.task import LoopingCall
@@ -26,8 +27,8 @@ log = Logger()
 #: Seconds that requests in flight are given at the end, of the five in all that SIGTERM allows.
 _PATIENCE: Final = 2.0
 
-#: A step of the end, and the seconds that it is given.
-Step: TypeAlias = tuple[Callable[[], Awaitable[None]], float]
+#: A step of the end: its name in the log, what it does, and the seconds that it is given.
+Step: TypeAlias = tuple[str, Callable[[], Awaitable[None]], float]
 
 
 class StartError(Exception):
@@ -188,17 +189,17 @@ class Gateway(Service):
         await gatherResults(stopped, consumeErrors=True)
         for factory in self._factories:
             factory.close()
-        await self._at_most(self._drained(), _PATIENCE)
+        await self._at_most("requests in flight", self._drained(), _PATIENCE)
         for part in reversed(self._parts):
             with _logged(f"stopping {part.name}"):
                 await _maybe(part.stopService())
-        for step, seconds in self._finish:
-            await self._at_most(Deferred.fromCoroutine(_awaited(step())), seconds)
+        for what, step, seconds in self._finish:
+            await self._at_most(what, Deferred.fromCoroutine(_awaited(step())), seconds)
         log.info("the gateway has stopped")
 
-    async def _at_most(self, work: "Deferred[None]", seconds: float) -> None:
+    async def _at_most(self, what: str, work: "Deferred[None]", seconds: float) -> None:
         work.addTimeout(seconds, self._reactor)
-        with _logged("the end of the daemon"):
+        with _logged(what):
             await work
 
 
@@ -216,6 +217,8 @@ def _logged(what: str) -> Any:
     """At the end, what fails must not keep the rest from ending."""
     try:
         yield
+    except TookTooLong:
+        log.warn("{what}: not done in time, going on", what=what)
     except Exception:
         log.failure("{what} failed", what=what)
 

@@ -217,7 +217,11 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         parts=parts,
         factories=[*scale_factories, daq],
         drained=traffic.drained,
-        finish=[(stream.close, 0.5), (writer.drain, 1.0), (close_store, 1.0)],
+        finish=[
+            ("closing WebSockets", stream.close, 0.5),
+            ("writing what waits", writer.drain, 1.0),
+            ("closing the store", close_store, 1.0),
+        ],
         observer=held,
         in_foreground=foreground,
     )

@@ -102,9 +102,7 @@ class GatewayRequest(Request):
         self.channel.leave()
 
     def _refuse(self, refusal: Refusal) -> None:
-        content = refuse(self, refusal)
-        self.setHeader(b"connection", b"close")
-        self.write(content)
+        self.write(refuse(self, refusal))
         self.finish()
 
     def _allow_origin(self) -> None:

@@ -1,6 +1,5 @@
 """Lines of scales: what each must parse to, and that nothing but a reading or a WireError ever comes out."""
 
-import re
 import subprocess
 import sys
 import unicodedata
@@ -57,8 +56,9 @@ def test_case(line: bytes, expected: list[str]) -> None:
 
 
 def test_the_cases_are_read() -> None:
-    assert len(ROWS) == 57
-    assert sum(rest == ["reject"] for _, rest in ROWS) == 28
+    # A file read as nothing would make a green suite.
+    assert len(ROWS) > 50
+    assert {rest[0] for _, rest in ROWS} == {"ST", "US", "OL", "reject"}
 
 
 @pytest.mark.parametrize(
@@ -225,24 +225,36 @@ def test_framing_bytes_change_no_reading(line: bytes, controls: list[tuple[int, 
     assert parse_line(noisy) == parse_line(line)
 
 
-@pytest.mark.parametrize("start", ["OL,", "OL,+", "OL,NT,", "OL", "ST,", "ST", "US,NT,+", "ST,1", "@23OL ,9"])
-@pytest.mark.parametrize("end", ["x", "_x"])
-def test_the_longest_line_of_blanks_costs_next_to_nothing(start: str, end: str) -> None:
-    # In a process that the system ends after 5 s of its processor: at 1 KiB, a pattern that tries all ways to share
-    # out blanks needs an hour, in which the reactor would stand still.
-    line = start + " " * (1024 - len(start) - len(end)) + end
-    program = (
-        "import resource, sys\n"
-        "resource.setrlimit(resource.RLIMIT_CPU, (5, 5))\n"
-        "from gateway.wire.scale import WireError, parse_line\n"
-        "try:\n    parse_line(sys.argv[1].encode())\n"
-        "except WireError:\n    print('rejected')\n"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", program, line],
+BLANK_LINES = [
+    start + " " * (1024 - len(start) - len(end)) + end
+    for start in ("ST,", "ST", "US,NT,+", "ST,1", "OL", "OL,", "OL,+", "OL,NT,", "OL,9", "@23OL , ")
+    for end in ("x", "_x", "")
+]
+
+PARSE_ALL = """
+import resource, sys
+from gateway.wire.scale import WireError, parse_line
+resource.setrlimit(resource.RLIMIT_CPU, (5, 6))
+for line in sys.stdin.read().split("\\n"):
+    print(repr(line[:12]), flush=True)
+    try:
+        parse_line(line.encode())
+    except WireError:
+        pass
+"""
+
+
+def test_a_long_line_of_blanks_costs_next_to_nothing() -> None:
+    # In a process of its own, which the system ends after 5 s of computing: a pattern that tries all ways to share
+    # out 1 KiB of blanks needs an hour, in which the reactor would stand still.
+    child = subprocess.run(
+        [sys.executable, "-c", PARSE_ALL],
         cwd=Path(__file__).parent.parent.parent,
+        input="\n".join(BLANK_LINES),
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (ended.returncode, ended.stdout.strip()) == (0, "rejected"), re.sub(r"\s+", " ", ended.stderr)
+    begun = child.stdout.splitlines()
+    assert child.returncode == 0, f"ended in line {len(begun)} of {len(BLANK_LINES)}: {begun[-1:]} {child.stderr}"
+    assert len(begun) == len(BLANK_LINES)

@@ -1,0 +1,127 @@
+"""The three ways to install: a wheel, an editable install, a checkout."""
+
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import Daemon, until
+
+ROOT = Path(__file__).parent.parent.parent
+
+#: Building and installing take their time on a slow machine.
+pytestmark = pytest.mark.timeout(400)
+
+
+def run(*command: str | Path, cwd: Path, **env: str) -> str:
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, capture_output=True, text=True, check=False, env={**os.environ, **env}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel of a clean copy, as a release makes it."""
+    source = tmp_path_factory.mktemp("source")
+    files = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).split("\0")
+    for name in filter(None, files):
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    folder = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, source, cwd=source)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_the_plugin_and_not_twisted(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "twisted/plugins/cynow_gateway_plugin.py" in names
+    assert [name for name in names if name.startswith("twisted/")] == ["twisted/plugins/cynow_gateway_plugin.py"]
+    assert "gateway/store/schema/sqlite/01_commits.sql" in names
+    packages = {str(path.parent.relative_to(ROOT)) for path in (ROOT / "gateway").rglob("*.py")}
+    assert {str(Path(name).parent) for name in names if name.startswith("gateway/")} >= packages
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ``bin`` of a new venv with the wheel, and what it needs from the one that runs this."""
+    folder = tmp_path_factory.mktemp("venv")
+    venv.create(folder, with_pip=True)
+    run(folder / "bin" / "python", "-m", "pip", "install", "--quiet", wheel, cwd=folder)
+    return folder / "bin"
+
+
+def test_a_whole_day_from_an_installed_wheel(installed: Path, tmp_path: Path) -> None:
+    """A scale and a machine by TCP, every endpoint, a WebSocket, SIGKILL, and nothing that was acknowledged is lost."""
+    twistd = [str(installed / "twistd"), "-n", "--pidfile=", "cynow-gateway"]
+    daemon = Daemon(tmp_path, twistd=twistd)
+    daemon.start()
+    try:
+        events = daemon.subscribe("scale/*", "machine/*", "machine/*/samples")
+        daemon.weigh(b"ST , +000053.26 _kg")
+        assert events.events(1, "reading")[0]["data"]["weight"] == 53.26
+        daemon.daq(
+            b'["name", "ShotBlast"]\0["DataUpdate", {"vib1": {"type": "VIB", "data": [1, -2]}}]\0'
+            b'["FaultDetect", {"score": 2, "threshold": 1}]\0'
+        )
+        assert events.events(1, "samples")[0]["data"] == {"vib1": {"type": "VIB", "data": [1.0, -2.0]}}
+        assert events.events(1, "anomaly")[0]["data"]["score"] == 2.0
+        acknowledged = [daemon.commit(f"CY{number}", key=f"k{number}")[1] for number in range(5)]
+        assert [body["gross_kg"] for body in acknowledged] == [53.26] * 5
+        ever = "start=2000-01-01&end=2099-12-31"
+        until(lambda: daemon.get(f"/stat/anomaly/all?{ever}")[1], "the anomaly is stored")
+        assert daemon.get("/api/scale-gateway/latest/")[1]["weight"] == 53.26
+        assert daemon.get("/sio/machineList")[1] == {"machine_list": ["/ShotBlast"]}
+        assert daemon.get("/stat/machineList")[1] == {"machine_list": ["ShotBlast"]}
+        for period in ("hour", "day", "month", "year"):
+            assert daemon.get(f"/stat/{period}?machine=ShotBlast&{ever}")[:2] == (200, [])
+        assert len(daemon.get(f"/stat/anomaly?machine=ShotBlast&{ever}")[1]) == 1
+        assert daemon.get("/healthz")[1]["ok"] is True
+        assert b"cynow_scale_readings_total" in daemon.get("/metrics")[1]
+        daemon.kill()
+        daemon.start()
+        # Asked again with its key, each commit gives its first answer.
+        assert [daemon.commit(f"CY{number}", key=f"k{number}")[1] for number in range(5)] == acknowledged
+        assert len(daemon.get(f"/stat/anomaly/all?{ever}")[1]) == 1
+        assert daemon.terminate() == 0
+    finally:
+        daemon.end()
+
+
+def test_an_editable_install_has_the_plugin(tmp_path: Path) -> None:
+    """The venv of ``make test`` is one; elsewhere this says so."""
+    twistd = Path(sys.executable).parent / "twistd"
+    out = run(twistd, "--help", cwd=tmp_path, PYTHONPATH="")
+    assert "cynow-gateway" in out
+
+
+def test_a_checkout_has_the_plugin(installed: Path, tmp_path: Path) -> None:
+    run(installed / "python", "-m", "pip", "uninstall", "--quiet", "--yes", "cynow-gateway", cwd=tmp_path)
+    assert "cynow-gateway" not in run(installed / "twistd", "--help", cwd=tmp_path)
+    out = run(installed / "twistd", "cynow-gateway", "--check", cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert "no problem" in out
+
+
+def test_the_unit_file_is_sound(tool: Callable[[str], str], tmp_path: Path) -> None:
+    verified = subprocess.run(
+        [tool("systemd-analyze"), "verify", ROOT / "etc" / "cynow-gateway.service"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert (verified.returncode, verified.stdout, verified.stderr) == (0, "", "")
+
+
+def test_the_unit_starts_what_there_is() -> None:
+    unit = (ROOT / "etc" / "cynow-gateway.service").read_text("utf-8")
+    assert "\nType=notify\n" in unit
+    assert "cynow-gateway --config" in unit

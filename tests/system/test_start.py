@@ -1,0 +1,205 @@
+"""How the daemon starts, and how it says that it cannot."""
+
+import resource
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import PATIENCE, TWISTD, Daemon, running, until
+
+
+def refused(daemon: Daemon) -> str:
+    """What a start that must fail prints: one line."""
+    done = subprocess.run(
+        [*TWISTD, "--config", str(daemon.config)], cwd=daemon.folder, capture_output=True, timeout=PATIENCE, check=False
+    )
+    assert done.returncode != 0
+    assert done.stdout == b""
+    (line,) = done.stderr.decode().splitlines()
+    assert line.startswith("cynow-gateway: ")
+    return line
+
+
+def check(daemon: Daemon) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [*TWISTD, "--config", str(daemon.config), "--check"],
+        cwd=daemon.folder,
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+@pytest.mark.parametrize("port", ["port", "daq_port", "scale_port"])
+def test_a_port_in_use(tmp_path: Path, port: str) -> None:
+    daemon = Daemon(tmp_path)
+    number = getattr(daemon, port)
+    with socket.create_server(("127.0.0.1", number)):
+        line = refused(daemon)
+    assert str(number) in line
+    assert "in use" in line
+
+
+def test_no_configuration_file(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path)
+    daemon.config.unlink()
+    assert "No such file" in refused(daemon)
+
+
+def test_an_invalid_configuration(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, server={"prot": 1}, timezone="Mars/Olympus")
+    line = refused(daemon)
+    assert "server.prot: unknown key; the nearest known key is server.port" in line
+    assert "1 more" in line
+    status, out, err = check(daemon)
+    assert (status, out) == (1, "")
+    assert [problem.partition(":")[0] for problem in err.splitlines()] == ["server.prot", "timezone"]
+
+
+def test_an_endpoint_that_is_none(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, scales={"a": {"listen": "nonsense:1"}, "b": {"connect": "tcp"}})
+    status, _, err = check(daemon)
+    assert status == 1
+    assert [problem.partition(":")[0] for problem in err.splitlines()] == ["scales.a.listen", "scales.b.connect"]
+
+
+def test_check_starts_nothing(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path)
+    with socket.create_server(("127.0.0.1", daemon.port)):
+        status, out, err = check(daemon)
+    assert (status, err) == (0, "")
+    assert "no problem" in out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cynow-gateway.yaml"]
+
+
+@pytest.mark.parametrize("section", ["data", "database", "logger"])
+def test_an_unusable_directory(tmp_path: Path, section: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    daemon = Daemon(tmp_path, **{section: {"path": "file/below"}})
+    assert f"{section}.path" in refused(daemon)
+
+
+def test_a_database_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "db").mkdir()
+    (tmp_path / "db" / "cynow-gateway.sqlite3").write_bytes(b"something else" * 100)
+    assert "cynow-gateway.sqlite3" in refused(Daemon(tmp_path))
+
+
+@pytest.mark.parametrize("section", ["data", "database"])
+def test_a_second_gateway_on_the_same_directory(tmp_path: Path, section: str) -> None:
+    (tmp_path / "first").mkdir()
+    (tmp_path / "second").mkdir()
+    shared = {section: {"path": str(tmp_path / "shared")}}
+    with running(tmp_path / "first", **shared):
+        line = refused(Daemon(tmp_path / "second", **shared))
+        assert "another gateway uses this directory" in line
+    # A killed one leaves no lock behind.
+    with running(tmp_path / "first", **shared) as daemon:
+        daemon.kill()
+        daemon.start()
+
+
+def test_an_empty_file_is_a_working_gateway(tmp_path: Path) -> None:
+    """But for its ports, which may be in use here."""
+    daemon = Daemon(tmp_path)
+    port, daq_port, scale_port = daemon.port, daemon.daq_port, daemon.scale_port
+    daemon.config.write_text(f"server: {{port: {port}, tcp_port: {daq_port}}}\n")
+    daemon.run(env={"SCALE_GATEWAY_LISTEN_HOST": "localhost", "SCALE_GATEWAY_LISTEN_PORT": str(scale_port)})
+    try:
+        until(lambda: socket.socket().connect_ex(("127.0.0.1", scale_port)) == 0, "the environment's port")
+        assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["data", "db", "log"]
+    finally:
+        daemon.end()
+
+
+def test_an_ipv6_address(tmp_path: Path) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6 loopback")
+    daemon = Daemon(tmp_path, server={"host": "::1"})
+    daemon.run()
+    try:
+        until(lambda: socket.socket(socket.AF_INET6).connect_ex(("::1", daemon.port)) == 0, "::1")
+    finally:
+        daemon.end()
+
+
+def test_the_log_goes_to_a_file_and_stderr_korean_intact(tmp_path: Path) -> None:
+    with running(tmp_path, timezone="Asia/Seoul") as daemon:
+        daemon.daq(b'["name", "\xec\x87\xbc\xed\x8a\xb8"]\0')
+        until(lambda: "쇼트" in daemon.log(), "the line")
+        log = (tmp_path / "log" / "cynow-gateway.log").read_text("utf-8")
+        assert "machine 쇼트 is connected" in log
+        assert "+09:00 [" in log
+
+
+def test_systemd_is_told(tmp_path: Path) -> None:
+    """Ready when it listens, alive as often as the watchdog asks, stopping when it does."""
+    address = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(address)
+        systemd.settimeout(PATIENCE)
+        daemon = Daemon(tmp_path)
+        daemon.start(env={"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "200000"})
+        assert systemd.recv(100) == b"READY=1"
+        assert {systemd.recv(100) for _ in range(3)} == {b"WATCHDOG=1"}
+        assert daemon.terminate() == 0
+        while (said := systemd.recv(100)) == b"WATCHDOG=1":
+            pass
+        assert said == b"STOPPING=1"
+
+
+def test_many_connections_are_allowed_for(tmp_path: Path) -> None:
+    """More than the 1,024 files that many systems give a process that does not ask."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 3000:
+        pytest.skip("this machine allows too few open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 5000), hard))
+    try:
+        with running(tmp_path) as daemon:
+            limits = Path(f"/proc/{daemon.process.pid}/limits").read_text("ascii")
+            (line,) = [line for line in limits.splitlines() if line.startswith("Max open files")]
+            assert line.split()[3] == line.split()[4]
+            connections = [daemon.scale() for _ in range(1500)]
+            connections[-1].sendall(b"ST,+00001.00 kg\r\n")
+            until(daemon.latest_is(1.0), "the last of them is heard")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_too_many_connections_are_closed_and_counted(tmp_path: Path) -> None:
+    with running(tmp_path, limits={"connections": 3}) as daemon:
+        for port, kind in ((daemon.scale_port, "scale"), (daemon.daq_port, "daq")):
+            kept = [daemon.scale(port) for _ in range(3)]
+            until(lambda kind=kind: daemon.metric("cynow_connections", kind=kind) == 3, "three")
+            assert daemon.scale(port).recv(1) == b""
+            assert daemon.metric("cynow_connections_refused_total", kind=kind) == 1
+            kept[0].close()
+
+
+def test_no_reactor_module_is_loaded_by_the_plugin() -> None:
+    """twistd must still be able to choose its reactor after reading the plugin."""
+    code = "import sys, gateway.tap; print('twisted.internet.reactor' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_firebase_is_imported_only_when_configured(tmp_path: Path) -> None:
+    code = (
+        "import sys; from gateway.tap import Options, makeService;"
+        "options = Options(); options.parseOptions([]); makeService(options);"
+        "print('firebase_admin' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.strip() == "False"
+    (tmp_path / "cred.json").write_text('{"type": "service_account", "private_key": "SECRET-KEY"}')
+    with running(tmp_path, fcm={"cred_path": "cred.json"}) as daemon:
+        until(lambda: "the FCM credentials cannot be used" in daemon.log(), "the warning")
+        assert "SECRET-KEY" not in daemon.log()
+        daemon.weigh(b"ST,+00001.00 kg")
+        until(daemon.latest_is(1.0), "everything else works")

@@ -1,0 +1,548 @@
+"""The bus: numbers, delivery, what fails and what was missed."""
+
+import json
+from array import array
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from gateway.bus import Bus, Event, parse_topic
+from gateway.clock import WallClock
+from gateway.counters import Counters
+from gateway.model import Batch, Presence, SensorBatch, Update
+
+SEOUL = ZoneInfo("Asia/Seoul")
+NOW = datetime(2025, 12, 18, 10, 11, 12, 345000, SEOUL)
+
+
+class Plant:
+    """A bus and what it counts."""
+
+    def __init__(self, **bounds: int) -> None:
+        self.counters = Counters()
+        self.bus = Bus(WallClock(SEOUL, NOW.timestamp, lambda: 0.0), self.counters, **bounds)
+
+    def counted(self, name: str, **labels: str) -> float:
+        return self.counters.registry.get_sample_value(name, labels) or 0.0
+
+    def subscriber(self, *topics: str, on_event: Callable[[Event], None] | None = None) -> "Follower":
+        follower = Follower(on_event)
+        self.bus.subscribe(follower, patterns(*topics))
+        return follower
+
+
+class Follower:
+    """A subscriber that keeps what it is given."""
+
+    def __init__(self, on_event: Callable[[Event], None] | None = None) -> None:
+        self.events: list[Event] = []
+        self._on_event = on_event
+
+    def deliver(self, event: Event) -> None:
+        self.events.append(event)
+        if self._on_event is not None:
+            self._on_event(event)
+
+    def seqs(self) -> list[int]:
+        return [event.seq for event in self.events]
+
+
+@dataclass
+class Asked:
+    """A record that counts how often its JSON form was made."""
+
+    topic: str = "machine/A"
+    event: str = "update"
+    times: list[int] = field(default_factory=list)
+
+    def payload(self) -> Mapping[str, Any]:
+        self.times.append(1)
+        return {"쇼트": 1.5}
+
+
+def patterns(*topics: str) -> frozenset[tuple[str, ...]]:
+    return frozenset(map(parse_topic, topics))
+
+
+def machine(name: str) -> Presence:
+    return Presence("machine", name, connected=True)
+
+
+def scale(name: str) -> Presence:
+    return Presence("scale", name, connected=True)
+
+
+def samples(count: int) -> Batch:
+    return Batch("A", {"s": SensorBatch("VIB", array("d", bytes(8 * count)))}, NOW)
+
+
+def seqs(events: list[Event] | None) -> list[int] | None:
+    return None if events is None else [event.seq for event in events]
+
+
+# -- topics
+
+
+@pytest.mark.parametrize(
+    ("text", "segments"),
+    [
+        ("scale/default", ("scale", "default")),
+        ("scale/*", ("scale", "*")),
+        ("machine/쇼트 블라스트", ("machine", "쇼트 블라스트")),
+        ("machine/*", ("machine", "*")),
+        ("machine/A/samples", ("machine", "A", "samples")),
+        ("machine/*/samples", ("machine", "*", "samples")),
+        ("machine/A/*", ("machine", "A", "*")),
+        ("machine/samples", ("machine", "samples")),
+        ("*/*", ("*", "*")),
+        ("*/A", ("*", "A")),
+        ("*/*/*", ("*", "*", "*")),
+        ("*/A/samples", ("*", "A", "samples")),
+    ],
+)
+def test_topics(text: str, segments: tuple[str, ...]) -> None:
+    assert parse_topic(text) == segments
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "*",
+        "scale",
+        "scale/",
+        "/default",
+        "/scale/default",
+        "scale/default/",
+        "scale//default",
+        "scale/a/samples",
+        "scale/*/*",
+        "machine/A/update",
+        "machine/A/samples/x",
+        "machine/A/",
+        "machine/..",
+        "machine/.",
+        "machine/A*",
+        "machine/**",
+        "machines/A",
+        "SCALE/default",
+        "scal*/default",
+        "machine/a\0",
+        "machine/" + "a" * 65,
+        "*/*/*/*",
+        "machine\\A",
+    ],
+)
+def test_no_topics(text: str) -> None:
+    with pytest.raises(ValueError, match="a topic is"):
+        parse_topic(text)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matches"),
+    [
+        ("machine/A", {"machine/A"}),
+        ("machine/*", {"machine/A", "machine/B"}),
+        ("*/A", {"machine/A", "scale/A"}),
+        ("*/*", {"machine/A", "machine/B", "scale/A"}),
+        ("scale/*", {"scale/A"}),
+        # A segment is never two: samples are asked for by name, or by a star of their own.
+        ("machine/A/samples", {"machine/A/samples"}),
+        ("machine/*/samples", {"machine/A/samples"}),
+        ("machine/A/*", {"machine/A/samples"}),
+        ("*/*/*", {"machine/A/samples"}),
+        ("machine/a", set()),
+    ],
+)
+def test_what_a_pattern_matches(pattern: str, matches: set[str]) -> None:
+    plant = Plant()
+    follower = plant.subscriber(pattern)
+    for record in (machine("A"), machine("B"), scale("A"), samples(1)):
+        plant.bus.publish(record)
+    assert {event.topic for event in follower.events} == matches
+    # What was missed is chosen by the same rule.
+    missed = plant.bus.missed(0, patterns(pattern))
+    assert missed == follower.events
+
+
+# -- numbers
+
+
+def test_seq_rises_by_one_an_event_whoever_listens() -> None:
+    plant = Plant()
+    follower = plant.subscriber("machine/A")
+    for name in ("A", "B", "A", "B", "A"):
+        plant.bus.publish(machine(name))
+    assert follower.seqs() == [1, 3, 5]
+    assert plant.bus.seq == 5
+    assert plant.counted("cynow_events_total") == 5
+
+
+def test_numbers_go_on_from_where_they_are_told_to() -> None:
+    plant = Plant()
+    given: list[int] = []
+    plant.bus.number_from(5001, given.append)
+    follower = plant.subscriber("*/*")
+    plant.bus.publish(machine("A"))
+    plant.bus.publish(scale("A"))
+    assert follower.seqs() == given == [5001, 5002]
+
+
+def test_a_number_is_watched_before_anybody_sees_it() -> None:
+    plant = Plant()
+    order: list[str] = []
+    plant.bus.number_from(1, lambda seq: order.append(f"watched {seq}"))
+    plant.bus.attach(Presence, "test", lambda record: order.append("sink"))
+    plant.subscriber("*/*", on_event=lambda event: order.append("subscriber"))
+    plant.bus.publish(machine("A"))
+    assert order == ["watched 1", "sink", "subscriber"]
+
+
+def test_an_event_as_json() -> None:
+    plant = Plant()
+    follower = plant.subscriber("*/*")
+    minute_end = datetime(2025, 12, 18, 10, 12, tzinfo=SEOUL)
+    plant.bus.publish(Update("ShotBlast", "진동1", 0.5, minute_end))
+    assert json.loads(follower.events[0].text()) == {
+        "type": "event",
+        "seq": 1,
+        "topic": "machine/ShotBlast",
+        "event": "update",
+        "data": {"sensor_name": "진동1", "data": 0.5, "time": "2025-12-18 10:12:00.000000"},
+        "time": "2025-12-18T10:11:12.345+09:00",
+    }
+
+
+def test_an_event_is_encoded_once_however_many_ask() -> None:
+    plant = Plant()
+    texts: list[bytes] = []
+    for _ in range(3):
+        plant.subscriber("machine/A", on_event=lambda event: texts.append(event.text()))
+    record = Asked()
+    plant.bus.publish(record)
+    missed = plant.bus.missed(0, patterns("machine/*"))
+    assert missed is not None
+    texts += [event.text() for event in missed]
+    assert len(texts) == 4
+    assert len(set(map(id, texts))) == 1
+    assert len(record.times) == 1
+    assert json.loads(texts[0])["data"] == {"쇼트": 1.5}
+
+
+def test_an_event_that_nobody_asks_for_is_not_encoded() -> None:
+    plant = Plant()
+    plant.subscriber("machine/A")
+    plant.subscriber("machine/B", on_event=lambda event: event.text() and None)
+    record = Asked()
+    plant.bus.publish(record)
+    assert record.times == []
+
+
+# -- delivery
+
+
+def test_overlapping_patterns_deliver_once() -> None:
+    plant = Plant()
+    follower = plant.subscriber("machine/A", "machine/*", "*/A", "*/*")
+    plant.bus.subscribe(follower, patterns("machine/A", "scale/A"))
+    plant.bus.publish(machine("A"))
+    plant.bus.publish(scale("A"))
+    assert follower.seqs() == [1, 2]
+    plant.bus.unsubscribe(follower, patterns("machine/A", "*/*", "*/A"))
+    plant.bus.publish(machine("A"))
+    assert follower.seqs() == [1, 2, 3], "machine/* is left"
+
+
+def test_patterns_of_a_subscriber() -> None:
+    plant = Plant()
+    follower = plant.subscriber("machine/A")
+    plant.bus.subscribe(follower, patterns("machine/B", "machine/A"))
+    assert plant.bus.patterns_of(follower) == patterns("machine/A", "machine/B")
+    # What it never followed is no error.
+    plant.bus.unsubscribe(follower, patterns("machine/A", "scale/*"))
+    assert plant.bus.patterns_of(follower) == patterns("machine/B")
+    plant.bus.unsubscribe(follower)
+    assert plant.bus.patterns_of(follower) == frozenset()
+    plant.bus.unsubscribe(follower)
+    plant.bus.publish(machine("B"))
+    assert follower.events == []
+
+
+def test_subscribers_are_counted() -> None:
+    plant = Plant()
+    one, two = plant.subscriber("machine/A"), plant.subscriber("machine/A", "*/*")
+    assert plant.counted("cynow_subscribers") == 2
+    plant.bus.unsubscribe(one, patterns("machine/A"))
+    assert plant.counted("cynow_subscribers") == 1
+    plant.bus.unsubscribe(two)
+    assert plant.counted("cynow_subscribers") == 0
+
+
+def test_a_sink_gets_its_type_only_and_before_subscribers() -> None:
+    plant = Plant()
+    order: list[str] = []
+    plant.subscriber("*/*", on_event=lambda event: order.append("subscriber"))
+    plant.bus.attach(Presence, "first", lambda record: order.append("first"))
+    plant.bus.attach(Update, "other", lambda record: order.append("other"))
+    plant.bus.attach(Presence, "second", lambda record: order.append("second"))
+    plant.bus.publish(machine("A"))
+    assert order == ["first", "second", "subscriber"]
+
+
+def test_a_failing_sink_stops_nobody_and_is_counted() -> None:
+    plant = Plant()
+    seen: list[Presence] = []
+
+    def fail(record: Presence) -> None:
+        raise RuntimeError("on purpose")
+
+    plant.bus.attach(Presence, "before", seen.append)
+    plant.bus.attach(Presence, "broken", fail)
+    plant.bus.attach(Presence, "after", seen.append)
+    follower = plant.subscriber("*/*")
+    for _ in range(3):
+        plant.bus.publish(machine("A"))
+    assert len(seen) == 6
+    assert follower.seqs() == [1, 2, 3]
+    assert plant.counted("cynow_sink_failures_total", sink="broken") == 3
+    assert plant.counted("cynow_sink_failures_total", sink="after") == 0
+    assert seqs(plant.bus.missed(0, patterns("*/*"))) == [1, 2, 3]
+
+
+def test_a_failing_subscriber_stops_nobody_and_is_counted() -> None:
+    plant = Plant()
+
+    def fail(event: Event) -> None:
+        raise RuntimeError("on purpose")
+
+    before = plant.subscriber("machine/A")
+    broken = plant.subscriber("machine/A", on_event=fail)
+    after = plant.subscriber("machine/A")
+    on_a_star = plant.subscriber("machine/*")
+    plant.bus.publish(machine("A"))
+    plant.bus.publish(machine("A"))
+    for follower in (before, broken, after, on_a_star):
+        assert follower.seqs() == [1, 2]
+    assert plant.counted("cynow_sink_failures_total", sink="subscriber") == 2
+    assert seqs(plant.bus.missed(0, patterns("*/*"))) == [1, 2]
+
+
+def test_a_record_that_has_no_json_form_stops_nobody() -> None:
+    plant = Plant()
+
+    class Broken(Asked):
+        def payload(self) -> Mapping[str, Any]:
+            return {"data": object()}
+
+    texts: list[bytes] = []
+    plant.subscriber("machine/A", on_event=lambda event: texts.append(event.text()))
+    plant.bus.publish(Broken())
+    plant.bus.publish(Asked())
+    assert [json.loads(text)["seq"] for text in texts] == [2]
+    assert plant.counted("cynow_sink_failures_total", sink="subscriber") == 1
+
+
+def test_what_a_sink_publishes_comes_after_for_everybody() -> None:
+    plant = Plant()
+    first: list[str] = []
+    second: list[str] = []
+
+    def answer(record: Presence) -> None:
+        first.append(record.topic)
+        if record.source == "scale":
+            plant.bus.publish(machine("A"))
+            plant.bus.publish(machine("B"))
+
+    plant.bus.attach(Presence, "first", answer)
+    plant.bus.attach(Presence, "second", lambda record: second.append(record.topic))
+    follower = plant.subscriber("*/*")
+    plant.bus.publish(scale("x"))
+    plant.bus.publish(scale("y"))
+    order = ["scale/x", "machine/A", "machine/B", "scale/y", "machine/A", "machine/B"]
+    assert first == second == [event.topic for event in follower.events] == order
+    assert follower.seqs() == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_a_subscriber_publishes_comes_after_for_everybody() -> None:
+    plant = Plant()
+
+    def answer(event: Event) -> None:
+        if event.topic == "scale/x":
+            plant.bus.publish(machine("A"))
+
+    answering = plant.subscriber("*/*", on_event=answer)
+    other = plant.subscriber("*/*")
+    plant.bus.publish(scale("x"))
+    assert answering.seqs() == other.seqs() == [1, 2]
+    assert [event.topic for event in other.events] == ["scale/x", "machine/A"]
+
+
+def test_publishing_goes_on_after_a_sink_that_published_and_failed() -> None:
+    plant = Plant()
+
+    def fail(record: Presence) -> None:
+        if record.source == "scale":
+            plant.bus.publish(machine("A"))
+            raise RuntimeError("on purpose")
+
+    plant.bus.attach(Presence, "broken", fail)
+    follower = plant.subscriber("*/*")
+    plant.bus.publish(scale("x"))
+    plant.bus.publish(scale("y"))
+    assert [event.topic for event in follower.events] == ["scale/x", "machine/A", "scale/y", "machine/A"]
+
+
+def test_unsubscribing_oneself_during_delivery() -> None:
+    plant = Plant()
+    before = plant.subscriber("machine/A")
+    leaving = plant.subscriber("machine/A", "*/*", on_event=lambda event: plant.bus.unsubscribe(leaving))
+    after = plant.subscriber("machine/A")
+    plant.bus.publish(machine("A"))
+    plant.bus.publish(machine("A"))
+    assert leaving.seqs() == [1], "not a second time through its other pattern"
+    assert before.seqs() == after.seqs() == [1, 2]
+
+
+def test_unsubscribing_all_during_delivery() -> None:
+    plant = Plant()
+    followers: list[Follower] = []
+
+    def clear(event: Event) -> None:
+        for follower in followers:
+            plant.bus.unsubscribe(follower)
+
+    followers += [plant.subscriber("machine/A", "*/*", on_event=clear) for _ in range(3)]
+    plant.bus.publish(machine("A"))
+    plant.bus.publish(machine("A"))
+    # Whether those behind the first still get the event that is going round is open; that it ends is not.
+    assert followers[0].seqs() == [1]
+    assert all(set(follower.seqs()) <= {1} and len(follower.events) <= 1 for follower in followers)
+    assert plant.counted("cynow_sink_failures_total", sink="subscriber") == 0
+
+
+def test_subscribing_during_delivery() -> None:
+    plant = Plant()
+    newcomer = Follower()
+
+    def invite(event: Event) -> None:
+        plant.bus.subscribe(newcomer, patterns("machine/A", "machine/*", "*/*"))
+
+    inviting = plant.subscriber("machine/A", on_event=invite)
+    after = plant.subscriber("machine/A")
+    plant.bus.publish(machine("A"))
+    plant.bus.publish(machine("A"))
+    assert inviting.seqs() == after.seqs() == [1, 2]
+    assert newcomer.seqs() in ([2], [1, 2]), "the next event at the latest, and none twice"
+    assert plant.counted("cynow_sink_failures_total", sink="subscriber") == 0
+
+
+# -- what was missed
+
+
+def test_what_was_missed_comes_in_order() -> None:
+    plant = Plant()
+    for name in ("A", "B", "A", "C", "A"):
+        plant.bus.publish(machine(name))
+        plant.bus.publish(samples(1))
+    missed = plant.bus.missed(1, patterns("machine/A", "machine/B", "machine/*/samples"))
+    assert missed is not None
+    assert [(event.seq, event.topic) for event in missed] == [
+        (2, "machine/A/samples"),
+        (3, "machine/B"),
+        (4, "machine/A/samples"),
+        (5, "machine/A"),
+        (6, "machine/A/samples"),
+        (8, "machine/A/samples"),
+        (9, "machine/A"),
+        (10, "machine/A/samples"),
+    ]
+    assert seqs(plant.bus.missed(9, patterns("machine/A"))) == []
+    assert seqs(plant.bus.missed(10, patterns("*/*"))) == []
+    assert seqs(plant.bus.missed(0, patterns("scale/*"))) == []
+
+
+@pytest.mark.parametrize("since", [-1, 4, 1_000_000])
+def test_numbers_that_never_were(since: int) -> None:
+    plant = Plant()
+    for _ in range(3):
+        plant.bus.publish(machine("A"))
+    assert plant.bus.missed(since, patterns("*/*")) is None
+
+
+def test_nothing_was_published_yet() -> None:
+    plant = Plant()
+    assert plant.bus.missed(0, patterns("*/*")) == []
+    assert plant.bus.missed(1, patterns("*/*")) is None
+
+
+def test_events_from_before_a_restart_are_not_held() -> None:
+    plant = Plant()
+    plant.bus.number_from(5001, lambda seq: None)
+    assert plant.bus.missed(4000, patterns("*/*")) is None
+    plant.bus.publish(machine("A"))
+    assert plant.bus.missed(4000, patterns("*/*")) is None
+    assert plant.bus.missed(4999, patterns("*/*")) is None
+    assert seqs(plant.bus.missed(5000, patterns("*/*"))) == [5001]
+
+
+def test_the_backlog_is_bounded_by_count() -> None:
+    plant = Plant(backlog_events=1000)
+    for _ in range(1500):
+        plant.bus.publish(machine("A"))
+    assert plant.bus.missed(499, patterns("*/*")) is None
+    assert seqs(plant.bus.missed(500, patterns("*/*"))) == list(range(501, 1501))
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+def test_the_last_thousand_small_events_are_held_by_default(encoded: bool) -> None:
+    plant = Plant()
+    if encoded:
+        plant.subscriber("*/*", on_event=lambda event: event.text() and None)
+    for number in range(3000):
+        plant.bus.publish(Update(f"machine {number}", "sensor", 0.5, NOW))
+    assert seqs(plant.bus.missed(2000, patterns("*/*"))) == list(range(2001, 3001))
+
+
+def test_the_backlog_is_bounded_by_bytes() -> None:
+    plant = Plant(backlog_bytes=1_000_000)
+    for _ in range(100):
+        plant.bus.publish(samples(5000))  # 40 000 bytes and a little
+    held = [since for since in range(101) if plant.bus.missed(since, patterns("*/*/*")) is not None]
+    assert held == list(range(held[0], 101)), "the oldest go first"
+    assert 20 <= 100 - held[0] <= 25
+
+
+def test_large_events_make_room_for_small_ones_again() -> None:
+    plant = Plant(backlog_bytes=1_000_000)
+    for _ in range(10):
+        plant.bus.publish(samples(50_000))
+    for _ in range(1000):
+        plant.bus.publish(machine("A"))
+    assert seqs(plant.bus.missed(10, patterns("machine/A"))) == list(range(11, 1011))
+    assert plant.bus.missed(8, patterns("*/*")) is None
+
+
+def test_an_event_larger_than_the_whole_backlog_is_the_only_one_held() -> None:
+    plant = Plant(backlog_bytes=1000)
+    plant.bus.publish(machine("A"))
+    plant.bus.publish(samples(5000))
+    assert plant.bus.missed(0, patterns("*/*/*")) is None
+    assert seqs(plant.bus.missed(1, patterns("*/*/*"))) == [2]
+
+
+def test_encoded_text_counts_as_held() -> None:
+    @dataclass
+    class Wordy(Asked):
+        def payload(self) -> Mapping[str, Any]:
+            return {"words": "x" * 100_000}
+
+    plant = Plant(backlog_bytes=1_000_000)
+    plant.subscriber("machine/A", on_event=lambda event: event.text() and None)
+    for _ in range(50):
+        plant.bus.publish(Wordy())
+    assert plant.bus.missed(39, patterns("*/*")) is None
+    assert seqs(plant.bus.missed(49, patterns("*/*"))) == [50]

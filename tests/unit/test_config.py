@@ -1,0 +1,510 @@
+"""The configuration: what loads, and that every problem is said at once, with its key."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.testing import MemoryReactorClock
+
+from gateway.config import ENVIRONMENT, ConfigError, ScaleLine, Settings, load, tcp_endpoint
+
+ROOT = Path(__file__).parent.parent.parent
+SHIPPED = ROOT / "etc" / "cynow-gateway.yaml"
+
+#: A value of every key that is not its default, as it is written and as it is read.
+OTHER: dict[str, tuple[Any, Any]] = {
+    "server.host": ("0.0.0.0", "0.0.0.0"),
+    "server.port": (8888, 8888),
+    "server.tcp_port": (8889, 8889),
+    "server.cors_origins": (["https://plant.example"], ("https://plant.example",)),
+    "scale.host": ("::1", "::1"),
+    "scale.port": (0, 0),
+    "scale.id": ("저울 1", "저울 1"),
+    "scale.idle_timeout_sec": (2.5, 2.5),
+    "scale.commit_max_age_sec": (60, 60.0),
+    "fcm.cred_path": ("/etc/fcm.json", "/etc/fcm.json"),
+    "fcm.timeout": (0, 0.0),
+    "logger.path": ("/var/log/cynow", "/var/log/cynow"),
+    "logger.level": ("WARN", "warn"),
+    "logger.keep_days": (7, 7),
+    "stat": ({"RPM": "abs", "Temp": "ABS"}, {"rpm": "ABS", "temp": "ABS"}),
+    "database.path": ("/srv/db", "/srv/db"),
+    "data.path": ("/srv/data", "/srv/data"),
+    "daq.max_frame_bytes": (1000, 1000),
+    "daq.max_machines": (1, 1),
+    "daq.max_sensors": (2, 2),
+    "limits.connections": (3, 3),
+    "limits.subscribers": (4, 4),
+    "limits.subscriber_bytes": (5, 5),
+    "limits.backlog_events": (1000, 1000),
+    "limits.backlog_bytes": (6, 6),
+    "limits.body_bytes": (7, 7),
+    "timezone": ("Asia/Seoul", "Asia/Seoul"),
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "gateway.yaml"
+
+
+def read(file: Path, text: str | bytes, **environment: str) -> Settings:
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load(file, environment)
+
+
+def problems(file: Path, text: str | bytes, **environment: str) -> dict[str, str]:
+    """What is wrong, by its key."""
+    with pytest.raises(ConfigError) as caught:
+        read(file, text, **environment)
+    found = caught.value.problems
+    assert str(caught.value) == "; ".join(map(str, found))
+    assert len({problem.key for problem in found}) == len(found)
+    assert all(str(problem).startswith(problem.key) and "\n" not in str(problem) for problem in found)
+    return {problem.key: problem.message for problem in found}
+
+
+def keys_of(model: type[BaseModel]) -> list[str]:
+    """Every key of every section."""
+    keys = []
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            keys += [f"{name}.{key}" for key in info.annotation.model_fields]
+        else:
+            keys.append(name)
+    return keys
+
+
+def value_of(settings: Settings, key: str) -> Any:
+    value: Any = settings
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+# -- what loads
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# nothing\n", "---\n", "{}", "server:\nscale:\nstat:\ntimezone:\n", "null"])
+def test_an_empty_file_is_all_defaults(file: Path, text: str) -> None:
+    assert read(file, text) == load(None, {}) == Settings()
+
+
+def test_defaults_are_the_contracts() -> None:
+    settings = load(None, {})
+    assert (settings.server.host, settings.server.port, settings.server.tcp_port) == ("127.0.0.1", 8080, 8082)
+    assert settings.server.cors_origins == ()
+    assert settings.scale.host is None
+    assert (settings.scale.port, settings.scale.id, settings.scale.idle_timeout_sec) == (4001, "default", 10)
+    assert settings.scale.commit_max_age_sec is None
+    assert (settings.fcm.cred_path, settings.fcm.timeout) == (None, 120)
+    assert (settings.logger.path, settings.database.path, settings.data.path) == ("log", "db", "data")
+    assert settings.stat == {"vib": "ABS", "temp": "REAL"}
+    assert settings.daq.max_frame_bytes == 16 * 1024 * 1024
+    assert settings.limits.subscriber_bytes == 1024 * 1024
+    assert settings.timezone is None
+
+
+def test_the_table_of_other_values_is_whole() -> None:
+    # The database's URL is reserved, and scales have tests of their own.
+    assert set(OTHER) == set(keys_of(Settings)) - {"database.url", "scales"}
+
+
+@pytest.mark.parametrize("case", [str.lower, str.upper, str.title])
+@pytest.mark.parametrize("key", OTHER)
+def test_every_key_in_any_case(file: Path, key: str, case: Any) -> None:
+    given, expected = OTHER[key]
+    tree: Any = given
+    for part in reversed(key.split(".")):
+        tree = {case(part): tree}
+    settings = read(file, yaml.safe_dump(tree, allow_unicode=True))
+    assert value_of(settings, key) == expected != value_of(Settings(), key)
+    others = [other for other in keys_of(Settings) if other != key]
+    assert [value_of(settings, other) for other in others] == [value_of(Settings(), other) for other in others]
+
+
+def test_the_monitoring_servers_own_file(file: Path) -> None:
+    settings = read(
+        file,
+        """
+SERVER:
+  HOST: 0.0.0.0
+  PORT: 8080
+  TCP_PORT: 8082
+FCM:
+  CRED_PATH: resources/serviceAccountKey.json
+  TIMEOUT: 60
+LOGGER:
+  PATH: log
+STAT:
+  VIB: ABS
+  TEMP: REAL
+DATABASE:
+  PATH: db
+DATA:
+  PATH: data
+""",
+    )
+    assert settings.server.host == "0.0.0.0"
+    assert settings.fcm.cred_path == "resources/serviceAccountKey.json"
+    assert settings.fcm.timeout == 60
+    assert settings.stat == {"vib": "ABS", "temp": "REAL"}
+    assert settings.model_copy(update={"server": Settings().server, "fcm": Settings().fcm}) == Settings()
+
+
+def test_the_shipped_file_is_the_defaults_key_for_key() -> None:
+    tree = yaml.safe_load(SHIPPED.read_text("utf-8"))
+    defaults = Settings().model_dump(mode="json")
+    tree["stat"] = {kind.lower(): mode for kind, mode in tree["stat"].items()}
+    assert list(tree) == list(defaults), "every section, in the order of the code"
+    for section, value in defaults.items():
+        assert tree[section] == value
+        if isinstance(value, dict) and section != "stat":
+            assert list(tree[section]) == list(value)
+    assert load(SHIPPED, {}) == Settings()
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(file: Path) -> None:
+    assert read(file, b"\xef\xbb\xbfserver: {port: 9}").server.port == 9
+
+
+def test_korean_values(file: Path) -> None:
+    assert read(file, "data: {path: 데이터}").data.path == "데이터"
+
+
+# -- what does not
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(ConfigError) as caught:
+            load(path, {})
+        (problem,) = caught.value.problems
+        assert problem.key == ""
+        assert str(problem).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfes\x00", "server: {host: 서버}".encode("cp949"), b"data: \x80"])
+def test_not_utf_8(file: Path, text: bytes) -> None:
+    assert problems(file, text) == {"": f"{file}: not UTF-8"}
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("server:\n  port: 1\n tcp_port: 2\n", 3),
+        ("server: {port: 1\nscale: {}\n", 2),
+        ("a: b: c\n", 1),
+        ("server:\n\tport: 1\n", 2),
+        ('server:\n  host: "x\n', 3),
+        ("server: *nobody\n", 1),
+        ("\n\nserver: !!python/object:os.system {}\n", 3),
+    ],
+)
+def test_broken_yaml_names_the_line(file: Path, text: str, line: int) -> None:
+    (message,) = problems(file, text).values()
+    assert message.startswith(f"{file}, line {line}: ")
+
+
+@pytest.mark.parametrize("text", ["- a", "text", "5", "[]", "? [a]\n: 1", "a: \x01"])
+def test_no_mapping(file: Path, text: str) -> None:
+    (message,) = problems(file, text).values()
+    assert message.startswith(f"{file}: ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # YAML takes these for a date and for numbers, and Python's constructors of them raise a ValueError.
+        "scale: {id: 2025-99-99}",
+        "server: {port: 0x_}",
+        "server: {port: !!int abc}",
+        "fcm: {timeout: !!float abc}",
+        # Deeper than Python can go.
+        "server: " + "[" * 3000,
+    ],
+    ids=["date", "hexadecimal", "int", "float", "deep"],
+)
+def test_yaml_that_the_library_stumbles_over(file: Path, text: str) -> None:
+    assert problems(file, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "nearest"),
+    [
+        ("servr: {}", "servr", "server"),
+        ("Skale: {}", "skale", "scale"),
+        ("time_zone: UTC", "time_zone", "timezone"),
+        ("server: {prot: 1}", "server.prot", "server.port"),
+        ("SERVER: {TCPPORT: 1}", "server.tcpport", "server.tcp_port"),
+        ("scale: {idle_timeout: 1}", "scale.idle_timeout", "scale.idle_timeout_sec"),
+        ("scales: {dock-1: {lisen: x}}", "scales.dock-1.lisen", "scales.dock-1.listen"),
+        ("scales: {listen: {baud_rate: 1, listen: x}}", "scales.listen.baud_rate", "scales.listen.baudrate"),
+        ("limits: {backlog_event: 1000}", "limits.backlog_event", "limits.backlog_events"),
+        # A key that stands outside of its section.
+        ("tcp_port: 1", "tcp_port", "server.tcp_port"),
+        ("max_frame_bytes: 1", "max_frame_bytes", "daq.max_frame_bytes"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(file: Path, text: str, key: str, nearest: str) -> None:
+    assert problems(file, text)[key] == f"unknown key; the nearest known key is {nearest}"
+
+
+def test_any_unknown_key_names_some_key(file: Path) -> None:
+    found = problems(file, 'zzz: 1\n"": 2\n7: 3\ntrue: 4\nserver: {"": 1, ☃: 2}')
+    assert set(found) == {"zzz", "", "7", "true", "server.", "server.☃"}
+    known = {name for name in keys_of(Settings)} | set(Settings.model_fields)
+    for message in found.values():
+        assert message.removeprefix("unknown key; the nearest known key is ") in known
+
+
+def test_every_problem_at_once(file: Path) -> None:
+    found = problems(
+        file,
+        """
+server: {port: 70000, tcp_port: x, prot: 1}
+scale: {id: a/b, idle_timeout_sec: 0}
+scales: {bad/id: {listen: x}, none: {}, bench: {serial: /dev/ttyS0, bytesize: 9, parity: Q}}
+fcm: {timeout: -1}
+logger: {level: loud, keep_days: 0}
+stat: {VIB: MEAN}
+daq: 5
+limits: {backlog_events: 999, body_bytes: .nan}
+timezone: Mars/Olympus
+servr: {}
+""",
+    )
+    assert set(found) == {
+        *("server.port", "server.tcp_port", "server.prot", "scale.id", "scale.idle_timeout_sec"),
+        *("scales.bad/id", "scales.none", "scales.bench.bytesize", "scales.bench.parity"),
+        *("fcm.timeout", "logger.level", "logger.keep_days", "stat.vib", "daq"),
+        *("limits.backlog_events", "limits.body_bytes", "timezone", "servr"),
+    }
+    assert "70000" in found["server.port"]
+    assert "'Mars/Olympus'" in found["timezone"]
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("server: {port: -1}", "server.port"),
+        ("server: {port: 65536}", "server.port"),
+        ("server: {port: 80.5}", "server.port"),
+        ("server: {port: []}", "server.port"),
+        ("server: {host: 5}", "server.host"),
+        ("server: {cors_origins: https://plant.example}", "server.cors_origins"),
+        ("server: []", "server"),
+        ("server: yes", "server"),
+        ("scale: {idle_timeout_sec: .inf}", "scale.idle_timeout_sec"),
+        ("scale: {idle_timeout_sec: .nan}", "scale.idle_timeout_sec"),
+        ("scale: {idle_timeout_sec: 10s}", "scale.idle_timeout_sec"),
+        ("scale: {commit_max_age_sec: 0}", "scale.commit_max_age_sec"),
+        ("scale: {id: ''}", "scale.id"),
+        ("scale: {id: ..}", "scale.id"),
+        (f"scale: {{id: {'a' * 51}}}", "scale.id"),
+        ("timezone: ''", "timezone"),
+        ("timezone: Asia", "timezone"),
+        ("timezone: ../../etc/localtime", "timezone"),
+        ("timezone: /etc/localtime", "timezone"),
+        ('timezone: "a\\0"', "timezone"),
+        ("timezone: 9", "timezone"),
+        ("daq: {max_frame_bytes: 0}", "daq.max_frame_bytes"),
+        ("stat: [VIB]", "stat"),
+        ("scales: [x]", "scales"),
+    ],
+)
+def test_wrong_values(file: Path, text: str, key: str) -> None:
+    assert set(problems(file, text)) == {key}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("server: {port: 1}\nserver: {port: 2}\n", "line 2: the key server stands twice"),
+        ("server:\n  port: 1\n  port: 2\n", "line 3: the key port stands twice"),
+        ("scales:\n  a: {listen: x}\n  a: {listen: y}\n", "line 3: the key a stands twice"),
+    ],
+)
+def test_a_key_that_stands_twice(file: Path, text: str, said: str) -> None:
+    (message,) = problems(file, text).values()
+    assert message == f"{file}, {said}"
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("server: {port: 1}\nSERVER: {port: 2}\n", "server"),
+        ("server: {port: 1, Port: 2}", "server.port"),
+        ("scales: {a: {listen: x, LISTEN: y}}", "scales.a.listen"),
+        ("stat: {VIB: ABS, vib: REAL}", "stat.vib"),
+    ],
+)
+def test_a_key_that_stands_twice_in_two_cases(file: Path, text: str, key: str) -> None:
+    assert "twice" in problems(file, text)[key]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'database: {url: "postgresql://cynow:s3cret@db.example/cynow"}',
+        'DATABASE: {URL: "postgresql://cynow:s3cret@db.example/cynow"}',
+        'database: {url: ["postgresql://cynow:s3cret@db.example/cynow"]}',
+        'database: {url: {"postgresql://cynow:s3cret@db.example/cynow": 1}}',
+        'database: {urll: "postgresql://cynow:s3cret@db.example/cynow"}',
+        'database_url: "postgresql://cynow:s3cret@db.example/cynow"',
+        # The URL where the section should stand.
+        'database: "postgresql://cynow:s3cret@db.example/cynow"',
+        'DATABASE: ["postgresql://cynow:s3cret@db.example/cynow"]',
+        "database: {url: postgresql://cynow:s3cret@db.example/cynow: x}",
+    ],
+)
+def test_a_password_is_never_repeated(file: Path, text: str) -> None:
+    for message in problems(file, text).values():
+        assert "s3cret" not in message
+
+
+# -- the environment
+
+
+def test_the_environment_overrides_the_file(file: Path) -> None:
+    settings = read(
+        file,
+        "SCALE: {HOST: 10.0.0.1, PORT: 1, IDLE_TIMEOUT_SEC: 2, ID: x}",
+        SCALE_GATEWAY_LISTEN_HOST="0.0.0.0",
+        SCALE_GATEWAY_LISTEN_PORT="4002",
+        SCALE_GATEWAY_IDLE_TIMEOUT_SEC="7.5",
+    )
+    assert settings.scale.model_dump() == {
+        "host": "0.0.0.0",
+        "port": 4002,
+        "id": "x",
+        "idle_timeout_sec": 7.5,
+        "commit_max_age_sec": None,
+    }
+
+
+def test_the_environment_alone() -> None:
+    settings = load(None, {"SCALE_GATEWAY_LISTEN_PORT": "4002", "PORT": "1", "SCALE_GATEWAY_LISTEN_HOST": ""})
+    assert settings.scale.port == 4002
+    assert settings.scale.host is None, "an empty variable is an absent one"
+    assert settings.server == Settings().server
+
+
+def test_the_environment_puts_a_wrong_file_right(file: Path) -> None:
+    assert read(file, "scale: {port: x}", SCALE_GATEWAY_LISTEN_PORT="4002").scale.port == 4002
+    assert read(file, "scale:\n", SCALE_GATEWAY_LISTEN_PORT="4002").scale.port == 4002
+
+
+@pytest.mark.parametrize("variable", ["SCALE_GATEWAY_LISTEN_PORT", "SCALE_GATEWAY_IDLE_TIMEOUT_SEC"])
+def test_a_wrong_variable_is_named(file: Path, variable: str) -> None:
+    section, key = ENVIRONMENT[variable]
+    for text in ("abc", "-1", "1e999"):
+        found = problems(file, "", **{variable: text})
+        assert set(found) == {f"{section}.{key}"}
+        message = found[f"{section}.{key}"]
+        assert message.endswith(f", set by {variable}")
+        assert text in message
+
+
+def test_a_wrong_section_is_said_whatever_the_environment(file: Path) -> None:
+    assert set(problems(file, "scale: 5", SCALE_GATEWAY_LISTEN_PORT="4002")) == {"scale"}
+
+
+# -- scales
+
+
+def test_scales_of_every_kind(file: Path) -> None:
+    settings = read(
+        file,
+        """
+SCALES:
+  dock-1: {listen: "tcp:4001"}
+  Dock 2: {CONNECT: "tcp:127.0.0.1:4002", idle_timeout_sec: 3}
+  저울: {serial: /dev/ttyUSB0, baudrate: 9600, bytesize: 8, parity: n, stopbits: 2, commit_max_age_sec: 5}
+  7: {listen: "tcp:4003"}
+""",
+    )
+    assert settings.scales == {
+        "dock-1": ScaleLine(listen="tcp:4001"),
+        "Dock 2": ScaleLine(connect="tcp:127.0.0.1:4002", idle_timeout_sec=3.0),
+        "저울": ScaleLine(
+            serial="/dev/ttyUSB0", baudrate=9600, bytesize=8, parity="N", stopbits=2, commit_max_age_sec=5.0
+        ),
+        "7": ScaleLine(listen="tcp:4003"),
+    }
+
+
+def test_a_serial_lines_defaults_are_the_scales(file: Path) -> None:
+    line = read(file, "scales: {bench: {serial: /dev/ttyUSB0}}").scales["bench"]
+    # A&D's factory setting: 2400 baud, 7 bits, even parity, 1 stop bit.
+    assert (line.baudrate, line.bytesize, line.parity, line.stopbits) == (2400, 7, "E", 1)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{}",
+        "{baudrate: 2400}",
+        "{listen: 'tcp:1', connect: 'tcp:h:1'}",
+        "{listen: 'tcp:1', serial: /dev/ttyS0}",
+        "{connect: 'tcp:h:1', serial: /dev/ttyS0}",
+        "{listen: 'tcp:1', connect: 'tcp:h:1', serial: /dev/ttyS0}",
+        "{listen: null, connect: null}",
+    ],
+)
+def test_a_scale_is_of_one_kind(file: Path, line: str) -> None:
+    found = problems(file, f"scales: {{good: {{listen: 'tcp:2'}}, bad: {line}}}")
+    assert found == {"scales.bad": "exactly one of listen, connect and serial is needed"}
+
+
+@pytest.mark.parametrize("line", ["null", "5", "tcp:4001", "[listen]"])
+def test_a_scale_is_a_mapping(file: Path, line: str) -> None:
+    assert set(problems(file, f"scales: {{a: {line}}}")) == {"scales.a"}
+
+
+@pytest.mark.parametrize("scale_id", ["a/b", "", "..", "a" * 51, "*"])
+def test_a_scales_id_is_a_name(file: Path, scale_id: str) -> None:
+    found = problems(file, yaml.safe_dump({"scales": {scale_id: {"listen": "tcp:1"}}}))
+    assert set(found) == {f"scales.{scale_id}"}
+    assert "1 to 50 letters" in found[f"scales.{scale_id}"]
+
+
+def test_the_one_scale_of_a_small_plant(file: Path) -> None:
+    settings = read(file, "server: {host: 10.0.0.1}\nscale: {id: dock, port: 4005, commit_max_age_sec: 60}")
+    assert settings.lines() == {
+        "dock": ScaleLine(listen="tcp:4005:interface=10.0.0.1", idle_timeout_sec=10.0, commit_max_age_sec=60.0)
+    }
+    assert settings.default_scale() == "dock"
+    settings = read(file, "server: {host: 10.0.0.1}\nscale: {host: 10.0.0.2}")
+    assert settings.lines()["default"].listen == "tcp:4001:interface=10.0.0.2"
+
+
+def test_scales_replace_the_one_scales_line_and_take_its_times(file: Path) -> None:
+    settings = read(
+        file,
+        "scale: {idle_timeout_sec: 4, commit_max_age_sec: 60}\n"
+        "scales: {b: {listen: x}, a: {listen: y, idle_timeout_sec: 2, commit_max_age_sec: 1}}",
+    )
+    assert settings.lines() == {
+        "b": ScaleLine(listen="x", idle_timeout_sec=4.0, commit_max_age_sec=60.0),
+        "a": ScaleLine(listen="y", idle_timeout_sec=2.0, commit_max_age_sec=1.0),
+    }
+    assert settings.default_scale() == "b", "the first of the file"
+
+
+def test_scale_id_chooses_the_default_among_scales(file: Path) -> None:
+    scales = "scales: {b: {listen: x}, a: {listen: y}, default: {listen: z}}"
+    assert read(file, f"scale: {{id: a}}\n{scales}").default_scale() == "a"
+    assert read(file, scales).default_scale() == "default"
+    assert read(file, f"scale: {{id: c}}\n{scales}").default_scale() == "b"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1", "::", "fe80::1%eth0"])
+def test_an_endpoint_is_what_twisted_reads(host: str) -> None:
+    reactor = MemoryReactorClock()
+    serverFromString(reactor, tcp_endpoint(host, 4001)).listen(None)
+    ((port, _, _, interface),) = reactor.tcpServers
+    assert (port, interface) == (4001, host)
