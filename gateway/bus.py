@@ -4,6 +4,7 @@ Sinks are parts of the gateway and get each record of a type; subscribers are cl
 topics that they named. Neither can stop the other: what one raises is logged, counted and forgotten.
 """
 
+import heapq
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -50,11 +51,10 @@ class Event:
         return self._text
 
     def weight(self) -> int:
-        """About how many bytes of memory it holds."""
-        held = 600 if self._text is None else 600 + 2 * len(self._text)
+        """About how many bytes of memory it holds, its text (20 bytes a sample) and its frame included."""
         if isinstance(self.record, Batch):
-            held += sum(300 + 8 * len(sensor.samples) for sensor in self.record.sensors.values())
-        return held
+            return 600 + sum(600 + 48 * len(sensor.samples) for sensor in self.record.sensors.values())
+        return 1500
 
 
 def event_text(seq: int, topic: str, event: str, data: Any, time: datetime) -> bytes:
@@ -95,8 +95,8 @@ def parse_topic(pattern: str) -> tuple[str, ...]:
 class Bus:
     """Numbers records and hands them out.
 
-    :param backlog_events: how many past events are held for those who come back.
-    :param backlog_bytes: about how much memory these may take; the oldest go first.
+    :param backlog_events: how many past events are held for those who come back, and as many batches of samples.
+    :param backlog_bytes: about how much memory these batches may take; the oldest go first.
     """
 
     def __init__(
@@ -109,11 +109,11 @@ class Bus:
         self._clock = clock
         self._counters = counters
         self.seq = 0
+        self._first_seq = 1
         self._pending: deque[Record] = deque()
-        self._backlog: deque[tuple[Event, int]] = deque()
-        self._backlog_events = backlog_events
-        self._backlog_bytes = backlog_bytes
-        self._backlog_held = 0
+        self._backlog = Backlog(backlog_events)
+        # Batches may be large and many: they must not push readings and commits out.
+        self._batches = Backlog(backlog_events, backlog_bytes)
         self._sinks: dict[type[Any], tuple[tuple[str, Callable[[Any], None]], ...]] = {}
         self._subscribers: dict[tuple[str, ...], tuple[Subscriber, ...]] = {}
         self._patterns: dict[Subscriber, frozenset[tuple[str, ...]]] = {}
@@ -126,6 +126,7 @@ class Bus:
 
         :param watch: is told each number that is given out.
         """
+        self._first_seq = first_seq
         self.seq = first_seq - 1
         self._watch = watch
 
@@ -145,8 +146,10 @@ class Bus:
         if len(self._pending) > 1:
             return
         while self._pending:
-            self._publish(self._pending[0])
-            self._pending.popleft()
+            try:
+                self._publish(self._pending[0])
+            finally:
+                self._pending.popleft()
 
     def _publish(self, record: Record) -> None:
         self.seq += 1
@@ -165,7 +168,7 @@ class Bus:
             except Exception:  # the same for a client
                 self._counters.sink_failures.labels("subscriber").inc()
                 log.failure("a subscriber failed on an event")
-        self._hold(event)
+        (self._batches if isinstance(record, Batch) else self._backlog).hold(event)
 
     def _subscribers_of(self, topic: str) -> Iterator[Subscriber]:
         if not self._subscribers:
@@ -211,27 +214,53 @@ class Bus:
 
     def missed(self, since: int, patterns: frozenset[tuple[str, ...]]) -> list[Event] | None:
         """The events after ``since`` on these topics; ``None`` where some are not held any more, or never were."""
-        if not 0 <= since <= self.seq:
+        if not self._first_seq - 1 <= since <= self.seq:
             return None
-        oldest = self._backlog[0][0].seq if self._backlog else self.seq + 1
-        if since < oldest - 1:
+        wanted = [
+            backlog
+            for backlog, segments in ((self._backlog, 2), (self._batches, 3))
+            if any(len(pattern) == segments for pattern in patterns)
+        ]
+        if any(since < backlog.forgotten for backlog in wanted):
             return None
-        missed: list[Event] = []
-        for event, _ in reversed(self._backlog):
+        return list(heapq.merge(*(backlog.after(since, patterns) for backlog in wanted), key=lambda event: event.seq))
+
+
+class Backlog:
+    """Past events, the latest so many.
+
+    :param most: events.
+    :param most_bytes: about so much memory; always the latest event.
+    :ivar forgotten: the number of the last event that is not held any more.
+    """
+
+    def __init__(self, most: int, most_bytes: int | None = None) -> None:
+        self.forgotten = 0
+        self._most = most
+        self._most_bytes = most_bytes
+        self._events: deque[Event] = deque()
+        self._bytes = 0
+
+    def hold(self, event: Event) -> None:
+        """Hold an event, and forget what is too much."""
+        self._events.append(event)
+        self._bytes += event.weight()
+        while len(self._events) > self._most or (
+            self._most_bytes is not None and self._bytes > self._most_bytes and len(self._events) > 1
+        ):
+            oldest = self._events.popleft()
+            self._bytes -= oldest.weight()
+            self.forgotten = oldest.seq
+
+    def after(self, since: int, patterns: frozenset[tuple[str, ...]]) -> list[Event]:
+        """The events after a number on some topics, in order."""
+        found: list[Event] = []
+        for event in reversed(self._events):
             if event.seq <= since:
                 break
             if not patterns.isdisjoint(_patterns_of(event.topic)):
-                missed.append(event)
-        return missed[::-1]
-
-    def _hold(self, event: Event) -> None:
-        weight = event.weight()
-        self._backlog.append((event, weight))
-        self._backlog_held += weight
-        while len(self._backlog) > self._backlog_events or (
-            self._backlog_held > self._backlog_bytes and len(self._backlog) > 1
-        ):
-            self._backlog_held -= self._backlog.popleft()[1]
+                found.append(event)
+        return found[::-1]
 
 
 def _nobody(_: int) -> None:

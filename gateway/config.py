@@ -1,7 +1,7 @@
 """The configuration: YAML and environment in, frozen settings or a list of every problem out."""
 
 import difflib
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -15,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -29,9 +30,17 @@ ENVIRONMENT: Final = {
     "SCALE_GATEWAY_IDLE_TIMEOUT_SEC": ("scale", "idle_timeout_sec"),
 }
 
-Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise PydanticCustomError("number", "a number is needed")
+    return value
+
+
+Port = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=65535)]
+Seconds = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
+Folder = Annotated[str, Field(min_length=1)]
 
 
 def _upper(value: object) -> object:
@@ -85,6 +94,16 @@ class ScaleLine(_Section):
     idle_timeout_sec: Seconds | None = None
     commit_max_age_sec: Seconds | None = None
 
+    @field_validator("listen", "connect", "serial")
+    @classmethod
+    def _check_line(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.context is not None and info.field_name is not None:
+            problem = info.context(info.field_name, value)
+            if problem:
+                # Not as a template: it may hold braces.
+                raise PydanticCustomError("line", "{problem}", {"problem": problem})
+        return value
+
     @model_validator(mode="after")
     def _check_kind(self) -> "ScaleLine":
         if sum(kind is not None for kind in (self.listen, self.connect, self.serial)) != 1:
@@ -102,7 +121,7 @@ class Fcm(_Section):
 class LoggerSection(_Section):
     """Log files, one a day."""
 
-    path: str = "log"
+    path: Folder = "log"
     level: Annotated[Literal["debug", "info", "warn", "error"], BeforeValidator(_lower)] = "info"
     keep_days: Count = 365
 
@@ -110,7 +129,7 @@ class LoggerSection(_Section):
 class Database(_Section):
     """The store."""
 
-    path: str = "db"
+    path: Folder = "db"
     url: str | None = None
 
     @field_validator("url")
@@ -126,7 +145,7 @@ class Database(_Section):
 class Data(_Section):
     """Raw CSV files."""
 
-    path: str = "data"
+    path: Folder = "data"
 
 
 class Daq(_Section):
@@ -135,6 +154,7 @@ class Daq(_Section):
     max_frame_bytes: Count = 16 * 1024 * 1024
     max_machines: Count = 10_000
     max_sensors: Count = 20_000
+    max_machine_sensors: Count = 1000
 
 
 class Limits(_Section):
@@ -144,8 +164,8 @@ class Limits(_Section):
     subscribers: Count = 10_000
     subscriber_bytes: Count = 1024 * 1024
     backlog_events: Annotated[int, Field(ge=1000)] = 10_000
-    backlog_bytes: Count = 32 * 1024 * 1024
-    body_bytes: Count = 1024 * 1024
+    backlog_bytes: Count = 64 * 1024 * 1024
+    body_bytes: Count = 64 * 1024
 
 
 class Settings(_Section):
@@ -220,9 +240,13 @@ class ConfigError(Exception):
         self.problems = problems
 
 
-def load(path: Path | None, environment: Mapping[str, str]) -> Settings:
+def load(
+    path: Path | None, environment: Mapping[str, str], check_line: Callable[[str, str], str] | None = None
+) -> Settings:
     """The settings of a file (``None``: all defaults) and the environment.
 
+    :param check_line: told the kind of a scale's line (``listen``, ``connect``, ``serial``) and its text, says what is
+        wrong with it, or nothing.
     :raises ConfigError: with every problem that there is.
     """
     given = {} if path is None else _read(path)
@@ -236,7 +260,7 @@ def load(path: Path | None, environment: Mapping[str, str]) -> Settings:
                 section_tree[key] = environment[variable]
                 from_environment[f"{section}.{key}"] = variable
     try:
-        settings = Settings.model_validate(tree)
+        settings = Settings.model_validate(tree, context=check_line)
     except ValidationError as error:
         problems += [_problem(item, from_environment) for item in error.errors()]
     if problems:
@@ -250,6 +274,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key} stands twice", key_node.start_mark)
@@ -266,10 +292,10 @@ def _read(path: Path) -> dict[Hashable, Any]:
         raise ConfigError([Problem("", f"{path}: not UTF-8")]) from error
     try:
         tree = yaml.load(text, _Loader)  # noqa: S506 - it is a SafeLoader
-    except (yaml.YAMLError, TypeError) as error:
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        what = getattr(error, "problem", None) or "not YAML"
+        what = getattr(error, "problem", None) or f"not YAML ({type(error).__name__})"
         raise ConfigError([Problem("", f"{path}{where}: {what}")]) from error
     if tree is None:
         return {}
@@ -283,11 +309,13 @@ def _normalised(
 ) -> dict[str, Any]:
     """Keys in lower case, as the models have them; an empty value is an absent one."""
     result: dict[str, Any] = {}
+    seen: set[str] = set()
     for given, value in tree.items():
         key = str(given).lower()
         here = (*above, key)
-        if key in result:
+        if key in seen:
             problems.append(Problem(".".join(here), "stands twice, in upper and lower case"))
+        seen.add(key)
         if value is None:
             continue
         field = model.model_fields.get(key)
@@ -297,14 +325,25 @@ def _normalised(
             elif key == "scales":
                 # A scale's id is a name: its case is its own.
                 value = {
-                    str(name): _normalised(line, ScaleLine, (*here, str(name)), problems)
-                    if isinstance(line, dict)
-                    else line
-                    for name, line in value.items()
+                    name: _normalised(line, ScaleLine, (*here, name), problems) if isinstance(line, dict) else line
+                    for name, line in _renamed(value, str, here, problems).items()
                 }
             else:
-                value = {str(name).lower(): item for name, item in value.items()}
+                value = _renamed(value, str.lower, here, problems)
         result[key] = value
+    return result
+
+
+def _renamed(
+    tree: Mapping[Hashable, Any], name_of: Callable[[str], str], above: tuple[str, ...], problems: list[Problem]
+) -> dict[str, Any]:
+    """A mapping whose keys are names, as texts."""
+    result: dict[str, Any] = {}
+    for given, value in tree.items():
+        name = name_of(str(given))
+        if name in result:
+            problems.append(Problem(".".join((*above, name)), "stands twice"))
+        result[name] = value
     return result
 
 
@@ -314,8 +353,8 @@ def _problem(error: Any, from_environment: Mapping[str, str]) -> Problem:
         return Problem(key, f"unknown key; the nearest known key is {_nearest(error['loc'])}")
     message = error["msg"]
     given = error.get("input")
-    # The database's URL may hold a password.
-    if isinstance(given, str | int | float) and key != "database.url":
+    # A URL may hold a password.
+    if isinstance(given, str | int | float) and "://" not in str(given) and not key.startswith("database"):
         message = f"{message} (it is {given!r})"
     if key in from_environment:
         message = f"{message}, set by {from_environment[key]}"

@@ -38,6 +38,12 @@ class MidnightLogFile(DailyLogFile):
         super().__init__(LOG_NAME, directory)
         self._remove_old()
 
+    def _openFile(self) -> None:
+        super()._openFile()
+        if not self._file.tell():
+            # Nothing of an earlier day is in it, whatever the file system says.
+            self.lastDate = self.toDate()
+
     def toDate(self, *args: float) -> tuple[int, ...]:
         return datetime.fromtimestamp(args[0] if args else self._clock.wall(), self._clock.zone).timetuple()[:3]
 
@@ -130,6 +136,15 @@ class LimitedLog:
 
     def warn(self, kind: str, message: str, **fields: object) -> None:
         """Log a warning, unless this kind has had its share."""
+        if self._may(kind):
+            self._log.warn(message, **fields)
+
+    def info(self, kind: str, message: str, **fields: object) -> None:
+        """Log what is no more than news, unless this kind has had its share."""
+        if self._may(kind):
+            self._log.info(message, **fields)
+
+    def _may(self, kind: str) -> bool:
         now = self._clock.monotonic()
         if kind not in self._seen and len(self._seen) >= self._kinds:
             self._forget(now)
@@ -143,9 +158,9 @@ class LimitedLog:
         if lines >= self._burst:
             self._counters.log_suppressed.inc()
             self._seen[kind] = (began, lines, left_out + 1)
-            return
+            return False
         self._seen[kind] = (began, lines + 1, left_out)
-        self._log.warn(message, **fields)
+        return True
 
     def _forget(self, now: float) -> None:
         for kind in [kind for kind, (began, _, _) in self._seen.items() if now - began >= self._period]:

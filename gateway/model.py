@@ -25,13 +25,18 @@ _NAME_CATEGORIES: Final = frozenset({"Lu", "Ll", "Lt", "Lm", "Lo", "Nd"})
 _NAME_BYTES: Final = 238
 
 
-@lru_cache(maxsize=4096)
 def is_name(text: str) -> bool:
     """Whether a text can name a machine, a sensor or a scale.
 
     1 to 64 characters: letters and digits of any script, space, ``_ - . :``; not ``.`` or ``..``.
     """
-    if not 1 <= len(text) <= 64 or text in {".", ".."} or len(text.encode("utf-8", "replace")) > _NAME_BYTES:
+    # Names come again and again, but nobody may fill the cache with what is none at first sight.
+    return 1 <= len(text) <= 64 and _is_name(text)
+
+
+@lru_cache(maxsize=4096)
+def _is_name(text: str) -> bool:
+    if text in {".", ".."} or len(text.encode("utf-8", "replace")) > _NAME_BYTES:
         return False
     return all(c in _NAME_MARKS or unicodedata.category(c) in _NAME_CATEGORIES for c in text)
 

@@ -28,8 +28,8 @@ class Options(usage.Options):
     def postOptions(self) -> None:
         path = self["config"]
         try:
-            self.settings = load(None if path is None else Path(path), os.environ)
-            problems = endpoint_problems(self.settings)
+            self.settings = load(None if path is None else Path(path), os.environ, line_problem)
+            problems = zone_problems(self.settings)
         except ConfigError as error:
             problems = error.problems
         if self["check"]:
@@ -43,30 +43,34 @@ class Options(usage.Options):
             raise SystemExit(f"cynow-gateway: {problems[0]}{more}")
 
 
-def endpoint_problems(settings: Settings) -> list[Problem]:
-    """What Twisted and pyserial have against the lines of the scales."""
+def zone_problems(settings: Settings) -> list[Problem]:
+    """Whether the machine's own zone, where that is meant, can be told."""
+    from gateway.clock import zone_named
+
+    try:
+        zone_named(settings.timezone)
+    except (KeyError, ValueError, OSError) as error:
+        return [Problem("timezone", f"the machine's own zone cannot be told ({error}): name one")]
+    return []
+
+
+def line_problem(kind: str, text: str) -> str:
+    """What Twisted or pyserial has against the line of a scale; nothing where it is sound."""
     from twisted.internet.endpoints import clientFromString, serverFromString
     from twisted.internet.testing import MemoryReactorClock
 
-    problems = []
-    reactor = MemoryReactorClock()
-    for scale_id, line in settings.scales.items():
-        key = f"scales.{scale_id}"
-        try:
-            if line.listen is not None:
-                key += ".listen"
-                serverFromString(reactor, line.listen)
-            elif line.connect is not None:
-                key += ".connect"
-                clientFromString(reactor, line.connect)
-            else:
-                key += ".serial"
-                import serial  # noqa: F401 - whether it is there
-        except ImportError:
-            problems.append(Problem(key, "serial lines need pyserial: pip install 'cynow-gateway[serial]'"))
-        except Exception as error:  # each kind of endpoint has errors of its own
-            problems.append(Problem(key, f"no endpoint: {error}"))
-    return problems
+    try:
+        if kind == "listen":
+            serverFromString(MemoryReactorClock(), text)
+        elif kind == "connect":
+            clientFromString(MemoryReactorClock(), text)
+        else:
+            import serial  # noqa: F401 - whether it is there
+    except ImportError:
+        return "serial lines need pyserial: pip install 'cynow-gateway[serial]'"
+    except Exception as error:  # each kind of endpoint has errors of its own
+        return f"no endpoint: {error}"
+    return ""
 
 
 def makeService(options: Options, reactor: Any = None) -> IService:
@@ -137,6 +141,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         most=limits.connections,
         most_machines=settings.daq.max_machines,
         most_sensors=settings.daq.max_sensors,
+        most_machine_sensors=settings.daq.max_machine_sensors,
     )
     # Sinks get a record in the order of their making: samples are in a file's buffer before they are in a mean.
     rawlog = RawLog(reactor, bus, clock, counters, data_path)

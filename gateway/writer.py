@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -22,7 +22,7 @@ HIGH_WATER: Final = 10_000
 LOW_WATER: Final = 2_000
 
 #: Entries in one write.
-_BATCH: Final = 2_000
+_BATCH: Final = 500
 
 #: Seconds until a write that failed is tried again: doubled each time, up to the second figure.
 _FIRST_RETRY: Final = 0.5
@@ -46,7 +46,12 @@ class Writer(Service):
         self._pressure = pressure
         self._pressed = False
         self._waiting: deque[Entry] = deque()
-        self._writing: Deferred[None] | None = None
+        #: Sightings among what waits. They are no more than daq.max_sensors, and nobody is paused for them.
+        self._sightings = 0
+        #: Entries that the store is writing.
+        self._in_hand = 0
+        self._draining = False
+        self._drained: Deferred[None] | None = None
         self._retry: IDelayedCall | None = None
         self._delay = _FIRST_RETRY
         self._seen: set[tuple[str, str]] = set()
@@ -54,28 +59,33 @@ class Writer(Service):
         bus.attach(Fault, "writer", self._on_fault)
 
     async def drain(self) -> None:
-        """Write what waits, once; what the store will not take then is lost with the daemon."""
+        """Write what waits, once; what the store will not take then is lost with the daemon, and counted."""
+        self._draining = True
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
             self._start()
-        while self._writing is not None:
-            done: Deferred[None] = Deferred()
-            self._writing.addBoth(done.callback)
-            await done
-        if self._waiting:
-            self._counters.store_lost.inc(len(self._waiting))
-            log.error("{count} entries could not be written before the end", count=len(self._waiting))
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
+        try:
+            if self._in_hand:
+                self._drained = Deferred()
+                await self._drained
+        finally:
+            lost = len(self._waiting) + self._in_hand
+            if lost:
+                self._counters.store_lost.inc(lost)
+                log.error("{count} entries could not be written before the end", count=lost)
 
     def add(self, entries: Iterable[Entry]) -> None:
         """Take entries; they are written in this order."""
-        self._waiting.extend(entries)
+        self._wait(entries)
         self._count()
-        if self._writing is None and self._retry is None:
+        if not self._in_hand and self._retry is None:
             self._start()
+
+    def _wait(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            self._waiting.append(entry)
+            self._sightings += isinstance(entry, Sighting)
 
     def _on_batch(self, batch: Batch) -> None:
         new = [(batch.machine, sensor) for sensor in batch.sensors if (batch.machine, sensor) not in self._seen]
@@ -90,31 +100,38 @@ class Writer(Service):
     def _start(self) -> None:
         if self._waiting:
             batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _BATCH))]
-            self._writing = self._store.write(batch).addErrback(self._failed, batch).addCallback(self._wrote)
+            self._in_hand = len(batch)
+            self._sightings -= sum(isinstance(entry, Sighting) for entry in batch)
+            maybeDeferred(self._store.write, batch).addErrback(self._failed, batch).addCallback(self._wrote)
 
     def _failed(self, failure: Failure, batch: list[Entry]) -> list[Entry]:
         log.failure("the store failed on a write", failure)
         return batch
 
     def _wrote(self, again: list[Entry]) -> None:
-        self._writing = None
+        self._in_hand = 0
         if again:
             self._counters.store_retries.inc(len(again))
             self._waiting.extendleft(reversed(again))
-            self._retry = self._reactor.callLater(self._delay, self._try_again)
-            self._delay = min(2 * self._delay, _LAST_RETRY)
+            self._sightings += sum(isinstance(entry, Sighting) for entry in again)
+            if not self._draining:
+                self._retry = self._reactor.callLater(self._delay, self._try_again)
+                self._delay = min(2 * self._delay, _LAST_RETRY)
         else:
             self._delay = _FIRST_RETRY
             self._start()
         self._count()
+        if self._drained is not None and not self._in_hand:
+            drained, self._drained = self._drained, None
+            drained.callback(None)
 
     def _try_again(self) -> None:
         self._retry = None
         self._start()
 
     def _count(self) -> None:
-        waiting = len(self._waiting)
-        self._counters.store_waiting.set(waiting)
+        self._counters.store_waiting.set(len(self._waiting))
+        waiting = len(self._waiting) - self._sightings
         if not self._pressed and waiting >= HIGH_WATER:
             self._pressed = True
             self._pressure(True)

@@ -1,6 +1,6 @@
 """DAQ programs: frames in, batches and faults out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
@@ -11,9 +11,9 @@ from twisted.python.failure import Failure
 from gateway.bus import Bus
 from gateway.clock import WallClock
 from gateway.counters import Counters
-from gateway.ingest.transport import keep_alive, peer_of
+from gateway.ingest.transport import peer_of, prepare
 from gateway.logs import LimitedLog
-from gateway.model import Batch, Fault, Presence
+from gateway.model import Batch, Fault, Presence, SensorBatch
 from gateway.wire.errors import WireError
 from gateway.wire.frames import FrameReader
 from gateway.wire.messages import DataUpdate, FaultDetect, Message, Misshapen, Name
@@ -22,6 +22,26 @@ log = Logger()
 
 #: A connection has so many seconds to say which machine it is.
 NAME_TIMEOUT: Final = 60.0
+
+#: Samples that are dealt with in one turn of the reactor: about a twentieth of a second.
+SLICE: Final = 65_536
+
+
+def slices(update: DataUpdate) -> Iterator[DataUpdate]:
+    """A message as several of at most :data:`SLICE` samples, in order; mostly it is one."""
+    sensors: dict[str, SensorBatch] = {}
+    room = SLICE
+    for name, sensor in update.sensors.items():
+        samples = sensor.samples
+        start = 0
+        while len(samples) - start > room:
+            yield DataUpdate({**sensors, name: SensorBatch(sensor.type, samples[start : start + room])})
+            start += room
+            sensors = {}
+            room = SLICE
+        sensors[name] = SensorBatch(sensor.type, samples[start:]) if start else sensor
+        room -= len(samples) - start
+    yield DataUpdate(sensors)
 
 
 class DaqProtocol(Protocol):
@@ -39,9 +59,13 @@ class DaqProtocol(Protocol):
         self.machine: str | None = None
         self.peer = ""
         self.closing = False
+        #: In the middle of a message that takes more than one turn.
+        self.busy = False
+        self._early = b""
+        self._next: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
-        keep_alive(self.transport)
+        prepare(self.transport)
         self.peer = peer_of(self.transport)
         self._name_timeout = self._daq.reactor.callLater(NAME_TIMEOUT, self.refuse, "it said no name in time")
         self._daq.joined(self)
@@ -51,15 +75,47 @@ class DaqProtocol(Protocol):
         self._daq.left(self)
 
     def dataReceived(self, data: bytes) -> None:
-        if self.closing:
-            return
+        if self.busy:
+            # Some transports give what they have read already.
+            self._early += data
+        elif not self.closing:
+            self._go_through(self._reader.feed(data))
+
+    def _go_through(self, messages: Iterator[Message]) -> None:
         try:
-            for message in self._reader.feed(data):
-                self._received(message)
+            for message in messages:
+                if isinstance(message, DataUpdate):
+                    pieces = slices(message)
+                    self._received(next(pieces))
+                    if self._put_off(list(pieces), messages):
+                        return
+                else:
+                    self._received(message)
                 if self.closing:
                     return
         except WireError as error:
             self.refuse(str(error))
+
+    def _put_off(self, pieces: list[DataUpdate], messages: Iterator[Message]) -> bool:
+        """Go on with what is left when everybody else has had a turn; nothing is read before that."""
+        if not pieces or self.closing:
+            return False
+        self.busy = True
+        self._daq.steer(self)
+        self._next = self._daq.reactor.callLater(0, self._go_on, pieces, messages)
+        return True
+
+    def _go_on(self, pieces: list[DataUpdate], messages: Iterator[Message]) -> None:
+        self._next = None
+        self.busy = False
+        self._received(pieces[0])
+        if self._put_off(pieces[1:], messages) or self.closing:
+            return
+        self._go_through(messages)
+        if not self.busy and not self.closing:
+            early, self._early = self._early, b""
+            self._daq.steer(self)
+            self.dataReceived(early)
 
     def refuse(self, reason: str) -> None:
         """Close the connection for what it sent."""
@@ -73,6 +129,9 @@ class DaqProtocol(Protocol):
         self.transport.loseConnection()
 
     def _stop_waiting(self) -> None:
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
         if self._name_timeout is not None and self._name_timeout.active():
             self._name_timeout.cancel()
 
@@ -91,6 +150,7 @@ class DaqFactory(Factory):
     :param most: connections that may be open at a time.
     :param most_machines: machines that may be known at a time; a connection of one more is closed.
     :param most_sensors: sensors of all machines that may be known; a frame that brings one more is dropped.
+    :param most_machine_sensors: the same, of one machine.
     """
 
     noisy = False
@@ -107,6 +167,7 @@ class DaqFactory(Factory):
         most: int,
         most_machines: int,
         most_sensors: int,
+        most_machine_sensors: int,
     ) -> None:
         self.reactor = reactor
         self._bus = bus
@@ -116,11 +177,13 @@ class DaqFactory(Factory):
         self._most = most
         self._most_machines = most_machines
         self._most_sensors = most_sensors
+        self._most_machine_sensors = most_machine_sensors
         self._open: set[DaqProtocol] = set()
         #: The one connection of each machine that is connected.
         self._speaking: dict[str, DaqProtocol] = {}
-        self._machines: set[str] = set()
-        self._sensors: set[tuple[str, str]] = set()
+        #: Every machine that has said its name, and its sensors.
+        self._machines: dict[str, set[str]] = {}
+        self._sensors = 0
         self._paused = False
         self._connections = counters.connections.labels("daq")
         self._connections_refused = counters.connections_refused.labels("daq")
@@ -149,10 +212,14 @@ class DaqFactory(Factory):
             self._pauses.inc()
             log.warn("the store is behind: DAQ connections are paused")
         for protocol in self._open:
-            if paused:
-                protocol.transport.pauseProducing()
-            else:
-                protocol.transport.resumeProducing()
+            self.steer(protocol)
+
+    def steer(self, protocol: DaqProtocol) -> None:
+        """Let a connection be read, or not for now."""
+        if self._paused or protocol.busy:
+            protocol.transport.pauseProducing()
+        else:
+            protocol.transport.resumeProducing()
 
     # -- what its connections say
 
@@ -160,7 +227,7 @@ class DaqFactory(Factory):
         self._open.add(protocol)
         self._connections.inc()
         if self._paused:
-            protocol.transport.pauseProducing()
+            self.steer(protocol)
 
     def left(self, protocol: DaqProtocol) -> None:
         self._open.remove(protocol)
@@ -168,7 +235,7 @@ class DaqFactory(Factory):
         machine = protocol.machine
         if machine is not None and self._speaking.get(machine) is protocol:
             del self._speaking[machine]
-            log.info("machine {machine} is disconnected", machine=machine)
+            self._warnings.info(f"presence {machine}", "machine {machine} is disconnected", machine=machine)
             self._bus.publish(Presence("machine", machine, connected=False))
 
     def named(self, protocol: DaqProtocol, machine: str) -> None:
@@ -176,14 +243,18 @@ class DaqFactory(Factory):
             protocol.refuse("more machines than daq.max_machines")
             return
         self._messages["name"].inc()
-        self._machines.add(machine)
+        self._machines.setdefault(machine, set())
         before = self._speaking.get(machine)
         self._speaking[machine] = protocol
         if before is not None:
-            log.info("machine {machine}: {peer} takes over", machine=machine, peer=protocol.peer)
+            self._warnings.info(
+                f"presence {machine}", "machine {machine}: {peer} takes over", machine=machine, peer=protocol.peer
+            )
             before.close()
             return
-        log.info("machine {machine} is connected from {peer}", machine=machine, peer=protocol.peer)
+        self._warnings.info(
+            f"presence {machine}", "machine {machine} is connected from {peer}", machine=machine, peer=protocol.peer
+        )
         self._bus.publish(Presence("machine", machine, connected=True))
 
     def message(self, protocol: DaqProtocol, machine: str, message: Message) -> None:
@@ -193,7 +264,7 @@ class DaqFactory(Factory):
                 self._samples.inc(sum(len(sensor.samples) for sensor in sensors.values()))
                 self._bus.publish(Batch(machine, sensors, self._clock.now()))
             case DataUpdate():
-                self._drop(protocol, machine, "more sensors than daq.max_sensors")
+                self._drop(protocol, machine, "more sensors than daq.max_sensors or daq.max_machine_sensors")
             case FaultDetect(score=score, threshold=threshold):
                 self._messages["FaultDetect"].inc()
                 self._bus.publish(Fault(machine, score, threshold, self._clock.now()))
@@ -222,10 +293,10 @@ class DaqFactory(Factory):
 
     def _admit(self, machine: str, sensors: Iterable[str]) -> bool:
         """Take new sensors into account, unless they are too many."""
-        new = {(machine, sensor) for sensor in sensors} - self._sensors
-        if not new:
-            return True
-        if len(self._sensors) + len(new) > self._most_sensors:
+        known = self._machines[machine]
+        new = {sensor for sensor in sensors if sensor not in known}
+        if self._sensors + len(new) > self._most_sensors or len(known) + len(new) > self._most_machine_sensors:
             return False
-        self._sensors |= new
+        known |= new
+        self._sensors += len(new)
         return True

@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from gateway.bus import Bus
 from gateway.clock import WallClock
 from gateway.counters import Counters
-from gateway.ingest.transport import keep_alive, peer_of
+from gateway.ingest.transport import peer_of, prepare
 from gateway.logs import LimitedLog, shown
 from gateway.model import Presence, Reading
 from gateway.wire.errors import WireError
@@ -50,7 +50,7 @@ class ScaleLineProtocol(LineReceiver):
         self._behind = b""
 
     def connectionMade(self) -> None:
-        keep_alive(self.transport)
+        prepare(self.transport)
         self._peer = self._peer or peer_of(self.transport)
         self._scale.joined(self)
 
@@ -144,7 +144,7 @@ class ScaleFactory(Factory):
             return
         self._readings[found.status].inc()
         if found.status == "OL":
-            self._warnings.warn("OL", "scale {scale_id}: overload", scale_id=self.scale_id)
+            self._warnings.warn(f"OL {self.scale_id}", "scale {scale_id}: overload", scale_id=self.scale_id)
         self._bus.publish(Reading(self.scale_id, found.status, found.weight, found.kind, found.raw, self._clock.now()))
 
     def overlong(self, peer: str, line: bytes) -> None:

@@ -9,11 +9,17 @@ from twisted.internet.interfaces import ITCPTransport
 KEEP_ALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 
 
-def keep_alive(transport: Any) -> None:
-    """Let the operating system probe a silent TCP peer; other transports are left alone."""
+#: What is read of a connection before the others have their turn, in bytes: 800 lines of a scale, 60 KiB less than
+#: Twisted's own. A peer that floods the gateway with lines takes a tenth of a second at most.
+READ_SIZE: Final = 16 * 1024
+
+
+def prepare(transport: Any) -> None:
+    """Let the operating system probe a silent TCP peer, and read in small pieces; other transports are left alone."""
     if not ITCPTransport.providedBy(transport):
         return
     transport.setTcpKeepAlive(True)
+    transport.bufferSize = READ_SIZE  # type: ignore[attr-defined]  # of every transport that is a file descriptor
     # Twisted's TCP transports have it, though their interface does not say so.
     handle: socket.socket = transport.getHandle()  # type: ignore[attr-defined]  # see above
     for option, seconds in KEEP_ALIVE:

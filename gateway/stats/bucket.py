@@ -19,20 +19,30 @@ class Bucket:
     magnitudes_rest: float = 0.0
 
     def add(self, samples: "array[float]") -> None:
-        """Add samples, all finite."""
-        self.count += len(samples)
-        self._add(math.fsum(samples), math.fsum(map(abs, samples)))
+        """Add samples, all finite.
+
+        :raises OverflowError: their sum is beyond a double; the bucket is as it was.
+        """
+        self._add(len(samples), math.fsum(samples), math.fsum(map(abs, samples)))
 
     def merge(self, other: "Bucket") -> None:
-        self.count += other.count
-        self._add(other.total, other.magnitudes)
-        self._add(other.total_rest, other.magnitudes_rest)
+        """Add what another bucket holds.
 
-    def _add(self, total: float, magnitudes: float) -> None:
-        self.total, rest = _two_sum(self.total, total)
-        self.total_rest += rest
-        self.magnitudes, rest = _two_sum(self.magnitudes, magnitudes)
-        self.magnitudes_rest += rest
+        :raises OverflowError: the sum is beyond a double; the bucket is as it was.
+        """
+        self._add(other.count, other.total, other.magnitudes)
+        self.total_rest += other.total_rest
+        self.magnitudes_rest += other.magnitudes_rest
+
+    def _add(self, count: int, total: float, magnitudes: float) -> None:
+        total, total_rest = _two_sum(self.total, total)
+        magnitudes, magnitudes_rest = _two_sum(self.magnitudes, magnitudes)
+        # No sum is larger than that of the magnitudes.
+        if not math.isfinite(magnitudes):
+            raise OverflowError("a sum beyond a double")
+        self.count += count
+        self.total, self.total_rest = total, self.total_rest + total_rest
+        self.magnitudes, self.magnitudes_rest = magnitudes, self.magnitudes_rest + magnitudes_rest
 
     def mean(self, mode: str) -> float:
         """The mean of the samples: ``REAL`` as they are, ``ABS`` of their magnitudes.

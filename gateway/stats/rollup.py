@@ -1,5 +1,6 @@
 """The open minute and the open hour of every sensor. Pure: the time is handed in with everything."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, tzinfo
@@ -36,7 +37,7 @@ class Rollup:
     def add(self, batch: Batch) -> int:
         """Count the samples of a batch into the open periods; :meth:`advance` to its time comes first.
 
-        :returns: how many were not finite and are left out.
+        :returns: how many are left out, for they are not finite, or their sum would not be.
         """
         left_out = 0
         for name, received in batch.sensors.items():
@@ -47,8 +48,10 @@ class Rollup:
             sensor.mode = mode
             samples = finite(received.samples)
             left_out += len(received.samples) - len(samples)
-            if samples:
+            try:
                 sensor.minute.add(samples)
+            except OverflowError:
+                left_out += len(samples)
         return left_out
 
     def advance(self, now: datetime) -> tuple[list[Update], list[PeriodMean]]:
@@ -78,7 +81,9 @@ class Rollup:
         for (machine, name), sensor in self._sensors.items():
             if sensor.minute.count:
                 updates.append(Update(machine, name, sensor.minute.mean(sensor.mode), end))
-                sensor.hour.merge(sensor.minute)
+                # An hour of which a minute is left out, at magnitudes beyond 1e300, is better than none.
+                with contextlib.suppress(OverflowError):
+                    sensor.hour.merge(sensor.minute)
                 sensor.minute = Bucket()
         return updates
 

@@ -32,6 +32,7 @@ from gateway.store.interface import (
     Store,
     StoreUnavailable,
 )
+from gateway.store.tables import MachineTables
 from gateway.store.writing import GroupWriter
 from gateway.threads import pool_of
 
@@ -80,11 +81,12 @@ class SqliteStore(Store):
         self._machine_pool = pool_of(1, "machines")
         self._read_pool = pool_of(3, "reads")
         self._pools = (self._commit_pool, self._machine_pool, self._read_pool)
-        self._machines: OrderedDict[str, sqlite3.Connection] = OrderedDict()
+        self._machines: OrderedDict[str, tuple[sqlite3.Connection, MachineTables]] = OrderedDict()
 
     def open(self) -> None:
+        path = os.path.join(self._directory, GATEWAY_FILE)
         try:
-            connection = _connect(os.path.join(self._directory, GATEWAY_FILE), synchronous="FULL")
+            connection = _connect(path, synchronous="FULL")
             _apply_schema(connection)
             (reserved,) = connection.execute("SELECT reserved FROM event_seq").fetchone()
             connection.execute("UPDATE event_seq SET reserved = ?", (reserved + SEQ_BLOCK,))
@@ -94,7 +96,7 @@ class SqliteStore(Store):
         self.reserved = reserved + SEQ_BLOCK
         for pool in self._pools:
             pool.start()
-        self._gateway = GroupWriter(self._reactor, self._commit_pool, connection)
+        self._gateway = GroupWriter(self._reactor, self._commit_pool, connection, path)
 
     # -- commits
 
@@ -136,11 +138,11 @@ class SqliteStore(Store):
         return again
 
     def _write_machine(self, machine: str, entries: list[Entry]) -> None:
-        connection = self._machine(machine)
+        connection, its = self._machine(machine)
         try:
             connection.execute("BEGIN IMMEDIATE")
             for entry in entries:
-                _insert(connection, entry)
+                _insert(connection, its, entry)
             connection.execute("COMMIT")
         except sqlite3.Error:
             # Whatever state it is in: the next try opens the file anew.
@@ -148,15 +150,20 @@ class SqliteStore(Store):
             connection.close()
             raise
 
-    def _machine(self, machine: str) -> sqlite3.Connection:
-        connection = self._machines.get(machine)
-        if connection is None:
+    def _machine(self, machine: str) -> tuple[sqlite3.Connection, MachineTables]:
+        found = self._machines.get(machine)
+        if found is None:
             connection = _connect(self._machine_path(machine), synchronous="NORMAL")
-            self._machines[machine] = connection
+            try:
+                found = connection, MachineTables(connection)
+            except sqlite3.Error:
+                connection.close()
+                raise
+            self._machines[machine] = found
             if len(self._machines) > _OPEN_MACHINES:
-                self._machines.popitem(last=False)[1].close()
+                self._machines.popitem(last=False)[1][0].close()
         self._machines.move_to_end(machine)
-        return connection
+        return found
 
     def _machine_path(self, machine: str) -> str:
         return os.path.join(self._directory, f"{machine}.db")
@@ -169,12 +176,14 @@ class SqliteStore(Store):
     def means(self, period: str, machine: str, start: date, end: date) -> "Deferred[list[dict[str, Any]]]":
         def query(connection: sqlite3.Connection) -> list[dict[str, Any]]:
             return [
-                PeriodMean(period, machine, sensor, str(time), data).answer()
+                # Some rows of the old server have fractions of a second.
+                PeriodMean(period, machine, sensor, str(time)[:19], data).answer()
                 for sensor, table in tables.sensors(connection, period)
                 for time, data in connection.execute(
                     f"SELECT time, data FROM {tables.quoted(table)} WHERE time >= ? AND time < ? ORDER BY time, id",  # noqa: S608 - quoted
                     _bounds(start, end),
                 )
+                if isinstance(data, int | float)
             ]
 
         return self._read(lambda: self._ask(machine, query))
@@ -194,7 +203,13 @@ class SqliteStore(Store):
             return self._ask(name, query)
 
         def all_machines() -> list[dict[str, Any]]:
-            found = [item for name in self._machine_names() for item in ask(name)]
+            found: list[dict[str, Any]] = []
+            for name in self._machine_names():
+                try:
+                    found += ask(name)
+                except StoreUnavailable as error:
+                    # One file that is locked or missing must not keep the others from being read.
+                    log.warn("{machine}.db is left out: {error}", machine=name, error=error)
             return sorted(found, key=lambda item: str(item["time"]), reverse=True)
 
         return self._read(all_machines if machine is None else lambda: ask(machine))
@@ -203,8 +218,11 @@ class SqliteStore(Store):
         return deferToThreadPool(self._reactor, self._read_pool, question)
 
     def _machine_names(self) -> list[str]:
-        names = (name.removesuffix(".db") for name in os.listdir(self._directory) if name.endswith(".db"))
-        return sorted(filter(is_name, names))
+        try:
+            files = os.listdir(self._directory)
+        except OSError as error:
+            raise StoreUnavailable(str(error.strerror)) from error
+        return sorted(filter(is_name, (name.removesuffix(".db") for name in files if name.endswith(".db"))))
 
     def _ask(self, machine: str, query: Callable[[sqlite3.Connection], list[dict[str, Any]]]) -> list[dict[str, Any]]:
         """Ask one machine's file; the answer is empty where it is missing or broken."""
@@ -231,7 +249,7 @@ class SqliteStore(Store):
 
     def _close_machines(self) -> None:
         while self._machines:
-            self._machines.popitem()[1].close()
+            self._machines.popitem()[1][0].close()
 
     def close(self) -> "Deferred[None]":
         return Deferred.fromCoroutine(self._close())
@@ -304,16 +322,17 @@ def _replay(connection: sqlite3.Connection, key: IdempotencyKey) -> dict[str, An
     return found
 
 
-def _insert(connection: sqlite3.Connection, entry: Entry) -> None:
+def _insert(connection: sqlite3.Connection, its: MachineTables, entry: Entry) -> None:
+    its.create_anomaly()
     match entry:
         case Sighting(sensor=sensor):
-            tables.create_means(connection, sensor)
+            its.create_means(sensor)
         case PeriodMean(period=period, sensor=sensor, start=start, mean=mean):
-            table = tables.table_of(connection, sensor, period)
+            its.create_means(sensor)
+            table = its.means(sensor, period)
             insert = f"INSERT INTO {tables.quoted(table)} (time, data) VALUES (?, ?)"  # noqa: S608 - quoted
             connection.execute(insert, (start, mean))
         case Fault(score=score, threshold=threshold, received_at=received_at):
-            tables.create_anomaly(connection)
             connection.execute(
                 "INSERT INTO anomaly (time, threshold, score) VALUES (?, ?, ?)",
                 (wall_time(received_at, "microseconds"), threshold, score),

@@ -7,13 +7,8 @@ from typing import Final
 
 from gateway.model import PERIODS
 
-#: What a table's name may add to its sensor's: see :func:`_stem`. No sensor's name holds a tilde.
+#: What a table's name may add to its sensor's: see :meth:`MachineTables.means`. No sensor's name holds a tilde.
 _ADDED: Final = re.compile(r"^~|~[0-9]+$")
-
-_ANOMALY: Final = (
-    "CREATE TABLE IF NOT EXISTS anomaly"
-    " (id INTEGER PRIMARY KEY AUTOINCREMENT, time TIMESTAMP, threshold REAL, score REAL)"
-)
 
 
 def quoted(name: str) -> str:
@@ -21,38 +16,44 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def create_anomaly(connection: sqlite3.Connection) -> None:
-    """Make the table of anomalies where it is missing."""
-    connection.execute(_ANOMALY)
+class MachineTables:
+    """The tables of one machine's database, as its one writer knows them."""
 
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        #: By their names in lower case, as SQLite compares them.
+        self._names = {table.lower(): table for table in _tables(connection, "")}
 
-def create_means(connection: sqlite3.Connection, sensor: str) -> None:
-    """Make a sensor's tables where they are missing; an index on time is all that the old server did not have."""
-    create_anomaly(connection)
-    for period in PERIODS:
-        table = table_of(connection, sensor, period)
-        connection.execute(
-            f"CREATE TABLE IF NOT EXISTS {quoted(table)}"
-            " (id INTEGER PRIMARY KEY AUTOINCREMENT, time TIMESTAMP, data REAL)"
-        )
-        connection.execute(f"CREATE INDEX IF NOT EXISTS {quoted(table + '_time')} ON {quoted(table)} (time)")
+    def create_anomaly(self) -> None:
+        """Make the table of anomalies where it is missing."""
+        self._create("anomaly", "time TIMESTAMP, threshold REAL, score REAL")
 
+    def create_means(self, sensor: str) -> None:
+        """Make a sensor's tables where they are missing."""
+        for period in PERIODS:
+            self._create(self.means(sensor, period), "time TIMESTAMP, data REAL")
 
-def table_of(connection: sqlite3.Connection, sensor: str, period: str) -> str:
-    """The table of a sensor's means, made or not.
+    def means(self, sensor: str, period: str) -> str:
+        """The table of a sensor's means, made or not.
 
-    It is ``<sensor>_<period>_avg``. SQLite takes ``Vib_hour_avg`` and ``vib_hour_avg`` for one table, and allows no
-    name that begins with ``sqlite_``: the second sensor's becomes ``vib~2_hour_avg``, the other's ``~sqlite_...``.
-    """
-    suffix = f"_{period}_avg"
-    tables = {table.lower(): table for table in _tables(connection, suffix)}
-    stem = f"~{sensor}" if sensor.lower().startswith("sqlite_") else sensor
-    table = stem + suffix
-    number = 1
-    while tables.get(table.lower(), table) != table:
-        number += 1
-        table = f"{stem}~{number}{suffix}"
-    return table
+        It is ``<sensor>_<period>_avg``. SQLite takes ``Vib_hour_avg`` and ``vib_hour_avg`` for one table, and allows
+        no name that begins with ``sqlite_``: the second sensor's becomes ``vib~2_hour_avg``, the other's
+        ``~sqlite_...``.
+        """
+        stem = f"~{sensor}" if sensor.lower().startswith("sqlite_") else sensor
+        table = f"{stem}_{period}_avg"
+        number = 1
+        while self._names.get(table.lower(), table) != table:
+            number += 1
+            table = f"{stem}~{number}_{period}_avg"
+        return table
+
+    def _create(self, table: str, columns: str) -> None:
+        if table.lower() not in self._names:
+            self._connection.execute(
+                f"CREATE TABLE IF NOT EXISTS {quoted(table)} (id INTEGER PRIMARY KEY AUTOINCREMENT, {columns})"
+            )
+            self._names[table.lower()] = table
 
 
 def sensors(connection: sqlite3.Connection, period: str) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ become 82 k in transactions of a thousand.
 """
 
 import contextlib
+import os
 import sqlite3
 from collections import deque
 from collections.abc import Callable
@@ -31,15 +32,24 @@ class GroupWriter:
 
     :param pool: a pool of one thread, which is this writer's own.
     :param connection: used by that thread only from here on.
+    :param path: of its database. Once somebody has removed or replaced that, nothing is written any more: it would be
+        gone with the process.
     :param most: jobs that may wait; one more is refused.
     """
 
     def __init__(
-        self, reactor: IReactorFromThreads, pool: ThreadPool, connection: sqlite3.Connection, most: int = 1000
+        self,
+        reactor: IReactorFromThreads,
+        pool: ThreadPool,
+        connection: sqlite3.Connection,
+        path: str,
+        most: int = 1000,
     ) -> None:
         self._reactor = reactor
         self._pool = pool
         self._connection = connection
+        self._path = path
+        self._inode = os.stat(path).st_ino
         self._most = most
         self._waiting: deque[tuple[Job[Any], Deferred[Any]]] = deque()
         self._running: Deferred[None] | None = None
@@ -61,9 +71,18 @@ class GroupWriter:
 
     def _start(self) -> None:
         batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _BATCH))]
-        self._running = deferToThreadPool(
-            self._reactor, self._pool, run_together, self._connection, [job for job, _ in batch]
-        ).addBoth(self._finish, [done for _, done in batch])
+        self._running = deferToThreadPool(self._reactor, self._pool, self._run, [job for job, _ in batch]).addBoth(
+            self._finish, [done for _, done in batch]
+        )
+
+    def _run(self, jobs: list[Job[Any]]) -> list[Any]:
+        try:
+            there = os.stat(self._path).st_ino == self._inode
+        except OSError:
+            there = False
+        if not there:
+            raise StoreUnavailable(f"{self._path} was removed or replaced: start the gateway again")
+        return run_together(self._connection, jobs)
 
     def _finish(self, outcomes: "list[Any] | Failure", waiting: "list[Deferred[Any]]") -> None:
         self._running = None

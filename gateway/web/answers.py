@@ -87,7 +87,7 @@ def handle_errors(app: Klein) -> None:
 
     @app.handle_errors(MethodNotAllowed)
     def _method(self: Any, request: Any, failure: Any) -> bytes:
-        allowed = sorted(set(failure.value.valid_methods or ()) | {"OPTIONS"})
+        allowed = sorted(set(failure.value.valid_methods or ()))
         request.setHeader(b"allow", ", ".join(allowed).encode())
         return refuse(request, Refusal(405, "method_not_allowed"))
 

@@ -1,6 +1,7 @@
 """The scale gateway's REST interface: the latest weight, and commits of shipped and returned cylinders."""
 
 import hashlib
+import re
 from dataclasses import asdict, dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any, Final
@@ -25,6 +26,9 @@ log = Logger()
 _MOST: Final = 50
 
 _EVENT_TYPES: Final = frozenset({"SHIP", "RETURN"})
+
+#: No database keeps a NUL in a text, and no number of a cylinder has a line end.
+_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 _CENT: Final = Decimal("0.01")
 
@@ -80,7 +84,7 @@ def _text(value: dict[str, Any], field: str) -> str | None:
     text = text.strip()
     if len(text) > _MOST:
         raise Refusal(400, "invalid_request", f"{field}: {_MOST}자 이하여야 합니다")
-    if not text.isprintable():
+    if _CONTROLS.search(text):
         raise Refusal(400, "invalid_request", f"{field}: 제어 문자를 포함할 수 없습니다")
     return text or None
 
@@ -193,10 +197,11 @@ def _body(request: Request) -> bytes:
 
 
 def _idempotency_key(request: Request, order: Order) -> IdempotencyKey | None:
-    header = request.getHeader("idempotency-key")
-    key = "" if header is None else header.strip()
+    # As bytes: Twisted reads a header's text as UTF-8, which it need not be.
+    (header,) = request.requestHeaders.getRawHeaders(b"idempotency-key", [b""])[:1]
+    key = header.decode("latin-1").strip()
     if not key:
         return None
-    if len(key) > 255 or not key.isprintable():
+    if len(key) > 255 or _CONTROLS.search(key):
         raise Refusal(400, "invalid_request", "Idempotency-Key: 255자 이하의 문자여야 합니다")
     return IdempotencyKey(key, order.fingerprint())

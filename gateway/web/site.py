@@ -19,6 +19,9 @@ from gateway.web.answers import Refusal, refuse
 #: A body beyond its bound is read no further than this, in bytes; up to there it gets its answer in peace.
 _PATIENCE: Final = 8 * 1024 * 1024
 
+#: What is read of a connection before the others have their turn, in bytes.
+_READ_SIZE: Final = 8 * 1024
+
 _ALLOWED_METHODS: Final = b"GET, HEAD, POST, OPTIONS"
 _ALLOWED_HEADERS: Final = b"Content-Type, Idempotency-Key, Authorization, Last-Event-ID"
 
@@ -127,9 +130,12 @@ class GatewayChannel(HTTPChannel):
 
     counted = False
     site: "GatewaySite"
+    transport: Any
 
     def connectionMade(self) -> None:
         self.counted = True
+        # Few requests of a client that sends many at once are answered before it is another's turn.
+        self.transport.bufferSize = _READ_SIZE
         super().connectionMade()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:

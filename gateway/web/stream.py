@@ -9,7 +9,7 @@ from autobahn.twisted.resource import WebSocketResource
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
 from autobahn.websocket.types import ConnectionRequest
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IPushProducer, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from zope.interface import implementer
 
 from gateway import __version__
@@ -30,6 +30,18 @@ _PONG: Final = 20
 
 #: Seconds that a client has to answer a close; a slow one has to read up to it first.
 _CLOSE: Final = 10
+
+#: Bytes that may wait in the transport itself before it asks for a pause.
+_BUFFER: Final = 64 * 1024
+
+#: What an entry in a client's queue is counted as, beside its text: a tuple and its place.
+_ENTRY: Final = 100
+
+#: Seconds that more than its bound may wait for a client: a burst of one moment is none of its fault.
+_GRACE: Final = 0.5
+
+#: So many times its bound may wait for a client within that.
+_HARD_LIMIT: Final = 4
 
 #: Close codes: RFC 6455, 7.4.1, and the contract's own.
 GOING_AWAY: Final = 1001
@@ -55,21 +67,29 @@ class StreamProtocol(WebSocketServerProtocol):
         """Accept; subprotocols are none of ours."""
 
     def onOpen(self) -> None:
-        #: What waits for the client to read, and how many bytes of it count against the bound. A snapshot is not
-        #: made yet, and an event that was asked for by ``since`` is held by the backlog anyway.
+        #: What waits for the client to read, and how many bytes that is. A snapshot is not made yet, and an event that
+        #: was asked for by ``since`` is held by the backlog: they count as entries only.
         self._waiting: deque[tuple[int, bytes | Event | _Snapshot]] = deque()
         self._held = 0
+        self._judgement: IDelayedCall | None = None
         self._paused = False
         self._leaving = False
         #: Sources whose snapshot was sent late, and the event that it included last.
         self._covered: dict[str, int] = {}
         # The HTTP channel was the transport's producer.
         self.transport.unregisterProducer()
+        self.transport.bufferSize = _BUFFER
         self.transport.registerProducer(self, True)
         self.factory.opened(self)
 
     def onClose(self, *_: Any) -> None:
-        self.factory.closed(self)
+        if self.factory.closed(self):
+            self._stop_judging()
+
+    def onPing(self, payload: bytes) -> None:
+        # Who does not read gets no pongs either: they would wait in the transport without a bound.
+        if not self._paused:
+            super().onPing(payload)
 
     # -- what the client says
 
@@ -110,33 +130,43 @@ class StreamProtocol(WebSocketServerProtocol):
         missed = None if since is None else bus.missed(since, patterns)
         if missed is None:
             for source, name in self.factory.sources(patterns):
-                self._queue(0, _Snapshot(source, name))
+                self._queue(_ENTRY, _Snapshot(source, name))
         else:
             for event in missed:
-                self._queue(0, event)
+                self._queue(_ENTRY, event)
 
     # -- what it is told
 
     def deliver(self, event: Event) -> None:
         if self._paused or self._waiting:
-            self._queue(len(event.text()), event)
+            self._queue(_ENTRY + len(event.text()), event)
         else:
             self._tell(event)
 
     def _say(self, message: dict[str, Any]) -> None:
         text = orjson.dumps(message)
-        self._queue(len(text), text)
+        self._queue(_ENTRY + len(text), text)
 
     def _queue(self, cost: int, item: bytes | Event | _Snapshot) -> None:
         if self._leaving:
             return
         self._waiting.append((cost, item))
         self._held += cost
-        if self._held > self.factory.max_waiting and self._paused:
-            self.factory.counters.subscribers_slow.inc()
-            self.leave(TOO_SLOW, "read too slowly; come back with since")
-        else:
-            self._drain()
+        self._drain()
+        most = self.factory.max_waiting
+        if self._held > _HARD_LIMIT * most:
+            self._too_slow()
+        elif self._held > most and self._judgement is None:
+            self._judgement = self.factory.reactor.callLater(_GRACE, self._judge)
+
+    def _judge(self) -> None:
+        self._judgement = None
+        if self._held > self.factory.max_waiting:
+            self._too_slow()
+
+    def _too_slow(self) -> None:
+        self.factory.counters.subscribers_slow.inc()
+        self.leave(TOO_SLOW, "read too slowly; come back with since")
 
     def _drain(self) -> None:
         while self._waiting and not self._paused:
@@ -163,11 +193,17 @@ class StreamProtocol(WebSocketServerProtocol):
     def leave(self, code: int, reason: str) -> None:
         """Close, and forget what waits."""
         self._leaving = True
+        self._stop_judging()
         self.factory.bus.unsubscribe(self)
         self._waiting.clear()
         self._held = 0
         # Not sendClose: it lets a program say 1000 and 3000 to 4999 only.
         self.sendCloseFrame(code, reason.encode())
+
+    def _stop_judging(self) -> None:
+        if self._judgement is not None:
+            self._judgement.cancel()
+            self._judgement = None
 
     # -- the transport's wishes
 
@@ -229,15 +265,17 @@ class StreamFactory(WebSocketServerFactory):
         self._open.add(protocol)
         self._connections.inc()
 
-    def closed(self, protocol: StreamProtocol) -> None:
-        # A handshake that failed was never open.
-        if protocol in self._open:
+    def closed(self, protocol: StreamProtocol) -> bool:
+        """One connection less, if it was open: a handshake that failed was not."""
+        was_open = protocol in self._open
+        if was_open:
             self._open.remove(protocol)
             self._connections.dec()
             self.bus.unsubscribe(protocol)
         if self._emptied is not None and not self._open:
             emptied, self._emptied = self._emptied, None
             emptied.callback(None)
+        return was_open
 
     async def close(self) -> None:
         """Tell every client that the daemon goes; done when all have gone."""
@@ -284,8 +322,8 @@ class StreamResource(WebSocketResource):
         self._stream = factory
 
     def render(self, request: GatewayRequest) -> Any:
-        upgrade = (request.getHeader("upgrade") or "").lower()
-        if "websocket" not in upgrade or request.method != b"GET" or request.channel.transport is None:
+        upgrade = b",".join(request.requestHeaders.getRawHeaders(b"upgrade", []))
+        if b"websocket" not in upgrade.lower() or request.method != b"GET" or request.channel.transport is None:
             request.setHeader(b"upgrade", b"websocket")
             return refuse(request, Refusal(426, "upgrade_required"))
         if not self._stream.has_room():

@@ -11,7 +11,7 @@ from typing import Final
 
 from gateway.wire.errors import WireError
 from gateway.wire.messages import Message, Misshapen, Name, message
-from gateway.wire.pickles import PickleReader
+from gateway.wire.pickles import MAX_INSTRUCTIONS, PickleReader
 from gateway.wire.values import MAX_CONTAINERS, from_json
 
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
@@ -31,7 +31,7 @@ class FrameReader:
         #: What came, but was not whole yet: less than an instruction of a pickle; JSON is kept in ``_json``.
         self._rest = b""
         self._pickle: PickleReader | None = None
-        self._json: list[bytes] | None = None
+        self._json: bytearray | None = None
         #: Bytes of the present frame that are read.
         self._size = 0
 
@@ -48,7 +48,7 @@ class FrameReader:
         while pos < len(data):
             if self._pickle is None and self._json is None:
                 if data[pos] in _JSON_STARTS:
-                    self._json = []
+                    self._json = bytearray()
                 else:
                     self._pickle = PickleReader(self._max)
             if self._json is not None:
@@ -57,7 +57,8 @@ class FrameReader:
                 found, after = self._read_pickle(data, pos)
                 if found is None:
                     self._rest = data[after:]
-                    self._limit(self._size + len(self._rest))
+                    if self._pickle is not None and not self._pickle.done:
+                        self._limit(self._size + len(self._rest))
                     return
                 pos = after
             if found is not None:
@@ -96,17 +97,17 @@ class FrameReader:
         return found, end
 
     def _read_json(self, data: bytes, pos: int) -> tuple[Message | None, int]:
-        parts = self._json
-        if parts is None:  # pragma: no cover - the caller has made it
+        text = self._json
+        if text is None:  # pragma: no cover - the caller has made it
             raise WireError("no frame is open")
         end = data.find(b"\0", pos)
         part = data[pos:] if end < 0 else data[pos:end]
         self._size += len(part)
         self._limit(self._size)
-        parts.append(part)
+        text += part
         if end < 0:
             return None, len(data)
-        found = _json_message(b"".join(parts))
+        found = _json_message(text)
         self._json = None
         self._size = 0
         return found, end + 1
@@ -116,10 +117,12 @@ class FrameReader:
             raise WireError(f"a frame of more than {self._max} bytes")
 
 
-def _json_message(text: bytes) -> Message:
-    # What json.loads builds may be large before its depth and shape can be looked at.
+def _json_message(text: bytearray) -> Message:
+    # What json.loads builds of little text may be large: lists, dicts and texts are counted before.
     if text.count(b"[") + text.count(b"{") > MAX_CONTAINERS:
         raise WireError("more lists and dicts than any message needs")
+    if text.count(b'"') > MAX_INSTRUCTIONS:
+        raise WireError("more texts than any message needs")
     try:
         # The standard library's, since it reads the NaN that programs write though JSON has none.
         value = json.loads(text.decode("utf-8"))

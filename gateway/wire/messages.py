@@ -40,9 +40,9 @@ class Misshapen:
 
 Message: TypeAlias = Name | DataUpdate | FaultDetect | Misshapen
 
-#: How many samples a frame may stand for, as a multiple of its bytes. A pickled list may be used by many sensors at
-#: the price of two bytes each, and would cost the disk as much as if it had been sent each time.
-MAX_SAMPLES_PER_BYTE = 8
+#: How many samples a frame of some bytes may stand for: as many as it has bytes, and a few. No number takes less than
+#: two, but a pickled list may be used by many sensors, and costs the disk as much as if it had been sent each time.
+MAX_SHARED_SAMPLES = 10_000
 
 
 def message(value: Value, size: int) -> Message:
@@ -77,14 +77,18 @@ def _data_update(data: Value, size: int) -> Message:
         if not is_name(name):
             return Misshapen("a sensor name that is none")
         match sensor:
-            case Mapping(items={"type": str(kind), "data": Sequence(others=[], numbers=numbers)}) if len(kind) <= 64:
+            case Mapping(items={"type": str(kind), "data": Sequence(others=[], numbers=numbers)}) if _is_type(kind):
                 sensors[name] = SensorBatch(kind, numbers)
                 samples += len(numbers)
             case _:
                 return Misshapen("a sensor without a type or without a list of numbers")
-    if samples > MAX_SAMPLES_PER_BYTE * size:
+    if samples > size + MAX_SHARED_SAMPLES:
         return Misshapen("more samples than the frame could hold")
     return DataUpdate(sensors)
+
+
+def _is_type(text: str) -> bool:
+    return len(text) <= 64 and text.isprintable()
 
 
 def _fault_detect(data: Value) -> Message:

@@ -6,6 +6,7 @@ refuses the pickle when it is met. It goes as far as the bytes reach and on from
 cost of a pickle is linear however it is cut, and what has been read need not be kept.
 """
 
+import math
 import re
 import sys
 from array import array
@@ -21,15 +22,18 @@ MAX_INSTRUCTIONS: Final = 65_536
 #: Text longer than any name (64 characters of at most 4 bytes, 10 when escaped) is skipped, not kept.
 MAX_TEXT: Final = 1024
 
-#: An opcode, a sign, the 309 digits of the largest double, Python 2's ``L`` and the line end.
-_MAX_NUMBER_LINE: Final = 313
+#: An opcode, a sign, 1,000 digits, Python 2's ``L`` and the line end.
+_MAX_NUMBER_LINE: Final = 1004
 
-_FLOATS: Final = re.compile(rb"(?:G.{8})+", re.DOTALL)
-_DECIMAL: Final = rb"(?:F[-+0-9.eEinfa]{1,32}|I(?!0[01]\n)[-+]?[0-9]{1,309}|L[-+]?[0-9]{1,309}L?)\n"
-_DECIMALS: Final = re.compile(rb"(?:" + _DECIMAL + rb")+")
+_FLOATS: Final = re.compile(rb"(?:G.{8})++", re.DOTALL)
+_DECIMAL: Final = rb"(?:F[-+0-9.eEinfa]{1,32}+|I(?!0[01]\n)[-+]?[0-9]{1,308}+|L[-+]?[0-9]{1,308}+L?)\n"
+# 309 digits may be a double, or beyond any.
+_HUGE: Final = re.compile(rb"[IL]([-+]?[0-9]{309,1000}+)L?\n")
+_DECIMALS: Final = re.compile(rb"(?:" + _DECIMAL + rb")++")
 # Protocol 0 appends each number on its own.
-_APPENDED: Final = re.compile(rb"(?:" + _DECIMAL + rb"a)+")
-_INTEGERS: Final = re.compile(rb"(?:K.|M.{2}|J.{4})+", re.DOTALL)
+_APPENDED: Final = re.compile(rb"(?:" + _DECIMAL + rb"a)++")
+_QUOTED: Final = re.compile(rb"(['\"])([ !#-&(-\[\]-~]*+)\1")
+_INTEGERS: Final = re.compile(rb"(?:K.|M.{2}|J.{4})++", re.DOTALL)
 
 
 class PickleReader:
@@ -83,9 +87,7 @@ class PickleReader:
                 step = _INSTRUCTIONS.get(opcode)
                 if step is None:
                     raise WireError(f"opcode 0x{opcode:02x} builds no plain data")
-                self._instructions += 1
-                if self._instructions > MAX_INSTRUCTIONS:
-                    raise WireError("more instructions than any message needs")
+                self._count()
             after = step(self, data, pos)
             if after == pos:
                 # It will be counted again when the rest of it is there.
@@ -93,6 +95,11 @@ class PickleReader:
                 break
             pos = after
         return pos
+
+    def _count(self) -> None:
+        self._instructions += 1
+        if self._instructions > MAX_INSTRUCTIONS:
+            raise WireError("more instructions than any message needs")
 
     # -- the stack
 
@@ -154,14 +161,23 @@ class PickleReader:
             return pos
         end = pos + 2 + data[pos + 1]
         try:
-            self._push_numbers(array("d", (int.from_bytes(data[pos + 2 : end], "little", signed=True),)))
-        except OverflowError:  # an integer beyond a double
-            self._stack.append(ODD)
+            self._push_huge(float(int.from_bytes(data[pos + 2 : end], "little", signed=True)))
+        except OverflowError:
+            self._push_huge(math.inf)
         return end
+
+    def _push_huge(self, number: float) -> None:
+        """Push an integer, which may be beyond a double."""
+        if math.isinf(number):
+            self._count()
+            self._stack.append(ODD)
+        else:
+            self._push_numbers(array("d", (number,)))
 
     def _decimals(self, data: bytes, pos: int) -> int:
         """Numbers in decimal text, with or without an APPEND behind each."""
         if data.startswith((b"I00\n", b"I01\n"), pos):
+            self._count()
             self._stack.append(ODD)
             return pos + 4
         run = _APPENDED.match(data, pos)
@@ -173,6 +189,10 @@ class PickleReader:
         if run is not None:
             self._push_numbers(_decimal_numbers(run[0]))
             return run.end()
+        huge = _HUGE.match(data, pos)
+        if huge is not None:
+            self._push_huge(float(huge[1]))
+            return huge.end()
         if len(data) - pos >= _MAX_NUMBER_LINE or b"\n" in data[pos : pos + _MAX_NUMBER_LINE]:
             raise WireError("a number that is none")
         return pos
@@ -221,6 +241,19 @@ class PickleReader:
             self._stack.append(data[pos + 1 : end].decode("raw-unicode-escape"))
         except UnicodeDecodeError as error:
             raise WireError("text with a broken escape") from error
+        return end + 1
+
+    def _quoted_line(self, data: bytes, pos: int) -> int:
+        """What Python 2 calls a str, in protocol 0: plain ASCII in quotes, without escapes."""
+        end = data.find(b"\n", pos, pos + 1 + MAX_TEXT)
+        if end < 0:
+            if len(data) - pos <= MAX_TEXT:
+                return pos
+            raise WireError("text in quotes without end")
+        found = _QUOTED.fullmatch(data, pos + 1, end)
+        if found is None:
+            raise WireError("text in quotes with an escape")
+        self._stack.append(found[2].decode("ascii"))
         return end + 1
 
     def _skip_text(self, data: bytes, pos: int) -> int:
@@ -417,6 +450,7 @@ _INSTRUCTIONS: Final[dict[int, _Step]] = {
     0x8D: PickleReader._long_text,
     ord("V"): PickleReader._text_line,
     # What Python 2 calls a str.
+    ord("S"): PickleReader._quoted_line,
     ord("U"): PickleReader._short_text,
     ord("T"): PickleReader._counted_text,
     ord("("): PickleReader._mark,
@@ -457,8 +491,10 @@ def _set_items(target: Mapping, values: list[Value]) -> None:
 def _index_line(data: bytes, pos: int) -> tuple[int, int]:
     """A memo index in decimal text, and where it ends: ``pos`` where that is not there yet."""
     end = data.find(b"\n", pos, pos + 8)
-    if end < 0 and len(data) - pos < 8:
-        return 0, pos
+    if end < 0:
+        if len(data) - pos < 8:
+            return 0, pos
+        raise WireError("a memo index of too many digits")
     if not data[pos + 1 : end].isdigit():
         raise WireError("a memo index that is none")
     return int(data[pos + 1 : end]), end + 1

@@ -29,14 +29,16 @@ _KINDS: Final = {"GS": "gross", "NT": "net", "TR": "tare"}
 
 _CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
-# re.ASCII: without it a Kelvin sign is a K and an Arabic digit a digit. 15 digits are more than any scale shows
-# (A&D: 8) and keep a weight in any unit far from the decimal context's precision.
+# Runs are possessive (``*+``): a line of blanks costs its length, not its fourth power. re.ASCII: without it a Kelvin
+# sign is a K and an Arabic digit a digit. 15 digits are more than any scale shows (A&D: 8) and keep a weight in any
+# unit far from the decimal context's precision.
 _WEIGHT: Final = re.compile(
-    r"(?:@[0-9]{2})?(ST|US) *, *(?:(GS|NT|TR) *, *)?([+-]?) *([0-9]{1,15})(?:[.,]([0-9]{1,9}))? *_? *(KG|G|LB|OZ|T)",
+    r"(?:@[0-9]{2})?(ST|US) *+, *+(?:(GS|NT|TR) *+, *+)?([+-]?) *+([0-9]{1,15}+)(?:[.,]([0-9]{1,9}+))? *+_? *+"
+    r"(KG|G|LB|OZ|T)",
     re.ASCII | re.IGNORECASE,
 )
 _OVERLOAD: Final = re.compile(
-    r"(?:@[0-9]{2})?OL *, *(?:(GS|NT|TR) *, *)?[+-]? *(?:[0-9.,]+(?:E[+-]?[0-9]+)?)? *_? *(?:KG|G|LB|OZ|T)?",
+    r"(?:@[0-9]{2})?OL *+, *+(?:(GS|NT|TR) *+, *+)?[+-]? *+(?:[0-9.,]++(?:E[+-]?[0-9]++)?)? *+_? *+(?:KG|G|LB|OZ|T)?",
     re.ASCII | re.IGNORECASE,
 )
 
@@ -76,6 +78,9 @@ def parse_line(line: bytes) -> ScaleLine:
         return ScaleLine("OL", None, _kind(overload[1]), raw)
     status, header, sign, whole, fraction, unit = found.groups()
     number = Decimal(f"{sign}{whole}.{fraction}" if fraction else f"{sign}{whole}")
+    if not number:
+        # Scales show -0.00.
+        number = number.copy_abs()
     unit = unit.lower()
     if unit == "kg":
         weight = number

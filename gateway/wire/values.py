@@ -93,26 +93,32 @@ def _depth_around(value: Value) -> int:
     return 1
 
 
-def from_json(value: Any) -> Value:
+def from_json(value: Any, depth: int = MAX_DEPTH) -> Value:
     """The same for what ``json.loads`` built.
 
-    :raises WireError: nested too deep.
+    :param depth: how deep it may be nested.
+    :raises WireError: it is nested deeper.
     """
     if isinstance(value, str):
         return value
+    if isinstance(value, list | dict) and depth == 0:
+        raise WireError("nested too deep")
     if isinstance(value, list):
         sequence = Sequence()
         if set(map(type, value)) <= {int, float}:
             sequence.numbers = _doubles(value)
             if len(sequence.numbers) < len(value):
                 sequence.others.append(ODD)
+        elif len(value) > MAX_CONTAINERS:
+            # Whatever it holds: a long list of a message holds numbers only.
+            sequence.others.append(ODD)
         else:
-            sequence.extend([from_json(item) for item in value])
+            sequence.extend([from_json(item, depth - 1) for item in value])
         return sequence
     if isinstance(value, dict):
         mapping = Mapping()
         for key, item in value.items():
-            mapping.set(key, from_json(item))
+            mapping.set(key, from_json(item, depth - 1))
         return mapping
     if type(value) in {int, float}:
         return _doubles([value]) or ODD

@@ -36,6 +36,7 @@ OTHER: dict[str, tuple[Any, Any]] = {
     "daq.max_frame_bytes": (1000, 1000),
     "daq.max_machines": (1, 1),
     "daq.max_sensors": (2, 2),
+    "daq.max_machine_sensors": (2, 2),
     "limits.connections": (3, 3),
     "limits.subscribers": (4, 4),
     "limits.subscriber_bytes": (5, 5),
@@ -88,7 +89,9 @@ def value_of(settings: Settings, key: str) -> Any:
 # -- what loads
 
 
-@pytest.mark.parametrize("text", ["", "\n", "# nothing\n", "---\n", "{}", "server:\nscale:\nstat:\ntimezone:\n", "null"])
+@pytest.mark.parametrize(
+    "text", ["", "\n", "# nothing\n", "---\n", "{}", "server:\nscale:\nstat:\ntimezone:\n", "null"]
+)
 def test_an_empty_file_is_all_defaults(file: Path, text: str) -> None:
     assert read(file, text) == load(None, {}) == Settings()
 
@@ -256,7 +259,7 @@ def test_an_unknown_key_names_the_nearest(file: Path, text: str, key: str, neare
 def test_any_unknown_key_names_some_key(file: Path) -> None:
     found = problems(file, 'zzz: 1\n"": 2\n7: 3\ntrue: 4\nserver: {"": 1, ☃: 2}')
     assert set(found) == {"zzz", "", "7", "true", "server.", "server.☃"}
-    known = {name for name in keys_of(Settings)} | set(Settings.model_fields)
+    known = set(keys_of(Settings)) | set(Settings.model_fields)
     for message in found.values():
         assert message.removeprefix("unknown key; the nearest known key is ") in known
 

@@ -1,5 +1,6 @@
 """Frames of DAQ programs: what they must parse to however they are cut, and what hostile ones may cost."""
 
+import itertools
 import json
 import math
 import pickle
@@ -109,15 +110,14 @@ def outcome(pieces: Iterable[bytes], limit: int | None = None) -> Outcome:
         for piece in pieces:
             for message in reader.feed(piece):
                 found.append(said(message))  # noqa: PERF401 - what came before an error counts
-    except WireError as error:
-        assert str(error)
+    except WireError:
         return found, "refused"
     return found, "open"
 
 
 def cut(stream: bytes, places: Iterable[int]) -> list[bytes]:
     edges = [0, *sorted(place % (len(stream) + 1) for place in places), len(stream)]
-    return [stream[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [stream[start:end] for start, end in itertools.pairwise(edges)]
 
 
 def bytewise(stream: bytes) -> list[bytes]:
@@ -180,24 +180,18 @@ def test_a_case_in_random_pieces(case: tuple[bytes, Outcome], seed: int) -> None
         (NAME, [DROPPED], "open"),
         (FAULT[:-1] + b"\\oc", [("FaultDetect", ["1.5", "1.0"])], "refused"),
         (b"\0", [], "refused"),
-        (b"garbage", [], "refused"),
-        (b"[garbage\0", [], "refused"),
+        (b"not a frame", [], "refused"),
+        (b"[not JSON\0", [], "refused"),
         (b"\r\n", [], "refused"),
     ],
 )
-@pytest.mark.parametrize("pieces", [lambda stream: [stream], bytewise], ids=["whole", "bytewise"])
-def test_a_case_with_trailing_data(
-    case: tuple[bytes, Outcome],
-    trailing: bytes,
-    more: list[Said],
-    then: str,
-    pieces: Callable[[bytes], list[bytes]],
-) -> None:
+def test_a_case_with_trailing_data(case: tuple[bytes, Outcome], trailing: bytes, more: list[Said], then: str) -> None:
     stream, (messages, end) = case
-    if len(stream) > 10_000:
-        stream, messages, end = NAME, [("name", "M")], "open"
     expected = (messages, "refused") if end == "refused" else (messages + more, then)
-    assert outcome(pieces(stream + trailing)) == expected
+    assert outcome([stream + trailing]) == expected
+    assert outcome([stream, *bytewise(trailing)]) == expected
+    # The end of the one and the beginning of the other in one piece.
+    assert outcome([stream[:-2], stream[-2:] + trailing[:2], trailing[2:]]) == expected
 
 
 # -- against pickle.loads
@@ -217,7 +211,7 @@ numbers = st.one_of(
 )
 sensors = st.fixed_dictionaries(
     {
-        "type": st.one_of(st.sampled_from(["VIB", "TEMP"]), plain_text(64)),
+        "type": st.one_of(st.sampled_from(["VIB", "TEMP"]), plain_text(64).filter(str.isprintable)),
         "data": st.one_of(st.lists(numbers, max_size=30), st.lists(numbers, max_size=30).map(tuple)),
     }
 )
@@ -341,7 +335,6 @@ def test_any_pickle_is_said_dropped_or_refused(value: Any, protocol: int, places
         ("DataUpdate", {"s": {"type": "VIB", "data": [1.0, True]}}),
         ("DataUpdate", {"s": {"type": "VIB", "data": [1.0, "2.0"]}}),
         ("DataUpdate", {"s": {"type": "VIB", "data": [None]}}),
-        ("DataUpdate", {"s": {"type": "VIB", "data": [[1.0]]}}),
         ("DataUpdate", {"s": {"type": "VIB", "data": 1.0}}),
         ("DataUpdate", {"s": {"type": "VIB", "data": {1.0: 2.0}}}),
         ("DataUpdate", {"s": {"type": 5, "data": [1.0]}}),
@@ -393,7 +386,17 @@ def test_wrong_shapes_are_dropped(value: Any, protocol: int) -> None:
 
 
 @pytest.mark.parametrize("protocol", range(6))
-@pytest.mark.parametrize("number", [2**1024, -(2**1024), 2**1024 - 1, 10**308 * 9])
+@pytest.mark.parametrize("deeper", [[[1.0]], [()], ({},), {"a": {"b": []}}])
+def test_nesting_deeper_than_any_message_is_refused(deeper: Any, protocol: int) -> None:
+    value = ("DataUpdate", {"s": {"type": "VIB", "data": deeper}})
+    assert outcome([NAME + frame(value, protocol) + FAULT]) == ([("name", "M")], "refused")
+    assert outcome([NAME + json.dumps(value).encode() + b"\0" + FAULT]) == ([("name", "M")], "refused")
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize(
+    "number", [2**1024, -(2**1024), 2**1024 - 1, 10**308 * 9], ids=["2^1024", "-2^1024", "2^1024-1", "9e308"]
+)
 def test_whole_numbers_beyond_a_double_are_no_samples(number: int, protocol: int) -> None:
     # Not an infinity that nobody has measured; and the same in every protocol.
     value = ("DataUpdate", {"s": {"type": "VIB", "data": [1.0, number, 2.0]}})
@@ -402,7 +405,7 @@ def test_whole_numbers_beyond_a_double_are_no_samples(number: int, protocol: int
 
 @pytest.mark.parametrize("protocol", range(6))
 def test_the_largest_whole_numbers_of_a_double(protocol: int) -> None:
-    value = ("DataUpdate", {"s": {"type": "VIB", "data": [2**1024 - 2**970, -(2**1023), 2**53 + 1, -(2**63)]}})
+    value = ("DataUpdate", {"s": {"type": "VIB", "data": [2**1024 - 2**971, -(2**1023), 2**53 + 1, -(2**63)]}})
     assert outcome([NAME + frame(value, protocol)]) == ([("name", "M"), meant(value)], "open")
 
 
@@ -476,7 +479,7 @@ def test_deep_json_is_refused(opening: bytes, closing: bytes, depth: int) -> Non
     "text",
     [
         rb'["DataUpdate", {"s": {"type": "\ud800", "data": [1.5]}}]' + b"\0",
-        b"(VDataUpdate\n(dVs\n(dVtype\nV\\ud800\nsVdata\n(lF1.5\nassst.\0",
+        b"(VDataUpdate\n(dVs\n(dVtype\nV\\ud800\nsVdata\n(lF1.5\nasst.\0",
     ],
     ids=["json", "protocol 0"],
 )
@@ -500,7 +503,10 @@ def test_pickles_of_python_2() -> None:
         b"\x80\x02U\nDataUpdateq\x01}q\x02U\x0fshot_blast_vib1q\x03}q\x04(U\x04typeq\x05U\x03VIBq\x06U\x04dataq\x07]q\x08("
         b"G?\xf8\x00\x00\x00\x00\x00\x00K\x03M,\x01J\xff\xff\xff\xffI1099511627776\n\x8a\x01\x05eus\x86q\t.\\o"
     )
-    fault = b"\x80\x02U\x0bFaultDetectq\x01}q\x02(U\x05scoreq\x03K\x02U\tthresholdq\x04G?\xf0\x00\x00\x00\x00\x00\x00u\x86.\0"
+    fault = (
+        b"\x80\x02U\x0bFaultDetectq\x01}q\x02(U\x05scoreq\x03K\x02U\tthresholdq\x04"
+        b"G?\xf0\x00\x00\x00\x00\x00\x00u\x86.\0"
+    )
     for text in (name, update, fault):
         # That these bytes are a pickle at all is Python's word.
         assert pickle.loads(text)
@@ -584,7 +590,9 @@ def sized(frame_of: Callable[[int], bytes], size: int) -> bytes:
 
 
 FRAMES_OF: dict[str, Callable[[int], bytes]] = {
-    "samples": lambda n: pickle.dumps(("DataUpdate", {"s": {"type": "VIB", "data": [1] * n}}), 2),
+    "samples": lambda n: pickle.dumps(
+        ("DataUpdate", {"s": {"type": "VIB", "data": [300] * (n % 2) + [1] * (n // 2)}}), 2
+    ),
     "lines": lambda n: pickle.dumps(("DataUpdate", {"s" * (n % 4 + 1): {"type": "VIB", "data": [1] * (n // 4)}}), 0),
     "text": lambda n: pickle.dumps(("other", "x" * n), 4),
     "line": lambda n: pickle.dumps(("other", "x" * n), 0),
@@ -596,8 +604,8 @@ FRAMES_OF: dict[str, Callable[[int], bytes]] = {
 @pytest.mark.parametrize("kind", FRAMES_OF)
 @pytest.mark.parametrize("separator", [b"\0", b"\\o"])
 def test_a_frame_of_the_largest_size_and_of_one_byte_more(kind: str, separator: bytes) -> None:
-    if kind.startswith("json") and separator != b"\0":
-        separator = b"\0"
+    if kind.startswith("json"):
+        separator = b"\0"  # the only one of JSON
     limit = 1500
     whole = sized(FRAMES_OF[kind], limit) + separator
     # Another frame follows, for sizes are those of frames and not of the connection.
@@ -637,22 +645,24 @@ def test_a_frame_without_an_end_is_refused_at_its_limit(head: bytes, pad: bytes)
 @pytest.mark.parametrize(
     "head",
     [
-        b"X" + struct.pack("<I", 1001),
-        b"T" + struct.pack("<I", 1001),
+        b"X" + struct.pack("<I", 2001),
+        b"T" + struct.pack("<I", 2001),
         b"X\xff\xff\xff\xff",
         b"T\xff\xff\xff\xff",
-        b"\x8d" + struct.pack("<Q", 1001),
+        b"\x8d" + struct.pack("<Q", 2001),
         b"\x8d" + b"\xff" * 8,
-        b"\x80\x04\x95" + struct.pack("<Q", 1001),
+        b"\x80\x04\x95" + struct.pack("<Q", 2001),
         b"\x80\x04\x95" + b"\xff" * 8,
     ],
 )
 def test_a_declared_length_beyond_the_limit_is_refused_at_once(head: bytes) -> None:
-    assert outcome([NAME, head], 1000) == ([("name", "M")], "refused")
-    assert outcome([NAME, *bytewise(head)], 1000) == ([("name", "M")], "refused")
+    assert outcome([NAME, head], 2000) == ([("name", "M")], "refused")
+    assert outcome([NAME, *bytewise(head)], 2000) == ([("name", "M")], "refused")
     # It is for the length that it is refused.
-    assert outcome([NAME, head[:-1]], 1000) == ([("name", "M")], "open")
-    assert outcome([NAME, b"\x80\x04X" + struct.pack("<I", 900)], 1000) == ([("name", "M")], "open")
+    assert outcome([NAME, head[:-1]], 2000) == ([("name", "M")], "open")
+    shorter = head.replace(b"\xd1\x07", b"\xd0\x07").replace(b"\xff\xff\xff\xff", b"\xff\0\0\0")[: len(head)]
+    shorter = shorter.replace(b"\0\0\0\xff", b"\0\0\0\0")
+    assert outcome([NAME, shorter], 2000) == ([("name", "M")], "open")
 
 
 # -- hostile frames: refused or dropped, at a cost that is a small multiple of what they are long
@@ -661,7 +671,6 @@ def test_a_declared_length_beyond_the_limit_is_refused_at_once(head: bytes) -> N
 def update_of(data: bytes) -> bytes:
     """``("DataUpdate", {"a": {"type": "VIB", "data": <data>}})`` around hand-written instructions."""
     return b"(U\nDataUpdate}U\x01a}(U\x04typeU\x03VIBU\x04data" + data + b"ust.\0"
-
 
 
 def shared_sensor(sensor_count: int, samples: int) -> bytes:
@@ -689,7 +698,9 @@ HOSTILE: dict[str, bytes] = {
     "memo index of no digits": b"]p\n.\0",
     "memo index of other digits": b"]p\xd9\xa3\n.\0",
     "memo filled with numbers": b"](" + b"".join(b"K\x01r" + struct.pack("<I", i) for i in range(60_000)) + b"e.\0",
-    "memo filled with text": b"(" + b"".join(b"U\x02%c%cr" % (i % 251, i % 241) + struct.pack("<I", i) for i in range(32_000)),
+    "memo filled with text": b"("
+    + b"".join(b"U\x02%c%cr" % (i % 251, i % 241) + struct.pack("<I", i) for i in range(32_000))
+    + b"t.\0",
     "text of 4 GiB": b"\x80\x02X\xff\xff\xff\xff.\0",
     "text of 8 EiB": b"\x80\x04\x8d" + b"\xff" * 7 + b"\x7f.\0",
     "bytes": b"\x80\x03B\xff\xff\xff\xff.\0",
@@ -721,7 +732,7 @@ HOSTILE: dict[str, bytes] = {
     "nested memo doubling": b"]q\x00" + b"".join(b"]q%c(h%ch%ce" % (i, i - 1, i - 1) for i in range(1, 60)) + b".\0",
     "alternating booleans and numbers": update_of(b"](" + b"I00\nK\x01" * (MEGA // 6) + b"e"),
     "alternating long ints and numbers": update_of(b"](" + (b"\x8a\x82" + b"\x7f" * 130 + b"K\x01") * 7500 + b"e"),
-    "booleans": update_of(b"](" + b"I01\n" * (MEGA // 4) + b"e"),
+    "booleans": update_of(b"](" + b"I01\n" * (MEGA // 8) + b"e"),
     "duplicated keys": b"\x80\x02(U\nDataUpdate}(" + b"U\x01a]" * 4000 + b"ut.\0",
     "json, deep": b"[" * MEGA,
     "json, deep and whole": b"[" * 600 + b"]" * 600 + b"\0",
@@ -729,22 +740,26 @@ HOSTILE: dict[str, bytes] = {
     "json, wide dicts": b"[" + b"{}," * 4000 + b"{}]\0",
     "json, an int of a million digits": b"[" + b"9" * MEGA + b"]\0",
     "json, ints of 4000 digits": b"[" + b",".join([b"9" * 4000] * 250) + b"]\0",
-    "json, numbers and a boolean": b'["DataUpdate", {"a": {"type": "VIB", "data": [' + b"1," * (MEGA // 2) + b"true]}}]\0",
-    "json, booleans": b"[" + b"true," * (MEGA // 5) + b"true]\0",
+    "json, numbers and a boolean": b'["DataUpdate", {"a": {"type": "VIB", "data": ['
+    + b"1," * (MEGA // 2)
+    + b"true]}}]\0",
+    "json, booleans": b"[" + b"true," * (MEGA // 20) + b"true]\0",
     "json, texts": b"[" + b",".join(b'"%d"' % i for i in range(MEGA // 8)) + b"]\0",
-    "json, keys": b"{" + b",".join(b'"%d":0' % i for i in range(MEGA // 10)) + b"}\0",
+    "json, keys": b"{" + b",".join(b'"%d":0' % i for i in range(MEGA // 4)) + b"}\0",
     "json, one wide character": b'["\xf0\x9f\x98\x80' + b"x" * MEGA + b'"]\0',
 }
 
+ENDLESS = {"json, deep", "a line without an end"}
+
 LAWFUL: dict[str, bytes] = {
-    "small ints": update_of(b"](" + b"K\x01" * (MEGA // 4) + b"e"),
+    "small ints": update_of(b"](" + b"K\x01" * (MEGA // 16) + b"e"),
     "doubles": update_of(b"](" + b"G\x3f\xf8\0\0\0\0\0\0" * (MEGA // 9) + b"e"),
     "alternating numbers": update_of(b"](" + b"K\x01G\x3f\xf8\0\0\0\0\0\0" * (MEGA // 44) + b"e"),
-    "alternating widths": update_of(b"](" + b"K\x01I1\nM\x01\x00F1\n" * (MEGA // 44) + b"e"),
+    "alternating widths": update_of(b"](" + b"K\x01I1\nM\x01\x00F1\n" * (MEGA // 90) + b"e"),
     "appended one by one": update_of(b"](" + b"e" + b"G\x3f\xf8\0\0\0\0\0\0a" * (MEGA // 40)),
-    "protocol 0": update_of(b"(l" + b"I1\na" * (MEGA // 4)),
-    "json ints": b'["DataUpdate", {"a": {"type": "VIB", "data": [' + b"1," * (MEGA // 2) + b"1]}}]\0",
-    "json floats": b'["DataUpdate", {"a": {"type": "VIB", "data": [' + b"1.5," * (MEGA // 4) + b"1]}}]\0",
+    "protocol 0": update_of(b"(l" + b"I1\na" * (MEGA // 8)),
+    "json ints": b'["DataUpdate", {"a": {"type": "VIB", "data": [' + b"1," * (MEGA // 8) + b"1]}}]\0",
+    "json floats": b'["DataUpdate", {"a": {"type": "VIB", "data": [' + b"1.5," * (MEGA // 8) + b"1]}}]\0",
 }
 
 #: Bytes that any frame may cost besides: 65 536 instructions with a memo entry each.
@@ -755,23 +770,29 @@ MULTIPLE = 16
 
 def cost(pieces: Sequence[bytes]) -> tuple[Outcome, int]:
     """What a connection that has said its name says then, and the most memory that this took."""
+    reader = FrameReader()
+    assert len(list(reader.feed(NAME))) == 1
+    found: list[Message] = []
+    then = "open"
     tracemalloc.start()
     try:
-        found, then = outcome([NAME, *pieces])
-        peak = tracemalloc.get_traced_memory()[1]
+        for piece in pieces:
+            found += reader.feed(piece)
+    except WireError:
+        then = "refused"
     finally:
+        peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    # The pieces are there already; of the name nothing is to be seen.
-    return (found[1:], then), peak
+    return (list(map(said, found)), then), peak
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_frame_is_refused_or_dropped_at_a_small_cost(name: str) -> None:
     text = HOSTILE[name]
     (found, then), peak = cost(chunks(text))
-    assert (found, then) in [([DROPPED], "open"), ([], "refused"), ([], "open")]
-    # What waits for more has no end; no whole frame is waited for.
-    assert then == "refused" or found or name in {"json, deep", "a line without an end"}
+    # Only what has no end is waited for.
+    endings: list[Outcome] = [([DROPPED], "open"), ([], "refused")]
+    assert (found, then) in [*endings, ([], "open")][: 3 if name in ENDLESS else 2]
     assert peak <= MULTIPLE * len(text) + CONSTANT
 
 
@@ -781,17 +802,6 @@ def test_a_lawful_frame_has_a_small_cost_too(name: str) -> None:
     ((found,), then), peak = cost(chunks(text))
     assert (found[0], then) == ("DataUpdate", "open")
     assert len(found[1][0][2]) > 10_000
-    # said() of the test itself makes a text of each sample; it costs more than all of the parser.
-    reader = FrameReader()
-    pieces = [NAME, *chunks(text)]
-    tracemalloc.start()
-    try:
-        for piece in pieces:
-            for _ in reader.feed(piece):
-                pass
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
     assert peak <= MULTIPLE * len(text) + CONSTANT
 
 
@@ -806,12 +816,12 @@ def test_a_memo_index_without_a_line_end_does_not_read_the_pickle_again(opcode: 
 
 @pytest.mark.parametrize("opcode", [b"p", b"g"])
 @pytest.mark.parametrize("before", [b"", b"(", b"]", b"K\x01"])
-@pytest.mark.parametrize("digits", [6, 7, 8, 12, 5000])
+@pytest.mark.parametrize("digits", [5, 9, 12, 5000])
 def test_a_memo_index_of_too_many_digits_is_refused_however_it_is_cut(
     before: bytes, opcode: bytes, digits: int
 ) -> None:
     stream = NAME + before + opcode + b"9" * digits
-    then = "open" if digits < 7 else "refused"
+    then = "open" if digits == 5 else "refused"
     assert outcome([stream]) == ([("name", "M")], then)
     assert outcome(bytewise(stream)) == ([("name", "M")], then)
 
@@ -825,7 +835,7 @@ def test_alternating_short_instructions_are_bounded() -> None:
 @pytest.mark.parametrize("opcode", sorted({bytes([code]) for code in range(256)} - set(map(bytes, (b"[", b"{")))))
 def test_an_opcode_that_builds_no_plain_data_is_refused_when_it_is_met(opcode: bytes) -> None:
     # By the tables of CPython's pickletools; what is refused needs no argument to be so.
-    plain = b"\x80\x95.GKMJ\x8aFILN\x88\x89\x8cX\x8dVUT(]lae)\x85\x86\x87t}dsu\x94pqrghj"
+    plain = b"\x80\x95.GKMJ\x8aFILN\x88\x89\x8cX\x8dVSUT(]lae)\x85\x86\x87t}dsu\x94pqrghj"
     if opcode in plain:
         # Alone it lacks its argument, its operand or its separator: no message comes of it.
         assert outcome([NAME + opcode])[0] == [("name", "M")]
@@ -840,11 +850,71 @@ SMALL_CASES = [path.read_bytes() for path in sorted(CASES.glob("*.bin")) if path
 SOUP = [
     *(b"(", b")", b"]", b"}", b".", b"\0", b"\\o", b"\\", b"l", b"t", b"d", b"e", b"u", b"a", b"s", b"N", b"\x88"),
     *(b"K\x01", b"K\x01K\x02", b"M\x01\x02", b"J\xff\xff\xff\xff", b"G\x3f\xf8\0\0\0\0\0\0", b"G", b"\x8a\x01\x05"),
-    *(b"\x8a\x81" + b"\x7f" * 129, b"I1\n", b"I1\na", b"I00\n", b"I01\n", b"I", b"L5L\n", b"F1.5\n", b"F1e999\na", b"F"),
-    *(b"U\x01a", b"U\x04name", b"U\x04type", b"U\x04data", b"X\x03\0\0\0VIB", b"\x8c\x0aDataUpdate", b"Vx\n", b"V\\u12\n"),
-    *(b"\x85", b"\x86", b"\x87", b"\x94", b"q\x00", b"h\x00", b"p1\n", b"g1\n", b"p", b"g", b"r\x02\0\0\0", b"j\x02\0\0\0"),
-    *(b"\x80\x02", b"\x80\x06", b"\x95\x05\0\0\0\0\0\0\0", b"12345678", b"\n", b"c", b"R", b"0", b"2", b"U\xff", b"X\x01\x08\0\0"),
-    *(b"[", b"{", b'"', b'"event"', b'"data"', b":", b",", b"1", b"NaN", b"null", b"]", b"}", b"\xff", b"\xf0\x9f\x98\x80"),
+    *(
+        b"\x8a\x81" + b"\x7f" * 129,
+        b"I1\n",
+        b"I1\na",
+        b"I00\n",
+        b"I01\n",
+        b"I",
+        b"L5L\n",
+        b"F1.5\n",
+        b"F1e999\na",
+        b"F",
+    ),
+    *(
+        b"U\x01a",
+        b"U\x04name",
+        b"U\x04type",
+        b"U\x04data",
+        b"X\x03\0\0\0VIB",
+        b"\x8c\x0aDataUpdate",
+        b"Vx\n",
+        b"V\\u12\n",
+    ),
+    *(
+        b"\x85",
+        b"\x86",
+        b"\x87",
+        b"\x94",
+        b"q\x00",
+        b"h\x00",
+        b"p1\n",
+        b"g1\n",
+        b"p",
+        b"g",
+        b"r\x02\0\0\0",
+        b"j\x02\0\0\0",
+    ),
+    *(
+        b"\x80\x02",
+        b"\x80\x06",
+        b"\x95\x05\0\0\0\0\0\0\0",
+        b"12345678",
+        b"\n",
+        b"c",
+        b"R",
+        b"0",
+        b"2",
+        b"U\xff",
+        b"X\x01\x08\0\0",
+    ),
+    *(
+        b"[",
+        b"{",
+        b'"',
+        b'"event"',
+        b'"data"',
+        b":",
+        b",",
+        b"1",
+        b"NaN",
+        b"null",
+        b"]",
+        b"}",
+        b"\xff",
+        b"\xf0\x9f\x98\x80",
+    ),
 ]
 
 

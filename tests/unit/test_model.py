@@ -96,7 +96,6 @@ def test_names(name: str) -> None:
         "\U0001f600",
         "\ud800",
         "a\udfff",
-        "\ufffd",
         "\ue000",  # private use
         "a" * 65,
         "가" * 65,
@@ -109,7 +108,7 @@ def test_no_names(text: str) -> None:
     assert not is_name(text)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(st.one_of(st.text(max_size=70), st.text("ab. -_:/\0가\U00010400", min_size=1, max_size=70)))
 def test_whatever_is_a_name_is_a_file_name_and_a_topic_segment(text: str) -> None:
     if not is_name(text):

@@ -20,7 +20,28 @@ QUIET = settings(max_examples=300, deadline=None, derandomize=True, database=Non
 
 #: Pieces that a reading is made of, and some that only look so.
 PIECES = [
-    *("ST", "US", "OL", "st", "NT", "TR", "GS", "@23", ",", " , ", "+", "-", " ", "_", "kg", "KG", "g", "lb", "oz", "t"),
+    *(
+        "ST",
+        "US",
+        "OL",
+        "st",
+        "NT",
+        "TR",
+        "GS",
+        "@23",
+        ",",
+        " , ",
+        "+",
+        "-",
+        " ",
+        "_",
+        "kg",
+        "KG",
+        "g",
+        "lb",
+        "oz",
+        "t",
+    ),
     *("0", "00053", "53.26", "99999999", ".995", ".", "E+19", "9" * 16, "\x00", "\x02", "\x85", "\u212a", "\u0665"),
 ]
 

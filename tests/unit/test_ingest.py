@@ -1,0 +1,306 @@
+"""Protocols of scales and DAQ programs on a transport in memory, with a clock of the tests'."""
+
+import pickle
+from array import array
+from datetime import UTC
+from typing import Any
+
+from twisted.internet.error import ConnectionDone
+from twisted.internet.protocol import Factory
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from gateway.bus import Bus
+from gateway.clock import WallClock
+from gateway.counters import Counters
+from gateway.ingest import daq as daq_module
+from gateway.ingest.daq import NAME_TIMEOUT, DaqFactory, slices
+from gateway.ingest.scale import MAX_LINE, ScaleFactory, SerialLine, SerialService
+from gateway.logs import LimitedLog
+from gateway.model import Batch, Fault, Presence, Reading, SensorBatch
+from gateway.wire.messages import DataUpdate
+
+
+class Lines:
+    """A log that keeps its lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def warn(self, message: str, **fields: object) -> None:
+        self.lines.append(message.format(**fields))
+
+    info = warn
+
+
+class Ingest(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.reactor = Clock()
+        self.clock = WallClock(UTC, self.reactor.seconds, self.reactor.seconds)
+        self.counters = Counters()
+        self.bus = Bus(self.clock, self.counters)
+        self.log = Lines()
+        self.warnings = LimitedLog(self.log, self.clock, self.counters)  # type: ignore[arg-type]  # a fake
+        self.records: list[Any] = []
+        for record_type in (Reading, Batch, Fault, Presence):
+            self.bus.attach(record_type, "test", self.records.append)
+
+    def connect(self, factory: Factory) -> tuple[Any, StringTransport]:
+        protocol = factory.buildProtocol(None)
+        assert protocol is not None
+        transport = StringTransport()
+        protocol.makeConnection(transport)
+        return protocol, transport
+
+    def lose(self, protocol: Any) -> None:
+        protocol.connectionLost(Failure(ConnectionDone()))
+
+
+class ScaleTests(Ingest):
+    def setUp(self) -> None:
+        super().setUp()
+        self.factory = ScaleFactory("dock", self.bus, self.clock, self.counters, self.warnings, 2)
+
+    def weights(self) -> list[float]:
+        return [float(record.weight) for record in self.records if isinstance(record, Reading)]
+
+    def test_every_line_end_at_every_cut(self) -> None:
+        stream = b"ST,+1 kg\rST,+2 kg\nST,+3 kg\r\n\r\n  \nST,+4 kg\r\nST,+5"
+        for cut in range(len(stream)):
+            self.records.clear()
+            protocol, _ = self.connect(self.factory)
+            protocol.dataReceived(stream[:cut])
+            protocol.dataReceived(stream[cut:])
+            self.lose(protocol)
+            self.assertEqual(self.weights(), [1.0, 2.0, 3.0, 4.0], cut)
+        self.assertEqual(self.counters.scale_rejected.labels("dock")._value.get(), 0)
+
+    def test_a_line_too_long_is_skipped_to_its_end_at_every_cut(self) -> None:
+        stream = b"ST,+1 kg\n" + b"x" * (MAX_LINE + 1) + b"\rST,+2 kg\n" + b"y" * 3 * MAX_LINE + b"\r\nST,+3 kg\n"
+        for cut in range(0, len(stream), 7):
+            self.records.clear()
+            protocol, _ = self.connect(self.factory)
+            before = self.counters.scale_overlong.labels("dock")._value.get()
+            protocol.dataReceived(stream[:cut])
+            protocol.dataReceived(stream[cut:])
+            self.lose(protocol)
+            self.assertEqual(self.weights(), [1.0, 2.0, 3.0], cut)
+            self.assertEqual(self.counters.scale_overlong.labels("dock")._value.get(), before + 2)
+
+    def test_the_longest_line_is_still_one(self) -> None:
+        protocol, _ = self.connect(self.factory)
+        line = b"ST,+1 kg"
+        protocol.dataReceived(line + b" " * (MAX_LINE - len(line)) + b"\n")
+        self.assertEqual(self.weights(), [1.0])
+        protocol.dataReceived(line + b" " * (MAX_LINE + 1 - len(line)) + b"\n")
+        self.assertEqual(self.weights(), [1.0])
+
+    def test_a_line_without_end_is_not_kept(self) -> None:
+        protocol, _ = self.connect(self.factory)
+        for _ in range(1000):
+            protocol.dataReceived(b"x" * 1000)
+        self.assertLess(len(protocol.clearLineBuffer()), 2 * MAX_LINE)
+
+    def test_presence_is_of_the_first_and_the_last(self) -> None:
+        first, _ = self.connect(self.factory)
+        second, _ = self.connect(self.factory)
+        self.assertIsNone(self.factory.buildProtocol(None))
+        self.lose(first)
+        self.lose(second)
+        self.assertEqual([record.connected for record in self.records], [True, False])
+        self.assertEqual(self.counters.connections.labels("scale")._value.get(), 0)
+
+    def test_close(self) -> None:
+        _, transport = self.connect(self.factory)
+        self.factory.close()
+        self.assertTrue(transport.disconnecting)
+
+    def test_bad_lines_are_limited_in_the_log_not_in_the_count(self) -> None:
+        protocol, _ = self.connect(self.factory)
+        protocol.dataReceived(b"bad line, of more than fifty bytes, which nobody wants to read whole\n" * 100)
+        self.assertEqual(self.counters.scale_rejected.labels("dock")._value.get(), 100)
+        self.assertEqual(len(self.log.lines), 5)
+        self.assertIn("b'bad line, of more than fifty bytes, which nobody w'...", self.log.lines[0])
+        self.assertIn("192.168.1.1:54321", self.log.lines[0])
+
+
+class SerialTests(Ingest):
+    def test_it_is_opened_again_and_again(self) -> None:
+        factory = ScaleFactory("bench", self.bus, self.clock, self.counters, self.warnings, 2)
+        opened: list[Any] = []
+        problems: list[Exception] = [OSError("no such device"), ValueError("no such parity")]
+
+        def open_port(protocol: Any, line: SerialLine) -> None:
+            if problems:
+                raise problems.pop(0)
+            protocol.makeConnection(StringTransport())
+            opened.append(protocol)
+
+        line = SerialLine("/dev/ttyUSB0", 2400, 7, "E", 1)
+        service = SerialService(line, factory, self.reactor, open_port)
+        service.startService()
+        self.assertEqual(opened, [])
+        self.reactor.pump([1.0] * 10)
+        self.assertEqual(len(opened), 1)
+        self.lose(opened[0])
+        self.assertEqual([record.connected for record in self.records], [True, False])
+        self.reactor.pump([1.0] * 10)
+        self.assertEqual(len(opened), 2)
+        service.stopService()
+        self.assertTrue(opened[1].transport.disconnecting)
+        self.lose(opened[1])
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_stopped_while_it_waits(self) -> None:
+        factory = ScaleFactory("bench", self.bus, self.clock, self.counters, self.warnings, 2)
+
+        def open_port(protocol: Any, line: SerialLine) -> None:
+            raise OSError("no such device")
+
+        service = SerialService(SerialLine("x", 1, 8, "N", 1), factory, self.reactor, open_port)
+        service.startService()
+        service.stopService()
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+
+def frame(event: str, data: Any) -> bytes:
+    return pickle.dumps((event, data)) + b"\\o"
+
+
+def update(*samples: float, sensor: str = "v") -> bytes:
+    return frame("DataUpdate", {sensor: {"type": "VIB", "data": list(samples)}})
+
+
+class DaqTests(Ingest):
+    def factory(self, **bounds: int) -> DaqFactory:
+        given = {"max_frame_bytes": 10**7, "most": 10, "most_machines": 3, "most_sensors": 5, "most_machine_sensors": 3}
+        return DaqFactory(self.reactor, self.bus, self.clock, self.counters, self.warnings, **{**given, **bounds})
+
+    def events(self) -> list[Any]:
+        return [
+            [list(sensor.samples) for sensor in record.sensors.values()]
+            if isinstance(record, Batch)
+            else record.connected
+            if isinstance(record, Presence)
+            else record.score
+            for record in self.records
+        ]
+
+    def test_a_name_is_waited_for_so_long(self) -> None:
+        factory = self.factory()
+        _, silent = self.connect(factory)
+        named, talks = self.connect(factory)
+        named.dataReceived(frame("name", "M"))
+        self.reactor.advance(NAME_TIMEOUT - 1)
+        self.assertFalse(silent.disconnecting)
+        self.reactor.advance(1)
+        self.assertTrue(silent.disconnecting)
+        self.assertFalse(talks.disconnecting)
+
+    def test_a_connection_that_ends_leaves_no_timer(self) -> None:
+        factory = self.factory()
+        protocol, _ = self.connect(factory)
+        self.lose(protocol)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+        self.assertEqual(self.counters.connections.labels("daq")._value.get(), 0)
+
+    def test_what_follows_a_refusal_is_not_read(self) -> None:
+        protocol, transport = self.connect(self.factory())
+        protocol.dataReceived(frame("name", "M") + update(1.0) + b"c" + update(2.0))
+        self.assertTrue(transport.disconnecting)
+        protocol.dataReceived(update(3.0))
+        self.assertEqual(self.events(), [True, [[1.0]]])
+        self.assertEqual(self.counters.daq_refused._value.get(), 1)
+        (line,) = [line for line in self.log.lines if "closed" in line]
+        self.assertIn("192.168.1.1:54321", line)
+
+    def test_takeover(self) -> None:
+        factory = self.factory()
+        first, first_transport = self.connect(factory)
+        first.dataReceived(frame("name", "M"))
+        second, _ = self.connect(factory)
+        second.dataReceived(frame("name", "M"))
+        self.assertTrue(first_transport.disconnecting)
+        self.lose(first)
+        second.dataReceived(update(1.0))
+        self.lose(second)
+        self.assertEqual(self.events(), [True, [[1.0]], False])
+
+    def test_bounds(self) -> None:
+        factory = self.factory()
+        protocols = [self.connect(factory) for _ in range(4)]
+        for number, (protocol, _) in enumerate(protocols):
+            protocol.dataReceived(frame("name", f"M{number}"))
+        self.assertEqual([transport.disconnecting for _, transport in protocols], [False, False, False, True])
+        # Three of a machine's, five of all.
+        for protocol, _ in protocols[:2]:
+            for name in "abcd":
+                protocol.dataReceived(update(1.0, sensor=name))
+        batches = [record for record in self.records if isinstance(record, Batch)]
+        self.assertEqual([(b.machine, *b.sensors) for b in batches], [
+            ("M0", "a"), ("M0", "b"), ("M0", "c"), ("M1", "a"), ("M1", "b"),
+        ])  # fmt: skip
+        self.assertEqual(self.counters.daq_dropped._value.get(), 3)
+
+    def test_pause(self) -> None:
+        factory = self.factory()
+        _, before = self.connect(factory)
+        factory.pause(True)
+        _, after = self.connect(factory)
+        self.assertEqual((before.producerState, after.producerState), ("paused", "paused"))
+        factory.pause(False)
+        self.assertEqual((before.producerState, after.producerState), ("producing", "producing"))
+        self.assertEqual(self.counters.daq_pauses._value.get(), 1)
+
+    def test_a_large_message_is_dealt_with_in_turns_and_in_order(self) -> None:
+        self.patch(daq_module, "SLICE", 10)
+        factory = self.factory()
+        protocol, transport = self.connect(factory)
+        numbers = [float(number) for number in range(35)]
+        protocol.dataReceived(frame("name", "M") + update(*numbers) + update(-1.0))
+        self.assertEqual(self.events(), [True, [numbers[:10]]])
+        self.assertEqual(transport.producerState, "paused")
+        # What some transports give although they are paused.
+        protocol.dataReceived(update(-2.0))
+        for turn in range(1, 4):
+            self.reactor.advance(0)
+            self.assertEqual(self.events()[1 + turn], [numbers[10 * turn : 10 * turn + 10]])
+        self.assertEqual(self.events()[5:], [[[-1.0]], [[-2.0]]])
+        self.assertEqual(transport.producerState, "producing")
+
+    def test_a_connection_that_ends_in_between(self) -> None:
+        self.patch(daq_module, "SLICE", 10)
+        protocol, _ = self.connect(self.factory())
+        protocol.dataReceived(frame("name", "M") + update(*range(100)))
+        self.lose(protocol)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_pause_and_turns_together(self) -> None:
+        self.patch(daq_module, "SLICE", 10)
+        factory = self.factory()
+        protocol, transport = self.connect(factory)
+        protocol.dataReceived(frame("name", "M") + update(*range(15)))
+        factory.pause(True)
+        self.reactor.advance(0)
+        self.assertEqual(transport.producerState, "paused")
+        factory.pause(False)
+        self.assertEqual(transport.producerState, "producing")
+
+    def test_slices(self) -> None:
+        self.patch(daq_module, "SLICE", 10)
+
+        def sensor(first: int, count: int) -> SensorBatch:
+            return SensorBatch("VIB", array("d", range(first, first + count)))
+
+        for counts in ((), (0,), (10,), (11,), (3, 4), (9, 1, 1), (25, 0, 7), (10, 10), (1, 100)):
+            whole = {f"s{index}": sensor(100 * index, count) for index, count in enumerate(counts)}
+            pieces = list(slices(DataUpdate(whole)))
+            joined: dict[str, array[float]] = {}
+            for piece in pieces:
+                self.assertLessEqual(sum(len(its.samples) for its in piece.sensors.values()), 10)
+                for name, its in piece.sensors.items():
+                    joined.setdefault(name, array("d")).extend(its.samples)
+            self.assertEqual(joined, {name: its.samples for name, its in whole.items()}, counts)
+            self.assertEqual(list(joined), list(whole))

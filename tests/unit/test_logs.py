@@ -1,0 +1,100 @@
+"""Log files and what is written to them, with a clock of the tests'."""
+
+import io
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+from twisted.internet.task import Clock
+from twisted.logger import Logger, LogLevel
+from twisted.trial.unittest import SynchronousTestCase
+
+from gateway.clock import WallClock
+from gateway.lock import DirectoryInUse, DirectoryLock
+from gateway.logs import HeldObserver, observer, shown
+
+
+class LogFileTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.reactor = Clock()
+        # One second before midnight in Seoul, when it is the afternoon in Greenwich.
+        self.reactor.rightNow = datetime(2025, 12, 18, 14, 59, 59, tzinfo=UTC).timestamp()
+        self.clock = WallClock(ZoneInfo("Asia/Seoul"), self.reactor.seconds, self.reactor.seconds)
+        self.folder = Path(tempfile.mkdtemp(prefix="cynow-log-")) / "log"
+        self.stream = io.StringIO()
+
+    def logger(self, level: str = "info", keep_days: int = 10) -> Logger:
+        its = observer(self.clock, str(self.folder), level, keep_days, self.stream)
+        log = Logger("test", observer=its)
+        emit = log.emit
+
+        def stamped(level: LogLevel, text: str | None = None, **fields: object) -> None:
+            emit(level, text, **{**fields, "log_time": self.reactor.seconds()})
+
+        log.emit = stamped  # type: ignore[method-assign]  # events carry the tests' time
+        return log
+
+    def test_it_rolls_over_at_midnight_of_the_configured_zone(self) -> None:
+        log = self.logger()
+        log.info("어제 {name}", name="쇼트블라스트")
+        self.reactor.advance(1)
+        log.info("오늘")
+        yesterday = (self.folder / "cynow-gateway.log.2025_12_18").read_text("utf-8")
+        self.assertEqual(yesterday, "2025-12-18 23:59:59.000+09:00 [test#info] 어제 쇼트블라스트\n")
+        today = (self.folder / "cynow-gateway.log").read_text("utf-8")
+        self.assertEqual(today, "2025-12-19 00:00:00.000+09:00 [test#info] 오늘\n")
+        self.assertEqual(self.stream.getvalue(), yesterday + today)
+
+    def test_old_files_go_others_stay(self) -> None:
+        self.folder.mkdir()
+        names = ["cynow-gateway.log.2025_12_07", "cynow-gateway.log.2025_12_08", "cynow-gateway.log.old", "other"]
+        for name in names:
+            (self.folder / name).write_text("")
+        self.logger(keep_days=10)
+        self.assertEqual({path.name for path in self.folder.iterdir()}, {*names[1:], "cynow-gateway.log"})
+
+    def test_a_level(self) -> None:
+        log = self.logger("warn")
+        log.info("no")
+        log.warn("yes")
+        self.assertNotIn("no", self.stream.getvalue())
+        self.assertIn("yes", self.stream.getvalue())
+
+    def test_a_name_moves_nobodys_cursor(self) -> None:
+        self.logger().info("{name}", name="a\x1b[2Jb\x9bc\rd\ne")
+        self.assertTrue(self.stream.getvalue().endswith("a\ufffd[2Jb\ufffdc\ufffdd\n\te\n"))
+
+    def test_a_directory_that_is_a_file(self) -> None:
+        self.folder.write_text("")
+        with self.assertRaises(OSError):
+            observer(self.clock, str(self.folder), "info", 1, self.stream)
+
+    def test_held_until_released(self) -> None:
+        events: list[object] = []
+        held = HeldObserver(events.append)  # type: ignore[arg-type]  # an observer is what can be called
+        held({"n": 1})  # type: ignore[call-arg]  # the same
+        held({"n": 2})  # type: ignore[call-arg]  # the same
+        self.assertEqual(events, [])
+        held.release()
+        held({"n": 3})  # type: ignore[call-arg]  # the same
+        self.assertEqual(events, [{"n": 1}, {"n": 2}, {"n": 3}])
+
+    def test_shown(self) -> None:
+        self.assertEqual(shown(b"abc"), "b'abc'")
+        self.assertEqual(shown(b"\xff" * 51), repr(b"\xff" * 50) + "...")
+
+
+class LockTests(SynchronousTestCase):
+    def test_one_at_a_time(self) -> None:
+        folder = tempfile.mkdtemp(prefix="cynow-lock-")
+        lock = DirectoryLock(folder)
+        with self.assertRaises(DirectoryInUse):
+            DirectoryLock(folder)
+        lock.release()
+        DirectoryLock(folder).release()
+
+    def test_it_is_made(self) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="cynow-lock-")) / "a" / "b"
+        DirectoryLock(str(folder)).release()
+        self.assertTrue(folder.is_dir())

@@ -1,0 +1,526 @@
+"""Sinks of the bus, with a clock of the tests': the writer, raw files, statistics, push messages, the present state."""
+
+import os
+import tempfile
+from array import array
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from gateway import rawlog
+from gateway.alert.fcm import PushAlert, PushMessage, Send
+from gateway.bus import Bus
+from gateway.clock import WallClock
+from gateway.counters import Counters
+from gateway.live import Live
+from gateway.logs import LimitedLog
+from gateway.model import Batch, Entry, Fault, PeriodMean, Presence, Reading, SensorBatch, Sighting, Update
+from gateway.rawlog import RawLog, sample_lines
+from gateway.sequence import SequenceReserve
+from gateway.stats.rollup import Rollup
+from gateway.stats.statistics import Statistics
+from gateway.store.interface import SEQ_BLOCK
+from gateway.writer import HIGH_WATER, LOW_WATER, Writer
+
+#: 2025-12-18 10:11:00 UTC.
+START = datetime(2025, 12, 18, 10, 11, tzinfo=UTC).timestamp()
+
+
+class Parts(SynchronousTestCase):
+    """What every sink stands on."""
+
+    def setUp(self) -> None:
+        self.reactor = Clock()
+        self.reactor.rightNow = START
+        self.clock = WallClock(UTC, self.reactor.seconds, self.reactor.seconds)
+        self.counters = Counters()
+        self.bus = Bus(self.clock, self.counters)
+
+    def batch(self, machine: str = "M", sensor: str = "v", *samples: float, kind: str = "VIB") -> Batch:
+        return Batch(machine, {sensor: SensorBatch(kind, array("d", samples))}, self.clock.now())
+
+    def fault(self, machine: str = "M", score: float = 2.0) -> Fault:
+        return Fault(machine, score, 1.0, self.clock.now())
+
+
+class FakeStore:
+    """Takes what it is given, or as much of it as it is told to; the suite of stores verifies what it stands for."""
+
+    def __init__(self) -> None:
+        self.first_seq = 1
+        self.reserved = SEQ_BLOCK
+        self.written: list[Entry] = []
+        self.refuse = 0
+        self.hang: list[Deferred[list[Entry]]] | None = None
+        self.asked: list[int] = []
+        self.fail = False
+
+    def write(self, entries: Sequence[Entry]) -> "Deferred[list[Entry]]":
+        if self.hang is not None:
+            self.hang.append(Deferred())
+            return self.hang[-1]
+        if self.fail:
+            raise RuntimeError("a store must not raise, but if it does")
+        refused = list(entries)[: self.refuse]
+        self.written += list(entries)[self.refuse :]
+        return succeed(refused)
+
+    def reserve(self, up_to: int) -> "Deferred[None]":
+        self.asked.append(up_to)
+        return Deferred()
+
+
+class WriterTests(Parts):
+    def setUp(self) -> None:
+        super().setUp()
+        self.store = FakeStore()
+        self.pressure: list[bool] = []
+        self.writer = Writer(self.reactor, self.bus, self.counters, self.store, self.pressure.append)  # type: ignore[arg-type]  # a fake
+
+    def test_a_sensor_is_written_when_it_is_first_seen(self) -> None:
+        self.bus.publish(self.batch("M", "v", 1.0))
+        self.bus.publish(self.batch("M", "v", 1.0))
+        self.bus.publish(self.batch("M", "w", 1.0))
+        self.assertEqual(self.store.written, [Sighting("M", "v"), Sighting("M", "w")])
+
+    def test_an_anomaly_is_written_other_faults_are_not(self) -> None:
+        for score in (1.0, 1.5, 0.5):
+            self.bus.publish(self.fault("M", score))
+        self.assertEqual([entry.score for entry in self.store.written if isinstance(entry, Fault)], [1.5])
+
+    def test_what_is_refused_is_tried_again_in_order_with_growing_waits(self) -> None:
+        self.store.refuse = 100
+        faults = [self.fault("M", 2.0 + number) for number in range(5)]
+        self.writer.add(faults[:3])
+        waits = []
+        for _ in range(7):
+            (call,) = self.reactor.getDelayedCalls()
+            waits.append(call.getTime() - self.reactor.seconds())
+            self.reactor.advance(waits[-1])
+        self.assertEqual(waits, [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0])
+        self.writer.add(faults[3:])
+        self.assertEqual(self.store.written, [])
+        self.store.refuse = 0
+        self.reactor.advance(10)
+        self.assertEqual(self.store.written, faults)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+        self.assertEqual(self.counters.store_retries._value.get(), 8 * 3)
+
+    def test_a_store_that_raises_loses_nothing(self) -> None:
+        self.store.fail = True
+        self.writer.add([self.fault()])
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+        self.store.fail = False
+        self.reactor.advance(0.5)
+        self.assertEqual(len(self.store.written), 1)
+
+    def test_pressure(self) -> None:
+        self.store.hang = []
+        fault = self.fault()
+        self.writer.add([fault])
+        self.writer.add([fault] * (HIGH_WATER - 1))
+        self.assertEqual(self.pressure, [])
+        self.writer.add([fault])
+        self.assertEqual(self.pressure, [True])
+        hanging, self.store.hang = self.store.hang, None
+        hanging[0].callback([])
+        self.assertEqual(self.pressure, [True, False])
+        self.assertEqual(len(self.store.written), HIGH_WATER)
+
+    def test_pressure_lasts_until_little_is_left(self) -> None:
+        self.store.hang = []
+        self.writer.add([self.fault()] * (HIGH_WATER + 2000))
+        self.assertEqual(self.pressure, [True])
+        waiting = self.counters.store_waiting._value.get()
+        while waiting > LOW_WATER:
+            self.assertEqual(self.pressure, [True])
+            self.store.hang.pop().callback([])
+            waiting = self.counters.store_waiting._value.get()
+        self.assertEqual(self.pressure, [True, False])
+
+    def test_nobody_is_paused_for_new_sensors(self) -> None:
+        self.store.hang = []
+        self.writer.add(Sighting("M", f"v{number}") for number in range(HIGH_WATER + 2000))
+        self.assertEqual(self.pressure, [])
+
+    def test_drain_writes_what_waits(self) -> None:
+        self.store.refuse = 1
+        self.writer.add([self.fault()])
+        self.store.refuse = 0
+        self.successResultOf(Deferred.fromCoroutine(self.writer.drain()))
+        self.assertEqual(len(self.store.written), 1)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_drain_does_not_try_for_ever(self) -> None:
+        self.store.refuse = 1
+        self.writer.add([self.fault()])
+        self.successResultOf(Deferred.fromCoroutine(self.writer.drain()))
+        self.assertEqual(self.counters.store_lost._value.get(), 1)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+
+class SequenceTests(Parts):
+    def test_more_is_reserved_when_half_is_used(self) -> None:
+        store = FakeStore()
+        reserve = SequenceReserve(store)  # type: ignore[arg-type]  # a fake
+        reserve.used(SEQ_BLOCK // 2)
+        self.assertEqual(store.asked, [])
+        reserve.used(SEQ_BLOCK // 2 + 1)
+        reserve.used(SEQ_BLOCK // 2 + 2)
+        self.assertEqual(store.asked, [SEQ_BLOCK // 2 + 1 + SEQ_BLOCK])
+
+
+class RawLogTests(Parts):
+    def setUp(self) -> None:
+        super().setUp()
+        self.folder = Path(tempfile.mkdtemp(prefix="cynow-raw-"))
+        self.rawlog = RawLog(self.reactor, self.bus, self.clock, self.counters, str(self.folder))
+        self.rawlog.startService()
+        self.addCleanup(self.rawlog.stopService)
+
+    def lines(self, name: str = "20251218_v.csv") -> list[str]:
+        return (self.folder / "M" / name).read_text("ascii").splitlines()
+
+    def test_lines_are_in_the_file_half_a_second_later(self) -> None:
+        self.bus.publish(self.batch("M", "v", 0.5, -1.0))
+        self.assertFalse((self.folder / "M").exists())
+        self.reactor.advance(0.5)
+        self.assertEqual(self.lines(), ["time,data", "10:11:00,0.5", "10:11:00,-1.0"])
+
+    def test_a_day_has_a_file(self) -> None:
+        self.reactor.rightNow = datetime(2025, 12, 18, 23, 59, 59, tzinfo=UTC).timestamp()
+        self.bus.publish(self.batch("M", "v", 1.0))
+        self.reactor.advance(1)
+        self.bus.publish(self.batch("M", "v", 2.0))
+        self.rawlog.stopService()
+        self.assertEqual(self.lines(), ["time,data", "23:59:59,1.0"])
+        self.assertEqual(self.lines("20251219_v.csv"), ["time,data", "00:00:00,2.0"])
+
+    def test_a_file_goes_on_and_a_torn_last_line_goes(self) -> None:
+        (self.folder / "M").mkdir()
+        for before, kept in (
+            (b"", ["time,data"]),
+            (b"time,da", ["time,data"]),
+            (b"time,data\n", ["time,data"]),
+            (b"time,data\n10:00:00,1.5\n10:00:01,2.", ["time,data", "10:00:00,1.5"]),
+        ):
+            (self.folder / "M" / "20251218_v.csv").write_bytes(before)
+            self.bus.publish(self.batch("M", "v", 3.0))
+            self.rawlog.stopService()
+            self.assertEqual(self.lines(), [*kept, "10:11:00,3.0"])
+            self.rawlog.startService()
+
+    def test_a_file_that_was_removed_is_made_again(self) -> None:
+        self.bus.publish(self.batch("M", "v", 1.0))
+        self.reactor.advance(0.5)
+        (self.folder / "M" / "20251218_v.csv").unlink()
+        self.bus.publish(self.batch("M", "v", 2.0))
+        self.reactor.advance(0.5)
+        self.assertEqual(self.lines(), ["time,data", "10:11:00,2.0"])
+
+    def test_a_link_is_not_followed(self) -> None:
+        (self.folder / "M").mkdir()
+        (self.folder / "elsewhere").write_bytes(b"")
+        (self.folder / "M" / "20251218_v.csv").symlink_to(self.folder / "elsewhere")
+        self.bus.publish(self.batch("M", "v", 1.0))
+        self.reactor.advance(0.5)
+        self.assertEqual((self.folder / "elsewhere").read_bytes(), b"")
+        self.assertGreater(self.counters.raw_failures._value.get(), 0)
+
+    def test_lines_wait_for_a_place_in_order(self) -> None:
+        (self.folder / "M").write_bytes(b"in the way")
+        self.bus.publish(self.batch("M", "v", 1.0))
+        self.reactor.pump([0.5] * 3)
+        self.assertEqual(self.counters.raw_failures._value.get(), 3)
+        self.bus.publish(self.batch("M", "v", 2.0))
+        (self.folder / "M").unlink()
+        self.reactor.advance(0.5)
+        self.assertEqual([line.partition(",")[2] for line in self.lines()[1:]], ["1.0", "2.0"])
+        self.assertEqual(self.counters.raw_lost._value.get(), 0)
+
+    def test_what_waits_is_bounded_and_whole_lines_are_lost(self) -> None:
+        self.patch(rawlog, "_WAITING_BYTES", 100)
+        (self.folder / "M").write_bytes(b"in the way")
+        for number in range(50):
+            self.bus.publish(self.batch("M", "v", float(number)))
+            self.reactor.advance(0.5)
+        (self.folder / "M").unlink()
+        self.reactor.advance(0.5)
+        kept = [float(line.partition(",")[2]) for line in self.lines()[1:]]
+        self.assertEqual(kept, [float(number) for number in range(50 - len(kept), 50)])
+        self.assertTrue(3 < len(kept) < 10, kept)
+        lost = sum(len(f"10:11:00,{float(number)}\n") for number in range(50 - len(kept)))
+        self.assertEqual(self.counters.raw_lost._value.get(), lost)
+
+    def test_a_disk_that_takes_a_part_gets_no_part_of_a_line(self) -> None:
+        write = os.write
+        room = [len("time,data\n"), 15]
+
+        def full(file: int, data: bytes) -> int:
+            return write(file, bytes(data)[: room.pop(0)]) if room else write(file, data)
+
+        self.patch(os, "write", full)
+        self.bus.publish(self.batch("M", "v", 1.0, 2.0, 3.0))
+        self.reactor.advance(0.5)
+        self.assertEqual(self.lines(), ["time,data", "10:11:00,1.0"])
+        self.reactor.advance(0.5)
+        self.assertEqual(self.lines(), ["time,data", "10:11:00,1.0", "10:11:00,2.0", "10:11:00,3.0"])
+
+    def test_much_at_once_does_not_wait(self) -> None:
+        self.bus.publish(self.batch("M", "v", *[0.123456789] * 10_000))
+        self.assertEqual(len(self.lines()), 10_001)
+
+    def test_more_files_than_are_held_open(self) -> None:
+        self.patch(rawlog, "_OPEN_FILES", 3)
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(2):
+            for number in range(20):
+                self.bus.publish(self.batch("M", f"v{number}", 1.0))
+            self.reactor.advance(0.5)
+        self.assertLessEqual(len(os.listdir("/proc/self/fd")), before + 3)
+        self.assertEqual(len(self.lines("20251218_v19.csv")), 3)
+
+    def test_every_double_reads_back(self) -> None:
+        samples = array("d", [0.1, -0.0, 5e-324, 1.7976931348623157e308, 1e16, 1e22, 123456789.123456789, 3.0])
+        text = sample_lines(samples, self.clock.now())
+        read = array("d", [float(line.partition(b",")[2]) for line in text.splitlines()])
+        self.assertEqual(read.tobytes(), samples.tobytes())
+        # Shortest: no other text of fewer digits reads back, which is what repr promises.
+        for line, sample in zip(text.decode().splitlines(), samples, strict=True):
+            digits = line.partition(",")[2]
+            self.assertLessEqual(len(digits), len(repr(sample)))
+
+    def test_what_is_not_finite(self) -> None:
+        text = sample_lines(array("d", [1.0, float("nan"), float("inf"), float("-inf")]), self.clock.now())
+        self.assertEqual(text, b"10:11:00,1.0\n10:11:00,nan\n10:11:00,inf\n10:11:00,-inf\n")
+        self.assertEqual(sample_lines(array("d"), self.clock.now()), b"")
+
+
+class StatisticsTests(Parts):
+    def setUp(self) -> None:
+        super().setUp()
+        self.updates: list[Update] = []
+        self.means: list[PeriodMean] = []
+        rollup = Rollup(UTC, {"vib": "ABS"})
+        self.statistics = Statistics(self.reactor, self.bus, self.clock, self.counters, rollup, self.means.extend)
+        self.statistics.startService()
+        self.addCleanup(self.statistics.stopService)
+        self.bus.attach(Update, "test", self.updates.append)
+
+    def test_a_minute_ends_on_time_without_data(self) -> None:
+        self.bus.publish(self.batch("M", "v", 1.0, -3.0))
+        self.reactor.pump([0.25] * (4 * 60 - 1))
+        self.assertEqual(self.updates, [])
+        self.reactor.pump([0.25] * 4)
+        (update,) = self.updates
+        self.assertEqual(update.payload(), {"sensor_name": "v", "data": 2.0, "time": "2025-12-18 10:12:00.000000"})
+        self.reactor.pump([0.25] * 4 * 120)
+        self.assertEqual(len(self.updates), 1)
+
+    def test_samples_after_the_minute_do_not_count_into_it(self) -> None:
+        self.bus.publish(self.batch("M", "v", 1.0))
+        # Past the boundary, before the next look.
+        self.reactor.rightNow = START + 60.1
+        self.bus.publish(self.batch("M", "v", 5.0))
+        self.assertEqual([update.mean for update in self.updates], [1.0])
+        self.reactor.pump([0.25] * 4 * 61)
+        self.assertEqual([update.mean for update in self.updates], [1.0, 5.0])
+
+    def test_an_hour_is_stored_when_it_ends(self) -> None:
+        self.bus.publish(self.batch("M", "v", 1.0, 2.0, kind="TEMP"))
+        self.reactor.pump([1.0] * 600)
+        self.bus.publish(self.batch("M", "v", 9.0, kind="TEMP"))
+        self.reactor.pump([1.0] * (49 * 60 - 600))
+        self.assertEqual(self.means, [PeriodMean("hour", "M", "v", "2025-12-18 10:00:00", 4.0)])
+        self.reactor.pump([1.0] * 3600)
+        self.assertEqual(len(self.means), 1)
+
+    def test_what_is_not_finite_is_counted_and_left_out(self) -> None:
+        self.bus.publish(self.batch("M", "v", 1.0, float("nan"), float("inf")))
+        self.bus.publish(self.batch("M", "w", float("nan")))
+        self.reactor.pump([0.25] * 4 * 61)
+        self.assertEqual([(update.sensor, update.mean) for update in self.updates], [("v", 1.0)])
+        self.assertEqual(self.counters.daq_nonfinite._value.get(), 3)
+
+    def test_the_timer_lives_on_when_its_body_fails(self) -> None:
+        def fail(means: list[PeriodMean]) -> None:
+            raise RuntimeError("no store")
+
+        self.statistics._store_means = fail  # type: ignore[method-assign]  # what is handed in
+        self.bus.publish(self.batch("M", "v", 1.0))
+        self.reactor.pump([1.0] * 3600)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+        self.bus.publish(self.batch("M", "v", 2.0))
+        self.reactor.pump([1.0] * 61)
+        self.assertEqual(self.updates[-1].mean, 2.0)
+
+
+class LiveTests(Parts):
+    def setUp(self) -> None:
+        super().setUp()
+        self.live = Live(self.bus, self.clock, {"default": 10.0})
+
+    def reading(self, weight: str, status: str = "ST", kind: str = "gross") -> Reading:
+        return Reading("default", status, Decimal(weight), kind, "raw", self.clock.now())
+
+    def test_stale_by_the_clock_that_never_steps(self) -> None:
+        monotonic = [100.0]
+        live = Live(self.bus, WallClock(UTC, self.reactor.seconds, lambda: monotonic[0]), {"default": 10.0})
+        self.bus.publish(self.reading("1"))
+        self.reactor.rightNow += 1_000_000
+        self.assertFalse(live.is_stale("default"))
+        monotonic[0] += 9.9
+        self.assertFalse(live.is_stale("default"))
+        monotonic[0] += 0.1
+        self.assertTrue(live.is_stale("default"))
+
+    def test_what_becomes_the_latest(self) -> None:
+        self.bus.publish(self.reading("1"))
+        for status, kind in (("US", "gross"), ("ST", "net"), ("ST", "tare")):
+            self.bus.publish(self.reading("2", status, kind))
+        latest = self.live.latest("default")
+        assert latest is not None
+        self.assertEqual(latest.weight, 1)
+
+    def test_the_last_sixty_updates_oldest_first(self) -> None:
+        for number in range(70):
+            self.bus.publish(Update("M", "v", float(number), self.clock.now()))
+        sensors = self.live.machine_snapshot("M")["sensors"]
+        self.assertEqual([update["data"] for update in sensors["v"]], [float(number) for number in range(10, 70)])
+
+    def test_who_is_connected(self) -> None:
+        self.bus.publish(Presence("machine", "M", connected=True))
+        self.bus.publish(Presence("machine", "N", connected=True))
+        self.bus.publish(Presence("machine", "M", connected=False))
+        self.assertEqual(self.live.connected_machines(), ["N"])
+        self.assertEqual(list(self.live.machines()), ["M", "N"])
+        self.bus.publish(Presence("scale", "default", connected=True))
+        self.assertEqual(self.live.scale_snapshot("default"), {"latest": None, "connected": True})
+
+
+class PushTests(TestCase):
+    """In threads of their own, as the real one."""
+
+    def setUp(self) -> None:
+        from twisted.internet import reactor
+
+        self.monotonic = [0.0]
+        self.clock = WallClock(UTC, lambda: START, lambda: self.monotonic[0])
+        self.counters = Counters()
+        self.bus = Bus(self.clock, self.counters)
+        self.sent: list[PushMessage] = []
+        self.reactor = reactor
+
+    def alert(self, connect: Callable[[], Send]) -> PushAlert:
+        alert = PushAlert(self.reactor, self.bus, self.clock, self.counters, 120.0, connect)  # type: ignore[arg-type]  # the reactor's module
+        alert.startService()
+        self.addCleanup(alert.stopService)
+        return alert
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        from twisted.internet.task import deferLater
+
+        while not condition():
+            await deferLater(self.reactor, 0.005)  # type: ignore[arg-type]  # the reactor's module
+
+    def count(self, outcome: str) -> float:
+        return self.counters.push_messages.labels(outcome)._value.get()
+
+    def publish(self, machine: str, score: float = 1.5) -> None:
+        self.bus.publish(Fault(machine, score, 1.0, self.clock.now()))
+
+    async def test_the_words_and_the_interval(self) -> None:
+        self.alert(lambda: self.sent.append)
+        self.publish("ShotBlast")
+        self.publish("ShotBlast", 0.5)
+        self.publish("ShotBlast", 3.0)
+        self.publish("Pump")
+        await self.until(lambda: self.count("sent") == 2)
+        self.assertEqual(
+            self.sent,
+            [
+                PushMessage("ShotBlast 이상치 감지", "상세 정보 : 1.5/1.0"),
+                PushMessage("Pump 이상치 감지", "상세 정보 : 1.5/1.0"),
+            ],
+        )
+        self.assertEqual(self.count("held"), 1)
+        self.monotonic[0] = 119.9
+        self.publish("ShotBlast")
+        self.monotonic[0] = 120.0
+        self.publish("ShotBlast", 4.0)
+        await self.until(lambda: self.count("sent") == 3)
+        self.assertEqual(self.sent[-1].body, "상세 정보 : 4.0/1.0")
+
+    async def test_a_message_that_fails_is_counted_and_the_next_goes(self) -> None:
+        def send(message: PushMessage) -> None:
+            if message.title.startswith("Bad"):
+                raise RuntimeError("SECRET")
+            self.sent.append(message)
+
+        self.alert(lambda: send)
+        self.publish("Bad")
+        self.publish("Good")
+        await self.until(lambda: self.count("sent") == 1 and self.count("failed") == 1)
+
+    async def test_without_credentials_nothing_is_kept(self) -> None:
+        def connect() -> Send:
+            raise ValueError("SECRET")
+
+        alert = self.alert(connect)
+        self.publish("M")
+        await self.until(lambda: alert._sending is None)
+        self.publish("N")
+        self.assertEqual(len(alert._waiting), 0)
+
+    async def test_what_waits_is_bounded(self) -> None:
+        import threading
+
+        go = threading.Event()
+        self.addCleanup(go.set)
+
+        def send(_: PushMessage) -> None:
+            go.wait()
+
+        self.alert(lambda: send)
+        for number in range(150):
+            self.publish(f"M{number}")
+        self.assertEqual(self.count("dropped"), 50)
+        go.set()
+        await self.until(lambda: self.count("sent") == 100)
+
+
+class LimitedLogTests(Parts):
+    def setUp(self) -> None:
+        super().setUp()
+        self.lines: list[str] = []
+
+        class Log:
+            def warn(log, message: str, **fields: object) -> None:
+                self.lines.append(message.format(**fields))
+
+        self.log = LimitedLog(Log(), self.clock, self.counters, burst=2, period=60, kinds=3)  # type: ignore[arg-type]  # a fake
+
+    def test_so_many_of_a_kind_and_then_how_many_more(self) -> None:
+        for number in range(5):
+            self.log.warn("a", "a {n}", n=number)
+        self.log.warn("b", "b")
+        self.assertEqual(self.lines, ["a 0", "a 1", "b"])
+        self.assertEqual(self.counters.log_suppressed._value.get(), 3)
+        self.reactor.advance(60)
+        self.log.warn("a", "a {n}", n=5)
+        self.assertEqual(self.lines[3:], ["3 more lines like the next were left out", "a 5"])
+
+    def test_kinds_are_bounded(self) -> None:
+        for number in range(100):
+            self.log.warn(f"kind {number}", "{n}", n=number)
+        # Three of their own, and two of the share of all others.
+        self.assertEqual(self.lines, ["0", "1", "2", "3", "4"])
+        self.reactor.advance(60)
+        self.log.warn("new", "new")
+        self.assertEqual(self.lines[-1], "new")
