@@ -216,9 +216,13 @@ class Settings(_Section):
 
 
 def tcp_endpoint(host: str, port: int) -> str:
-    """Twisted's server endpoint for a host and a port."""
+    """Twisted's server endpoint for a host and a port.
+
+    Its backlog lets a plant's devices come back together after a restart; Twisted's own is 50, and who finds it full
+    tries again a second later.
+    """
     escaped = host.replace("\\", "\\\\").replace(":", "\\:")
-    return f"tcp:{port}:interface={escaped}"
+    return f"tcp:{port}:backlog=1024:interface={escaped}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--seed", type=int, help="for the same values each time")
     scale = kinds.add_parser("scale", parents=[common], help="an A&D FG-150KAL")
     scale.add_argument("--port", type=int, default=4001, help="(default %(default)s)")
+    scale.add_argument("--ports", type=int, nargs="+", help="of several scales, each --connections times")
     scale.add_argument("--rate", type=float, default=5.0, help="lines a second (default %(default)s)")
     scale.add_argument("--weight", type=float, default=53.26, help="of a cylinder, kg (default %(default)s)")
     scale.add_argument("--noise", type=float, default=0.5, help="of a swaying cylinder, kg (default %(default)s)")
@@ -178,12 +179,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _speakers(options: argparse.Namespace) -> Iterator[tuple[bytes, Iterator[tuple[str, bytes]]]]:
-    for number in range(options.connections):
+def _speakers(options: argparse.Namespace) -> Iterator[tuple[int, bytes, Iterator[tuple[str, bytes]]]]:
+    """Of each connection: its port, what it says first, and what it says then."""
+    ports = getattr(options, "ports", None) or [options.port]
+    for number, port in enumerate(ports * options.connections):
         chance = random.Random(None if options.seed is None else options.seed + number)  # noqa: S311 - no secret
         if options.kind == "scale":
             scale = SimulatedScale(chance, options.rate, options.weight, options.noise, options.faults)
-            yield b"", scale.lines()
+            yield port, b"", scale.lines()
         else:
             machine = SimulatedMachine(
                 chance,
@@ -195,21 +198,21 @@ def _speakers(options: argparse.Namespace) -> Iterator[tuple[bytes, Iterator[tup
                 options.protocol,
                 _SEPARATORS[options.separator],
             )
-            yield machine.hello(), machine.frames()
+            yield port, machine.hello(), machine.frames()
 
 
 async def simulate(reactor: Any, options: argparse.Namespace) -> None:
     """Be what the options say, and in the end say as JSON what was sent."""
     said: Counter[str] = Counter()
     services = []
-    for hello, words in _speakers(options):
+    for port, hello, words in _speakers(options):
 
         def speaker(hello: bytes = hello, words: Iterator[tuple[str, bytes]] = words) -> _Speaker:
             return _Speaker(reactor, hello, words, options.rate, said)
 
         factory = Factory.forProtocol(speaker)
         factory.noisy = False
-        services.append(ClientService(HostnameEndpoint(reactor, options.host.encode(), options.port), factory))
+        services.append(ClientService(HostnameEndpoint(reactor, options.host.encode(), port), factory))
     for service in services:
         service.startService()
     if options.seconds is None:

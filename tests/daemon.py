@@ -87,6 +87,10 @@ class Daemon:
     def start(self, *, env: dict[str, str] | None = None) -> None:
         """Start the process and wait until it answers."""
         self.run(env=env)
+        self.start_answers()
+
+    def start_answers(self) -> None:
+        """Wait until the process answers."""
         until(self._answers, "the gateway answers")
 
     def _answers(self) -> bool:
@@ -177,15 +181,20 @@ class Daemon:
         self._clients.callback(client.close)
         return client
 
-    def metric(self, name: str, **labels: str) -> float:
-        """One number of ``/metrics``; 0 where it has not been counted yet."""
+    def metrics(self, name: str, **labels: str) -> list[float]:
+        """The numbers of a name and some labels in ``/metrics``."""
         text = self.get("/metrics")[1].decode()
         wanted = {f'{label}="{value}"' for label, value in labels.items()}
-        for line in text.splitlines():
-            found, _, value = line.rpartition(" ")
-            if found.partition("{")[0] == name and all(label in found for label in wanted):
-                return float(value)
-        return 0.0
+        lines = (line.rpartition(" ") for line in text.splitlines())
+        return [
+            float(value)
+            for found, _, value in lines
+            if found.partition("{")[0] == name and all(label in found for label in wanted)
+        ]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The one number of a name and its labels; 0 where it has not been counted yet."""
+        return next(iter(self.metrics(name, **labels)), 0.0)
 
     def resident_mib(self) -> float:
         status = Path(f"/proc/{self.process.pid}/status").read_text("ascii")

@@ -146,7 +146,7 @@ def test_commit_writes_one_row_in_full(tmp_path: Path) -> None:
         (b"", "invalid_json", "JSON 파싱 실패"),
         (b"{", "invalid_json", "JSON 파싱 실패"),
         (b'{"cylinder_no": "\xff"}', "invalid_json", "JSON 파싱 실패"),
-        (b"[" * 100_000, "invalid_json", "JSON 파싱 실패"),
+        (b"[" * 50_000, "invalid_json", "JSON 파싱 실패"),
         (b"[]", "invalid_request", "객체"),
         (b"null", "invalid_request", "객체"),
         (b"{}", "invalid_request", "cylinder_no가 필요합니다"),

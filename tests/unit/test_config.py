@@ -478,11 +478,13 @@ def test_a_scales_id_is_a_name(file: Path, scale_id: str) -> None:
 def test_the_one_scale_of_a_small_plant(file: Path) -> None:
     settings = read(file, "server: {host: 10.0.0.1}\nscale: {id: dock, port: 4005, commit_max_age_sec: 60}")
     assert settings.lines() == {
-        "dock": ScaleLine(listen="tcp:4005:interface=10.0.0.1", idle_timeout_sec=10.0, commit_max_age_sec=60.0)
+        "dock": ScaleLine(
+            listen="tcp:4005:backlog=1024:interface=10.0.0.1", idle_timeout_sec=10.0, commit_max_age_sec=60.0
+        )
     }
     assert settings.default_scale() == "dock"
     settings = read(file, "server: {host: 10.0.0.1}\nscale: {host: 10.0.0.2}")
-    assert settings.lines()["default"].listen == "tcp:4001:interface=10.0.0.2"
+    assert settings.lines()["default"].listen == "tcp:4001:backlog=1024:interface=10.0.0.2"
 
 
 def test_scales_replace_the_one_scales_line_and_take_its_times(file: Path) -> None:

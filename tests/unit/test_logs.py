@@ -7,7 +7,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from twisted.internet.task import Clock
-from twisted.logger import Logger, LogLevel
+from twisted.logger import LogLevel
 from twisted.trial.unittest import SynchronousTestCase
 
 from gateway.clock import WallClock
@@ -24,22 +24,26 @@ class LogFileTests(SynchronousTestCase):
         self.folder = Path(tempfile.mkdtemp(prefix="cynow-log-")) / "log"
         self.stream = io.StringIO()
 
-    def logger(self, level: str = "info", keep_days: int = 10) -> Logger:
-        its = observer(self.clock, str(self.folder), level, keep_days, self.stream)
-        log = Logger("test", observer=its)
-        emit = log.emit
+    def say(self, text: str, level: LogLevel = LogLevel.info, **fields: object) -> None:
+        """An event as a Logger makes it, at the tests' time."""
+        self.observer(
+            {
+                "log_time": self.reactor.seconds(),
+                "log_format": text,
+                "log_level": level,
+                "log_namespace": "test",
+                **fields,
+            }
+        )
 
-        def stamped(level: LogLevel, text: str | None = None, **fields: object) -> None:
-            emit(level, text, **{**fields, "log_time": self.reactor.seconds()})
-
-        log.emit = stamped  # type: ignore[method-assign]  # events carry the tests' time
-        return log
+    def open(self, level: str = "info", keep_days: int = 10) -> None:
+        self.observer = observer(self.clock, str(self.folder), level, keep_days, self.stream)
 
     def test_it_rolls_over_at_midnight_of_the_configured_zone(self) -> None:
-        log = self.logger()
-        log.info("어제 {name}", name="쇼트블라스트")
+        self.open()
+        self.say("어제 {name}", name="쇼트블라스트")
         self.reactor.advance(1)
-        log.info("오늘")
+        self.say("오늘")
         yesterday = (self.folder / "cynow-gateway.log.2025_12_18").read_text("utf-8")
         self.assertEqual(yesterday, "2025-12-18 23:59:59.000+09:00 [test#info] 어제 쇼트블라스트\n")
         today = (self.folder / "cynow-gateway.log").read_text("utf-8")
@@ -51,18 +55,19 @@ class LogFileTests(SynchronousTestCase):
         names = ["cynow-gateway.log.2025_12_07", "cynow-gateway.log.2025_12_08", "cynow-gateway.log.old", "other"]
         for name in names:
             (self.folder / name).write_text("")
-        self.logger(keep_days=10)
+        self.open(keep_days=10)
         self.assertEqual({path.name for path in self.folder.iterdir()}, {*names[1:], "cynow-gateway.log"})
 
     def test_a_level(self) -> None:
-        log = self.logger("warn")
-        log.info("no")
-        log.warn("yes")
+        self.open("warn")
+        self.say("no")
+        self.say("yes", LogLevel.warn)
         self.assertNotIn("no", self.stream.getvalue())
         self.assertIn("yes", self.stream.getvalue())
 
     def test_a_name_moves_nobodys_cursor(self) -> None:
-        self.logger().info("{name}", name="a\x1b[2Jb\x9bc\rd\ne")
+        self.open()
+        self.say("{name}", name="a\x1b[2Jb\x9bc\rd\ne")
         self.assertTrue(self.stream.getvalue().endswith("a\ufffd[2Jb\ufffdc\ufffdd\n\te\n"))
 
     def test_a_directory_that_is_a_file(self) -> None:

@@ -1,0 +1,1 @@
+"""Measurements of a real daemon from outside: ``python -m benchmarks``."""
