@@ -121,3 +121,15 @@ def test_a_request_that_is_none(shared_daemon: Daemon) -> None:
     assert client.recv(100).startswith(b"HTTP/1.1 400 ")
     client.shutdown(socket.SHUT_RDWR)
     assert shared_daemon.get("/healthz")[0] == 200
+
+
+def test_headers_that_are_no_text(shared_daemon: Daemon) -> None:
+    for head in (
+        b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: \xff\r\n",
+        b"POST /api/scale-gateway/commit HTTP/1.1\r\nHost: x\r\nIdempotency-Key: \xff\r\nContent-Length: 0\r\n",
+    ):
+        client = shared_daemon.scale(shared_daemon.port)
+        client.sendall(head + b"Connection: close\r\n\r\n")
+        answer = client.recv(65536)
+        assert answer.split()[1] in (b"400", b"426"), answer
+    assert "Traceback" not in shared_daemon.log()

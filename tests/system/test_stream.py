@@ -197,3 +197,51 @@ def test_the_end_of_the_daemon_closes_with_1001(tmp_path: Path) -> None:
         assert daemon.terminate() == 0
         opcode, data = client.recv_data(control_frame=True)
         assert (opcode, int.from_bytes(data[:2], "big")) == (websocket.ABNF.OPCODE_CLOSE, 1001)
+
+
+def test_replays_count_against_the_bound_of_who_does_not_read(tmp_path: Path) -> None:
+    with running(tmp_path) as daemon:
+        first = daemon.subscribe("scale/default").hear()["seq"]
+        daemon.weigh(*[b"US,+00001.00 kg"] * 5000)
+        until(lambda: daemon.metric("cynow_scale_readings_total", status="US") == 5000, "all readings")
+        greedy = daemon.stream(sockopt=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)])
+        before = daemon.resident_mib()
+        asked = json.dumps({"type": "subscribe", "topics": ["scale/default"], "since": first})
+        for _ in range(100):
+            greedy.send(asked)
+        until(lambda: daemon.metric("cynow_slow_subscribers_total") == 1, "it is closed")
+        assert daemon.resident_mib() < before + 30
+
+
+def test_a_burst_does_not_close_who_reads(tmp_path: Path) -> None:
+    """About half a megabyte in one moment, more than may wait for a client, which it reads all the same."""
+    with running(tmp_path, limits={"subscriber_bytes": 200_000}) as daemon:
+        reader = daemon.subscribe("scale/default")
+        reader.events(1, "snapshot")
+        with daemon.scale() as scale:
+            for _ in range(3):
+                scale.sendall(b"US,+00001.00 kg\r\n" * 1500)
+                assert len(reader.events(1500, "reading")) == 1500
+        assert daemon.metric("cynow_slow_subscribers_total") == 0
+
+
+def test_pings_of_who_does_not_read_are_not_answered(tmp_path: Path) -> None:
+    with running(tmp_path) as daemon:
+        client = daemon.stream(sockopt=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)])
+        before = daemon.resident_mib()
+        for _ in range(100_000):
+            client.ping(b"x" * 125)
+        # They are read in order, so that one more that is read says that all were.
+        assert daemon.get("/healthz")[0] == 200
+        assert daemon.resident_mib() < before + 20
+
+
+def test_a_large_batch_comes_whole_in_several_events(shared_daemon: Daemon) -> None:
+    client = shared_daemon.subscribe("machine/Big/samples")
+    samples = [0.5] * 200_000
+    shared_daemon.daq(frame("name", "Big"), frame("DataUpdate", {"v": {"type": "VIB", "data": samples}}))
+    found: list[float] = []
+    while len(found) < len(samples):
+        (event,) = client.events(1, "samples")
+        found += event["data"]["v"]["data"]
+    assert found == samples

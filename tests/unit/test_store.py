@@ -299,6 +299,43 @@ class SqliteStoreTests(StoreSuite, TestCase):
         await self.write(fault("M", 1))
         self.assertEqual(len(await self.store.anomalies("M", DAY, DAY)), 1)
 
+    async def test_a_machine_that_is_locked_is_left_out_of_all(self) -> None:
+        await self.write(fault("M", 1), fault("N", 1))
+        await self.again()
+        other = sqlite3.connect(self.folder / "M.db", isolation_level=None)
+        other.execute("PRAGMA journal_mode = DELETE")
+        other.execute("BEGIN EXCLUSIVE")
+        self.assertEqual([item["name"] for item in await self.store.anomalies(None, DAY, DAY)], ["N"])
+        with self.assertRaises(StoreUnavailable):
+            await self.store.anomalies("M", DAY, DAY)
+        other.close()
+
+    async def test_a_directory_that_is_gone(self) -> None:
+        folder = self.folder.rename(self.folder.with_suffix(".gone"))
+        with self.assertRaises(StoreUnavailable):
+            await self.store.machines()
+        with self.assertRaises(StoreUnavailable):
+            await self.store.commit(ENTRY, None)
+        folder.rename(self.folder)
+        await self.store.commit(ENTRY, None)
+        self.assertEqual(len(self.committed()), 1)
+
+    async def test_a_database_that_was_removed_takes_no_commit(self) -> None:
+        await self.store.commit(ENTRY, None)
+        (self.folder / "cynow-gateway.sqlite3").unlink()
+        with self.assertRaises(StoreUnavailable):
+            await self.store.commit(ENTRY, None)
+
+    async def test_rows_of_the_old_server_with_fractions_and_without_values(self) -> None:
+        await self.write(mean("v", "2025-12-18 10:00:00.000000", 1.0))
+        connection = sqlite3.connect(self.folder / "M.db")
+        connection.execute("INSERT INTO v_hour_avg (time, data) VALUES ('2025-12-18 11:00:00', x'00'), (NULL, 1)")
+        connection.execute("INSERT INTO v_hour_avg (time, data) VALUES ('2025-12-18 12:00:00', NULL)")
+        connection.commit()
+        connection.close()
+        expected = [{"name": "v_hour_avg", "time": "2025-12-18 10:00:00", "data": 1.0}]
+        self.assertEqual(await self.store.means("hour", "M", DAY, DAY), expected)
+
     async def test_more_machines_than_files_held_open(self) -> None:
         names = [f"M{number}" for number in range(150)]
         await self.write(*(fault(name, 1) for name in names))
