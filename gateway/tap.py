@@ -154,8 +154,8 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         connect = partial(connect_firebase, os.path.join(below, settings.fcm.cred_path))
         parts.append(PushAlert(reactor, bus, clock, counters, settings.fcm.timeout, connect))
 
-    stream = StreamFactory(reactor, bus, live, clock, counters, limits.subscriber_bytes, limits.subscribers)
-    traffic = Traffic(counters, settings.server.cors_origins, limits.body_bytes)
+    stream = StreamFactory(reactor, bus, live, clock, counters, warnings, limits.subscriber_bytes, limits.subscribers)
+    traffic = Traffic(counters, warnings, settings.server.cors_origins, limits.body_bytes)
     status = StatusApi(live, counters).app.resource()
     words: dict[str, IResource] = {
         "api": ScaleApi(

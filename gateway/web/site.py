@@ -14,6 +14,7 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request, Site
 
 from gateway.counters import Counters
+from gateway.logs import LimitedLog, shown
 from gateway.web.answers import Refusal, refuse
 
 #: A body beyond its bound is read no further than this, in bytes; up to there it gets its answer in peace.
@@ -21,6 +22,9 @@ _PATIENCE: Final = 8 * 1024 * 1024
 
 #: What is read of a connection before the others have their turn, in bytes.
 _READ_SIZE: Final = 8 * 1024
+
+#: Answers that tell of no mistake: there is no weight yet, it is too old, the path is a WebSocket's.
+_EXPECTED: Final = frozenset({404, 409, 426})
 
 _ALLOWED_METHODS: Final = b"GET, HEAD, POST, OPTIONS"
 _ALLOWED_HEADERS: Final = b"Content-Type, Idempotency-Key, Authorization, Last-Event-ID"
@@ -33,8 +37,9 @@ class Traffic:
     :param max_body: of a request, in bytes.
     """
 
-    def __init__(self, counters: Counters, origins: Iterable[str], max_body: int) -> None:
-        self.answers = counters.http_requests
+    def __init__(self, counters: Counters, warnings: LimitedLog, origins: Iterable[str], max_body: int) -> None:
+        self._answers = counters.http_requests
+        self._warnings = warnings
         self.max_body = max_body
         self._origins = frozenset(origin.encode() for origin in origins)
         self._in_flight: set[GatewayRequest] = set()
@@ -42,6 +47,22 @@ class Traffic:
 
     def allows(self, origin: bytes) -> bool:
         return origin in self._origins or b"*" in self._origins
+
+    def answered(self, request: "GatewayRequest") -> None:
+        """Count an answer, and log a request that was wrong."""
+        self._answers.labels(str(request.code)).inc()
+        if 400 <= request.code < 500 and request.code not in _EXPECTED:
+            address = request.getClientAddress()
+            peer = getattr(address, "host", str(address))
+            # Without the query: what it holds is nobody's business.
+            self._warnings.warn(
+                f"http {peer}",
+                "HTTP request of {peer} is refused: {code} {method} {path}",
+                peer=peer,
+                code=request.code,
+                method=shown(request.method),
+                path=shown(request.path),
+            )
 
     def began(self, request: "GatewayRequest") -> None:
         self._in_flight.add(request)
@@ -96,7 +117,7 @@ class GatewayRequest(Request):
             super().process()
 
     def finish(self) -> None:
-        self._traffic.answers.labels(str(self.code)).inc()
+        self._traffic.answered(self)
         super().finish()
 
     def taken_over(self) -> None:

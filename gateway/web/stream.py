@@ -17,6 +17,7 @@ from gateway.bus import Bus, Event, event_text, parse_topic
 from gateway.clock import WallClock
 from gateway.counters import Counters
 from gateway.live import Live
+from gateway.logs import LimitedLog
 from gateway.web.answers import Refusal, refuse
 from gateway.web.site import GatewayRequest
 
@@ -38,7 +39,7 @@ _BUFFER: Final = 64 * 1024
 _ENTRY: Final = 100
 
 #: Seconds that more than its bound may wait for a client: a burst of one moment is none of its fault.
-_GRACE: Final = 0.5
+_GRACE: Final = 2.0
 
 #: So many times its bound may wait for a client within that.
 _HARD_LIMIT: Final = 4
@@ -99,6 +100,9 @@ class StreamProtocol(WebSocketServerProtocol):
         try:
             self._understand(payload, isBinary)
         except ValueError as error:
+            self.factory.warnings.warn(
+                f"websocket {self.peer}", "WebSocket message of {peer} is refused: {error}", peer=self.peer, error=error
+            )
             self._say({"type": "error", "error": "invalid_request", "message": str(error)})
 
     def _understand(self, payload: bytes, is_binary: bool) -> None:
@@ -235,6 +239,7 @@ class StreamFactory(WebSocketServerFactory):
         live: Live,
         clock: WallClock,
         counters: Counters,
+        warnings: LimitedLog,
         max_waiting: int,
         most: int,
     ) -> None:
@@ -250,6 +255,7 @@ class StreamFactory(WebSocketServerFactory):
         )
         self.bus = bus
         self.counters = counters
+        self.warnings = warnings
         self.max_waiting = max_waiting
         self._live = live
         self._clock = clock

@@ -133,3 +133,13 @@ def test_headers_that_are_no_text(shared_daemon: Daemon) -> None:
         answer = client.recv(65536)
         assert answer.split()[1] in (b"400", b"426"), answer
     assert "Traceback" not in shared_daemon.log()
+
+
+def test_a_wrong_request_is_logged_with_its_peer_and_without_its_query(daemon: Daemon) -> None:
+    for _ in range(20):
+        daemon.get("/stat/hour?machine=SECRET-QUERY&start=x")
+    lines = [line for line in daemon.log().splitlines() if "is refused" in line]
+    assert len(lines) == 5
+    assert "127.0.0.1" in lines[0]
+    assert "422" in lines[0]
+    assert "SECRET-QUERY" not in daemon.log()

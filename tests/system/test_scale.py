@@ -365,3 +365,23 @@ def test_group_commit_under_load(daemon: Daemon) -> None:
         list(pool.map(commit, range(200)))
     assert sorted(acknowledged) == [row[0] for row in rows(daemon)]
     assert len(set(acknowledged)) == 200
+
+
+def test_a_silent_peer_is_probed(daemon: Daemon) -> None:
+    """The kernel's own table says that the keep-alive timer of each connection runs: 02 is that timer."""
+    for port, mine in ((daemon.scale_port, daemon.scale()), (daemon.daq_port, daemon.daq(b""))):
+        peer = mine.getsockname()[1]
+
+        def probing(port: int = port, peer: int = peer) -> str | None:
+            for line in Path("/proc/net/tcp").read_text("ascii").splitlines()[1:]:
+                _, local, remote, _, _, timer, *_ = line.split()
+                if (
+                    local.endswith(f":{port:04X}")
+                    and remote.endswith(f":{peer:04X}")
+                    and timer.partition(":")[0] == "02"
+                ):
+                    return timer.partition(":")[2]
+            return None
+
+        # In hundredths of a second, at most what is said in gateway/ingest/transport.py.
+        assert int(until(probing, "the timer"), 16) <= 15 * 100

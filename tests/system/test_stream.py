@@ -213,18 +213,6 @@ def test_replays_count_against_the_bound_of_who_does_not_read(tmp_path: Path) ->
         assert daemon.resident_mib() < before + 30
 
 
-def test_a_burst_does_not_close_who_reads(tmp_path: Path) -> None:
-    """About half a megabyte in one moment, more than may wait for a client, which it reads all the same."""
-    with running(tmp_path, limits={"subscriber_bytes": 200_000}) as daemon:
-        reader = daemon.subscribe("scale/default")
-        reader.events(1, "snapshot")
-        with daemon.scale() as scale:
-            for _ in range(3):
-                scale.sendall(b"US,+00001.00 kg\r\n" * 1500)
-                assert len(reader.events(1500, "reading")) == 1500
-        assert daemon.metric("cynow_slow_subscribers_total") == 0
-
-
 def test_pings_of_who_does_not_read_are_not_answered(tmp_path: Path) -> None:
     with running(tmp_path) as daemon:
         client = daemon.stream(sockopt=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)])

@@ -1,0 +1,156 @@
+"""One subscriber on a transport in memory, with a clock of the tests'."""
+
+import json
+from datetime import UTC
+from typing import Any
+
+from autobahn.websocket.protocol import WebSocketProtocol
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.trial.unittest import SynchronousTestCase
+
+from gateway.bus import Bus
+from gateway.clock import WallClock
+from gateway.counters import Counters
+from gateway.live import Live
+from gateway.logs import LimitedLog
+from gateway.model import Presence, Update
+from gateway.web.stream import StreamFactory, StreamProtocol
+
+#: What may wait for a client here, in bytes.
+BOUND = 10_000
+
+
+class Quiet:
+    def warn(self, message: str, **fields: object) -> None:
+        """Nobody reads it."""
+
+
+class StreamTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.reactor = Clock()
+        self.clock = WallClock(UTC, self.reactor.seconds, self.reactor.seconds)
+        self.counters = Counters()
+        self.bus = Bus(self.clock, self.counters)
+        self.live = Live(self.bus, self.clock, {"default": 10.0})
+        warnings = LimitedLog(Quiet(), self.clock, self.counters)  # type: ignore[arg-type]  # a fake
+        self.factory = StreamFactory(self.reactor, self.bus, self.live, self.clock, self.counters, warnings, BOUND, 10)
+        self.told: list[Any] = []
+        self.closed: list[int] = []
+        self.protocol = self.open()
+
+    def open(self) -> StreamProtocol:
+        """A protocol behind its handshake, whose messages are kept instead of framed."""
+        protocol = StreamProtocol()
+        protocol.factory = self.factory
+        protocol.transport = StringTransport()
+        # As the HTTP channel leaves it.
+        protocol.transport.registerProducer(object(), True)
+        protocol.peer = "tcp4:127.0.0.1:1"
+        protocol.state = WebSocketProtocol.STATE_OPEN
+        protocol.sendMessage = lambda text: self.told.append(json.loads(text))  # type: ignore[method-assign]  # a spy
+        protocol.sendPreparedMessage = lambda framed: self.told.append(json.loads(framed.payload))  # type: ignore[method-assign]  # a spy
+        protocol.sendCloseFrame = lambda code, reason: self.closed.append(code)  # type: ignore[method-assign]  # a spy
+        protocol.onOpen()
+        return protocol
+
+    def say(self, **message: Any) -> None:
+        self.protocol.onMessage(json.dumps(message).encode(), False)
+
+    def update(self, count: int = 1, machine: str = "M") -> None:
+        for number in range(count):
+            self.bus.publish(Update(machine, "v", float(number), self.clock.now()))
+
+    def seqs(self) -> list[int]:
+        return [message["seq"] for message in self.told if message.get("event") not in (None, "snapshot")]
+
+    def test_what_waits_comes_in_order_when_the_client_reads(self) -> None:
+        self.say(type="subscribe", topics=["machine/M"])
+        self.protocol.pauseProducing()
+        self.update(3)
+        self.assertEqual(self.seqs(), [])
+        self.protocol.resumeProducing()
+        self.assertEqual(self.seqs(), [1, 2, 3])
+        self.update()
+        self.assertEqual(self.seqs(), [1, 2, 3, 4])
+
+    def test_a_burst_does_not_close_who_reads_it_in_time(self) -> None:
+        self.say(type="subscribe", topics=["machine/M"])
+        for _ in range(5):
+            self.protocol.pauseProducing()
+            self.update(60)
+            self.assertGreater(self.protocol._held, BOUND)
+            self.reactor.advance(1.9)
+            self.protocol.resumeProducing()
+            self.reactor.advance(5)
+        self.assertEqual(self.seqs(), list(range(1, 301)))
+        self.assertEqual(self.closed, [])
+
+    def test_who_is_over_the_bound_too_long_is_closed(self) -> None:
+        self.say(type="subscribe", topics=["machine/M"])
+        self.protocol.pauseProducing()
+        self.update(60)
+        self.reactor.advance(2)
+        self.assertEqual(self.closed, [4008])
+        self.assertEqual(self.counters.subscribers_slow._value.get(), 1)
+        # It is forgotten at once, and told nothing more.
+        self.update(10)
+        self.protocol.resumeProducing()
+        self.assertEqual(self.seqs(), [])
+        self.assertEqual(self.bus.patterns_of(self.protocol), frozenset())
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_who_is_far_over_the_bound_is_closed_at_once(self) -> None:
+        self.say(type="subscribe", topics=["machine/M"])
+        self.protocol.pauseProducing()
+        self.update(1000)
+        self.assertEqual(self.closed, [4008])
+
+    def test_replays_and_answers_count(self) -> None:
+        self.update(100)
+        self.protocol.pauseProducing()
+        for _ in range(3):
+            self.say(type="subscribe", topics=["machine/M"], since=0)
+        self.assertEqual(self.closed, [])
+        for _ in range(3):
+            self.say(type="subscribe", topics=["machine/M"], since=0)
+        self.assertEqual(self.closed, [4008])
+
+    def test_a_late_snapshot_includes_what_waits_behind_it_and_nothing_comes_twice(self) -> None:
+        self.bus.publish(Presence("machine", "M", connected=True))
+        self.protocol.pauseProducing()
+        self.say(type="subscribe", topics=["machine/*"])
+        self.update(2)
+        self.update(1, machine="N")
+        self.protocol.resumeProducing()
+        subscribed, snapshot, other = self.told
+        self.assertEqual(subscribed["seq"], 1)
+        self.assertEqual(snapshot["seq"], 4)
+        self.assertEqual([update["data"] for update in snapshot["data"]["sensors"]["v"]], [0.0, 1.0])
+        self.assertEqual((other["topic"], other["seq"]), ("machine/N", 4))
+        self.update()
+        self.assertEqual(self.told[-1]["seq"], 5)
+
+    def test_nothing_is_said_to_who_has_said_that_it_closes(self) -> None:
+        self.say(type="subscribe", topics=["machine/M"])
+        self.protocol.state = WebSocketProtocol.STATE_CLOSING
+        self.update()
+        self.assertEqual(self.seqs(), [])
+
+    def test_a_connection_that_ends_leaves_nothing(self) -> None:
+        self.say(type="subscribe", topics=["machine/M"])
+        self.protocol.pauseProducing()
+        self.update(60)
+        self.protocol.onClose(False, None, None)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+        self.assertEqual(self.bus.patterns_of(self.protocol), frozenset())
+        self.assertEqual(self.counters.connections.labels("websocket")._value.get(), 0)
+
+    def test_a_handshake_that_fails_was_never_open(self) -> None:
+        StreamProtocol.onClose(self.other(), False, None, None)
+        self.assertEqual(self.counters.connections.labels("websocket")._value.get(), 1)
+
+    def other(self) -> StreamProtocol:
+        protocol = StreamProtocol()
+        protocol.factory = self.factory
+        return protocol
