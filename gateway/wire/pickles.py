@@ -36,6 +36,23 @@ _QUOTED: Final = re.compile(rb"(['\"])([ !#-&(-\[\]-~]*+)\1")
 _INTEGERS: Final = re.compile(rb"(?:K.|M.{2}|J.{4})++", re.DOTALL)
 
 
+#: By opcode: how many bytes its number, length or index takes.
+_WIDTHS: Final = {
+    ord("K"): 1,
+    ord("M"): 2,
+    ord("J"): 4,
+    0x8C: 1,
+    ord("U"): 1,
+    ord("X"): 4,
+    ord("T"): 4,
+    0x8D: 8,
+    ord("q"): 1,
+    ord("h"): 1,
+    ord("r"): 4,
+    ord("j"): 4,
+}
+
+
 class PickleReader:
     """One pickle.
 
@@ -203,17 +220,8 @@ class PickleReader:
         self._stack.append(ODD)
         return pos + 1
 
-    def _short_text(self, data: bytes, pos: int) -> int:
-        return self._text(data, pos, 1)
-
-    def _counted_text(self, data: bytes, pos: int) -> int:
-        return self._text(data, pos, 4)
-
-    def _long_text(self, data: bytes, pos: int) -> int:
-        return self._text(data, pos, 8)
-
-    def _text(self, data: bytes, pos: int, width: int) -> int:
-        start = pos + 1 + width
+    def _text(self, data: bytes, pos: int) -> int:
+        start = pos + 1 + _WIDTHS[data[pos]]
         if start > len(data):
             return pos
         length = int.from_bytes(data[pos + 1 : start], "little")
@@ -347,23 +355,11 @@ class PickleReader:
         self._put(len(self._memo))
         return pos + 1
 
-    def _put_line(self, data: bytes, pos: int) -> int:
-        index, end = _index_line(data, pos)
+    def _put_at(self, data: bytes, pos: int) -> int:
+        index, end = _memo_index(data, pos)
         if end > pos:
             self._put(index)
         return end
-
-    def _put_1(self, data: bytes, pos: int) -> int:
-        if pos + 2 > len(data):
-            return pos
-        self._put(data[pos + 1])
-        return pos + 2
-
-    def _put_4(self, data: bytes, pos: int) -> int:
-        if pos + 5 > len(data):
-            return pos
-        self._put(int.from_bytes(data[pos + 1 : pos + 5], "little"))
-        return pos + 5
 
     def _put(self, index: int) -> None:
         if index > MAX_INSTRUCTIONS:
@@ -371,32 +367,17 @@ class PickleReader:
         top = self._top()
         self._memo[index] = top[-1:] if type(top) is array else top
 
-    def _get_line(self, data: bytes, pos: int) -> int:
-        index, end = _index_line(data, pos)
+    def _get(self, data: bytes, pos: int) -> int:
+        index, end = _memo_index(data, pos)
         if end > pos:
-            self._get(index)
+            value = self._memo.get(index)
+            if value is None:
+                raise WireError("a memo that was never written")
+            if type(value) is array:
+                self._push_numbers(value[:])
+            else:
+                self._stack.append(value)
         return end
-
-    def _get_1(self, data: bytes, pos: int) -> int:
-        if pos + 2 > len(data):
-            return pos
-        self._get(data[pos + 1])
-        return pos + 2
-
-    def _get_4(self, data: bytes, pos: int) -> int:
-        if pos + 5 > len(data):
-            return pos
-        self._get(int.from_bytes(data[pos + 1 : pos + 5], "little"))
-        return pos + 5
-
-    def _get(self, index: int) -> None:
-        value = self._memo.get(index)
-        if value is None:
-            raise WireError("a memo that was never written")
-        if type(value) is array:
-            self._push_numbers(value[:])
-        else:
-            self._stack.append(value)
 
     # -- start and end
 
@@ -445,14 +426,14 @@ _INSTRUCTIONS: Final[dict[int, _Step]] = {
     ord("N"): PickleReader._odd,
     0x88: PickleReader._odd,
     0x89: PickleReader._odd,
-    0x8C: PickleReader._short_text,
-    ord("X"): PickleReader._counted_text,
-    0x8D: PickleReader._long_text,
+    0x8C: PickleReader._text,
+    ord("X"): PickleReader._text,
+    0x8D: PickleReader._text,
     ord("V"): PickleReader._text_line,
     # What Python 2 calls a str.
     ord("S"): PickleReader._quoted_line,
-    ord("U"): PickleReader._short_text,
-    ord("T"): PickleReader._counted_text,
+    ord("U"): PickleReader._text,
+    ord("T"): PickleReader._text,
     ord("("): PickleReader._mark,
     ord("]"): PickleReader._empty_list,
     ord("l"): PickleReader._marked_sequence,
@@ -468,12 +449,12 @@ _INSTRUCTIONS: Final[dict[int, _Step]] = {
     ord("s"): PickleReader._set_item,
     ord("u"): PickleReader._set_items,
     0x94: PickleReader._memoize,
-    ord("p"): PickleReader._put_line,
-    ord("q"): PickleReader._put_1,
-    ord("r"): PickleReader._put_4,
-    ord("g"): PickleReader._get_line,
-    ord("h"): PickleReader._get_1,
-    ord("j"): PickleReader._get_4,
+    ord("p"): PickleReader._put_at,
+    ord("q"): PickleReader._put_at,
+    ord("r"): PickleReader._put_at,
+    ord("g"): PickleReader._get,
+    ord("h"): PickleReader._get,
+    ord("j"): PickleReader._get,
 }
 
 
@@ -488,8 +469,13 @@ def _set_items(target: Mapping, values: list[Value]) -> None:
         target.set(key, value)
 
 
-def _index_line(data: bytes, pos: int) -> tuple[int, int]:
-    """A memo index in decimal text, and where it ends: ``pos`` where that is not there yet."""
+def _memo_index(data: bytes, pos: int) -> tuple[int, int]:
+    """The index behind a PUT or a GET, and where it ends: ``pos`` where that is not there yet."""
+    width = _WIDTHS.get(data[pos])
+    if width is not None:
+        end = pos + 1 + width
+        return (0, pos) if end > len(data) else (int.from_bytes(data[pos + 1 : end], "little"), end)
+    # In protocol 0, decimal text.
     end = data.find(b"\n", pos, pos + 8)
     if end < 0:
         if len(data) - pos < 8:
@@ -520,9 +506,6 @@ def _small_integers(run: bytes) -> Numbers:
         numbers.append(int.from_bytes(run[pos + 1 : pos + 1 + width], "little", signed=width == 4))
         pos += 1 + width
     return numbers
-
-
-_WIDTHS: Final = {ord("K"): 1, ord("M"): 2, ord("J"): 4}
 
 
 def _decimal_numbers(lines: bytes) -> Numbers:
