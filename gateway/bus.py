@@ -4,6 +4,7 @@ Sinks are parts of the gateway and get each record of a type; subscribers are cl
 topics that they named. Neither can stop the other: what one raises is logged, counted and forgotten.
 """
 
+import bisect
 import heapq
 import itertools
 from collections import deque
@@ -212,18 +213,34 @@ class Bus:
             self._patterns[subscriber] = patterns
         self._counters.subscribers.set(len(self._patterns))
 
-    def missed(self, since: int, patterns: frozenset[tuple[str, ...]]) -> list[Event] | None:
-        """The events after ``since`` on these topics; ``None`` where some are not held any more, or never were."""
+    def holds(self, since: int, patterns: frozenset[tuple[str, ...]]) -> bool:
+        """Whether every event after ``since`` on these topics is still held."""
         if not self._first_seq - 1 <= since <= self.seq:
-            return None
-        wanted = [
+            return False
+        return all(since >= backlog.forgotten for backlog in self._backlogs(patterns))
+
+    def missed(
+        self, since: int, patterns: frozenset[tuple[str, ...]], until: int | None = None, most: int | None = None
+    ) -> list[Event]:
+        """The events after ``since`` on these topics, as far as they are held.
+
+        :param until: the number of the last one to give.
+        :param most: so many at most.
+        """
+        last = self.seq if until is None else until
+        found = heapq.merge(
+            *(backlog.after(since, last, patterns, most) for backlog in self._backlogs(patterns)),
+            key=lambda event: event.seq,
+        )
+        return list(itertools.islice(found, most))
+
+    def _backlogs(self, patterns: frozenset[tuple[str, ...]]) -> "list[Backlog]":
+        """Where the events of some topics are held."""
+        return [
             backlog
             for backlog, segments in ((self._backlog, 2), (self._batches, 3))
             if any(len(pattern) == segments for pattern in patterns)
         ]
-        if any(since < backlog.forgotten for backlog in wanted):
-            return None
-        return list(heapq.merge(*(backlog.after(since, patterns) for backlog in wanted), key=lambda event: event.seq))
 
 
 class Backlog:
@@ -252,15 +269,20 @@ class Backlog:
             self._bytes -= oldest.weight()
             self.forgotten = oldest.seq
 
-    def after(self, since: int, patterns: frozenset[tuple[str, ...]]) -> list[Event]:
-        """The events after a number on some topics, in order."""
+    def after(self, since: int, until: int, patterns: frozenset[tuple[str, ...]], most: int | None) -> list[Event]:
+        """The events between two numbers, the latter included, on some topics: the first so many, in order."""
         found: list[Event] = []
-        for event in reversed(self._events):
-            if event.seq <= since:
+        for index in range(bisect.bisect_right(self._events, since, key=_seq_of), len(self._events)):
+            event = self._events[index]
+            if event.seq > until or len(found) == most:
                 break
             if not patterns.isdisjoint(_patterns_of(event.topic)):
                 found.append(event)
-        return found[::-1]
+        return found
+
+
+def _seq_of(event: Event) -> int:
+    return event.seq
 
 
 def _nobody(_: int) -> None:

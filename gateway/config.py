@@ -263,6 +263,9 @@ def load(
             if isinstance(section_tree, dict):
                 section_tree[key] = environment[variable]
                 from_environment[f"{section}.{key}"] = variable
+    if isinstance(tree.get("stat"), dict):
+        # A type that is left out has its default, as every key has.
+        tree["stat"] = {**Settings().stat, **tree["stat"]}
     try:
         settings = Settings.model_validate(tree, context=check_line)
     except ValidationError as error:

@@ -61,6 +61,9 @@ class Counters:
         self.subscribers_slow = Counter(
             "cynow_slow_subscribers_total", "Subscribers closed with 4008: they read too slowly.", registry=registry
         )
+        self.websocket_errors = Counter(
+            "cynow_websocket_errors_total", "WebSocket handshakes and messages that are refused.", registry=registry
+        )
         self.http_requests = Counter(
             "cynow_http_requests_total", "Answers to HTTP requests, by status.", ["status"], registry=registry
         )

@@ -40,6 +40,9 @@ class MidnightLogFile(DailyLogFile):
 
     def _openFile(self) -> None:
         super()._openFile()
+        # Whoever else writes into it (a second gateway that says why it cannot start) writes behind, not over.
+        self._file.close()
+        self._file = open(self.path, "ab", 0)  # noqa: SIM115 - closed by the base class
         if not self._file.tell():
             # Nothing of an earlier day is in it, whatever the file system says.
             self.lastDate = self.toDate()
@@ -73,7 +76,10 @@ def observer(
         os.makedirs(directory, exist_ok=True)
         outputs.append(MidnightLogFile(directory, clock, keep_days))
     publisher = LogPublisher(*(FileLogObserver(output, _formatter(clock)) for output in outputs))
-    return FilteringLogObserver(publisher, [LogLevelFilterPredicate(LogLevel.levelWithName(level))])
+    levels = LogLevelFilterPredicate(LogLevel.levelWithName(level))
+    # It has a line or two for whatever a client does wrong, without limit; we have our own.
+    levels.setLogLevelForNamespace("autobahn", LogLevel.critical)
+    return FilteringLogObserver(publisher, [levels])
 
 
 def _formatter(clock: WallClock) -> Callable[[Any], str | None]:

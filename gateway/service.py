@@ -157,7 +157,7 @@ class Gateway(Service):
             raise SystemExit(1)
         self._observer.release()
         log.critical("{error}", error=error)
-        raise error
+        raise error from None
 
     def _ready(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):

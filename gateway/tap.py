@@ -201,7 +201,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
             try:
                 locks.append(DirectoryLock(path))
             except DirectoryInUse as error:
-                raise StartError(f"{key}: {path}: another gateway uses this directory") from error
+                raise StartError(f"{key}: another gateway uses {path}") from error
             except OSError as error:
                 raise StartError(f"{key}: {path}: {error.strerror}") from error
         try:

@@ -46,6 +46,8 @@ class Writer(Service):
         self._pressure = pressure
         self._pressed = False
         self._waiting: deque[Entry] = deque()
+        #: By machine: what could not be written at the last try, and what came for it since. Others need not wait.
+        self._stuck: dict[str, deque[Entry]] = {}
         #: Sightings among what waits. They are no more than daq.max_sensors, and nobody is paused for them.
         self._sightings = 0
         #: Entries that the store is writing.
@@ -59,33 +61,30 @@ class Writer(Service):
         bus.attach(Fault, "writer", self._on_fault)
 
     async def drain(self) -> None:
-        """Write what waits, once; what the store will not take then is lost with the daemon, and counted."""
-        self._draining = True
+        """Write what waits, each entry once; what the store will not take then is lost with the daemon, and counted."""
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
-            self._start()
+        self._draining = True
+        self._release(list(self._stuck))
+        self._start()
         try:
             if self._in_hand:
                 self._drained = Deferred()
                 await self._drained
         finally:
-            lost = len(self._waiting) + self._in_hand
+            lost = self._count() + self._in_hand
             if lost:
                 self._counters.store_lost.inc(lost)
                 log.error("{count} entries could not be written before the end", count=lost)
 
     def add(self, entries: Iterable[Entry]) -> None:
-        """Take entries; they are written in this order."""
-        self._wait(entries)
-        self._count()
-        if not self._in_hand and self._retry is None:
-            self._start()
-
-    def _wait(self, entries: Iterable[Entry]) -> None:
+        """Take entries; those of a machine are written in this order."""
         for entry in entries:
             self._waiting.append(entry)
             self._sightings += isinstance(entry, Sighting)
+        self._count()
+        self._start()
 
     def _on_batch(self, batch: Batch) -> None:
         new = [(batch.machine, sensor) for sensor in batch.sensors if (batch.machine, sensor) not in self._seen]
@@ -98,8 +97,16 @@ class Writer(Service):
             self.add([fault])
 
     def _start(self) -> None:
-        if self._waiting:
-            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _BATCH))]
+        """Write a batch, unless one is being written; what is of a machine that is stuck waits with its own."""
+        batch: list[Entry] = []
+        while not self._in_hand and self._waiting and len(batch) < _BATCH:
+            entry = self._waiting.popleft()
+            stuck = self._stuck.get(entry.machine)
+            if stuck is None:
+                batch.append(entry)
+            else:
+                stuck.append(entry)
+        if batch:
             self._in_hand = len(batch)
             self._sightings -= sum(isinstance(entry, Sighting) for entry in batch)
             maybeDeferred(self._store.write, batch).addErrback(self._failed, batch).addCallback(self._wrote)
@@ -112,14 +119,15 @@ class Writer(Service):
         self._in_hand = 0
         if again:
             self._counters.store_retries.inc(len(again))
-            self._waiting.extendleft(reversed(again))
-            self._sightings += sum(isinstance(entry, Sighting) for entry in again)
-            if not self._draining:
-                self._retry = self._reactor.callLater(self._delay, self._try_again)
-                self._delay = min(2 * self._delay, _LAST_RETRY)
-        else:
+        for entry in again:
+            self._stuck.setdefault(entry.machine, deque()).append(entry)
+            self._sightings += isinstance(entry, Sighting)
+        if not self._stuck:
             self._delay = _FIRST_RETRY
-            self._start()
+        elif self._retry is None and not self._draining:
+            self._retry = self._reactor.callLater(self._delay, self._try_again)
+            self._delay = min(2 * self._delay, _LAST_RETRY)
+        self._start()
         self._count()
         if self._drained is not None and not self._in_hand:
             drained, self._drained = self._drained, None
@@ -127,14 +135,22 @@ class Writer(Service):
 
     def _try_again(self) -> None:
         self._retry = None
+        self._release(list(self._stuck))
         self._start()
 
-    def _count(self) -> None:
-        self._counters.store_waiting.set(len(self._waiting))
-        waiting = len(self._waiting) - self._sightings
-        if not self._pressed and waiting >= HIGH_WATER:
+    def _release(self, machines: list[str]) -> None:
+        """Let machines that were stuck try again, each before what came for it later."""
+        for machine in machines:
+            self._waiting.extendleft(reversed(self._stuck.pop(machine)))
+
+    def _count(self) -> int:
+        waiting = len(self._waiting) + sum(map(len, self._stuck.values()))
+        self._counters.store_waiting.set(waiting)
+        counted = waiting - self._sightings
+        if not self._pressed and counted >= HIGH_WATER:
             self._pressed = True
             self._pressure(True)
-        elif self._pressed and waiting <= LOW_WATER:
+        elif self._pressed and counted <= LOW_WATER:
             self._pressed = False
             self._pressure(False)
+        return waiting

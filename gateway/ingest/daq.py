@@ -63,6 +63,8 @@ class DaqProtocol(Protocol):
         self.busy = False
         self._early = b""
         self._next: IDelayedCall | None = None
+        self._left: tuple[list[DataUpdate], Iterator[Message]] = ([], iter(()))
+        self._in_hurry = False
 
     def connectionMade(self) -> None:
         prepare(self.transport)
@@ -71,6 +73,7 @@ class DaqProtocol(Protocol):
         self._daq.joined(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._hurry()
         self._stop_waiting()
         self._daq.left(self)
 
@@ -98,14 +101,20 @@ class DaqProtocol(Protocol):
 
     def _put_off(self, pieces: list[DataUpdate], messages: Iterator[Message]) -> bool:
         """Go on with what is left when everybody else has had a turn; nothing is read before that."""
+        if self._in_hurry:
+            for piece in pieces:
+                self._received(piece)
+            return False
         if not pieces or self.closing:
             return False
         self.busy = True
+        self._left = (pieces, messages)
         self._daq.steer(self)
-        self._next = self._daq.reactor.callLater(0, self._go_on, pieces, messages)
+        self._next = self._daq.reactor.callLater(0, self._go_on)
         return True
 
-    def _go_on(self, pieces: list[DataUpdate], messages: Iterator[Message]) -> None:
+    def _go_on(self) -> None:
+        pieces, messages = self._left
         self._next = None
         self.busy = False
         self._received(pieces[0])
@@ -117,6 +126,13 @@ class DaqProtocol(Protocol):
             self._daq.steer(self)
             self.dataReceived(early)
 
+    def _hurry(self) -> None:
+        """Deal with what has been received before the end, in this one turn."""
+        if self._next is not None:
+            self._next.cancel()
+            self._in_hurry = True
+            self._go_on()
+
     def refuse(self, reason: str) -> None:
         """Close the connection for what it sent."""
         self._daq.refused(self, reason)
@@ -124,14 +140,12 @@ class DaqProtocol(Protocol):
 
     def close(self) -> None:
         """Close the connection; what it still sends is not read."""
+        self._hurry()
         self.closing = True
         self._stop_waiting()
         self.transport.loseConnection()
 
     def _stop_waiting(self) -> None:
-        if self._next is not None:
-            self._next.cancel()
-            self._next = None
         if self._name_timeout is not None and self._name_timeout.active():
             self._name_timeout.cancel()
 

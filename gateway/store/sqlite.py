@@ -8,6 +8,7 @@ machine's file which somebody locked holds up no commit; reading is done by othe
 import importlib.resources
 import os
 import sqlite3
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
@@ -81,6 +82,7 @@ class SqliteStore(Store):
         self._machine_pool = pool_of(1, "machines")
         self._read_pool = pool_of(3, "reads")
         self._pools = (self._commit_pool, self._machine_pool, self._read_pool)
+        self._closing = False
         self._machines: OrderedDict[str, tuple[sqlite3.Connection, MachineTables]] = OrderedDict()
 
     def open(self) -> None:
@@ -152,6 +154,10 @@ class SqliteStore(Store):
 
     def _machine(self, machine: str) -> tuple[sqlite3.Connection, MachineTables]:
         found = self._machines.get(machine)
+        if found is not None and not os.path.exists(self._machine_path(machine)):
+            log.warn("{machine}.db was removed, and is made again", machine=machine)
+            self._machines.pop(machine)[0].close()
+            found = None
         if found is None:
             connection = _connect(self._machine_path(machine), synchronous="NORMAL")
             try:
@@ -205,6 +211,8 @@ class SqliteStore(Store):
         def all_machines() -> list[dict[str, Any]]:
             found: list[dict[str, Any]] = []
             for name in self._machine_names():
+                if self._closing:
+                    raise StoreUnavailable("the gateway is stopping")
                 try:
                     found += ask(name)
                 except StoreUnavailable as error:
@@ -242,10 +250,13 @@ class SqliteStore(Store):
             return []
 
     async def _close(self) -> None:
+        self._closing = True
         await self._gateway.close()
         await deferToThreadPool(self._reactor, self._machine_pool, self._close_machines)
-        for pool in self._pools:
+        for pool in (self._commit_pool, self._machine_pool):
             pool.stop()
+        # A question may still wait for a file that somebody has locked; nobody waits for its answer.
+        threading.Thread(target=self._read_pool.stop, name="reads end", daemon=True).start()
 
     def _close_machines(self) -> None:
         while self._machines:

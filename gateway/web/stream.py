@@ -2,7 +2,7 @@
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import orjson
 from autobahn.twisted.resource import WebSocketResource
@@ -18,6 +18,7 @@ from gateway.clock import WallClock
 from gateway.counters import Counters
 from gateway.live import Live
 from gateway.logs import LimitedLog
+from gateway.model import Presence, Reading, Record, Update
 from gateway.web.answers import Refusal, refuse
 from gateway.web.site import GatewayRequest
 
@@ -32,11 +33,17 @@ _PONG: Final = 20
 #: Seconds that a client has to answer a close; a slow one has to read up to it first.
 _CLOSE: Final = 10
 
+#: Past events that are fetched at a time.
+_FETCH: Final = 100
+
 #: Bytes that may wait in the transport itself before it asks for a pause.
 _BUFFER: Final = 64 * 1024
 
 #: What an entry in a client's queue is counted as, beside its text: a tuple and its place.
 _ENTRY: Final = 100
+
+#: And what a client's own request makes wait: its answer, its topics.
+_REQUEST: Final = 1000
 
 #: Seconds that more than its bound may wait for a client: a burst of one moment is none of its fault.
 _GRACE: Final = 2.0
@@ -51,10 +58,30 @@ TOO_SLOW: Final = 4008
 
 @dataclass(frozen=True, slots=True)
 class _Snapshot:
-    """The present state of a source, made when the client has read what comes before it."""
+    """The present state of a source, made when the client has read what comes before it.
+
+    :ivar seq: the last event before the subscription. What comes after and is in the snapshot already is left out, but
+        a client that comes back with this number misses nothing.
+    """
 
     source: str
     name: str
+    seq: int
+
+
+@dataclass(slots=True)
+class _Replay:
+    """Past events up to one, fetched from the backlog as the client reads.
+
+    :ivar since: the last of them that was sent, or passed over.
+    """
+
+    since: int
+    until: int
+    patterns: frozenset[tuple[str, ...]]
+
+
+_Item: TypeAlias = bytes | Event | _Snapshot | _Replay
 
 
 @implementer(IPushProducer)
@@ -67,10 +94,17 @@ class StreamProtocol(WebSocketServerProtocol):
     def onConnect(self, request: ConnectionRequest) -> None:
         """Accept; subprotocols are none of ours."""
 
+    def failHandshake(self, reason: str, *args: Any, **kwargs: Any) -> None:
+        self.factory.counters.websocket_errors.inc()
+        self.factory.warnings.warn(
+            "websocket handshake", "WebSocket handshake of {peer} is refused: {reason}", peer=self.peer, reason=reason
+        )
+        super().failHandshake(reason, *args, **kwargs)
+
     def onOpen(self) -> None:
-        #: What waits for the client to read, and how many bytes that is. A snapshot is not made yet, and an event that
-        #: was asked for by ``since`` is held by the backlog: they count as entries only.
-        self._waiting: deque[tuple[int, bytes | Event | _Snapshot]] = deque()
+        #: What waits for the client to read, and how many bytes that is. A snapshot is not made yet, and what was
+        #: missed is not fetched yet: they count as entries only.
+        self._waiting: deque[tuple[int, _Item]] = deque()
         self._held = 0
         self._judgement: IDelayedCall | None = None
         self._paused = False
@@ -103,6 +137,7 @@ class StreamProtocol(WebSocketServerProtocol):
             self.factory.warnings.warn(
                 f"websocket {self.peer}", "WebSocket message of {peer} is refused: {error}", peer=self.peer, error=error
             )
+            self.factory.counters.websocket_errors.inc()
             self._say({"type": "error", "error": "invalid_request", "message": str(error)})
 
     def _understand(self, payload: bytes, is_binary: bool) -> None:
@@ -131,13 +166,11 @@ class StreamProtocol(WebSocketServerProtocol):
             raise ValueError(f"more than {_MOST_TOPICS} topics")
         bus.subscribe(self, patterns)
         self._say({"type": "subscribed", "topics": topics, "seq": bus.seq})
-        missed = None if since is None else bus.missed(since, patterns)
-        if missed is None:
-            for source, name in self.factory.sources(patterns):
-                self._queue(_ENTRY, _Snapshot(source, name))
+        if since is not None and bus.holds(since, patterns):
+            self._queue(_REQUEST, _Replay(since, bus.seq, patterns))
         else:
-            for event in missed:
-                self._queue(_ENTRY, event)
+            for source, name in self.factory.sources(patterns):
+                self._queue(_ENTRY, _Snapshot(source, name, bus.seq))
 
     # -- what it is told
 
@@ -149,9 +182,9 @@ class StreamProtocol(WebSocketServerProtocol):
 
     def _say(self, message: dict[str, Any]) -> None:
         text = orjson.dumps(message)
-        self._queue(_ENTRY + len(text), text)
+        self._queue(_REQUEST + len(text), text)
 
-    def _queue(self, cost: int, item: bytes | Event | _Snapshot) -> None:
+    def _queue(self, cost: int, item: _Item) -> None:
         if self._leaving:
             return
         self._waiting.append((cost, item))
@@ -174,21 +207,39 @@ class StreamProtocol(WebSocketServerProtocol):
 
     def _drain(self) -> None:
         while self._waiting and not self._paused:
-            cost, item = self._waiting.popleft()
+            cost, item = self._waiting[0]
+            if isinstance(item, _Replay) and not self._replay(item):
+                continue
+            self._waiting.popleft()
             self._held -= cost
-            self._tell(item)
+            if not isinstance(item, _Replay):
+                self._tell(item)
         if not self._waiting:
             self._covered.clear()
+
+    def _replay(self, replay: _Replay) -> bool:
+        """Send what the client reads of what it missed; whether that was all."""
+        bus = self.factory.bus
+        if not bus.holds(replay.since, replay.patterns):
+            self._too_slow()
+            # It has left, and nothing waits any more.
+            return False
+        for event in bus.missed(replay.since, replay.patterns, replay.until, _FETCH):
+            self._tell(event)
+            replay.since = event.seq
+            if self._paused:
+                return False
+        return not bus.missed(replay.since, replay.patterns, replay.until, 1)
 
     def _tell(self, item: bytes | Event | _Snapshot) -> None:
         if self.state != self.STATE_OPEN:
             # The client has said that it closes.
             return
         if isinstance(item, Event):
-            if item.seq > self._covered.get(item.topic, 0):
+            if item.seq > self._covered.get(item.topic, 0) or not _is_in_snapshot(item.record):
                 self.sendPreparedMessage(self.factory.framed(item))
         elif isinstance(item, _Snapshot):
-            text = self.factory.snapshot(item.source, item.name)
+            text = self.factory.snapshot(item)
             self._covered[f"{item.source}/{item.name}"] = self.factory.bus.seq
             self.sendMessage(text)
         else:
@@ -251,6 +302,8 @@ class StreamFactory(WebSocketServerFactory):
             maxMessagePayloadSize=_MOST_MESSAGE,
             autoPingInterval=_PING,
             autoPingTimeout=_PONG,
+            # Who talks but does not read has to answer too.
+            autoPingRestartOnAnyTraffic=False,
             closeHandshakeTimeout=_CLOSE,
         )
         self.bus = bus
@@ -315,9 +368,10 @@ class StreamFactory(WebSocketServerFactory):
                 sources["machine", name] = None
         return list(sources)
 
-    def snapshot(self, source: str, name: str) -> bytes:
-        data = self._live.scale_snapshot(name) if source == "scale" else self._live.machine_snapshot(name)
-        return event_text(self.bus.seq, f"{source}/{name}", "snapshot", data, self._clock.now())
+    def snapshot(self, asked: _Snapshot) -> bytes:
+        is_scale = asked.source == "scale"
+        data = self._live.scale_snapshot(asked.name) if is_scale else self._live.machine_snapshot(asked.name)
+        return event_text(asked.seq, f"{asked.source}/{asked.name}", "snapshot", data, self._clock.now())
 
 
 class StreamResource(WebSocketResource):
@@ -336,6 +390,11 @@ class StreamResource(WebSocketResource):
             return refuse(request, Refusal(503, "too_many_subscribers", "구독자가 너무 많습니다"))
         request.taken_over()
         return super().render(request)
+
+
+def _is_in_snapshot(record: Record) -> bool:
+    """Whether what a record says can be seen in a later snapshot of its source."""
+    return isinstance(record, Update | Presence) or (isinstance(record, Reading) and record.settled)
 
 
 def _patterns(topics: Any) -> list[tuple[str, ...]]:

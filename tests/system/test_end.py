@@ -124,3 +124,33 @@ def test_sigkill_loses_no_acknowledged_commit(tmp_path: Path, seed: int) -> None
         for cylinder in [name for name in rows if int(name.rpartition("-")[2]) % 2]:
             status, body, _ = daemon.commit(cylinder, key=cylinder)
             assert (status, body["id"]) == (200, rows[cylinder])
+
+
+def test_a_question_that_waits_for_locked_files_does_not_keep_it_from_ending(daemon: Daemon) -> None:
+    """Each file would be waited for two seconds; the end is at most five."""
+    names = [f"M{number}" for number in range(8)]
+    for name in names:
+        daemon.daq(pickle.dumps(("name", name)) + pickle_end(2.0))
+    everything = "/stat/anomaly/all?start=2000-01-01&end=2099-12-31"
+    until(lambda: len(daemon.get(everything)[1]) == 8, "the anomalies are stored")
+    assert daemon.terminate() == 0
+    others = []
+    for name in names:
+        other = sqlite3.connect(daemon.folder / "db" / f"{name}.db", isolation_level=None)
+        other.execute("PRAGMA journal_mode = DELETE")
+        other.execute("BEGIN EXCLUSIVE")
+        others.append(other)
+    daemon.start()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(daemon.get, everything)
+        until(lambda: daemon.metric("cynow_connections", kind="http") == 2, "the question is in flight")
+        # systemd would wait no longer than this and then kill it.
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.process.wait(10) == 0
+        assert isinstance(asked.exception(), OSError) or asked.result()[0] == 503
+    for other in others:
+        other.close()
+
+
+def pickle_end(score: float) -> bytes:
+    return b"\0" + pickle.dumps(("FaultDetect", {"score": score, "threshold": 1.0})) + b"\0"

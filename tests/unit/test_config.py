@@ -30,7 +30,7 @@ OTHER: dict[str, tuple[Any, Any]] = {
     "logger.path": ("/var/log/cynow", "/var/log/cynow"),
     "logger.level": ("WARN", "warn"),
     "logger.keep_days": (7, 7),
-    "stat": ({"RPM": "abs", "Temp": "ABS"}, {"rpm": "ABS", "temp": "ABS"}),
+    "stat": ({"RPM": "abs", "Temp": "ABS"}, {"vib": "ABS", "rpm": "ABS", "temp": "ABS"}),
     "database.path": ("/srv/db", "/srv/db"),
     "data.path": ("/srv/data", "/srv/data"),
     "daq.max_frame_bytes": (1000, 1000),

@@ -270,12 +270,18 @@ class DaqTests(Ingest):
         self.assertEqual(self.events()[5:], [[[-1.0]], [[-2.0]]])
         self.assertEqual(transport.producerState, "producing")
 
-    def test_a_connection_that_ends_in_between(self) -> None:
+    def test_what_was_received_is_dealt_with_when_a_connection_ends_in_between(self) -> None:
         self.patch(daq_module, "SLICE", 10)
-        protocol, _ = self.connect(self.factory())
-        protocol.dataReceived(frame("name", "M") + update(*range(100)))
-        self.lose(protocol)
-        self.assertEqual(self.reactor.getDelayedCalls(), [])
+        for number, end in enumerate((self.lose, lambda protocol: protocol.close())):
+            self.records.clear()
+            protocol, _ = self.connect(self.factory())
+            numbers = [float(each) for each in range(95)]
+            protocol.dataReceived(frame("name", f"M{number}") + update(*numbers) + update(-1.0))
+            protocol.dataReceived(update(-2.0))
+            end(protocol)
+            batches = [record.sensors["v"].samples for record in self.records if isinstance(record, Batch)]
+            self.assertEqual([sample for batch in batches for sample in batch], [*numbers, -1.0, -2.0])
+            self.assertEqual(self.reactor.getDelayedCalls(), [])
 
     def test_pause_and_turns_together(self) -> None:
         self.patch(daq_module, "SLICE", 10)

@@ -57,6 +57,7 @@ class FakeStore:
         self.reserved = SEQ_BLOCK
         self.written: list[Entry] = []
         self.refuse = 0
+        self.stuck: set[str] = set()
         self.hang: list[Deferred[list[Entry]]] | None = None
         self.asked: list[int] = []
         self.fail = False
@@ -67,8 +68,8 @@ class FakeStore:
             return self.hang[-1]
         if self.fail:
             raise RuntimeError("a store must not raise, but if it does")
-        refused = list(entries)[: self.refuse]
-        self.written += list(entries)[self.refuse :]
+        refused = [entry for index, entry in enumerate(entries) if index < self.refuse or entry.machine in self.stuck]
+        self.written += [entry for entry in entries if entry not in refused]
         return succeed(refused)
 
     def reserve(self, up_to: int) -> "Deferred[None]":
@@ -148,6 +149,36 @@ class WriterTests(Parts):
         self.store.hang = []
         self.writer.add(Sighting("M", f"v{number}") for number in range(HIGH_WATER + 2000))
         self.assertEqual(self.pressure, [])
+
+    def test_a_machine_that_is_stuck_holds_up_no_other(self) -> None:
+        self.store.stuck = {"A"}
+        self.writer.add([self.fault("A", 2.0 + number) for number in range(1500)])
+        self.writer.add([self.fault("B", 2.0), self.fault("A", 9000.0), self.fault("B", 3.0)])
+        written = [(entry.machine, entry.score) for entry in self.store.written if isinstance(entry, Fault)]
+        self.assertEqual(written, [("B", 2.0), ("B", 3.0)])
+        self.reactor.pump([1.0] * 30)
+        self.writer.add([self.fault("B", 4.0)])
+        self.assertEqual(len(self.store.written), 3)
+        self.store.stuck = set()
+        self.reactor.pump([1.0] * 10)
+        scores = [entry.score for entry in self.store.written if isinstance(entry, Fault) and entry.machine == "A"]
+        self.assertEqual(scores, [*(2.0 + number for number in range(1500)), 9000.0])
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_drain_tries_everything_once(self) -> None:
+        self.store.stuck = {"A"}
+        self.writer.add([self.fault("A") for _ in range(1500)])
+        self.store.hang = []
+        self.writer.add([self.fault("B")])
+        self.writer.add([self.fault("B"), self.fault("C")])
+        drained = Deferred.fromCoroutine(self.writer.drain())
+        hanging, self.store.hang = self.store.hang, None
+        for each in hanging:
+            each.callback([])
+        self.successResultOf(drained)
+        self.assertEqual({entry.machine for entry in self.store.written}, {"B", "C"})
+        self.assertEqual(self.counters.store_lost._value.get(), 1500)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
 
     def test_drain_writes_what_waits(self) -> None:
         self.store.refuse = 1

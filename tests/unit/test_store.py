@@ -336,6 +336,13 @@ class SqliteStoreTests(StoreSuite, TestCase):
         expected = [{"name": "v_hour_avg", "time": "2025-12-18 10:00:00", "data": 1.0}]
         self.assertEqual(await self.store.means("hour", "M", DAY, DAY), expected)
 
+    async def test_a_machines_file_that_was_removed_is_made_again(self) -> None:
+        await self.write(fault("M", 1))
+        (self.folder / "M.db").unlink()
+        await self.write(fault("M", 2), mean("v", "2025-12-18 10:00:00", 1.0))
+        self.assertEqual(len(await self.store.anomalies("M", DAY, DAY)), 1)
+        self.assertEqual(len(await self.store.means("hour", "M", DAY, DAY)), 1)
+
     async def test_more_machines_than_files_held_open(self) -> None:
         names = [f"M{number}" for number in range(150)]
         await self.write(*(fault(name, 1) for name in names))
