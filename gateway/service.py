@@ -5,13 +5,13 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, NoReturn, Protocol, TypeAlias
 
 import sdnotify
 from twisted.application.service import IService, Service
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.defer import TimeoutError as TookTooLong
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
@@ -28,7 +28,7 @@ log = Logger()
 _PATIENCE: Final = 2.0
 
 #: A step of the end: its name in the log, what it does, and the seconds that it is given.
-Step: TypeAlias = tuple[str, Callable[[], Awaitable[None]], float]
+Step: TypeAlias = tuple[str, Callable[[], Coroutine[Any, Any, None]], float]
 
 
 class StartError(Exception):
@@ -192,24 +192,15 @@ class Gateway(Service):
         await self._at_most("requests in flight", self._drained(), _PATIENCE)
         for part in reversed(self._parts):
             with _logged(f"stopping {part.name}"):
-                await _maybe(part.stopService())
+                await maybeDeferred(part.stopService)
         for what, step, seconds in self._finish:
-            await self._at_most(what, Deferred.fromCoroutine(_awaited(step())), seconds)
+            await self._at_most(what, Deferred.fromCoroutine(step()), seconds)
         log.info("the gateway has stopped")
 
     async def _at_most(self, what: str, work: "Deferred[None]", seconds: float) -> None:
         work.addTimeout(seconds, self._reactor)
         with _logged(what):
             await work
-
-
-async def _awaited(work: Awaitable[None]) -> None:
-    await work
-
-
-async def _maybe(work: Any) -> None:
-    if isinstance(work, Deferred):
-        await work
 
 
 @contextlib.contextmanager

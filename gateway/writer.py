@@ -66,7 +66,7 @@ class Writer(Service):
             self._retry.cancel()
             self._retry = None
         self._draining = True
-        self._release(list(self._stuck))
+        self._release()
         self._start()
         try:
             if self._in_hand:
@@ -135,13 +135,13 @@ class Writer(Service):
 
     def _try_again(self) -> None:
         self._retry = None
-        self._release(list(self._stuck))
+        self._release()
         self._start()
 
-    def _release(self, machines: list[str]) -> None:
+    def _release(self) -> None:
         """Let machines that were stuck try again, each before what came for it later."""
-        for machine in machines:
-            self._waiting.extendleft(reversed(self._stuck.pop(machine)))
+        while self._stuck:
+            self._waiting.extendleft(reversed(self._stuck.popitem()[1]))
 
     def _count(self) -> int:
         waiting = len(self._waiting) + sum(map(len, self._stuck.values()))

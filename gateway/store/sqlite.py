@@ -34,7 +34,7 @@ from gateway.store.interface import (
     StoreUnavailable,
 )
 from gateway.store.tables import MachineTables
-from gateway.store.writing import GroupWriter
+from gateway.store.writing import GroupWriter, inode_of
 from gateway.threads import pool_of
 
 log = Logger()
@@ -83,7 +83,8 @@ class SqliteStore(Store):
         self._read_pool = pool_of(3, "reads")
         self._pools = (self._commit_pool, self._machine_pool, self._read_pool)
         self._closing = False
-        self._machines: OrderedDict[str, tuple[sqlite3.Connection, MachineTables]] = OrderedDict()
+        #: The open files of machines, and the inode of each.
+        self._machines: OrderedDict[str, tuple[sqlite3.Connection, MachineTables, int | None]] = OrderedDict()
 
     def open(self) -> None:
         path = os.path.join(self._directory, GATEWAY_FILE)
@@ -154,14 +155,15 @@ class SqliteStore(Store):
 
     def _machine(self, machine: str) -> tuple[sqlite3.Connection, MachineTables]:
         found = self._machines.get(machine)
-        if found is not None and not os.path.exists(self._machine_path(machine)):
-            log.warn("{machine}.db was removed, and is made again", machine=machine)
+        path = self._machine_path(machine)
+        if found is not None and inode_of(path) != found[2]:
+            log.warn("{machine}.db was removed or replaced, and is opened again", machine=machine)
             self._machines.pop(machine)[0].close()
             found = None
         if found is None:
-            connection = _connect(self._machine_path(machine), synchronous="NORMAL")
+            connection = _connect(path, synchronous="NORMAL")
             try:
-                found = connection, MachineTables(connection)
+                found = connection, MachineTables(connection), inode_of(path)
             except sqlite3.Error:
                 connection.close()
                 raise
@@ -169,7 +171,7 @@ class SqliteStore(Store):
             if len(self._machines) > _OPEN_MACHINES:
                 self._machines.popitem(last=False)[1][0].close()
         self._machines.move_to_end(machine)
-        return found
+        return found[0], found[1]
 
     def _machine_path(self, machine: str) -> str:
         return os.path.join(self._directory, f"{machine}.db")

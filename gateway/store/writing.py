@@ -49,7 +49,7 @@ class GroupWriter:
         self._pool = pool
         self._connection = connection
         self._path = path
-        self._inode = os.stat(path).st_ino
+        self._inode = inode_of(path)
         self._most = most
         self._waiting: deque[tuple[Job[Any], Deferred[Any]]] = deque()
         self._running: Deferred[None] | None = None
@@ -76,11 +76,7 @@ class GroupWriter:
         )
 
     def _run(self, jobs: list[Job[Any]]) -> list[Any]:
-        try:
-            there = os.stat(self._path).st_ino == self._inode
-        except OSError:
-            there = False
-        if not there:
+        if inode_of(self._path) != self._inode:
             raise StoreUnavailable(f"{self._path} was removed or replaced: start the gateway again")
         return run_together(self._connection, jobs)
 
@@ -107,6 +103,14 @@ class GroupWriter:
             await done
         # It may wait for the disk: what is in the write-ahead log goes into the database.
         await deferToThreadPool(self._reactor, self._pool, self._connection.close)
+
+
+def inode_of(path: str) -> int | None:
+    """What tells a file from one that took its place; ``None`` where there is none."""
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return None
 
 
 def run_together(connection: sqlite3.Connection, jobs: list[Job[Any]]) -> list[Any]:

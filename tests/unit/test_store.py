@@ -343,6 +343,15 @@ class SqliteStoreTests(StoreSuite, TestCase):
         self.assertEqual(len(await self.store.anomalies("M", DAY, DAY)), 1)
         self.assertEqual(len(await self.store.means("hour", "M", DAY, DAY)), 1)
 
+    async def test_a_machines_file_that_was_replaced_is_written_and_the_old_one_is_not(self) -> None:
+        await self.write(fault("M", 1))
+        (self.folder / "M.db").rename(self.folder / "old.bak")
+        sqlite3.connect(self.folder / "M.db").close()
+        (self.folder / "M.db").touch()
+        await self.write(fault("M", 2))
+        (found,) = await self.store.anomalies("M", DAY, DAY)
+        self.assertEqual(found["time"], "2025-12-18 10:11:02.000500")
+
     async def test_more_machines_than_files_held_open(self) -> None:
         names = [f"M{number}" for number in range(150)]
         await self.write(*(fault(name, 1) for name in names))
