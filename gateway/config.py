@@ -143,9 +143,12 @@ class Database(_Section):
 
 
 class Data(_Section):
-    """Raw CSV files."""
+    """Raw CSV files, and what becomes of old ones; nothing, by default."""
 
     path: Folder = "data"
+    compress_after_days: Count | None = None
+    keep_days: Count | None = None
+    min_free_mb: Count | None = None
 
 
 class Daq(_Section):

@@ -76,6 +76,12 @@ class Counters:
         self.raw_lost = Counter(
             "cynow_rawlog_lost_bytes_total", "Bytes of raw CSV that could not be written.", registry=registry
         )
+        self.raw_compressed = Counter(
+            "cynow_rawlog_compressed_files_total", "Raw files that were compressed.", registry=registry
+        )
+        self.raw_removed = Counter(
+            "cynow_rawlog_removed_files_total", "Raw files that were removed as configured.", registry=registry
+        )
         self.raw_failures = Counter("cynow_rawlog_failures_total", "Failed writes of raw CSV.", registry=registry)
         self.store_retries = Counter(
             "cynow_store_retries_total", "Writes of statistics and anomalies that were put off.", registry=registry

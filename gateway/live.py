@@ -1,7 +1,7 @@
 """What is true now: each scale's latest weight, who is connected, each sensor's last hour of minutes."""
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -51,6 +51,11 @@ class Live:
     def _on_update(self, update: Update) -> None:
         sensors = self._recent.setdefault(update.machine, {})
         sensors.setdefault(update.sensor, deque(maxlen=RECENT_UPDATES)).append(update)
+
+    def restore(self, updates: Iterable[Update]) -> None:
+        """Know updates of before the start, oldest first."""
+        for update in updates:
+            self._on_update(update)
 
     def _on_presence(self, presence: Presence) -> None:
         if presence.source == "scale":

@@ -14,13 +14,15 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any, ClassVar, Final, Protocol, TypeAlias
 
+from gateway.bucket import Bucket
+
 #: Punctuation that a machine's or a sensor's name may hold beside letters and digits.
 _NAME_MARKS: Final = frozenset(" _-.:")
 
 #: Unicode's letters, and its decimal digits.
 _NAME_CATEGORIES: Final = frozenset({"Lu", "Ll", "Lt", "Lm", "Lo", "Nd"})
 
-#: A name becomes a file name with at most 17 bytes more (``YYYYMMDD_`` before, ``.csv.zst`` behind it), and
+#: A name becomes a file name with at most 17 bytes more (``YYYYMMDD_`` before, ``.csv.gz~`` behind it), and
 #: Linux allows 255.
 _NAME_BYTES: Final = 238
 
@@ -248,36 +250,52 @@ class Presence:
 
 
 @dataclass(frozen=True, slots=True)
-class PeriodMean:
-    """The mean of one sensor over an hour, a day, a month or a year.
+class HourEnd:
+    """An hour of a sensor is over.
 
-    :ivar period: ``hour``, ``day``, ``month`` or ``year``.
-    :ivar start: where the period started, wall clock, ``2025-12-18 10:00:00``.
+    :ivar start: of the hour, to be told apart from the other where an hour comes twice.
+    :ivar bucket: all its samples.
+    :ivar mode: which mean is the sensor's: ``ABS`` or ``REAL``.
+    :ivar raw_end: how many bytes of the day's raw file are counted by the end of this hour; ``None`` where that is not
+        known.
+    :ivar replaces: whether it takes the place of a row that the hour has; else its samples are added to those.
+    """
+
+    machine: str
+    sensor: str
+    start: datetime
+    bucket: Bucket
+    mode: str
+    raw_end: int | None = None
+    replaces: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PeriodEnd:
+    """A day, a month or a year of a sensor is over: its row is made of those of the shorter periods in it.
+
+    :ivar replaces: whether it takes the place of a row that the old server wrote.
     """
 
     period: str
     machine: str
     sensor: str
-    start: str
-    mean: float
-
-    def answer(self) -> dict[str, Any]:
-        """One item of ``/stat/<period>``."""
-        return {"name": f"{self.sensor}_{self.period}_avg", "time": self.start, "data": self.mean}
+    start: datetime
+    mode: str
+    replaces: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A sensor has sent its first samples."""
+    """A sensor has sent its first samples, or its first of another type."""
 
     machine: str
     sensor: str
+    type: str
 
 
 #: What is written to the store when it can be, in the order of its happening.
-Entry: TypeAlias = PeriodMean | Fault | Sighting
-
-PERIODS: Final = ("hour", "day", "month", "year")
+Entry: TypeAlias = HourEnd | PeriodEnd | Fault | Sighting
 
 
 def finite(samples: "array[float]") -> "array[float]":

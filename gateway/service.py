@@ -10,6 +10,7 @@ from typing import Any, Final, NoReturn, Protocol, TypeAlias
 
 import sdnotify
 from twisted.application.service import IService, Service
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.defer import TimeoutError as TookTooLong
@@ -23,6 +24,9 @@ from twisted.python.failure import Failure
 from gateway.logs import HeldObserver
 
 log = Logger()
+
+#: Systemd is asked for so many seconds more, again and again, while the gateway reads what it wrote before a kill.
+_STARTING: Final = 30
 
 #: Seconds that requests in flight are given at the end, of the five in all that SIGTERM allows.
 _PATIENCE: Final = 2.0
@@ -55,7 +59,7 @@ class Listener:
         self._port: IListeningPort | None = None
 
     def listen(self) -> None:
-        """Listen from now on.
+        """Listen from now on; who connects waits until :meth:`accept`.
 
         :raises StartError: the port cannot be had.
         """
@@ -66,9 +70,16 @@ class Listener:
 
     def _listening(self, port: IListeningPort) -> None:
         self._port = port
+        if isinstance(port, FileDescriptor):
+            port.stopReading()
         address = port.getHost()
         where = f"{address.host}:{address.port}" if isinstance(address, IPv4Address | IPv6Address) else str(address)
         log.info("{what}: listening on {where}", what=self._what, where=where)
+
+    def accept(self) -> None:
+        """Take who waits, and who comes."""
+        if isinstance(self._port, FileDescriptor):
+            self._port.startReading()
 
     def stop(self) -> "Deferred[None] | None":
         """Take no more connections."""
@@ -89,7 +100,8 @@ class Gateway(Service):
     :param listeners: what binds ports; first of all, for a port below 1024 may need a right that is given up then.
     :param open_store: takes the directories and opens the store, after the process has become a daemon; raises
         :class:`StartError`.
-    :param parts: started in this order once the store is open, stopped in the reverse one.
+    :param recover: what is done then, while those who connect already wait.
+    :param parts: started in this order after it, stopped in the reverse one.
     :param factories: whose connections are closed before requests in flight are waited for.
     :param drained: fires when no request is in flight.
     :param finish: what is done after that, in this order.
@@ -104,6 +116,7 @@ class Gateway(Service):
         *,
         listeners: Sequence[Listener],
         open_store: Callable[[], None],
+        recover: Callable[[], Coroutine[Any, Any, None]],
         parts: Sequence[IService],
         factories: Sequence[Closable],
         drained: Callable[[], "Deferred[None]"],
@@ -114,6 +127,7 @@ class Gateway(Service):
         self._reactor = reactor
         self._listeners = listeners
         self._open_store = open_store
+        self._recover = recover
         self._parts = parts
         self._factories = factories
         self._drained = drained
@@ -121,6 +135,9 @@ class Gateway(Service):
         self._observer = observer
         self._in_foreground = in_foreground
         self._systemd = sdnotify.SystemdNotifier()
+        self._started: list[IService] = []
+        self._recovering = LoopingCall(self._say_starting)
+        self._recovering.clock = reactor
         self._watchdog = LoopingCall(self._systemd.notify, "WATCHDOG=1")
         self._watchdog.clock = reactor
 
@@ -144,11 +161,9 @@ class Gateway(Service):
             self._open_store()
         except StartError as error:
             self._give_up(error)
-        for part in self._parts:
-            part.startService()
         super().startService()
         self._observer.release()
-        self._reactor.callWhenRunning(self._ready)
+        self._reactor.callWhenRunning(self._run)
 
     def _give_up(self, error: StartError) -> NoReturn:
         if self._in_foreground:
@@ -159,15 +174,32 @@ class Gateway(Service):
         log.critical("{error}", error=error)
         raise error from None
 
-    def _ready(self) -> None:
+    def _run(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             # twistd ends itself by the signal that it caught; a daemon that ended well says so by its status.
             signal.signal(number, self._stop)
-        self._systemd.notify("READY=1")
         watchdog = os.environ.get("WATCHDOG_USEC", "")
         if watchdog.isdigit():
             self._watchdog.start(int(watchdog) / 2e6)
+        self._recovering.start(_STARTING / 2)
+        Deferred.fromCoroutine(self._begin())
+
+    async def _begin(self) -> None:
+        with _logged("the recovery"):
+            await self._recover()
+        self._recovering.stop()
+        if not self.running:
+            return
+        for part in self._parts:
+            part.startService()
+            self._started.append(part)
+        for listener in self._listeners:
+            listener.accept()
+        self._systemd.notify("READY=1")
         log.info("the gateway is ready")
+
+    def _say_starting(self) -> None:
+        self._systemd.notify(f"EXTEND_TIMEOUT_USEC={_STARTING * 1_000_000}")
 
     def _stop(self, *_: object) -> None:
         self._reactor.callFromThread(self._stop_reactor)
@@ -190,7 +222,7 @@ class Gateway(Service):
         for factory in self._factories:
             factory.close()
         await self._at_most("requests in flight", self._drained(), _PATIENCE)
-        for part in reversed(self._parts):
+        for part in reversed(self._started):
             with _logged(f"stopping {part.name}"):
                 await maybeDeferred(part.stopService)
         for what, step, seconds in self._finish:

@@ -5,6 +5,7 @@ What imports the reactor is imported in :func:`makeService` only: ``twistd`` rea
 
 import os
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -82,6 +83,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     if reactor is None:
         from twisted.internet import reactor
     from twisted.internet.endpoints import clientFromString, serverFromString
+    from twisted.internet.threads import deferToThreadPool
     from twisted.logger import Logger
     from twisted.web.resource import IResource
 
@@ -94,13 +96,18 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     from gateway.live import Live
     from gateway.lock import DirectoryInUse, DirectoryLock
     from gateway.logs import HeldObserver, LimitedLog, observer
-    from gateway.rawlog import RawLog
+    from gateway.model import Batch
+    from gateway.raw.log import RawLog
+    from gateway.raw.retention import Retention
+    from gateway.recovery import Recovery
     from gateway.sequence import SequenceReserve
     from gateway.service import Gateway, Listener, StartError
     from gateway.stats.rollup import Rollup
     from gateway.stats.statistics import Statistics
     from gateway.store.interface import StoreUnavailable
     from gateway.store.sqlite import SqliteStore
+    from gateway.threads import pool_of
+    from gateway.web.machine_api import MachineApi
     from gateway.web.scale_api import ScaleApi
     from gateway.web.site import GatewaySite, Root, Traffic
     from gateway.web.stat_api import SioApi, StatApi
@@ -130,6 +137,8 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     lines = settings.lines()
     live = Live(bus, clock, {scale_id: _given(line.idle_timeout_sec) for scale_id, line in lines.items()})
     store = SqliteStore(reactor, clock, counters, database_path)
+    # Reading raw files must not wait for their being compressed.
+    file_pool, retention_pool = pool_of(2, "files"), pool_of(1, "retention")
 
     daq = DaqFactory(
         reactor,
@@ -143,11 +152,26 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         most_sensors=settings.daq.max_sensors,
         most_machine_sensors=settings.daq.max_machine_sensors,
     )
-    # Sinks get a record in the order of their making: samples are in a file's buffer before they are in a mean.
-    rawlog = RawLog(reactor, bus, clock, counters, data_path)
+    # Sinks get a record in the order of their attaching: statistics end an hour before the raw files have the batch
+    # that ended it, and read from them how far they were.
+    rawlog = RawLog(reactor, clock, counters, data_path)
     writer = Writer(reactor, bus, counters, store, daq.pause)
-    statistics = Statistics(reactor, bus, clock, counters, Rollup(clock.zone, settings.stat), writer.add)
-    parts: list[IService] = [writer, rawlog, statistics]
+    new_rollup = partial(Rollup, clock.zone, settings.stat)
+    rollup = new_rollup()
+    statistics = Statistics(reactor, bus, clock, counters, rollup, rawlog, writer.add)
+    bus.attach(Batch, rawlog.name, rawlog.write)
+    data = settings.data
+    retention = Retention(
+        reactor,
+        clock,
+        counters,
+        retention_pool,
+        data_path,
+        keep_days=data.keep_days,
+        compress_after_days=data.compress_after_days,
+        min_free=None if data.min_free_mb is None else data.min_free_mb * 2**20,
+    )
+    parts: list[IService] = [writer, rawlog, statistics, retention]
     if settings.fcm.cred_path is None:
         Logger("gateway.alert").warn("push messages are off: fcm.cred_path is not set")
     else:
@@ -156,17 +180,30 @@ def makeService(options: Options, reactor: Any = None) -> IService:
 
     stream = StreamFactory(reactor, bus, live, clock, counters, warnings, limits.subscriber_bytes, limits.subscribers)
     traffic = Traffic(counters, warnings, settings.server.cors_origins, limits.body_bytes)
-    status = StatusApi(live, counters).app.resource()
+
+    def problems() -> list[str]:
+        found = []
+        if rawlog.problem is not None:
+            found.append(f"raw files cannot be written: {rawlog.problem}")
+        if retention.problem is not None:
+            found.append(retention.problem)
+        if writer.is_stuck:
+            found.append("statistics cannot be written, and wait")
+        return found
+
+    status = StatusApi(live, counters, problems).app.resource()
+    scale_api = ScaleApi(
+        live,
+        store,
+        bus,
+        clock,
+        counters,
+        settings.default_scale(),
+        {scale_id: line.commit_max_age_sec for scale_id, line in lines.items()},
+    ).app.resource()
+    machine_api = MachineApi(reactor, clock, data_path, file_pool, rawlog.flush).app.resource()
     words: dict[str, IResource] = {
-        "api": ScaleApi(
-            live,
-            store,
-            bus,
-            clock,
-            counters,
-            settings.default_scale(),
-            {scale_id: line.commit_max_age_sec for scale_id, line in lines.items()},
-        ).app.resource(),
+        "api": Root({"v1": Root({"machines": machine_api}, scale_api)}, scale_api),
         "stat": StatApi(store).app.resource(),
         "sio": SioApi(live).app.resource(),
         "ws": StreamResource(stream),
@@ -209,16 +246,30 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         except StoreUnavailable as error:
             raise StartError(f"database.path: {error}") from error
         bus.number_from(store.first_seq, SequenceReserve(store).used)
+        file_pool.start()
+        retention_pool.start()
+
+    async def recover() -> None:
+        recovery = Recovery(data_path, clock.zone, rollup, new_rollup, lambda: not gateway.running)
+        standing = await store.standing()
+        recovered = await deferToThreadPool(reactor, file_pool, recovery.run, standing, clock.now())
+        live.restore(recovered.updates)
+        writer.add(recovered.entries)
+        await writer.settled()
 
     async def close_store() -> None:
+        # Nobody waits any more for what is being read.
+        for pool in (file_pool, retention_pool):
+            threading.Thread(target=pool.stop, daemon=True).start()
         await store.close()
         for lock in locks:
             lock.release()
 
-    return Gateway(
+    gateway = Gateway(
         reactor,
         listeners=listeners,
         open_store=open_store,
+        recover=recover,
         parts=parts,
         factories=[*scale_factories, daq],
         drained=traffic.drained,
@@ -230,6 +281,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         observer=held,
         in_foreground=foreground,
     )
+    return gateway
 
 
 def _given(value: float | None) -> float:

@@ -1,7 +1,8 @@
-"""What waits for the store: means, anomalies, first sightings of sensors. Bounded, in order, never lost in between."""
+"""What waits for the store: what is over, anomalies, sightings of sensors. Bounded, in order, never lost in between."""
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Final
 
 from twisted.application.service import Service
@@ -56,7 +57,10 @@ class Writer(Service):
         self._drained: Deferred[None] | None = None
         self._retry: IDelayedCall | None = None
         self._delay = _FIRST_RETRY
-        self._seen: set[tuple[str, str]] = set()
+        #: The type of each sensor seen, and which of them wait to be written: each once, with the type it has then.
+        self._types: dict[tuple[str, str], str] = {}
+        self._sighted: set[tuple[str, str]] = set()
+        self._settled: list[Deferred[None]] = []
         bus.attach(Batch, "writer", self._on_batch)
         bus.attach(Fault, "writer", self._on_fault)
 
@@ -86,11 +90,34 @@ class Writer(Service):
         self._count()
         self._start()
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the store has not taken something, which waits to be tried again."""
+        return bool(self._stuck)
+
+    def settled(self) -> "Deferred[None]":
+        """Fires when everything that was added has been tried once."""
+        settled: Deferred[None] = Deferred()
+        if self._in_hand or self._waiting:
+            self._settled.append(settled)
+        else:
+            settled.callback(None)
+        return settled
+
     def _on_batch(self, batch: Batch) -> None:
-        new = [(batch.machine, sensor) for sensor in batch.sensors if (batch.machine, sensor) not in self._seen]
-        if new:
-            self._seen.update(new)
-            self.add(Sighting(machine, sensor) for machine, sensor in new)
+        for name, sensor in batch.sensors.items():
+            if self._types.get((batch.machine, name)) != sensor.type:
+                self._types[batch.machine, name] = sensor.type
+                self._sight(batch.machine, name)
+                self._count()
+                self._start()
+
+    def _sight(self, machine: str, sensor: str) -> None:
+        """Let a sensor's type be written, once whatever it is by then."""
+        if (machine, sensor) not in self._sighted:
+            self._sighted.add((machine, sensor))
+            self._waiting.append(Sighting(machine, sensor, self._types[machine, sensor]))
+            self._sightings += 1
 
     def _on_fault(self, fault: Fault) -> None:
         if fault.is_anomaly:
@@ -103,20 +130,30 @@ class Writer(Service):
             entry = self._waiting.popleft()
             stuck = self._stuck.get(entry.machine)
             if stuck is None:
-                batch.append(entry)
+                batch.append(entry if not isinstance(entry, Sighting) else self._current(entry))
             else:
                 stuck.append(entry)
         if batch:
             self._in_hand = len(batch)
             self._sightings -= sum(isinstance(entry, Sighting) for entry in batch)
-            maybeDeferred(self._store.write, batch).addErrback(self._failed, batch).addCallback(self._wrote)
+            maybeDeferred(self._store.write, batch).addErrback(self._failed, batch).addCallback(self._wrote, batch)
+
+    def _current(self, sighting: Sighting) -> Sighting:
+        """A sighting with the type that its sensor has now."""
+        return replace(sighting, type=self._types.get((sighting.machine, sighting.sensor), sighting.type))
 
     def _failed(self, failure: Failure, batch: list[Entry]) -> list[Entry]:
         log.failure("the store failed on a write", failure)
         return batch
 
-    def _wrote(self, again: list[Entry]) -> None:
+    def _wrote(self, again: list[Entry], batch: list[Entry]) -> None:
         self._in_hand = 0
+        for entry in batch:
+            if isinstance(entry, Sighting) and entry not in again:
+                self._sighted.discard((entry.machine, entry.sensor))
+                if self._current(entry) != entry:
+                    # It has changed since.
+                    self._sight(entry.machine, entry.sensor)
         if again:
             self._counters.store_retries.inc(len(again))
         for entry in again:
@@ -129,6 +166,10 @@ class Writer(Service):
             self._delay = min(2 * self._delay, _LAST_RETRY)
         self._start()
         self._count()
+        if not self._in_hand:
+            settled, self._settled = self._settled, []
+            for each in settled:
+                each.callback(None)
         if self._drained is not None and not self._in_hand:
             drained, self._drained = self._drained, None
             drained.callback(None)

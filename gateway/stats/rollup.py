@@ -1,25 +1,65 @@
-"""The open minute and the open hour of every sensor. Pure: the time is handed in with everything."""
+"""Minutes and hours of every sensor, and when its days, months and years are over.
+
+Pure: no clock and no files. The time is handed in with everything, so that samples which come live and samples that
+are read back from raw files after a kill go the same way and give the same figures.
+"""
 
 import contextlib
+import math
+from array import array
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, tzinfo
+from datetime import datetime, tzinfo
 from typing import Final
 
-from gateway.model import Batch, PeriodMean, Update, finite, wall_time
-from gateway.stats.bucket import Bucket
+from gateway.bucket import Bucket
+from gateway.model import Batch, HourEnd, PeriodEnd, Update, finite, wall_time
+from gateway.period import PERIODS, start_of
 
-#: The clock may step back by so much before open periods are given up for it.
-_STEP: Final = timedelta(minutes=1)
+#: Samples of a minute are summed so many at a time, counted from the minute's first. A sum so depends on the minute's
+#: samples only, not on how they were cut into messages, which no raw file tells.
+CHUNK: Final = 1024
+
+#: Periods that are made of others' rows, in the order of their ends.
+_LONGER: Final = PERIODS[1:]
+
+
+@dataclass(slots=True)
+class Ended:
+    """What is over.
+
+    :ivar updates: of minutes.
+    :ivar entries: hours, then what they end, in the order in which the store must have them.
+    """
+
+    updates: list[Update] = field(default_factory=list)
+    entries: list[HourEnd | PeriodEnd] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class _Sensor:
-    """One sensor's open buckets; ``mode`` is ``ABS`` or ``REAL``."""
+    """One sensor's open periods.
 
+    :ivar mode: ``ABS`` or ``REAL``.
+    :ivar minute: the start of the open minute; ``None`` where it has no samples.
+    :ivar samples: of the open minute, since its last whole chunk.
+    :ivar arrivals: from which of these on which time holds.
+    :ivar in_minute: the minute's whole chunks.
+    :ivar hour: the start of the open hour; ``None`` where no minute of it is over.
+    :ivar longer: by period: the start of that which has hours and is not over.
+    """
+
+    machine: str
+    name: str
     mode: str
-    minute: Bucket = field(default_factory=Bucket)
-    hour: Bucket = field(default_factory=Bucket)
+    minute: datetime | None = None
+    samples: "array[float]" = field(default_factory=lambda: array("d"))
+    arrivals: list[tuple[int, datetime]] = field(default_factory=list)
+    in_minute: Bucket = field(default_factory=Bucket)
+    hour: datetime | None = None
+    in_hour: Bucket = field(default_factory=Bucket)
+    longer: dict[str, datetime] = field(default_factory=dict)
 
 
 class Rollup:
@@ -33,65 +73,159 @@ class Rollup:
         self._modes = modes
         self._sensors: dict[tuple[str, str], _Sensor] = {}
         self._minute: datetime | None = None
+        #: Samples in no mean: not finite, or with a sum that is not.
+        self.left_out = 0
 
-    def add(self, batch: Batch) -> int:
-        """Count the samples of a batch into the open periods; :meth:`advance` to its time comes first.
-
-        :returns: how many are left out, for they are not finite, or their sum would not be.
-        """
-        left_out = 0
+    def add(self, batch: Batch) -> None:
+        """Count the samples of a batch into the open periods; :meth:`advance` to its time comes first."""
         for name, received in batch.sensors.items():
-            mode = self._modes.get(received.type.lower(), "REAL")
-            sensor = self._sensors.get((batch.machine, name))
-            if sensor is None:
-                sensor = self._sensors[batch.machine, name] = _Sensor(mode)
-            sensor.mode = mode
-            samples = finite(received.samples)
-            left_out += len(received.samples) - len(samples)
-            try:
-                sensor.minute.add(samples)
-            except OverflowError:
-                left_out += len(samples)
-        return left_out
+            sensor = self._sensor(batch.machine, name, received.type)
+            samples = received.samples
+            if samples:
+                if not math.isfinite(sum(samples)):
+                    self.left_out += len(samples) - len(finite(samples))
+                if sensor.minute is None:
+                    sensor.minute = _minute_of(batch.received_at)
+                self._count(sensor, batch.received_at, samples)
 
-    def advance(self, now: datetime) -> tuple[list[Update], list[PeriodMean]]:
-        """Close what has ended by now.
+    def replay(self, machine: str, sensor: str, time: datetime, samples: "array[float]") -> Ended:
+        """Count samples of one sensor that came earlier, in the order in which they came.
 
-        :returns: the means of the minute and of the hour that ended; mostly nothing.
+        :returns: what of this sensor was over before them.
         """
-        minute = now.replace(second=0, microsecond=0)
-        opened = self._minute
-        if opened is None:
-            self._minute = minute
-            return [], []
+        its = self._sensor(machine, sensor)
+        ended = Ended()
+        minute = _minute_of(time)
+        if its.minute is None or its.minute.timestamp() != minute.timestamp():
+            self._end(its, _starts(minute), ended)
+            its.minute = minute
+        self._count(its, time, samples)
+        return ended
+
+    def resume(self, machine: str, sensor: str, kind: str | None, last: Mapping[str, datetime]) -> None:
+        """Know a sensor again after a start.
+
+        :param kind: its type, where that is known.
+        :param last: by period: the start of the last that has a row.
+        """
+        its = self._sensor(machine, sensor, kind)
+        if "hour" in last:
+            for period in _LONGER:
+                start = start_of(period, last["hour"])
+                if period not in last or last[period] < start:
+                    its.longer[period] = start
+
+    def advance(self, now: datetime) -> Ended:
+        """End what is over by now; mostly nothing."""
+        ended = Ended()
+        minute = _minute_of(now)
+        before = self._minute
         # Aware datetimes of one zone compare by the wall clock; an hour that comes twice is told by its offset.
-        if minute == opened and minute.utcoffset() == opened.utcoffset():
-            return [], []
-        elapsed = minute.timestamp() - opened.timestamp()
-        if -_STEP.total_seconds() <= elapsed < 0:
-            return [], []
-        self._minute = minute
-        updates = self._close_minute(opened)
-        hour_over = (minute.hour, minute.date(), minute.utcoffset()) != (opened.hour, opened.date(), opened.utcoffset())
-        return updates, self._close_hour(opened) if hour_over else []
+        if before is None or minute != before or minute.utcoffset() != before.utcoffset():
+            self._minute = minute
+            starts = _starts(minute)
+            for sensor in self._sensors.values():
+                self._end(sensor, starts, ended)
+        return ended
 
-    def _close_minute(self, opened: datetime) -> list[Update]:
-        end = datetime.fromtimestamp(opened.timestamp() + 60, self._zone)
-        updates = []
-        for (machine, name), sensor in self._sensors.items():
-            if sensor.minute.count:
-                updates.append(Update(machine, name, sensor.minute.mean(sensor.mode), end))
-                # An hour of which a minute is left out, at magnitudes beyond 1e300, is better than none.
-                with contextlib.suppress(OverflowError):
-                    sensor.hour.merge(sensor.minute)
-                sensor.minute = Bucket()
-        return updates
+    def _sensor(self, machine: str, name: str, kind: str | None = None) -> _Sensor:
+        sensor = self._sensors.get((machine, name))
+        if sensor is None:
+            sensor = self._sensors[machine, name] = _Sensor(machine, name, "REAL")
+        if kind is not None:
+            sensor.mode = self._modes.get(kind.lower(), "REAL")
+        return sensor
 
-    def _close_hour(self, opened: datetime) -> list[PeriodMean]:
-        start = wall_time(opened.replace(minute=0))
-        means = []
-        for (machine, name), sensor in self._sensors.items():
-            if sensor.hour.count:
-                means.append(PeriodMean("hour", machine, name, start, sensor.hour.mean(sensor.mode)))
-                sensor.hour = Bucket()
-        return means
+    def _count(self, sensor: _Sensor, time: datetime, samples: "array[float]") -> None:
+        sensor.arrivals.append((len(sensor.samples), time))
+        sensor.samples += samples
+        whole = len(sensor.samples) // CHUNK * CHUNK
+        if whole:
+            for begin in range(0, whole, CHUNK):
+                self._sum(sensor, begin, begin + CHUNK)
+            arrivals = sensor.arrivals
+            first = bisect_right(arrivals, whole, key=_index_of) - 1
+            del sensor.samples[:whole]
+            sensor.arrivals = (
+                [(max(0, index - whole), time) for index, time in arrivals[first:]] if sensor.samples else []
+            )
+
+    def _sum(self, sensor: _Sensor, begin: int, end: int) -> None:
+        """Add some samples of the open minute to its bucket."""
+        arrivals = sensor.arrivals
+        chunk = sensor.samples[begin:end]
+        samples = finite(chunk)
+        if not samples:
+            return
+
+        def time_of(index: int) -> str:
+            # Where some are left out, an index among the rest is one of the chunk by its value.
+            where = begin + (index if samples is chunk else chunk.index(samples[index]))
+            return wall_time(arrivals[bisect_right(arrivals, where, key=_index_of) - 1][1].replace(microsecond=0))
+
+        try:
+            bucket = Bucket.of(samples, time_of)
+            bucket.minutes = 0 if sensor.in_minute.count else 1
+            sensor.in_minute.merge(bucket)
+        except OverflowError:
+            self.left_out += len(samples)
+
+    def _end(self, sensor: _Sensor, starts: Mapping[str, float], ended: Ended) -> None:
+        """End what of a sensor is over when a minute begins.
+
+        :param starts: of the periods that the minute lies in, in seconds since 1970.
+        """
+        if sensor.minute is not None and sensor.minute.timestamp() != starts["minute"]:
+            self._end_minute(sensor, sensor.minute, ended)
+        if sensor.hour is not None and sensor.hour.timestamp() != starts["hour"]:
+            self._end_hour(sensor, sensor.hour, ended)
+        for period in _LONGER:
+            start = sensor.longer.get(period)
+            if start is not None and start.timestamp() != starts[period]:
+                self._end_period(sensor, period, ended)
+
+    def _end_minute(self, sensor: _Sensor, minute: datetime, ended: Ended) -> None:
+        if sensor.samples:
+            self._sum(sensor, 0, len(sensor.samples))
+            del sensor.samples[:]
+            sensor.arrivals = []
+        sensor.minute = None
+        bucket, sensor.in_minute = sensor.in_minute, Bucket()
+        if not bucket.count:
+            return
+        end = datetime.fromtimestamp(minute.timestamp() + 60, self._zone)
+        ended.updates.append(Update(sensor.machine, sensor.name, bucket.mean(sensor.mode), end))
+        hour = start_of("hour", minute)
+        if sensor.hour is not None and sensor.hour.timestamp() != hour.timestamp():
+            self._end_hour(sensor, sensor.hour, ended)
+        sensor.hour = hour
+        # An hour of which a minute is left out, at magnitudes beyond 1e300, is better than none.
+        with contextlib.suppress(OverflowError):
+            sensor.in_hour.merge(bucket)
+
+    def _end_hour(self, sensor: _Sensor, hour: datetime, ended: Ended) -> None:
+        for period in _LONGER:
+            start = start_of(period, hour)
+            if sensor.longer.setdefault(period, start) != start:
+                self._end_period(sensor, period, ended)
+                sensor.longer[period] = start
+        bucket, sensor.in_hour, sensor.hour = sensor.in_hour, Bucket(), None
+        if bucket.count:
+            ended.entries.append(HourEnd(sensor.machine, sensor.name, hour, bucket, sensor.mode))
+
+    def _end_period(self, sensor: _Sensor, period: str, ended: Ended) -> None:
+        start = sensor.longer.pop(period)
+        ended.entries.append(PeriodEnd(period, sensor.machine, sensor.name, start, sensor.mode))
+
+
+def _minute_of(time: datetime) -> datetime:
+    return time.replace(second=0, microsecond=0)
+
+
+def _starts(minute: datetime) -> dict[str, float]:
+    """When the periods that a minute lies in began, in seconds since 1970."""
+    return {"minute": minute.timestamp(), **{period: start_of(period, minute).timestamp() for period in PERIODS}}
+
+
+def _index_of(arrival: tuple[int, datetime]) -> int:
+    return arrival[0]

@@ -1,7 +1,9 @@
-"""Statistics as a part of the gateway: batches in, updates and hour means out, on time."""
+"""Statistics as a part of the gateway: batches in, updates and what is over out, on time."""
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from datetime import datetime
+from typing import Final, Protocol
 
 from twisted.application.service import Service
 from twisted.internet.interfaces import IReactorTime
@@ -11,7 +13,7 @@ from twisted.logger import Logger
 from gateway.bus import Bus
 from gateway.clock import WallClock
 from gateway.counters import Counters
-from gateway.model import Batch, PeriodMean
+from gateway.model import Batch, Entry, HourEnd
 from gateway.stats.rollup import Rollup
 
 log = Logger()
@@ -20,11 +22,26 @@ log = Logger()
 #: clock steps; an update is due within a second.
 TICK: Final = 0.25
 
+#: A step of the wall clock by more seconds is worth a line in the log; less is its being steered.
+_STEP: Final = 0.5
+
+
+class Journal(Protocol):
+    """The raw files, from which statistics can be made again."""
+
+    def flush(self) -> None:
+        """Hand all lines to the operating system."""
+
+    def end(self, machine: str, sensor: str, day: datetime) -> int | None:
+        """How many bytes of a day's file hold all that came until now."""
+
 
 class Statistics(Service):
-    """Publishes the mean of every minute and stores the mean of every hour.
+    """Publishes the mean of every minute and stores those of every longer period.
 
-    :param store_means: takes the hour means that are due.
+    Made before the journal is a sink: when a batch ends an hour, the journal must not have it yet.
+
+    :param store: takes what is over.
     """
 
     name = "statistics"
@@ -36,19 +53,23 @@ class Statistics(Service):
         clock: WallClock,
         counters: Counters,
         rollup: Rollup,
-        store_means: Callable[[list[PeriodMean]], None],
+        journal: Journal,
+        store: Callable[[Iterable[Entry]], None],
     ) -> None:
         self._bus = bus
         self._clock = clock
         self._counters = counters
         self._rollup = rollup
-        self._store_means = store_means
+        self._journal = journal
+        self._store = store
+        self._left_out = 0
         self._ticking = LoopingCall(self._tick)
         self._ticking.clock = reactor
         bus.attach(Batch, "statistics", self._on_batch)
 
     def startService(self) -> None:
         super().startService()
+        self._clock.step()
         self._ticking.start(TICK)
 
     def stopService(self) -> None:
@@ -58,21 +79,31 @@ class Statistics(Service):
 
     def _tick(self) -> None:
         try:
-            self._advance()
+            step = self._clock.step()
+            if abs(step) > _STEP:
+                log.warn("the wall clock jumped by {step} seconds", step=f"{step:+.1f}")
+            self._advance(self._clock.now())
         except Exception:  # the timer lives on
             self._counters.sink_failures.labels("statistics").inc()
             log.failure("statistics failed on a tick")
 
-    def _advance(self) -> None:
-        updates, means = self._rollup.advance(self._clock.now())
-        for update in updates:
+    def _advance(self, now: datetime) -> None:
+        ended = self._rollup.advance(now)
+        if not (ended.updates or ended.entries):
+            return
+        # Whoever hears of a mean, or reads it, must be able to rely on it after a kill.
+        self._journal.flush()
+        for update in ended.updates:
             self._bus.publish(update)
-        if means:
-            self._store_means(means)
+        self._store(self._with_end(entry) if isinstance(entry, HourEnd) else entry for entry in ended.entries)
+
+    def _with_end(self, hour: HourEnd) -> HourEnd:
+        return replace(hour, raw_end=self._journal.end(hour.machine, hour.sensor, hour.start))
 
     def _on_batch(self, batch: Batch) -> None:
-        # A minute that ended since the last tick must not take these samples.
-        self._advance()
-        left_out = self._rollup.add(batch)
+        # By its own time, which is its lines' too: a minute that ended since the last tick must not take it.
+        self._advance(batch.received_at)
+        self._rollup.add(batch)
+        left_out, self._left_out = self._rollup.left_out - self._left_out, self._rollup.left_out
         if left_out:
             self._counters.daq_nonfinite.inc(left_out)

@@ -1,9 +1,9 @@
 """What the gateway asks of a store. Everything answers by a Deferred; nothing blocks the reactor."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import date
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
@@ -46,6 +46,56 @@ class CommitResult:
     commit: Commit | None
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some of the items that were asked for.
+
+    :ivar after: what to ask for the next page with; ``None`` where there is none.
+    """
+
+    items: list[dict[str, Any]]
+    after: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class DayMark:
+    """How much of a sensor's day is in rows of hours.
+
+    :ivar last: the start of the last hour that has a row.
+    :ivar raw_end: how many bytes of the day's raw file are counted; ``None`` where that is not known.
+    """
+
+    last: datetime
+    raw_end: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SensorState:
+    """Where the statistics of a sensor stand.
+
+    :ivar type: the last it had; ``None`` where that is not known.
+    :ivar last: by period: the start of the last that has a row.
+    :ivar days: the last days that have rows of hours.
+    """
+
+    machine: str
+    sensor: str
+    type: str | None = None
+    last: Mapping[str, datetime] = field(default_factory=dict)
+    days: Mapping[date, DayMark] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where all statistics stand.
+
+    :ivar unreadable: machines of which that cannot be told now.
+    """
+
+    sensors: list[SensorState]
+    unreadable: frozenset[str] = frozenset()
+
+
 class Store(ABC):
     """A place for commits, means and anomalies.
 
@@ -85,7 +135,10 @@ class Store(ABC):
 
     @abstractmethod
     def write(self, entries: Sequence[Entry]) -> "Deferred[list[Entry]]":
-        """Write means, anomalies and sightings; fires with those that must be tried again later, in their order.
+        """Write what is over, anomalies and sightings; fires with those that must be tried again later, in their order.
+
+        An hour that has a row already, for the clock was set back, has its samples added to that. A longer period is
+        made of the rows in it, as often as it is said to be over; a row of the old server, which has no count, stays.
 
         What can never be written is logged, counted and not among them.
         """
@@ -95,8 +148,21 @@ class Store(ABC):
         """Every machine with stored data, sorted."""
 
     @abstractmethod
-    def means(self, period: str, machine: str, start: date, end: date) -> "Deferred[list[dict[str, Any]]]":
-        """Items of ``/stat/<period>``: from one day to another, both inclusive, by sensor and ascending in time."""
+    def standing(self) -> "Deferred[Standing]":
+        """Every sensor with stored data, and where its statistics stand.
+
+        :raises StoreUnavailable: it cannot be told of any.
+        """
+
+    @abstractmethod
+    def means(
+        self, period: str, machine: str, start: date, end: date, *, detail: bool = False, after: Any = None
+    ) -> "Deferred[Page]":
+        """Items of ``/stat/<period>``: from one day to another, both inclusive, by sensor and ascending in time.
+
+        :param detail: with count, extremes, rms, standard deviation and coverage.
+        :param after: from the page before this one.
+        """
 
     @abstractmethod
     def anomalies(self, machine: str | None, start: date, end: date) -> "Deferred[list[dict[str, Any]]]":

@@ -23,13 +23,17 @@ from twisted.logger import Logger
 
 from gateway.clock import WallClock
 from gateway.counters import Counters
-from gateway.model import Commit, CommitEntry, Entry, Fault, PeriodMean, Sighting, is_name, wall_time
+from gateway.model import Commit, CommitEntry, Entry, Fault, HourEnd, PeriodEnd, Sighting, is_name, wall_time
 from gateway.store import tables
 from gateway.store.interface import (
     SEQ_BLOCK,
     CommitResult,
+    DayMark,
     IdempotencyConflict,
     IdempotencyKey,
+    Page,
+    SensorState,
+    Standing,
     Store,
     StoreUnavailable,
 )
@@ -71,9 +75,19 @@ class SqliteStore(Store):
     """The embedded store.
 
     :param directory: ``database.path``; it exists, and no other gateway uses it.
+    :param gives_numbers: whether numbers of events will be given out; a command gives none, beside a gateway or not.
     """
 
-    def __init__(self, reactor: IReactorFromThreads, clock: WallClock, counters: Counters, directory: str) -> None:
+    def __init__(
+        self,
+        reactor: IReactorFromThreads,
+        clock: WallClock,
+        counters: Counters,
+        directory: str,
+        *,
+        gives_numbers: bool = True,
+    ) -> None:
+        self._gives_numbers = gives_numbers
         self._reactor = reactor
         self._clock = clock
         self._counters = counters
@@ -92,7 +106,8 @@ class SqliteStore(Store):
             connection = _connect(path, synchronous="FULL")
             _apply_schema(connection)
             (reserved,) = connection.execute("SELECT reserved FROM event_seq").fetchone()
-            connection.execute("UPDATE event_seq SET reserved = ?", (reserved + SEQ_BLOCK,))
+            if self._gives_numbers:
+                connection.execute("UPDATE event_seq SET reserved = ?", (reserved + SEQ_BLOCK,))
         except sqlite3.Error as error:
             raise StoreUnavailable(f"{GATEWAY_FILE}: {error}") from error
         self.first_seq = reserved + 1
@@ -119,7 +134,32 @@ class SqliteStore(Store):
     # -- machines
 
     def write(self, entries: Sequence[Entry]) -> "Deferred[list[Entry]]":
-        return deferToThreadPool(self._reactor, self._machine_pool, self._write, entries)
+        return Deferred.fromCoroutine(self._write_all(entries))
+
+    async def _write_all(self, entries: Sequence[Entry]) -> list[Entry]:
+        # Its type first: by the time that a sensor has tables, a start after a kill knows how to read its samples.
+        untyped = await self._write_types([entry for entry in entries if isinstance(entry, Sighting)])
+        again = await deferToThreadPool(
+            self._reactor, self._machine_pool, self._write, [entry for entry in entries if entry not in untyped]
+        )
+        return [entry for entry in entries if entry in untyped or entry in again] if untyped else again
+
+    async def _write_types(self, sightings: list[Sighting]) -> list[Sighting]:
+        """Keep the types of some sensors; those whose cannot be kept now."""
+
+        def job(connection: sqlite3.Connection) -> None:
+            connection.executemany(
+                "INSERT OR REPLACE INTO sensor (machine, sensor, type) VALUES (?, ?, ?)",
+                [(sighting.machine, sighting.sensor, sighting.type) for sighting in sightings],
+            )
+
+        try:
+            if sightings:
+                await self._gateway.run(job)
+        except StoreUnavailable as error:
+            log.warn("types of sensors cannot be kept now: {error}", error=error)
+            return sightings
+        return []
 
     def _write(self, entries: Sequence[Entry]) -> list[Entry]:
         by_machine: dict[str, list[Entry]] = {}
@@ -129,8 +169,8 @@ class SqliteStore(Store):
         for machine, its in by_machine.items():
             try:
                 self._write_machine(machine, its)
-            except sqlite3.Error as error:
-                if _may_pass(error):
+            except (sqlite3.Error, ArithmeticError, TypeError, ValueError) as error:
+                if isinstance(error, sqlite3.Error) and _may_pass(error):
                     log.warn("{machine}.db cannot be written now: {error}", machine=machine, error=error)
                     again.extend(its)
                 else:
@@ -147,7 +187,7 @@ class SqliteStore(Store):
             for entry in entries:
                 _insert(connection, its, entry)
             connection.execute("COMMIT")
-        except sqlite3.Error:
+        except Exception:
             # Whatever state it is in: the next try opens the file anew.
             del self._machines[machine]
             connection.close()
@@ -181,20 +221,49 @@ class SqliteStore(Store):
     def machines(self) -> "Deferred[list[str]]":
         return self._read(self._machine_names)
 
-    def means(self, period: str, machine: str, start: date, end: date) -> "Deferred[list[dict[str, Any]]]":
-        def query(connection: sqlite3.Connection) -> list[dict[str, Any]]:
-            return [
-                # Some rows of the old server have fractions of a second.
-                PeriodMean(period, machine, sensor, str(time)[:19], data).answer()
-                for sensor, table in tables.sensors(connection, period)
-                for time, data in connection.execute(
-                    f"SELECT time, data FROM {tables.quoted(table)} WHERE time >= ? AND time < ? ORDER BY time, id",  # noqa: S608 - quoted
-                    _bounds(start, end),
-                )
-                if isinstance(data, int | float)
-            ]
+    def standing(self) -> "Deferred[Standing]":
+        return Deferred.fromCoroutine(self._standing())
 
-        return self._read(lambda: self._ask(machine, query))
+    async def _standing(self) -> Standing:
+        types = await self._gateway.run(
+            lambda connection: {
+                (machine, sensor): kind
+                for machine, sensor, kind in connection.execute("SELECT machine, sensor, type FROM sensor")
+            }
+        )
+
+        def all_machines() -> Standing:
+            states = {key: SensorState(*key, kind) for key, kind in types.items()}
+            unreadable: set[str] = set()
+            for machine in self._machine_names():
+                # Many that are locked must not keep the gateway from starting.
+                patience = 0.1 if unreadable else _LOCK_WAIT
+                try:
+                    for sensor, last, days in self._ask(machine, self._standing_of_machine, patience):
+                        key = machine, sensor
+                        states[key] = SensorState(*key, types.get(key), last, days)
+                except StoreUnavailable as error:
+                    log.error("{machine}.db cannot be read now: {error}", machine=machine, error=error)
+                    unreadable.add(machine)
+            return Standing(list(states.values()), frozenset(unreadable))
+
+        return await self._read(all_machines)
+
+    def _standing_of_machine(
+        self, connection: sqlite3.Connection
+    ) -> list[tuple[str, dict[str, datetime], dict[date, DayMark]]]:
+        return [
+            (sensor, *tables.standing(connection, sensor, table, self._clock.zone))
+            for sensor, table in tables.sensors(connection, "hour")
+        ]
+
+    def means(
+        self, period: str, machine: str, start: date, end: date, *, detail: bool = False, after: Any = None
+    ) -> "Deferred[Page]":
+        def query(connection: sqlite3.Connection) -> list[Page]:
+            return [tables.page(connection, period, _bounds(start, end), after, detail, self._clock.zone)]
+
+        return self._read(lambda: next(iter(self._ask(machine, query)), Page([])))
 
     def anomalies(self, machine: str | None, start: date, end: date) -> "Deferred[list[dict[str, Any]]]":
         def ask(name: str) -> list[dict[str, Any]]:
@@ -234,13 +303,15 @@ class SqliteStore(Store):
             raise StoreUnavailable(str(error.strerror)) from error
         return sorted(filter(is_name, (name.removesuffix(".db") for name in files if name.endswith(".db"))))
 
-    def _ask(self, machine: str, query: Callable[[sqlite3.Connection], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    def _ask(
+        self, machine: str, query: Callable[[sqlite3.Connection], list[T]], patience: float = _LOCK_WAIT
+    ) -> list[T]:
         """Ask one machine's file; the answer is empty where it is missing or broken."""
         path = self._machine_path(machine)
         if not is_name(machine) or not os.path.exists(path):
             return []
         try:
-            connection = sqlite3.connect(Path(path).absolute().as_uri() + "?mode=ro", uri=True, timeout=_LOCK_WAIT)
+            connection = sqlite3.connect(Path(path).absolute().as_uri() + "?mode=ro", uri=True, timeout=patience)
             try:
                 return query(connection)
             finally:
@@ -340,11 +411,10 @@ def _insert(connection: sqlite3.Connection, its: MachineTables, entry: Entry) ->
     match entry:
         case Sighting(sensor=sensor):
             its.create_means(sensor)
-        case PeriodMean(period=period, sensor=sensor, start=start, mean=mean):
-            its.create_means(sensor)
-            table = its.means(sensor, period)
-            insert = f"INSERT INTO {tables.quoted(table)} (time, data) VALUES (?, ?)"  # noqa: S608 - quoted
-            connection.execute(insert, (start, mean))
+        case HourEnd():
+            its.end_hour(entry)
+        case PeriodEnd():
+            its.end_period(entry)
         case Fault(score=score, threshold=threshold, received_at=received_at):
             connection.execute(
                 "INSERT INTO anomaly (time, threshold, score) VALUES (?, ?, ?)",

@@ -1,14 +1,37 @@
-"""Tables of a machine's own database, ``db/<machine>.db``, as the old monitoring server made them."""
+"""Tables of a machine's own database, ``db/<machine>.db``, as the old monitoring server made them, and what is added.
 
+Behind its columns ``id``, ``time`` and ``data`` stand ``start`` (seconds since 1970, which tells an hour that comes
+twice from itself), the columns of a bucket and, in rows of hours, ``raw_end``: how many bytes of the day's raw file
+are counted by then.
+"""
+
+import contextlib
+import math
 import re
 import sqlite3
 from collections.abc import Iterator
-from typing import Final
+from datetime import date, datetime, tzinfo
+from typing import Any, Final
 
-from gateway.model import PERIODS
+from gateway.bucket import Bucket
+from gateway.model import HourEnd, PeriodEnd, wall_time
+from gateway.period import MADE_OF, PERIODS, end_of, start_of
+from gateway.store.interface import DayMark, Page
+from gateway.store.rows import BUCKET_COLUMNS, Row, bucket_of, detail_of, made_of, values_of
 
 #: What a table's name may add to its sensor's: see :meth:`MachineTables.means`. No sensor's name holds a tilde.
 _ADDED: Final = re.compile(r"^~|~[0-9]+$")
+
+#: What follows the old server's columns.
+_FURTHER: Final = {"start": "INTEGER", **BUCKET_COLUMNS}
+
+_BUCKET: Final = ", ".join(BUCKET_COLUMNS)
+
+#: Rows of hours that say where a sensor stands: three days and more.
+_LAST_HOURS: Final = 100
+
+#: Items of a page.
+_PAGE: Final = 10_000
 
 
 def quoted(name: str) -> str:
@@ -23,15 +46,29 @@ class MachineTables:
         self._connection = connection
         #: By their names in lower case, as SQLite compares them.
         self._names = {table.lower(): table for table in _tables(connection, "")}
+        #: Tables that have all columns.
+        self._complete: set[str] = set()
 
     def create_anomaly(self) -> None:
         """Make the table of anomalies where it is missing."""
         self._create("anomaly", "time TIMESTAMP, threshold REAL, score REAL")
 
     def create_means(self, sensor: str) -> None:
-        """Make a sensor's tables where they are missing."""
+        """Make a sensor's tables where they are missing, and complete those of the old server."""
         for period in PERIODS:
-            self._create(self.means(sensor, period), "time TIMESTAMP, data REAL")
+            table = self.means(sensor, period)
+            if table not in self._complete:
+                columns = {**_FURTHER, "raw_end": "INTEGER"} if period == "hour" else _FURTHER
+                further = "".join(f", {name} {kind}" for name, kind in columns.items())
+                self._create(table, f"time TIMESTAMP, data REAL{further}")
+                there = columns_of(self._connection, table)
+                for name, kind in columns.items():
+                    if name not in there:
+                        self._connection.execute(f"ALTER TABLE {quoted(table)} ADD COLUMN {name} {kind}")
+                self._connection.execute(
+                    f"CREATE INDEX IF NOT EXISTS {quoted(f'{table}_time')} ON {quoted(table)} (time)"
+                )
+                self._complete.add(table)
 
     def means(self, sensor: str, period: str) -> str:
         """The table of a sensor's means, made or not.
@@ -48,12 +85,206 @@ class MachineTables:
             table = f"{stem}~{number}_{period}_avg"
         return table
 
+    def end_hour(self, hour: HourEnd) -> None:
+        """Write the row of an hour.
+
+        An hour that has one already, for the clock was set back, has had more samples since.
+        """
+        self.create_means(hour.sensor)
+        table = self.means(hour.sensor, "hour")
+        identity, bucket, raw_end = self._find(table, hour.start, hour.replaces) or (None, None, hour.raw_end)
+        if bucket is None or hour.replaces:
+            bucket = hour.bucket
+        else:
+            # A row that lacks samples beyond a double is better than none.
+            with contextlib.suppress(OverflowError):
+                bucket.merge(hour.bucket)
+        if not hour.replaces:
+            raw_end = hour.raw_end
+            if raw_end is None:
+                # Nor is it known any more of the hours before.
+                day = hour.start.date().isoformat()
+                self._connection.execute(
+                    f"UPDATE {quoted(table)} SET raw_end = NULL WHERE time >= ? AND time < ?",  # noqa: S608 - quoted
+                    (day, f"{day}~"),
+                )
+        self._put(table, hour.start, Row(bucket.mean(hour.mode), bucket), identity, raw_end)
+        for period in PERIODS[1:]:
+            start = start_of(period, hour.start)
+            # The clock was set back into a period that has its row.
+            if self._find(self.means(hour.sensor, period), start, False) is not None:
+                self.end_period(PeriodEnd(period, hour.machine, hour.sensor, start, hour.mode))
+
+    def end_period(self, end: PeriodEnd) -> None:
+        """Write the row of a day, a month or a year, made of those of the shorter periods in it."""
+        self.create_means(end.sensor)
+        table = self.means(end.sensor, end.period)
+        found = self._find(table, end.start, end.replaces)
+        if found is None and self._find(table, end.start, True) is not None:
+            # The old server's own: what it reported stays.
+            return
+        rows = [
+            Row(float(data), bucket_of(values))
+            for data, *values in self._connection.execute(
+                f"SELECT data, {_BUCKET} FROM {quoted(self.means(end.sensor, MADE_OF[end.period]))}"  # noqa: S608 - quoted
+                " WHERE time >= ? AND time < ? ORDER BY time, start, id",
+                (wall_time(end.start), wall_time(end_of(end.period, end.start))),
+            )
+            if isinstance(data, int | float) and math.isfinite(data)
+        ]
+        if rows:
+            with contextlib.suppress(OverflowError):
+                self._put(table, end.start, made_of(end.period, end.mode, rows), None if found is None else found[0])
+
+    def _find(self, table: str, start: datetime, of_old_server: bool) -> tuple[int, Bucket | None, int | None] | None:
+        """The row of a period: its id, its bucket, and its ``raw_end`` where that is a column.
+
+        :param of_old_server: whether one that the old server wrote is looked for too.
+        """
+        raw_end = "raw_end" if table.endswith("_hour_avg") else "NULL"
+        columns = f"id, {raw_end}, {_BUCKET}"
+        time, moment = _key(start)
+        row = self._connection.execute(
+            f"SELECT {columns} FROM {quoted(table)} WHERE time = ? AND start = ?",  # noqa: S608 - quoted
+            (time, moment),
+        ).fetchone()
+        if row is None and of_old_server:
+            # Some of its rows have fractions of a second.
+            row = self._connection.execute(
+                f"SELECT {columns} FROM {quoted(table)} WHERE time >= ? AND time <= ? AND start IS NULL",  # noqa: S608 - quoted
+                (time, f"{time}~"),
+            ).fetchone()
+        return None if row is None else (row[0], bucket_of(row[2:]), row[1])
+
+    def _put(self, table: str, start: datetime, row: Row, found: int | None, raw_end: int | None = None) -> None:
+        values = dict(zip(("time", "start"), _key(start), strict=True))
+        values |= {"data": row.mean, **dict(zip(BUCKET_COLUMNS, values_of(row.bucket), strict=True))}
+        if table.endswith("_hour_avg"):
+            values["raw_end"] = raw_end
+        if found is None:
+            marks = ", ".join("?" * len(values))
+            statement = f"INSERT INTO {quoted(table)} ({', '.join(values)}) VALUES ({marks})"  # noqa: S608 - quoted
+            self._connection.execute(statement, tuple(values.values()))
+        else:
+            changes = ", ".join(f"{name} = ?" for name in values)
+            statement = f"UPDATE {quoted(table)} SET {changes} WHERE id = ?"  # noqa: S608 - quoted
+            self._connection.execute(statement, (*values.values(), found))
+
     def _create(self, table: str, columns: str) -> None:
         if table.lower() not in self._names:
             self._connection.execute(
                 f"CREATE TABLE IF NOT EXISTS {quoted(table)} (id INTEGER PRIMARY KEY AUTOINCREMENT, {columns})"
             )
             self._names[table.lower()] = table
+
+
+def _key(start: datetime) -> tuple[str, int]:
+    return wall_time(start), int(start.timestamp())
+
+
+def standing(
+    connection: sqlite3.Connection, sensor: str, hours: str, zone: tzinfo
+) -> tuple[dict[str, datetime], dict[date, DayMark]]:
+    """By period, the start of a sensor's last row; and its last days.
+
+    :param hours: the table of its hours.
+    """
+    last = {}
+    for period in PERIODS:
+        table = hours.removesuffix("hour_avg") + f"{period}_avg"
+        columns = columns_of(connection, table)
+        if columns:
+            start = "start" if "start" in columns else "NULL"
+            row = connection.execute(
+                f"SELECT time, {start} FROM {quoted(table)} WHERE time < ':' ORDER BY time DESC, id DESC LIMIT 1"  # noqa: S608 - quoted
+            ).fetchone()
+            moment = None if row is None else _moment(row[0], row[1], zone)
+            if moment is not None:
+                last[period] = start_of(period, moment)
+    columns = columns_of(connection, hours)
+    further = "start, raw_end" if {"start", "raw_end"} <= columns else "NULL, NULL"
+    days: dict[date, DayMark] = {}
+    for time, began, raw_end in connection.execute(
+        f"SELECT time, {further} FROM {quoted(hours)} ORDER BY id DESC LIMIT {_LAST_HOURS}"  # noqa: S608 - quoted
+    ):
+        moment = _moment(time, began, zone)
+        if moment is None:
+            continue
+        seen = days.get(moment.date())
+        if seen is None:
+            days[moment.date()] = DayMark(moment, raw_end)
+        else:
+            # An unknown end of the row that was written last stays unknown.
+            known = None if seen.raw_end is None else max(seen.raw_end, raw_end or 0)
+            later = max(seen.last, moment, key=datetime.timestamp)
+            days[moment.date()] = DayMark(later, known)
+    return last, days
+
+
+def page(
+    connection: sqlite3.Connection,
+    period: str,
+    bounds: tuple[str, str],
+    after: tuple[str, str, int, int] | None,
+    detail: bool,
+    zone: tzinfo,
+) -> Page:
+    """Items of ``/stat/<period>``; ``after`` is a table, and the time, start and id of a row in it."""
+    items: list[dict[str, Any]] = []
+    for sensor, table in sensors(connection, period):
+        if after is not None and after[0] != table:
+            continue
+        is_ours = "start" in columns_of(connection, table)
+        began = "ifnull(start, 0)" if is_ours else "0"
+        since, arguments = (
+            ("time >= ?", [bounds[0]]) if after is None else (f"(time, {began}, id) > (?, ?, ?)", after[1:])
+        )
+        after = None
+        further = f", {_BUCKET}" if is_ours and detail else ""
+        most = _PAGE - len(items)
+        rows = connection.execute(
+            f"SELECT time, data, {began}, id{further} FROM {quoted(table)}"  # noqa: S608 - quoted
+            f" WHERE {since} AND time < ? ORDER BY time, 3, id LIMIT ?",
+            (*arguments, bounds[1], most),
+        ).fetchall()
+        name = f"{sensor}_{period}_avg"
+        # Some rows of the old server have fractions of a second, or no number.
+        if detail:
+            items += [
+                {"name": name, "time": time[:19], "data": data, **_detail(period, zone, start, rest)}
+                for time, data, start, _, *rest in rows
+                if isinstance(data, float | int)
+            ]
+        else:
+            items += [
+                {"name": name, "time": time[:19], "data": data}
+                for time, data, *_ in rows
+                if type(data) is float or type(data) is int
+            ]
+        if len(rows) == most:
+            time, _, start, identity, *_ = rows[-1]
+            return Page(items, (table, time, start, identity))
+    return Page(items)
+
+
+def _detail(period: str, zone: tzinfo, start: int, values: list[Any]) -> dict[str, Any]:
+    began = datetime.fromtimestamp(start, zone) if start else None
+    return detail_of(period, began, bucket_of(values) if values else None)
+
+
+def _moment(time: Any, start: int | None, zone: tzinfo) -> datetime | None:
+    """When a row's period began; ``None`` where it does not say."""
+    if start is not None:
+        return datetime.fromtimestamp(start, zone)
+    try:
+        return datetime.fromisoformat(str(time)[:19]).replace(tzinfo=zone)
+    except ValueError:
+        return None
+
+
+def columns_of(connection: sqlite3.Connection, table: str) -> set[str]:
+    """The names of a table's columns."""
+    return {row[1] for row in connection.execute(f"PRAGMA table_info({quoted(table)})")}
 
 
 def sensors(connection: sqlite3.Connection, period: str) -> list[tuple[str, str]]:

@@ -26,6 +26,7 @@ _MESSAGES = {
     "no_stable_weight": "안정된 저울 데이터(ST)가 없습니다",
     "stale_weight": "저울 데이터가 오래되었습니다",
     "unknown_scale": "등록되지 않은 저울입니다",
+    "unknown_sensor": "해당 센서의 원시 데이터가 없습니다",
     "idempotency_conflict": "같은 Idempotency-Key가 다른 요청에 사용되었습니다",
     "store_unavailable": "저장소를 지금 사용할 수 없습니다. 잠시 후 다시 시도하세요",
     "method_not_allowed": "허용되지 않는 메서드입니다",

@@ -212,6 +212,9 @@ class Root(Resource):
         for word, child in children.items():
             self.putChild(word.encode(), child)
 
+    def render(self, request: Any) -> Any:
+        return self._rest.render(request)
+
     def getChild(self, path: bytes, request: Any) -> IResource:
         request.prepath.pop()
         request.postpath.insert(0, path)

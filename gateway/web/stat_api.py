@@ -1,6 +1,8 @@
 """The monitoring server's REST interface: which machines there are, their means and their anomalies."""
 
+from collections.abc import AsyncGenerator
 from datetime import date
+from functools import partial
 from typing import Any, Final
 
 from klein import Klein
@@ -8,11 +10,18 @@ from pydantic import TypeAdapter, ValidationError
 from twisted.web.http import Request
 
 from gateway.live import Live
-from gateway.model import PERIODS
+from gateway.period import PERIODS
 from gateway.store.interface import Store
 from gateway.web.answers import answer, argument, handle_errors
+from gateway.web.tables import Table
 
 _DATE: Final = TypeAdapter(date)
+_FLAG: Final = TypeAdapter(bool)
+
+#: Columns of the answers.
+_MEAN: Final = ("name", "time", "data")
+_DETAIL: Final = (*_MEAN, "count", "min", "min_time", "max", "max_time", "rms", "std", "coverage", "start")
+_ANOMALY: Final = ("name", "time", "score", "threshold")
 
 
 class _Invalid(Exception):
@@ -48,6 +57,15 @@ class _Query:
             self._problem(problem["type"], name, problem["msg"], found)
             return date.min
 
+    def flag(self, name: str) -> bool:
+        found = argument(self._request, name)
+        try:
+            return _FLAG.validate_python(found or False)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            self._problem(problem["type"], name, problem["msg"], found)
+            return False
+
     def check(self) -> None:
         """:raises _Invalid: where there was a problem."""
         if self._detail:
@@ -80,21 +98,35 @@ class StatApi:
         query = _Query(request)
         machine, start, end = query.text("machine"), query.day("start"), query.day("end")
         query.check()
-        return answer(request, await self._store.anomalies(machine, start, end))
+        return Table(request, "anomaly", _ANOMALY).whole(await self._store.anomalies(machine, start, end))
 
     @app.route("/anomaly/all", methods=["GET"], strict_slashes=False)
     async def all_anomalies(self, request: Request) -> bytes:
         query = _Query(request)
         start, end = query.day("start"), query.day("end")
         query.check()
-        return answer(request, await self._store.anomalies(None, start, end))
+        return Table(request, "anomaly", _ANOMALY).whole(await self._store.anomalies(None, start, end))
 
     @app.route(f"/<any({','.join(PERIODS)}):period>", methods=["GET"], strict_slashes=False)
     async def means(self, request: Request, period: str) -> bytes:
         query = _Query(request)
         machine, start, end = query.text("machine"), query.day("start"), query.day("end")
+        detail = query.flag("detail")
         query.check()
-        return answer(request, await self._store.means(period, machine, start, end))
+        ask = partial(self._store.means, period, machine, start, end, detail=detail)
+        first = await ask()
+        table = Table(request, period, _DETAIL if detail else _MEAN)
+        if first.after is None:
+            return table.whole(first.items)
+
+        async def pages() -> AsyncGenerator[list[dict[str, Any]], None]:
+            page = first
+            yield page.items
+            while page.after is not None:
+                page = await ask(after=page.after)
+                yield page.items
+
+        return await table.send(pages())
 
 
 class SioApi:

@@ -1,5 +1,7 @@
 """How the daemon is: ``/healthz`` for a supervisor, ``/metrics`` for Prometheus, ``/`` for who looks in."""
 
+from collections.abc import Callable
+
 from klein import Klein
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -12,13 +14,17 @@ from gateway.web.answers import answer, body, handle_errors
 
 
 class StatusApi:
-    """``/`` and the single words below it."""
+    """``/`` and the single words below it.
+
+    :param problems: says what does not work as it should; one line each.
+    """
 
     app = Klein()
     handle_errors(app)
 
-    def __init__(self, live: Live, counters: Counters) -> None:
+    def __init__(self, live: Live, counters: Counters, problems: Callable[[], list[str]]) -> None:
         self._live = live
+        self._problems = problems
         self._counters = counters
 
     @app.route("/", methods=["GET"])
@@ -39,6 +45,7 @@ class StatusApi:
                     "/stat/year",
                     "/stat/anomaly",
                     "/stat/anomaly/all",
+                    "/api/v1/machines/<name>/samples",
                     "/ws",
                     "/healthz",
                     "/metrics",
@@ -48,10 +55,12 @@ class StatusApi:
 
     @app.route("/healthz", methods=["GET"], strict_slashes=False)
     def health(self, request: Request) -> bytes:
+        problems = self._problems()
         return answer(
             request,
             {
-                "ok": True,
+                "ok": not problems,
+                "problems": problems,
                 "version": __version__,
                 "scales": {
                     scale_id: self._live.scale_snapshot(scale_id)["connected"] for scale_id in self._live.scale_ids()

@@ -271,8 +271,10 @@ def test_an_old_servers_directory_is_served(tmp_path: Path) -> None:
             {"name": "shot_blast_vib1_hour_avg", "time": "2025-12-18 23:00:00", "data": 0.75},
             {"name": "shot_blast_vib2_hour_avg", "time": "2025-12-18 10:00:00", "data": 0.5},
         ]
+        # What it reported stays, also where its own hours say something else; what it never ended is ended now.
         assert daemon.get(f"/stat/day?machine=ShotBlast&{period}")[1] == [
-            {"name": "shot_blast_vib1_day_avg", "time": "2025-12-18 00:00:00", "data": 0.6}
+            {"name": "shot_blast_vib1_day_avg", "time": "2025-12-18 00:00:00", "data": 0.6},
+            {"name": "shot_blast_vib2_day_avg", "time": "2025-12-18 00:00:00", "data": 0.5},
         ]
         anomaly = {"name": "ShotBlast", "time": "2025-12-18 10:11:12.123456", "score": 1.5, "threshold": 1.0}
         assert daemon.get(f"/stat/anomaly?machine=ShotBlast&{period}")[1] == [anomaly]

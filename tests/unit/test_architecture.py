@@ -72,9 +72,9 @@ def test_every_room_of_the_table_is_there() -> None:
         assert room in MODULES, room
 
 
-def test_web_knows_stores_by_their_interface_only() -> None:
+def test_web_and_recovery_know_stores_by_their_interface_only() -> None:
     for module, path in MODULES.items():
-        if module.startswith("gateway.web"):
+        if module.startswith(("gateway.web", "gateway.recovery")):
             stores = {name for name in imports(path) if name.startswith("gateway.store")}
             assert stores <= {"gateway.store.interface"}, module
 
@@ -83,6 +83,11 @@ def test_the_parsers_know_no_clock_and_no_file() -> None:
     for module, path in MODULES.items():
         if module.startswith("gateway.wire"):
             assert not imports(path) & {"time", "datetime", "os", "pathlib", "io", "socket", "threading"}, module
+
+
+def test_rollups_and_buckets_know_no_clock_and_no_file() -> None:
+    for module in ("gateway.bucket", "gateway.period", "gateway.stats.rollup"):
+        assert not imports(MODULES[module]) & {"time", "os", "pathlib", "io", "threading", "twisted"}, module
 
 
 def test_the_plugin_imports_twisted_application_only() -> None:

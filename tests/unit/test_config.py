@@ -33,6 +33,9 @@ OTHER: dict[str, tuple[Any, Any]] = {
     "stat": ({"RPM": "abs", "Temp": "ABS"}, {"vib": "ABS", "rpm": "ABS", "temp": "ABS"}),
     "database.path": ("/srv/db", "/srv/db"),
     "data.path": ("/srv/data", "/srv/data"),
+    "data.compress_after_days": (2, 2),
+    "data.keep_days": (30, 30),
+    "data.min_free_mb": (500, 500),
     "daq.max_frame_bytes": (1000, 1000),
     "daq.max_machines": (1, 1),
     "daq.max_sensors": (2, 2),
@@ -105,6 +108,8 @@ def test_defaults_are_the_contracts() -> None:
     assert settings.scale.commit_max_age_sec is None
     assert (settings.fcm.cred_path, settings.fcm.timeout) == (None, 120)
     assert (settings.logger.path, settings.database.path, settings.data.path) == ("log", "db", "data")
+    # Nothing is ever removed by itself.
+    assert (settings.data.compress_after_days, settings.data.keep_days, settings.data.min_free_mb) == (None, None, None)
     assert settings.stat == {"vib": "ABS", "temp": "REAL"}
     assert settings.daq.max_frame_bytes == 16 * 1024 * 1024
     assert settings.limits.subscriber_bytes == 1024 * 1024

@@ -16,7 +16,6 @@ from gateway.model import (
     Commit,
     CommitEntry,
     Fault,
-    PeriodMean,
     Presence,
     Reading,
     Record,
@@ -211,11 +210,6 @@ def test_a_commit_answers_without_the_scale() -> None:
         "gross_kg": 0.1,
         "committed_at": "2025-12-18T10:11:12+09:00",
     }
-
-
-def test_a_period_mean_is_an_item_of_stat() -> None:
-    mean = PeriodMean("hour", "ShotBlast", "shot_blast_vib1", "2025-12-18 10:00:00", 0.734)
-    assert mean.answer() == {"name": "shot_blast_vib1_hour_avg", "time": "2025-12-18 10:00:00", "data": 0.734}
 
 
 @pytest.mark.parametrize(

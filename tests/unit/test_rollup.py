@@ -1,20 +1,20 @@
-"""Means over minutes and hours: over all samples, on the wall clock's boundaries, exact."""
+"""Minutes, hours and what longer periods end: over all samples, on the wall clock's boundaries, exact."""
 
 import itertools
 import math
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
-from fractions import Fraction
 from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.model import Batch, PeriodMean, SensorBatch, Update, wall_time
-from gateway.stats.bucket import Bucket
-from gateway.stats.rollup import Rollup
+from gateway.clock import WallClock
+from gateway.model import Batch, HourEnd, PeriodEnd, SensorBatch, Update, wall_time
+from gateway.period import PERIODS, start_of
+from gateway.stats.rollup import CHUNK, Ended, Rollup
 
 SEOUL = ZoneInfo("Asia/Seoul")
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -28,30 +28,58 @@ def at(text: str, zone: tzinfo = SEOUL) -> datetime:
 
 
 class Station:
-    """A rollup, and what came out of it."""
+    """A rollup behind a wall clock, and what came out of it."""
 
     def __init__(self, zone: tzinfo = SEOUL) -> None:
+        self.wall = 0.0
+        self.clock = WallClock(zone, lambda: self.wall, lambda: 0.0)
         self.rollup = Rollup(zone, MODES)
         self.updates: list[Update] = []
-        self.means: list[PeriodMean] = []
-        self.left_out = 0
+        self.entries: list[HourEnd | PeriodEnd] = []
 
-    def tick(self, now: datetime) -> None:
-        updates, means = self.rollup.advance(now)
-        self.updates += updates
-        self.means += means
+    def now(self, shown: datetime) -> datetime:
+        """What time it is for the gateway while the wall clock shows this."""
+        self.wall = shown.timestamp()
+        return self.clock.now()
 
-    def batch(self, now: datetime, samples: Iterable[float], **other: str) -> None:
+    def tick(self, shown: datetime) -> None:
+        self.take(self.rollup.advance(self.now(shown)))
+
+    def take(self, ended: Ended) -> None:
+        self.updates += ended.updates
+        self.entries += ended.entries
+
+    def batch(self, shown: datetime, samples: Iterable[float], **other: str) -> None:
         """One batch; ``other`` may name the machine, the sensor and the type."""
-        self.tick(now)
+        now = self.now(shown)
+        self.take(self.rollup.advance(now))
         sensor = SensorBatch(other.get("type", "TEMP"), array("d", samples))
-        self.left_out += self.rollup.add(Batch(other.get("machine", "M"), {other.get("sensor", "s"): sensor}, now))
+        self.rollup.add(Batch(other.get("machine", "M"), {other.get("sensor", "s"): sensor}, now))
+
+    def replay(self, shown: datetime, samples: Iterable[float], machine: str = "M", sensor: str = "s") -> None:
+        """Samples that a raw file holds."""
+        self.take(self.rollup.replay(machine, sensor, shown.replace(microsecond=0), array("d", samples)))
+
+    @property
+    def left_out(self) -> int:
+        return self.rollup.left_out
+
+    @property
+    def means(self) -> list[HourEnd]:
+        return [entry for entry in self.entries if isinstance(entry, HourEnd)]
 
     def minutes(self) -> list[tuple[str, float]]:
         return [(wall_time(update.minute_end), update.mean) for update in self.updates]
 
     def hours(self) -> list[tuple[str, float]]:
-        return [(mean.start, mean.mean) for mean in self.means]
+        return [(wall_time(hour.start), hour.bucket.mean(hour.mode)) for hour in self.means]
+
+    def ends(self) -> list[str]:
+        """What is over, in its order: ``hour 2025-12-18 10:00:00``."""
+        return [
+            f"{entry.period if isinstance(entry, PeriodEnd) else 'hour'} {wall_time(entry.start)}"
+            for entry in self.entries
+        ]
 
 
 # -- minutes
@@ -82,7 +110,7 @@ def test_a_sensor_with_nothing_finite_sends_no_update() -> None:
     station.batch(at("2025-12-18 10:11:12"), [math.nan, math.nan])
     station.batch(at("2025-12-18 10:11:12"), [], sensor="silent")
     station.tick(at("2025-12-18 11:12:00"))
-    assert (station.left_out, station.updates, station.means) == (2, [], [])
+    assert (station.left_out, station.updates, station.entries) == (2, [], [])
 
 
 @pytest.mark.parametrize(
@@ -123,7 +151,7 @@ def test_sensors_and_machines_are_apart() -> None:
     station.tick(at("2025-12-18 11:00:00"))
     found = {(update.machine, update.sensor): update.mean for update in station.updates}
     assert found == {("A", "x"): 1.0, ("B", "x"): 2.0, ("A", "y"): 3.0}
-    assert {(mean.machine, mean.sensor): mean.mean for mean in station.means} == found
+    assert {(hour.machine, hour.sensor): hour.bucket.mean(hour.mode) for hour in station.means} == found
 
 
 # -- hours
@@ -137,7 +165,9 @@ def test_an_hour_is_the_mean_over_all_samples_and_not_of_means() -> None:
     station.tick(at("2025-12-18 10:59:59.999"))
     assert station.means == []
     station.tick(at("2025-12-18 11:00:00"))
-    assert station.means == [PeriodMean("hour", "M", "s", "2025-12-18 10:00:00", 16.0 / 5)]
+    (hour,) = station.means
+    assert (hour.machine, hour.sensor, hour.start) == ("M", "s", at("2025-12-18 10:00:00"))
+    assert (hour.bucket.count, hour.bucket.minutes, hour.bucket.mean("REAL")) == (5, 3, 16.0 / 5)
     station.batch(at("2025-12-18 11:00:00"), [7.0])
     station.tick(at("2025-12-18 12:00:00"))
     assert station.hours()[1:] == [("2025-12-18 11:00:00", 7.0)]
@@ -253,80 +283,7 @@ def test_a_large_step_back_does_not_stop_the_minutes() -> None:
     assert station.hours() == [("2025-12-18 10:00:00", 1.0), ("2025-12-18 08:00:00", 2.5)]
 
 
-# -- buckets
-
-
-def bucket_of(samples: Iterable[float]) -> Bucket:
-    bucket = Bucket()
-    bucket.add(array("d", samples))
-    return bucket
-
-
-def merged(buckets: Iterable[Bucket]) -> Bucket:
-    result = Bucket()
-    for bucket in buckets:
-        result.merge(bucket)
-    return result
-
-
-@pytest.mark.parametrize("samples", list(itertools.permutations([1e16, 1.0, -1e16])))
-def test_a_merge_knows_no_order(samples: tuple[float, ...]) -> None:
-    merge = merged(bucket_of([sample]) for sample in samples)
-    assert merge.mean("REAL") == 1.0 / 3
-    assert merge.mean("ABS") == (2e16 + 1) / 3
-    # Samples that came in one bucket, or half of them merged before.
-    assert bucket_of(samples).mean("REAL") == 1.0 / 3
-    left, *right = samples
-    assert merged([bucket_of([left]), merged(bucket_of([x]) for x in right)]).mean("REAL") == 1.0 / 3
-
-
-@pytest.mark.parametrize("samples", list(itertools.permutations([1e16, 1.0, -1e16, 1e-3, -1.0])))
-def test_one_sample_a_batch_is_as_exact_as_one_batch(samples: tuple[float, ...]) -> None:
-    bucket = Bucket()
-    for sample in samples:
-        bucket.add(array("d", [sample]))
-    assert bucket.mean("REAL") == pytest.approx(1e-3 / 5, rel=1e-15)
-
-
-def test_a_year_of_minutes_is_as_exact_as_one() -> None:
-    # A plain sum of so many tenths is wrong in the twelfth digit.
-    minute = bucket_of([0.1] * 60)
-    year = merged(itertools.repeat(minute, 100_000))
-    assert year.count == 6_000_000
-    assert year.mean("REAL") == 0.1
-    assert year.mean("ABS") == 0.1
-
-
-def test_a_merge_leaves_the_other_bucket_alone() -> None:
-    other = bucket_of([1.0, 2.0])
-    merged([other, other])
-    assert other == bucket_of([1.0, 2.0])
-
-
-def test_no_samples_have_no_mean() -> None:
-    with pytest.raises(ZeroDivisionError):
-        Bucket().mean("REAL")
-
-
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
-@given(
-    st.lists(
-        st.lists(st.floats(-1e100, 1e100, allow_subnormal=False), min_size=1, max_size=5), min_size=1, max_size=12
-    ),
-    st.randoms(use_true_random=False),
-)
-def test_any_samples_in_any_pieces(pieces: list[list[float]], random: object) -> None:
-    buckets = [bucket_of(piece) for piece in pieces]
-    random.shuffle(buckets)  # type: ignore[attr-defined]
-    merge = merged(buckets)
-    samples = [sample for piece in pieces for sample in piece]
-    exact = sum(map(Fraction, samples)) / len(samples)
-    magnitude = sum(abs(Fraction(sample)) for sample in samples) / len(samples)
-    # What two doubles hold, and the rounding of the result to one.
-    bound = abs(exact) / 2**51 + magnitude * len(samples) / 2**100 + Fraction(5e-324)
-    assert merge.count == len(samples)
-    assert abs(Fraction(merge.mean("REAL")) - exact) <= bound
-    assert abs(Fraction(merge.mean("ABS")) - magnitude) <= magnitude / 2**51 + Fraction(5e-324)
+# -- beyond a double
 
 
 @pytest.mark.parametrize("samples", [[1e308, 1e308], [1.7e308, 1.7e308, 1.7e308], [1.7e308, -1.7e308, 1.7e308]])
@@ -342,7 +299,7 @@ def test_finite_samples_whose_sum_is_beyond_a_double(samples: list[float], kind:
     station.tick(at("2025-12-18 11:00:00"))
     assert {update.sensor: update.mean for update in station.updates}["other"] == 1.5
     assert all(math.isfinite(update.mean) for update in station.updates)
-    assert all(math.isfinite(mean.mean) for mean in station.means)
+    assert all(math.isfinite(mean) for _, mean in station.hours())
 
 
 def test_single_huge_samples_in_many_batches_leave_the_mean_finite() -> None:
@@ -351,4 +308,381 @@ def test_single_huge_samples_in_many_batches_leave_the_mean_finite() -> None:
         station.batch(at(f"2025-12-18 10:11:0{second}"), [1.7e308])
     station.tick(at("2025-12-18 11:00:00"))
     assert all(math.isfinite(update.mean) for update in station.updates)
-    assert all(math.isfinite(mean.mean) for mean in station.means)
+    assert all(math.isfinite(mean) for _, mean in station.hours())
+
+
+# -- days, months, years
+
+
+def test_longer_periods_end_after_the_hour_the_shortest_first() -> None:
+    station = Station()
+    station.batch(at("2025-12-31 22:10:00"), [1.0])
+    station.batch(at("2025-12-31 23:10:00"), [2.0])
+    station.tick(at("2026-01-01 00:00:00"))
+    assert station.ends() == [
+        "hour 2025-12-31 22:00:00",
+        "hour 2025-12-31 23:00:00",
+        "day 2025-12-31 00:00:00",
+        "month 2025-12-01 00:00:00",
+        "year 2025-01-01 00:00:00",
+    ]
+    for minute in range(120):
+        station.tick(at("2026-01-01 00:00:00") + timedelta(minutes=minute))
+    assert len(station.entries) == 5
+
+
+def test_a_sensor_that_was_silent_ends_its_day_on_time_and_no_other() -> None:
+    station = Station()
+    station.batch(at("2025-12-18 03:10:00"), [1.0])
+    station.tick(at("2025-12-18 23:59:59.999"))
+    assert station.ends() == ["hour 2025-12-18 03:00:00"]
+    station.tick(at("2025-12-19 00:00:00"))
+    assert station.ends()[1:] == ["day 2025-12-18 00:00:00"]
+    for day in range(20, 32):
+        station.tick(at(f"2025-12-{day} 00:00:00"))
+    assert len(station.entries) == 2, "days without samples have no end"
+    station.tick(at("2026-01-01 00:00:00"))
+    assert station.ends()[2:] == ["month 2025-12-01 00:00:00", "year 2025-01-01 00:00:00"]
+
+
+def test_a_late_tick_ends_everything_that_is_over() -> None:
+    station = Station()
+    station.batch(at("2025-11-18 10:11:12"), [1.0])
+    station.batch(at("2026-02-03 10:11:12"), [2.0])
+    assert station.ends() == [
+        "hour 2025-11-18 10:00:00",
+        "day 2025-11-18 00:00:00",
+        "month 2025-11-01 00:00:00",
+        "year 2025-01-01 00:00:00",
+    ]
+
+
+def test_a_sensor_without_finite_samples_has_no_days() -> None:
+    station = Station()
+    station.batch(at("2025-12-31 10:11:12"), [math.nan])
+    station.tick(at("2026-01-01 00:00:00"))
+    assert station.entries == []
+
+
+def test_days_of_23_and_25_hours_end_at_midnight() -> None:
+    for day, hours in (("2025-03-30", 23), ("2025-10-26", 25)):
+        station = a_day_of(BERLIN, day, hours)
+        assert [end for end in station.ends() if not end.startswith("hour")] == [f"day {day} 00:00:00"]
+        assert sum(hour.bucket.minutes for hour in station.means) == hours * 60
+        assert sum(hour.bucket.count for hour in station.means) == hours * 60
+
+
+@pytest.mark.parametrize(("day", "length"), [("2025-04-06", 24.5), ("2025-10-05", 23.5)])
+def test_hours_of_ninety_and_of_thirty_minutes(day: str, length: float) -> None:
+    zone = ZoneInfo("Australia/Lord_Howe")
+    station = Station(zone)
+    for _, now in itertools.islice(every_minute(zone, day, 25), int(length * 60)):
+        station.batch(now, [1.0])
+    station.tick(datetime.fromtimestamp(at(day, zone).timestamp() + 3600 * length, zone))
+    assert len(station.updates) == length * 60
+    assert [hour.start.hour for hour in station.means] == list(range(24))
+    minutes = {hour.bucket.minutes for hour in station.means}
+    assert minutes == {60, 90 if length > 24 else 30}
+    assert station.ends()[-1] == f"day {day} 00:00:00"
+
+
+def test_clocks_that_are_set_back_amid_an_hour_lose_nothing() -> None:
+    # Chatham's, from a quarter to four to a quarter to three: both hours have a part before and one behind the change.
+    zone = ZoneInfo("Pacific/Chatham")
+    station = Station(zone)
+    for _, now in every_minute(zone, "2026-04-05", 25):
+        station.batch(now, [1.0])
+    station.tick(datetime.fromtimestamp(at("2026-04-05", zone).timestamp() + 25 * 3600, zone))
+    assert len(station.updates) == 25 * 60
+    by_name: dict[str, int] = {}
+    for hour in station.means:
+        name = wall_time(hour.start)
+        by_name[name] = by_name.get(name, 0) + hour.bucket.count
+    assert by_name.pop("2026-04-05 02:00:00") == 75
+    assert by_name.pop("2026-04-05 03:00:00") == 105
+    assert list(by_name.values()) == [60] * 22
+    assert station.ends()[-1] == "day 2026-04-05 00:00:00"
+    assert station.ends().count("day 2026-04-05 00:00:00") == 1
+
+
+def test_a_day_whose_midnight_is_skipped() -> None:
+    zone = ZoneInfo("America/Sao_Paulo")
+    station = Station(zone)
+    station.batch(at("2018-11-03 23:30:00", zone), [1.0])
+    station.batch(at("2018-11-04 01:00:00", zone), [2.0])
+    assert station.ends() == ["hour 2018-11-03 23:00:00", "day 2018-11-03 00:00:00"]
+    station.tick(at("2018-11-05 00:00:00", zone))
+    assert station.ends()[2:] == ["hour 2018-11-04 01:00:00", "day 2018-11-04 00:00:00"]
+
+
+def test_extremes_and_when_they_came() -> None:
+    station = Station()
+    station.batch(at("2025-12-18 10:00:01.9"), [1.0, 5.0, math.nan, 5.0])
+    station.batch(at("2025-12-18 10:00:02.1"), [math.inf, -7.0, 5.0])
+    station.batch(at("2025-12-18 10:30:00"), [-7.0, 9.0])
+    station.tick(at("2025-12-18 11:00:00"))
+    (hour,) = station.means
+    assert (hour.bucket.least, hour.bucket.least_at) == (-7.0, "2025-12-18 10:00:02")
+    assert (hour.bucket.greatest, hour.bucket.greatest_at) == (9.0, "2025-12-18 10:30:00")
+    assert (hour.bucket.count, hour.bucket.minutes) == (7, 2)
+
+
+def test_when_extremes_came_in_batches_across_a_chunk() -> None:
+    station = Station()
+    start = at("2025-12-18 10:00:00")
+    # 20 batches of 100: the eleventh lies in two chunks.
+    for second in range(20):
+        samples = [float(second)] * 100
+        if second == 10:
+            samples[-1] = 100.0
+            samples[0] = -100.0
+        station.batch(start + timedelta(seconds=second), samples)
+    station.tick(start + timedelta(hours=1))
+    (hour,) = station.means
+    assert (hour.bucket.count, hour.bucket.minutes) == (2000, 1)
+    assert (hour.bucket.least_at, hour.bucket.greatest_at) == ("2025-12-18 10:00:10", "2025-12-18 10:00:10")
+
+
+# -- types that change
+
+
+def test_a_type_that_changes_counts_from_then_on_for_what_is_open() -> None:
+    station = Station()
+    station.batch(at("2025-12-18 10:00:00"), [-1.0], type="TEMP")
+    station.batch(at("2025-12-18 10:01:00"), [-1.0], type="VIB")
+    station.batch(at("2025-12-18 10:02:00"), [-1.0], type="TEMP")
+    station.batch(at("2025-12-18 10:03:00"), [-1.0], type="VIB")
+    station.tick(at("2025-12-19 00:00:00"))
+    # A minute ends with the type it had; the sums of the hour hold both means.
+    assert [mean for _, mean in station.minutes()] == [-1.0, 1.0, -1.0, 1.0]
+    assert [hour.mode for hour in station.means] == ["ABS"]
+    assert [entry.mode for entry in station.entries] == ["ABS", "ABS"]
+    assert station.means[0].bucket.mean("REAL") == -1.0
+
+
+def test_a_batch_without_samples_tells_the_type() -> None:
+    station = Station()
+    station.batch(at("2025-12-18 10:00:00"), [-1.0], type="TEMP")
+    station.batch(at("2025-12-18 10:00:01"), [], type="VIB")
+    station.tick(at("2025-12-18 10:01:00"))
+    assert station.minutes() == [("2025-12-18 10:01:00", 1.0)]
+
+
+# -- a clock that is set
+
+
+@pytest.mark.parametrize("seconds", [61, 600, 3600, 86_400, 40 * 86_400])
+@pytest.mark.parametrize("forward", [0, 30, 600, 86_400])
+def test_a_large_step_back_and_forward_neither_loses_nor_doubles_a_sample(seconds: int, forward: int) -> None:
+    station = Station()
+    now = at("2025-12-31 23:50:00")
+    number = 0
+
+    def go_on(minutes: int) -> None:
+        nonlocal now, number
+        for _ in range(6 * minutes):
+            station.batch(now, [2.0**number, 0.5])
+            number = (number + 1) % 50
+            now += timedelta(seconds=10)
+
+    go_on(25)
+    now -= timedelta(seconds=seconds)
+    go_on(25)
+    now += timedelta(seconds=forward)
+    go_on(25)
+    station.tick(now + timedelta(days=400))
+    assert sum(hour.bucket.count for hour in station.means) == 2 * 450
+    total = math.fsum(hour.bucket.total for hour in station.means)
+    assert total == 9 * (2.0**50 - 1) + 450 / 2
+    # All that have rows are over at last, and not before the hours in them.
+    for period in PERIODS[1:]:
+        found = [f"{period} {wall_time(start_of(period, hour.start))}" for hour in station.means]
+        ends = station.ends()
+        for hour, end in zip(station.means, found, strict=True):
+            place = station.entries.index(hour)
+            assert end in ends[place + 1 :], "the row is made again after the hour that came late"
+
+
+def test_a_step_forward_ends_what_is_behind() -> None:
+    station = Station()
+    station.batch(at("2025-12-18 10:11:12"), [1.0])
+    station.batch(at("2026-12-18 10:11:12"), [2.0])
+    station.batch(at("2025-12-18 10:11:20"), [4.0])
+    station.tick(at("2025-12-18 11:00:00"))
+    assert station.hours() == [
+        ("2025-12-18 10:00:00", 1.0),
+        ("2026-12-18 10:00:00", 2.0),
+        ("2025-12-18 10:00:00", 4.0),
+    ]
+
+
+# -- known again after a start
+
+
+def test_resume_ends_what_has_no_row() -> None:
+    station = Station()
+    station.rollup.resume("M", "s", "VIB", {"hour": at("2025-12-31 23:00:00")})
+    station.tick(at("2026-01-01 00:00:30"))
+    assert station.ends() == [
+        "day 2025-12-31 00:00:00",
+        "month 2025-12-01 00:00:00",
+        "year 2025-01-01 00:00:00",
+    ]
+    assert {entry.mode for entry in station.entries} == {"ABS"}
+
+
+def test_resume_leaves_what_has_a_row() -> None:
+    station = Station()
+    last = {
+        "hour": at("2025-12-31 23:00:00"),
+        "day": at("2025-12-31 00:00:00"),
+        "month": at("2025-11-01 00:00:00"),
+        "year": at("2024-01-01 00:00:00"),
+    }
+    station.rollup.resume("M", "s", None, last)
+    station.tick(at("2025-12-31 23:30:00"))
+    assert station.entries == []
+    station.tick(at("2026-01-01 00:00:00"))
+    assert station.ends() == ["month 2025-12-01 00:00:00", "year 2025-01-01 00:00:00"]
+
+
+def test_resume_of_a_sensor_without_rows() -> None:
+    station = Station()
+    station.rollup.resume("M", "s", "VIB", {})
+    station.tick(at("2026-01-01 00:00:00"))
+    assert station.entries == []
+    station.replay(at("2026-01-01 00:00:00"), [-1.0])
+    station.tick(at("2026-01-01 01:00:00"))
+    assert station.hours() == [("2026-01-01 00:00:00", 1.0)]
+
+
+def test_resume_goes_on_with_the_day() -> None:
+    whole = Station()
+    whole.batch(at("2025-12-18 10:00:00"), [1.0])
+    whole.batch(at("2025-12-18 11:00:00"), [2.0])
+    whole.tick(at("2025-12-19 00:00:00"))
+    station = Station()
+    station.rollup.resume("M", "s", "TEMP", {"hour": at("2025-12-18 10:00:00")})
+    station.replay(at("2025-12-18 11:00:00"), [2.0])
+    station.tick(at("2025-12-19 00:00:00"))
+    assert station.entries == whole.entries[1:]
+
+
+# -- samples that are read back
+
+
+def cut(items: Sequence[tuple[int, float]], cuts: Iterable[int]) -> Iterator[Sequence[tuple[int, float]]]:
+    """Items in pieces that begin at these places."""
+    places = sorted({0, len(items), *(place % (len(items) + 1) for place in cuts)})
+    for begin, end in itertools.pairwise(places):
+        yield items[begin:end]
+
+
+SAMPLES = st.one_of(
+    st.floats(-1e3, 1e3),
+    st.sampled_from([0.1, 1e16, -1e16, 1e-16, 0.0, -0.0, math.nan, math.inf, -math.inf, 1.7e308, -1.7e308, 1e200]),
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@given(
+    # Seconds since the one before, and how many samples.
+    st.lists(st.tuples(st.sampled_from([0, 0, 1, 1, 7, 59, 60, 1800, 86_400]), st.integers(1, 400)), max_size=14),
+    st.lists(SAMPLES, min_size=1, max_size=30),
+    st.lists(st.integers(0, 6000), max_size=10),
+    st.sampled_from(["2025-12-18 10:11:12", "2025-12-31 22:58:30", "2025-10-26 02:50:00"]),
+)
+def test_replayed_samples_give_the_same_figures_to_the_last_bit(
+    gaps: list[tuple[int, int]], values: list[float], cuts: list[int], begin: str
+) -> None:
+    seconds = at(begin, BERLIN).timestamp()
+    stream: list[tuple[int, float]] = []
+    live = Station(BERLIN)
+    for gap, count in gaps:
+        seconds += gap
+        # Not a whole second: the file has only that.
+        time = datetime.fromtimestamp(seconds + 0.25, BERLIN)
+        samples = list(itertools.islice(itertools.cycle(values[len(stream) % len(values) :] + values), count))
+        stream += ((int(seconds), sample) for sample in samples)
+        live.batch(time, samples)
+    replayed = Station(BERLIN)
+    for piece in cut(stream, cuts):
+        for second, group in itertools.groupby(piece, lambda item: item[0]):
+            replayed.replay(datetime.fromtimestamp(second, BERLIN), [sample for _, sample in group])
+    over = datetime.fromtimestamp(seconds + 400 * 86_400, BERLIN)
+    live.tick(over)
+    replayed.tick(over)
+    assert figures(replayed) == figures(live)
+
+
+def figures(station: Station) -> list[str]:
+    """Everything that came out, every double by its repr."""
+    return [*map(repr, station.updates), *(repr(replaced(entry)) for entry in station.entries)]
+
+
+def replaced(entry: HourEnd | PeriodEnd) -> tuple[object, ...]:
+    bucket = repr(entry.bucket) if isinstance(entry, HourEnd) else entry.period
+    return entry.machine, entry.sensor, entry.start.timestamp(), entry.mode, bucket
+
+
+@pytest.mark.parametrize("count", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 5000])
+@pytest.mark.parametrize("size", [1, 7, 1000, CHUNK, 5000])
+def test_more_samples_a_minute_than_a_chunk(count: int, size: int) -> None:
+    samples = [math.sin(number) * 10.0 ** (number % 17 - 8) for number in range(count)]
+    whole, pieces, replayed = Station(), Station(), Station()
+    now = at("2025-12-18 10:11:12")
+    whole.batch(now, samples)
+    for begin in range(0, count, size):
+        pieces.batch(now, samples[begin : begin + size])
+        replayed.replay(now, samples[begin : begin + size])
+    for station in (whole, pieces, replayed):
+        station.tick(at("2025-12-18 11:00:00"))
+    assert figures(pieces) == figures(whole)
+    assert figures(replayed) == figures(whole)
+    (hour,) = whole.means
+    assert (hour.bucket.count, hour.bucket.minutes) == (count, 1)
+    assert hour.bucket.mean("REAL") == pytest.approx(math.fsum(samples) / count, rel=1e-15)
+
+
+def test_a_start_between_two_lines_of_a_minute_changes_nothing() -> None:
+    samples = [math.sin(number) for number in range(3000)]
+    whole, killed = Station(), Station()
+    first, second = at("2025-12-18 10:11:12"), at("2025-12-18 10:11:47")
+    for station in (whole, killed):
+        station.tick(first)
+    whole.batch(first, samples[:1500])
+    whole.batch(second, samples[1500:])
+    killed.replay(first, samples[:1500])
+    killed.batch(second, samples[1500:])
+    for station in (whole, killed):
+        station.tick(at("2025-12-18 11:00:00"))
+    assert figures(killed) == figures(whole)
+
+
+def test_replay_is_of_one_sensor() -> None:
+    station = Station()
+    station.replay(at("2025-12-18 10:59:00"), [1.0], sensor="a")
+    station.replay(at("2025-12-18 10:58:00"), [2.0], sensor="b")
+    station.replay(at("2025-12-18 11:01:00"), [3.0], sensor="a")
+    assert [(hour.sensor, hour.bucket.total) for hour in station.means] == [("a", 1.0)]
+    station.tick(at("2025-12-18 11:01:00"))
+    assert [(hour.sensor, hour.bucket.total) for hour in station.means] == [("a", 1.0), ("b", 2.0)]
+
+
+def test_replay_over_an_hour_that_comes_twice() -> None:
+    station = Station(BERLIN)
+    station.replay(at("2025-10-26 02:30:10", BERLIN), [1.0])
+    station.replay(at("2025-10-26 02:30:10", BERLIN).replace(fold=1), [2.0])
+    station.tick(at("2025-10-26 03:00:00", BERLIN))
+    assert [(hour.start.astimezone(UTC).hour, hour.bucket.total) for hour in station.means] == [(0, 1.0), (1, 2.0)]
+
+
+def test_what_is_left_out_of_a_replay_is_not_in_the_figures() -> None:
+    station = Station()
+    station.replay(at("2025-12-18 10:11:12"), [math.nan, 1.0, math.inf])
+    station.replay(at("2025-12-18 10:11:13"), [])
+    station.replay(at("2025-12-18 10:11:14"), [2.0])
+    station.tick(at("2025-12-18 11:00:00"))
+    (hour,) = station.means
+    assert (hour.bucket.count, hour.bucket.total) == (2, 3.0)
+    assert hour.bucket.greatest_at == "2025-12-18 10:11:14"

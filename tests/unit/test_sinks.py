@@ -1,9 +1,10 @@
 """Sinks of the bus, with a clock of the tests': the writer, raw files, statistics, push messages, the present state."""
 
+import errno
 import os
 import tempfile
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -11,17 +12,19 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from gateway import rawlog
 from gateway.alert.fcm import PushAlert, PushMessage, Send
+from gateway.bucket import Bucket
 from gateway.bus import Bus
 from gateway.clock import WallClock
 from gateway.counters import Counters
 from gateway.live import Live
 from gateway.logs import LimitedLog
-from gateway.model import Batch, Entry, Fault, PeriodMean, Presence, Reading, SensorBatch, Sighting, Update
-from gateway.rawlog import RawLog, sample_lines
+from gateway.model import Batch, Entry, Fault, HourEnd, PeriodEnd, Presence, Reading, SensorBatch, Sighting, Update
+from gateway.raw import log as raw_log
+from gateway.raw.log import RawLog, sample_lines
 from gateway.sequence import SequenceReserve
 from gateway.stats.rollup import Rollup
 from gateway.stats.statistics import Statistics
@@ -88,7 +91,7 @@ class WriterTests(Parts):
         self.bus.publish(self.batch("M", "v", 1.0))
         self.bus.publish(self.batch("M", "v", 1.0))
         self.bus.publish(self.batch("M", "w", 1.0))
-        self.assertEqual(self.store.written, [Sighting("M", "v"), Sighting("M", "w")])
+        self.assertEqual(self.store.written, [Sighting("M", "v", "VIB"), Sighting("M", "w", "VIB")])
 
     def test_an_anomaly_is_written_other_faults_are_not(self) -> None:
         for score in (1.0, 1.5, 0.5):
@@ -147,7 +150,7 @@ class WriterTests(Parts):
 
     def test_nobody_is_paused_for_new_sensors(self) -> None:
         self.store.hang = []
-        self.writer.add(Sighting("M", f"v{number}") for number in range(HIGH_WATER + 2000))
+        self.writer.add(Sighting("M", f"v{number}", "VIB") for number in range(HIGH_WATER + 2000))
         self.assertEqual(self.pressure, [])
 
     def test_a_machine_that_is_stuck_holds_up_no_other(self) -> None:
@@ -195,6 +198,97 @@ class WriterTests(Parts):
         self.assertEqual(self.counters.store_lost._value.get(), 1)
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
+    def test_a_sensor_is_written_with_each_new_type(self) -> None:
+        for kind in ("VIB", "VIB", "TEMP", "TEMP", "VIB"):
+            self.bus.publish(self.batch("M", "v", 1.0, kind=kind))
+        self.assertEqual(self.store.written, [Sighting("M", "v", kind) for kind in ("VIB", "TEMP", "VIB")])
+
+    def test_a_sensor_is_written_with_the_type_it_has_by_then(self) -> None:
+        self.store.hang = []
+        self.writer.add([self.fault()])
+        for kind in ("A", "B", "C"):
+            self.bus.publish(self.batch("M", "v", 1.0, kind=kind))
+        self.assertEqual(self.counters.store_waiting._value.get(), 1)
+        hanging, self.store.hang = self.store.hang, None
+        hanging[0].callback([])
+        self.assertEqual(self.store.written, [Sighting("M", "v", "C")])
+
+    def test_a_type_that_changes_while_its_machine_is_stuck_keeps_what_waits_bounded(self) -> None:
+        self.store.stuck = {"M"}
+        for number in range(5000):
+            self.bus.publish(self.batch("M", "v", 1.0, kind=f"T{number}"))
+            self.reactor.advance(0.1)
+        self.assertLessEqual(self.counters.store_waiting._value.get(), 2)
+        self.store.stuck = set()
+        self.reactor.pump([1.0] * 20)
+        self.assertEqual(self.store.written[-1], Sighting("M", "v", "T4999"))
+        self.assertEqual(self.counters.store_waiting._value.get(), 0)
+        self.assertEqual(self.pressure, [])
+
+    def test_a_type_that_changes_during_writes_that_fail_keeps_what_waits_bounded(self) -> None:
+        class SlowStore(FakeStore):
+            """Takes its time, and then takes nothing."""
+
+            def write(its, entries: Sequence[Entry]) -> "Deferred[list[Entry]]":
+                answer = super().write(entries)
+                done: Deferred[list[Entry]] = Deferred()
+                self.reactor.callLater(0.3, lambda: answer.chainDeferred(done))
+                return done
+
+        store = SlowStore()
+        store.stuck = {"M"}
+        writer = Writer(self.reactor, bus := Bus(self.clock, self.counters), self.counters, store, self.pressure.append)  # type: ignore[arg-type]  # a fake
+        for number in range(5000):
+            bus.publish(self.batch("M", "v", 1.0, kind=f"T{number}"))
+            self.reactor.advance(0.1)
+        self.assertLessEqual(self.counters.store_waiting._value.get(), 3)
+        store.stuck = set()
+        self.reactor.pump([0.1] * 200)
+        self.assertEqual(store.written[-1], Sighting("M", "v", "T4999"))
+        self.successResultOf(writer.settled())
+
+    def test_settled_when_everything_has_been_tried_once(self) -> None:
+        self.successResultOf(self.writer.settled())
+        self.store.hang = []
+        self.writer.add([self.fault("A")] * 700)
+        self.writer.add([self.fault("B")])
+        first, second = self.writer.settled(), self.writer.settled()
+        self.store.hang.pop().callback([])
+        self.assertNoResult(first)
+        (hanging,), self.store.hang = self.store.hang, None
+        hanging.callback([])
+        self.successResultOf(first)
+        self.successResultOf(second)
+        self.assertEqual(self.counters.store_waiting._value.get(), 0)
+
+    def test_what_is_stuck_has_been_tried(self) -> None:
+        self.store.stuck = {"A"}
+        self.writer.add([self.fault("A"), self.fault("B")])
+        self.successResultOf(self.writer.settled())
+        self.writer.add([self.fault("A")])
+        self.successResultOf(self.writer.settled())
+        self.assertEqual(self.counters.store_waiting._value.get(), 2)
+
+    def test_settled_though_the_store_fails(self) -> None:
+        self.store.fail = True
+        self.writer.add([self.fault()])
+        self.successResultOf(self.writer.settled())
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
+    def test_what_is_over_stays_in_its_order(self) -> None:
+        start = datetime(2025, 12, 18, 10, tzinfo=UTC)
+        entries: list[Entry] = []
+        for number in range(1200):
+            bucket = Bucket.of(array("d", [float(number)]), str)
+            entries += [HourEnd("M", "v", start, bucket, "REAL"), PeriodEnd("day", "M", "v", start, "REAL")]
+        self.store.stuck = {"M"}
+        self.writer.add(entries[:1000])
+        self.reactor.advance(0.5)
+        self.writer.add(entries[1000:])
+        self.store.stuck = set()
+        self.reactor.pump([1.0] * 10)
+        self.assertEqual(self.store.written, entries)
+
 
 class SequenceTests(Parts):
     def test_more_is_reserved_when_half_is_used(self) -> None:
@@ -211,7 +305,8 @@ class RawLogTests(Parts):
     def setUp(self) -> None:
         super().setUp()
         self.folder = Path(tempfile.mkdtemp(prefix="cynow-raw-"))
-        self.rawlog = RawLog(self.reactor, self.bus, self.clock, self.counters, str(self.folder))
+        self.rawlog = RawLog(self.reactor, self.clock, self.counters, str(self.folder))
+        self.bus.attach(Batch, self.rawlog.name, self.rawlog.write)
         self.rawlog.startService()
         self.addCleanup(self.rawlog.stopService)
 
@@ -276,7 +371,7 @@ class RawLogTests(Parts):
         self.assertEqual(self.counters.raw_lost._value.get(), 0)
 
     def test_what_waits_is_bounded_and_whole_lines_are_lost(self) -> None:
-        self.patch(rawlog, "_WAITING_BYTES", 100)
+        self.patch(raw_log, "_WAITING_BYTES", 100)
         (self.folder / "M").write_bytes(b"in the way")
         for number in range(50):
             self.bus.publish(self.batch("M", "v", float(number)))
@@ -308,7 +403,7 @@ class RawLogTests(Parts):
         self.assertEqual(len(self.lines()), 10_001)
 
     def test_more_files_than_are_held_open(self) -> None:
-        self.patch(rawlog, "_OPEN_FILES", 3)
+        self.patch(raw_log, "_OPEN_FILES", 3)
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(2):
             for number in range(20):
@@ -332,17 +427,103 @@ class RawLogTests(Parts):
         self.assertEqual(text, b"10:11:00,1.0\n10:11:00,nan\n10:11:00,inf\n10:11:00,-inf\n")
         self.assertEqual(sample_lines(array("d"), self.clock.now()), b"")
 
+    def test_the_end_of_a_file_is_after_all_that_came(self) -> None:
+        now = self.clock.now()
+        self.assertIsNone(self.rawlog.end("M", "v", now))
+        self.bus.publish(self.batch("M", "v", 1.0))
+        first = len(b"time,data\n10:11:00,1.0\n")
+        self.assertEqual(self.rawlog.end("M", "v", now), first)
+        self.assertEqual((self.folder / "M" / "20251218_v.csv").stat().st_size, first)
+        self.bus.publish(self.batch("M", "v", 2.0))
+        self.bus.publish(self.batch("M", "w", 2.0))
+        self.assertEqual(self.rawlog.end("M", "v", now), first + len(b"10:11:00,2.0\n"))
+        self.assertEqual(self.rawlog.end("M", "v", now), first + len(b"10:11:00,2.0\n"))
+        self.assertFalse((self.folder / "M" / "20251218_w.csv").exists(), "another's lines go with the timer")
+
+    def test_the_end_of_a_file_of_before_the_start(self) -> None:
+        (self.folder / "M").mkdir()
+        (self.folder / "M" / "20251218_v.csv").write_bytes(b"time,data\n10:00:00,1.5\n")
+        self.assertEqual(self.rawlog.end("M", "v", self.clock.now()), 23)
+
+    def test_the_end_is_unknown_while_lines_wait(self) -> None:
+        (self.folder / "M").write_bytes(b"in the way")
+        self.bus.publish(self.batch("M", "v", 1.0))
+        self.assertIsNone(self.rawlog.end("M", "v", self.clock.now()))
+        (self.folder / "M").unlink()
+        self.assertEqual(self.rawlog.end("M", "v", self.clock.now()), 23)
+
+    def test_the_end_is_unknown_while_a_part_of_a_line_waits(self) -> None:
+        write = os.write
+        room = [len("time,data\n"), 15]
+
+        def full(file: int, data: bytes) -> int:
+            return write(file, bytes(data)[: room.pop(0)]) if room else write(file, data)
+
+        self.patch(os, "write", full)
+        self.bus.publish(self.batch("M", "v", 1.0, 2.0, 3.0))
+        self.assertIsNone(self.rawlog.end("M", "v", self.clock.now()))
+        self.assertEqual(self.rawlog.end("M", "v", self.clock.now()), 10 + 3 * 13)
+
+    def test_a_problem_lasts_until_everything_is_written(self) -> None:
+        self.assertIsNone(self.rawlog.problem)
+        (self.folder / "M").write_bytes(b"in the way")
+        (self.folder / "N").write_bytes(b"in the way")
+        for machine in "MNO":
+            self.bus.publish(self.batch(machine, "v", 1.0))
+        self.reactor.advance(0.5)
+        self.assertIn(self.rawlog.problem, {os.strerror(errno.ENOTDIR), os.strerror(errno.EEXIST)})
+        (self.folder / "M").unlink()
+        self.reactor.advance(0.5)
+        self.assertIsNotNone(self.rawlog.problem)
+        (self.folder / "N").unlink()
+        self.reactor.advance(0.5)
+        self.assertIsNone(self.rawlog.problem)
+        for machine in "MNO":
+            self.assertEqual(len((self.folder / machine / "20251218_v.csv").read_bytes().splitlines()), 2)
+
+    def test_a_full_disk_is_the_problem_it_is(self) -> None:
+        write = os.write
+        self.patch(os, "write", lambda file, data: write(file, bytes(data)[:0]) if room else write(file, data))
+        room = ["none"]
+        self.bus.publish(self.batch("M", "v", 1.0))
+        self.reactor.advance(0.5)
+        self.assertEqual(self.rawlog.problem, os.strerror(errno.ENOSPC))
+        room.clear()
+        self.reactor.advance(0.5)
+        self.assertIsNone(self.rawlog.problem)
+        self.assertEqual(self.lines(), ["time,data", "10:11:00,1.0"])
+
 
 class StatisticsTests(Parts):
     def setUp(self) -> None:
         super().setUp()
         self.updates: list[Update] = []
-        self.means: list[PeriodMean] = []
+        self.entries: list[Entry] = []
+        self.broken = False
+        self.folder = Path(tempfile.mkdtemp(prefix="cynow-raw-"))
+        self.rawlog = RawLog(self.reactor, self.clock, self.counters, str(self.folder))
         rollup = Rollup(UTC, {"vib": "ABS"})
-        self.statistics = Statistics(self.reactor, self.bus, self.clock, self.counters, rollup, self.means.extend)
+        self.statistics = Statistics(
+            self.reactor, self.bus, self.clock, self.counters, rollup, self.rawlog, self.store_entries
+        )
+        self.bus.attach(Batch, self.rawlog.name, self.rawlog.write)
         self.statistics.startService()
         self.addCleanup(self.statistics.stopService)
+        self.rawlog.startService()
+        self.addCleanup(self.rawlog.stopService)
         self.bus.attach(Update, "test", self.updates.append)
+
+    def store_entries(self, entries: Iterable[Entry]) -> None:
+        new = list(entries)
+        if self.broken and new:
+            raise RuntimeError("no store")
+        self.entries += new
+
+    def hours(self) -> list[HourEnd]:
+        return [entry for entry in self.entries if isinstance(entry, HourEnd)]
+
+    def file(self, name: str = "20251218_v.csv") -> bytes:
+        return (self.folder / "M" / name).read_bytes()
 
     def test_a_minute_ends_on_time_without_data(self) -> None:
         self.bus.publish(self.batch("M", "v", 1.0, -3.0))
@@ -368,9 +549,77 @@ class StatisticsTests(Parts):
         self.reactor.pump([1.0] * 600)
         self.bus.publish(self.batch("M", "v", 9.0, kind="TEMP"))
         self.reactor.pump([1.0] * (49 * 60 - 600))
-        self.assertEqual(self.means, [PeriodMean("hour", "M", "v", "2025-12-18 10:00:00", 4.0)])
+        (hour,) = self.hours()
+        self.assertEqual((hour.machine, hour.sensor, hour.start), ("M", "v", datetime(2025, 12, 18, 10, tzinfo=UTC)))
+        self.assertEqual((hour.bucket.count, hour.bucket.mean(hour.mode), hour.mode), (3, 4.0, "REAL"))
         self.reactor.pump([1.0] * 3600)
-        self.assertEqual(len(self.means), 1)
+        self.assertEqual(len(self.entries), 1)
+
+    def test_who_hears_of_a_mean_finds_its_samples_in_the_file(self) -> None:
+        seen: list[bytes] = []
+        self.bus.attach(Update, "reader", lambda _: seen.append(self.file()))
+        self.reactor.rightNow = START + 59.9
+        self.bus.publish(self.batch("M", "v", 1.0))
+        self.reactor.rightNow = START + 60.1
+        # No timer has run since: it is the update that has the lines handed over.
+        self.bus.publish(self.batch("M", "v", 2.0))
+        self.assertEqual(seen, [b"time,data\n10:11:59,1.0\n"])
+
+    def test_an_hour_says_how_much_of_the_file_it_ends(self) -> None:
+        self.bus.publish(self.batch("M", "v", 1.0))
+        self.reactor.rightNow = START + 49 * 60 + 0.1
+        # The batch that ends the hour is none of it.
+        self.bus.publish(self.batch("M", "v", 2.0, 3.0))
+        (hour,) = self.hours()
+        self.assertEqual(hour.raw_end, len(b"time,data\n10:11:00,1.0\n"))
+        self.reactor.pump([1.0] * 3600)
+        self.assertEqual(self.hours()[1].raw_end, len(self.file()))
+
+    def test_the_last_hour_of_a_day_ends_its_own_days_file(self) -> None:
+        self.reactor.rightNow = datetime(2025, 12, 18, 23, 59, 59, tzinfo=UTC).timestamp()
+        self.bus.publish(self.batch("M", "v", 1.0))
+        self.reactor.rightNow += 1.1
+        self.bus.publish(self.batch("M", "v", 2.0))
+        self.reactor.pump([1.0] * 3600)
+        self.assertEqual([hour.raw_end for hour in self.hours()], [len(self.file()), len(self.file("20251219_v.csv"))])
+        (day,) = [entry for entry in self.entries if isinstance(entry, PeriodEnd)]
+        self.assertEqual((day.period, day.start), ("day", datetime(2025, 12, 18, tzinfo=UTC)))
+        self.assertIs(self.entries[1], day)
+
+    def test_the_end_is_unknown_while_a_file_cannot_be_written(self) -> None:
+        (self.folder / "M").write_bytes(b"in the way")
+        self.bus.publish(self.batch("M", "v", 1.0))
+        self.reactor.pump([1.0] * 50 * 60)
+        self.assertEqual([hour.raw_end for hour in self.hours()], [None])
+
+    def test_a_step_of_the_clock_is_logged(self) -> None:
+        seen: list[str] = []
+        monotonic = [0.0]
+        clock = WallClock(UTC, self.reactor.seconds, lambda: monotonic[0])
+        statistics = Statistics(
+            self.reactor, self.bus, clock, self.counters, Rollup(UTC, {}), self.rawlog, self.store_entries
+        )
+        statistics.startService()
+        self.addCleanup(statistics.stopService)
+
+        def observe(event: dict[str, Any]) -> None:
+            text = formatEvent(event)
+            if "clock" in text:
+                seen.append(text)
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        for _ in range(20):
+            monotonic[0] += 0.25
+            self.reactor.advance(0.25)
+        self.assertEqual(seen, [])
+        for step in (3600.0, -7200.0, 0.4):
+            self.reactor.rightNow += step
+            for call in self.reactor.getDelayedCalls():
+                call.reset(0.25)
+            monotonic[0] += 0.25
+            self.reactor.advance(0.25)
+        self.assertEqual(seen, [f"the wall clock jumped by {step} seconds" for step in ("+3600.0", "-7200.0")])
 
     def test_what_is_not_finite_is_counted_and_left_out(self) -> None:
         self.bus.publish(self.batch("M", "v", 1.0, float("nan"), float("inf")))
@@ -380,10 +629,7 @@ class StatisticsTests(Parts):
         self.assertEqual(self.counters.daq_nonfinite._value.get(), 3)
 
     def test_the_timer_lives_on_when_its_body_fails(self) -> None:
-        def fail(means: list[PeriodMean]) -> None:
-            raise RuntimeError("no store")
-
-        self.statistics._store_means = fail  # type: ignore[method-assign]  # what is handed in
+        self.broken = True
         self.bus.publish(self.batch("M", "v", 1.0))
         self.reactor.pump([1.0] * 3600)
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
@@ -433,6 +679,15 @@ class LiveTests(Parts):
         self.assertEqual(list(self.live.machines()), ["M", "N"])
         self.bus.publish(Presence("scale", "default", connected=True))
         self.assertEqual(self.live.scale_snapshot("default"), {"latest": None, "connected": True})
+
+    def test_updates_of_before_the_start_stand_before_those_that_come(self) -> None:
+        self.live.restore(Update("M", "v", float(number), self.clock.now()) for number in range(70))
+        self.live.restore([Update("M", "w", 1.0, self.clock.now())])
+        self.bus.publish(Update("M", "v", 70.0, self.clock.now()))
+        sensors = self.live.machine_snapshot("M")["sensors"]
+        self.assertEqual([update["data"] for update in sensors["v"]], [float(number) for number in range(11, 71)])
+        self.assertEqual(len(sensors["w"]), 1)
+        self.assertEqual(self.live.connected_machines(), [])
 
 
 class PushTests(TestCase):

@@ -1,22 +1,39 @@
 """What every store must do; each backend passes it."""
 
+import contextlib
+import math
+import random
 import sqlite3
 import tempfile
+from array import array
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from twisted.internet import reactor
 from twisted.internet.defer import gatherResults
 from twisted.trial.unittest import TestCase
 
+from gateway.bucket import Bucket
 from gateway.clock import WallClock
 from gateway.counters import Counters
-from gateway.model import PERIODS, CommitEntry, Entry, Fault, PeriodMean, Sighting
-from gateway.store.interface import SEQ_BLOCK, IdempotencyConflict, IdempotencyKey, Store, StoreUnavailable
+from gateway.model import CommitEntry, Entry, Fault, HourEnd, PeriodEnd, Sighting, wall_time
+from gateway.period import PERIODS, end_of, minutes_of, start_of
+from gateway.store import tables
+from gateway.store.interface import (
+    SEQ_BLOCK,
+    DayMark,
+    IdempotencyConflict,
+    IdempotencyKey,
+    SensorState,
+    Standing,
+    Store,
+    StoreUnavailable,
+)
 from gateway.store.sqlite import SqliteStore
 from gateway.store.writing import run_together
 
@@ -40,14 +57,40 @@ def fault(machine: str, second: int, score: float = 1.5) -> Fault:
     return Fault(machine, score, 1.0, datetime(2025, 12, 18, 10, 11, second, 500, SEOUL))
 
 
-def mean(sensor: str, time: str, value: float, machine: str = "M", period: str = "hour") -> PeriodMean:
-    return PeriodMean(period, machine, sensor, time, value)
+def at(text: str, zone: tzinfo = UTC, fold: int = 0) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=zone, fold=fold)
+
+
+def bucket_of(samples: Sequence[float], start: datetime) -> Bucket:
+    """Of samples a minute after the other, from the start of an hour on."""
+    bucket = Bucket()
+    for minute, sample in enumerate(samples):
+        time = wall_time(start + timedelta(minutes=minute))
+        bucket.merge(Bucket.of(array("d", [sample]), lambda _, time=time: time))  # type: ignore[misc]  # its default
+    return bucket
+
+
+def hour(
+    sensor: str, start: datetime, samples: Sequence[float], mode: str = "REAL", raw_end: int | None = None
+) -> HourEnd:
+    return HourEnd("M", sensor, start, bucket_of(samples, start), mode, raw_end)
+
+
+def mean(sensor: str, time: str, value: float, machine: str = "M") -> HourEnd:
+    """An hour of one sample."""
+    return replace(hour(sensor, at(time), [value]), machine=machine)
+
+
+def end(period: str, time: datetime, sensor: str = "v", mode: str = "REAL") -> PeriodEnd:
+    """The period that a time lies in."""
+    return PeriodEnd(period, "M", sensor, start_of(period, time), mode)
 
 
 class StoreSuite:
     """To be mixed with a TestCase that knows how to open a backend."""
 
     wall = 1_000_000.0
+    zone: tzinfo = UTC
     store: Store
 
     def open(self) -> Store:
@@ -63,7 +106,16 @@ class StoreSuite:
         self.store = self.open()
 
     def clock(self) -> WallClock:
-        return WallClock(UTC, lambda: self.wall, lambda: self.wall)
+        return WallClock(self.zone, lambda: self.wall, lambda: self.wall)
+
+    async def items(self, period: str, machine: str, start: date, end: date, **asked: Any) -> list[dict[str, Any]]:
+        """What all pages hold."""
+        page = await self.store.means(period, machine, start, end, **asked)
+        items = page.items
+        while page.after is not None:
+            page = await self.store.means(period, machine, start, end, after=page.after, **asked)
+            items += page.items
+        return items
 
     async def write(self, *entries: Entry) -> None:
         self.assertEqual(await self.store.write(entries), [])  # type: ignore[attr-defined]  # the TestCase's
@@ -146,14 +198,14 @@ class StoreSuite:
 
     async def test_nothing_yet(self) -> None:
         self.assertEqual(await self.store.machines(), [])
-        self.assertEqual(await self.store.means("hour", "M", DAY, DAY), [])
+        self.assertEqual(await self.items("hour", "M", DAY, DAY), [])
         self.assertEqual(await self.store.anomalies("M", DAY, DAY), [])
         self.assertEqual(await self.store.anomalies(None, DAY, DAY), [])
 
     async def test_a_machine_has_data_from_its_first_samples_on(self) -> None:
-        await self.write(Sighting("나", "v"), Sighting("가", "v"))
+        await self.write(Sighting("나", "v", "VIB"), Sighting("가", "v", "VIB"))
         self.assertEqual(await self.store.machines(), ["가", "나"])
-        self.assertEqual(await self.store.means("hour", "가", DAY, DAY), [])
+        self.assertEqual(await self.items("hour", "가", DAY, DAY), [])
 
     async def test_means_by_sensor_and_time_both_days_inclusive(self) -> None:
         await self.write(
@@ -166,31 +218,32 @@ class StoreSuite:
         )
         await self.again()
         self.assertEqual(
-            await self.store.means("hour", "M", DAY, DAY + timedelta(days=1)),
+            await self.items("hour", "M", DAY, DAY + timedelta(days=1)),
             [
                 {"name": "a_hour_avg", "time": "2025-12-18 00:00:00", "data": 3.0},
                 {"name": "a_hour_avg", "time": "2025-12-19 23:00:00", "data": 2.0},
                 {"name": "b_hour_avg", "time": "2025-12-18 11:00:00", "data": 1.0},
             ],
         )
-        self.assertEqual(await self.store.means("hour", "M", DAY, DAY - timedelta(days=1)), [])
-        self.assertEqual(len(await self.store.means("hour", "M", date.min, date.max)), 5)
+        self.assertEqual(await self.items("hour", "M", DAY, DAY - timedelta(days=1)), [])
+        self.assertEqual(len(await self.items("hour", "M", date.min, date.max)), 5)
 
     async def test_every_period(self) -> None:
-        await self.write(*(mean("a", "2025-12-18 00:00:00", 1.0, period=period) for period in PERIODS))
-        for period in PERIODS:
-            (found,) = await self.store.means(period, "M", DAY, DAY)
-            self.assertEqual(found["name"], f"a_{period}_avg")
+        now = at("2025-12-18 10:00:00")
+        await self.write(mean("a", "2025-12-18 10:00:00", 1.0), *(end(period, now, "a") for period in PERIODS[1:]))
+        for period, time in zip(PERIODS, ("12-18 10", "12-18 00", "12-01 00", "01-01 00"), strict=True):
+            (found,) = await self.items(period, "M", date(2025, 1, 1), DAY)
+            self.assertEqual(found, {"name": f"a_{period}_avg", "time": f"2025-{time}:00:00", "data": 1.0})
 
     async def test_names_that_differ_by_case_or_are_reserved(self) -> None:
         sensors = ["Vib", "vib", "VIB", "sqlite_master", "SQLITE_x", 'quo"te', "진동 1", "a_hour", "v~2"]
         times = ["2025-12-18 10:00:00", "2025-12-18 11:00:00"]
         for index, sensor in enumerate(sensors):
-            await self.write(Sighting("M", sensor), *(mean(sensor, time, float(index)) for time in times))
+            await self.write(Sighting("M", sensor, "VIB"), *(mean(sensor, time, float(index)) for time in times))
         await self.again()
         for index, sensor in enumerate(sensors):
             await self.write(mean(sensor, "2025-12-18 12:00:00", float(index)))
-        found = await self.store.means("hour", "M", DAY, DAY)
+        found = await self.items("hour", "M", DAY, DAY)
         # A tilde is in no sensor's name; that one is here to show what would happen.
         for index, sensor in enumerate(sensors[:-1]):
             values = [item["data"] for item in found if item["name"] == f"{sensor}_hour_avg"]
@@ -212,8 +265,326 @@ class StoreSuite:
     async def test_impossible_machines(self) -> None:
         await self.write(fault("M", 1))
         for name in ("", ".", "..", "../M", "m\0", "x" * 300, "\ud800"):
-            self.assertEqual(await self.store.means("hour", name, DAY, DAY), [], name)
+            self.assertEqual(await self.items("hour", name, DAY, DAY), [], name)
             self.assertEqual(await self.store.anomalies(name, DAY, DAY), [], name)
+
+    # -- statistics
+
+    zone_of_berlin = ZoneInfo("Europe/Berlin")
+
+    def small_pages(self, size: int) -> None:
+        """Have pages of so many items."""
+        raise NotImplementedError
+
+    async def in_zone(self, zone: tzinfo) -> None:
+        self.zone = zone
+        await self.again()
+
+    async def detail(self, period: str = "hour", sensor: str = "v") -> list[dict[str, Any]]:
+        """Everything about every row of machine M."""
+        found = await self.items(period, "M", date.min, date.max, detail=True)
+        return [item for item in found if item["name"] == f"{sensor}_{period}_avg"]
+
+    async def state(self, sensor: str = "v") -> SensorState:
+        (state,) = [
+            state for state in (await self.store.standing()).sensors if (state.machine, state.sensor) == ("M", sensor)
+        ]
+        return state
+
+    async def test_an_hour_in_detail(self) -> None:
+        await self.write(hour("v", at("2025-12-18 10:00:00"), [1.0, -3.0, 5.0, 5.0]))
+        await self.again()
+        expected = {"name": "v_hour_avg", "time": "2025-12-18 10:00:00", "data": 2.0}
+        self.assertEqual(await self.items("hour", "M", DAY, DAY), [expected])
+        expected |= {"count": 4, "min": -3.0, "min_time": "2025-12-18 10:01:00", "max": 5.0}
+        expected |= {"max_time": "2025-12-18 10:02:00", "coverage": 4 / 60}
+        expected |= {"rms": math.sqrt(15.0), "std": math.sqrt(11.0), "start": "2025-12-18T10:00:00+00:00"}
+        self.assertEqual(await self.items("hour", "M", DAY, DAY, detail=True), [expected])
+
+    async def test_the_mean_is_that_of_the_type(self) -> None:
+        await self.write(
+            hour("v", at("2025-12-18 10:00:00"), [1.0, -3.0], "ABS"),
+            hour("v", at("2025-12-18 11:00:00"), [-3.0], "REAL"),
+            end("day", at("2025-12-18 10:00:00"), mode="ABS"),
+            end("month", at("2025-12-18 10:00:00"), mode="REAL"),
+        )
+        self.assertEqual([item["data"] for item in await self.detail("hour")], [2.0, -3.0])
+        self.assertEqual([item["data"] for item in await self.detail("day")], [7.0 / 3])
+        self.assertEqual([item["data"] for item in await self.detail("month")], [-5.0 / 3])
+
+    async def test_an_hour_that_is_over_twice_has_all_samples_in_one_row(self) -> None:
+        start = at("2025-12-18 10:00:00")
+        await self.write(hour("v", start, [1.0, 2.0, 3.0]))
+        await self.write(hour("v", start + timedelta(hours=1), [9.0]))
+        await self.again()
+        await self.write(hour("v", start, [4.0, -10.0]))
+        (first, second) = await self.detail()
+        self.assertEqual((first["count"], first["data"], first["max"], first["min"]), (5, 0.0, 4.0, -10.0))
+        self.assertEqual((first["coverage"], first["rms"]), (5 / 60, math.sqrt(26.0)))
+        self.assertEqual((second["count"], second["data"]), (1, 9.0))
+
+    async def test_an_hour_that_is_over_twice_with_a_sum_beyond_a_double(self) -> None:
+        start = at("2025-12-18 10:00:00")
+        await self.write(hour("v", start, [1.7e308]))
+        await self.write(hour("v", start, [1.7e308], raw_end=7), fault("M", 1), end("day", start))
+        (found,) = await self.detail()
+        self.assertEqual((found["count"], found["data"]), (1, 1.7e308))
+        self.assertEqual((found["rms"], found["std"]), (None, 0.0))
+        self.assertEqual((await self.state()).days[DAY].raw_end, 7)
+        self.assertEqual(len(await self.store.anomalies("M", DAY, DAY)), 1)
+
+    async def test_a_day_beyond_a_double_costs_nobody_else(self) -> None:
+        start = at("2025-12-18 10:00:00")
+        await self.write(
+            hour("v", start, [1.7e308]),
+            hour("v", start + timedelta(hours=1), [-1.7e308]),
+            hour("w", start, [1.0]),
+            end("day", start, "v"),
+            end("day", start, "w"),
+            fault("M", 1),
+        )
+        self.assertEqual([item["name"] for item in await self.items("day", "M", DAY, DAY)], ["w_day_avg"])
+        self.assertEqual(len(await self.store.anomalies("M", DAY, DAY)), 1)
+
+    async def test_longer_periods_are_means_over_all_samples(self) -> None:
+        """A year in a zone with days of 23 and 25 hours, and two days of the next."""
+        await self.in_zone(self.zone_of_berlin)
+        chance = random.Random(3)
+        #: By period and its start, in seconds since 1970.
+        samples: dict[str, dict[float, list[float]]] = {period: {} for period in PERIODS}
+        entries: list[Entry] = []
+        start = at("2024-01-01 00:00:00", self.zone)
+        while start.date() < date(2025, 1, 3):
+            following = end_of("hour", start)
+            # Each of the two hours that have one name is there.
+            if chance.random() < 0.7 or start.date() == date(2024, 10, 27):
+                new = [chance.gauss(10.0, 1e5) * 10.0 ** chance.randrange(-8, 3) for _ in range(chance.randrange(1, 8))]
+                entries.append(hour("v", start, new))
+                for period in PERIODS:
+                    samples[period].setdefault(start_of(period, start).timestamp(), []).extend(new)
+            entries += [
+                end(period, start) for period in PERIODS[1:] if start_of(period, start) != start_of(period, following)
+            ]
+            start = following
+        await self.write(*entries)
+        await self.again()
+        # Of the second year only hours and days are over.
+        for period in ("month", "year"):
+            del samples[period][at("2025-01-01 00:00:00", self.zone).timestamp()]
+        for period in PERIODS:
+            found = await self.detail(period)
+            for item, (began, values) in zip(found, samples[period].items(), strict=True):
+                begin = datetime.fromtimestamp(began, self.zone)
+                self.assertEqual(item["time"], wall_time(begin))
+                self.assertEqual(item["data"], math.fsum(values) / len(values), (period, begin))
+                self.assertEqual(item["count"], len(values))
+                self.assertEqual((item["min"], item["max"]), (min(values), max(values)))
+                squares = math.fsum(value * value for value in values) / len(values)
+                self.assertAlmostEqual(item["rms"] / math.sqrt(squares), 1.0, places=14)
+                # A sample a minute.
+                self.assertEqual(item["coverage"], len(values) / minutes_of(period, begin))
+            lengths = {minutes_of(period, datetime.fromtimestamp(began, self.zone)) for began in samples[period]}
+            self.assertEqual(len(lengths), {"hour": 1, "day": 3, "month": 5, "year": 1}[period])
+
+    async def test_a_day_is_made_again_when_an_hour_of_it_came_late(self) -> None:
+        start = at("2025-12-18 10:00:00")
+        await self.write(hour("v", start, [1.0, 2.0]), end("day", start), end("month", start))
+        await self.write(hour("v", start + timedelta(hours=1), [9.0]), end("day", start))
+        await self.again()
+        await self.write(hour("v", start, [8.0]), end("day", start))
+        (day,) = await self.detail("day")
+        self.assertEqual((day["data"], day["count"]), (5.0, 4))
+        # What is made of the day is made again with it.
+        (month,) = await self.detail("month")
+        self.assertEqual((month["data"], month["count"], month["coverage"]), (5.0, 4, 4 / (31 * 24 * 60)))
+
+    async def test_a_day_is_made_of_its_own_hours_only(self) -> None:
+        await self.write(
+            *(hour("v", at(f"2025-12-{time}:00:00"), [value]) for time, value in (("17 23", 1.0), ("18 00", 2.0))),
+            *(hour("v", at(f"2025-12-{time}:00:00"), [value]) for time, value in (("18 23", 4.0), ("19 00", 8.0))),
+            hour("w", at("2025-12-18 10:00:00"), [100.0]),
+            *(end("day", at(f"2025-12-{day} 10:00:00")) for day in (17, 18, 19)),
+        )
+        self.assertEqual([item["data"] for item in await self.detail("day")], [1.0, 3.0, 8.0])
+
+    async def test_a_period_without_rows_has_none(self) -> None:
+        await self.write(*(end(period, at("2025-12-18 10:00:00")) for period in PERIODS[1:]))
+        for period in PERIODS:
+            self.assertEqual(await self.detail(period), [])
+
+    async def test_an_hour_that_comes_twice_has_two_rows(self) -> None:
+        await self.in_zone(self.zone_of_berlin)
+        first, second = (at("2025-10-26 02:00:00", self.zone, fold) for fold in (0, 1))
+        await self.write(hour("v", first, [1.0, 1.0, 1.0]), hour("v", second, [5.0], raw_end=50))
+        await self.again()
+        # More for each of them.
+        await self.write(hour("v", first, [1.0], raw_end=60), end("day", first))
+        found = await self.detail()
+        self.assertEqual(
+            [(item["time"], item["data"], item["count"]) for item in found],
+            [("2025-10-26 02:00:00", 1.0, 4), ("2025-10-26 02:00:00", 5.0, 1)],
+        )
+        self.assertEqual([item["coverage"] for item in found], [4 / 60, 1 / 60])
+        (day,) = await self.detail("day")
+        self.assertEqual((day["data"], day["coverage"]), (1.8, 5 / (25 * 60)))
+        await self.write(hour("v", second, [5.0, 5.0, 5.0]))
+        self.assertEqual([item["count"] for item in await self.detail()], [4, 4])
+        state = await self.state()
+        self.assertEqual(state.last["hour"].timestamp(), second.timestamp())
+        self.assertEqual(state.days[first.date()].last.timestamp(), second.timestamp())
+
+    async def test_coverage_is_of_the_hours_own_length(self) -> None:
+        await self.in_zone(ZoneInfo("Australia/Lord_Howe"))
+        await self.write(
+            hour("v", start_of("hour", at("2025-04-06 01:10:00", self.zone)), [1.0] * 45),
+            hour("v", start_of("hour", at("2025-10-05 02:40:00", self.zone)), [1.0] * 15),
+        )
+        found = await self.detail()
+        self.assertEqual([item["coverage"] for item in found], [0.5, 0.5])
+        self.assertEqual([item["time"] for item in found], ["2025-04-06 01:00:00", "2025-10-05 02:00:00"])
+
+    async def test_coverage_is_never_more_than_all(self) -> None:
+        # A clock that was set back counts minutes twice.
+        start = at("2025-12-18 10:00:00")
+        await self.write(hour("v", start, [1.0] * 60), hour("v", start, [1.0] * 60))
+        (found,) = await self.detail()
+        self.assertEqual((found["count"], found["coverage"]), (120, 1.0))
+
+    async def test_a_day_whose_midnight_is_skipped(self) -> None:
+        await self.in_zone(ZoneInfo("America/Sao_Paulo"))
+        start = at("2018-11-04 01:00:00", self.zone)
+        await self.write(hour("v", start - timedelta(hours=2), [1.0]), hour("v", start, [2.0]), end("day", start))
+        (day,) = await self.detail("day")
+        self.assertEqual((day["time"], day["data"], day["coverage"]), ("2018-11-04 00:00:00", 2.0, 1 / (23 * 60)))
+
+    # -- pages
+
+    async def test_pages_hold_together_what_one_does(self) -> None:
+        await self.in_zone(self.zone_of_berlin)
+        entries: list[Entry] = []
+        for sensor in ("a", "Vib", "vib", "z"):
+            start = at("2025-10-26 00:00:00", self.zone)
+            for number in range({"a": 6, "Vib": 5, "vib": 1, "z": 4}[sensor]):
+                entries.append(hour(sensor, start, [float(number)]))
+                start = end_of("hour", start)
+        await self.write(*entries)
+        for detail in (False, True):
+            page = await self.store.means("hour", "M", date(2025, 10, 26), date(2025, 10, 26), detail=detail)
+            self.assertIsNone(page.after)
+            self.assertEqual(len(page.items), 16)
+            self.assertEqual(
+                [item["time"][11:13] for item in page.items if item["name"] == "a_hour_avg"],
+                ["00", "01", "02", "02", "03", "04"],
+            )
+            for size in range(1, 18):
+                self.small_pages(size)
+                found: list[dict[str, Any]] = []
+                after = None
+                for _ in range(40):
+                    part = await self.store.means(
+                        "hour", "M", date(2025, 10, 26), date(2025, 10, 26), detail=detail, after=after
+                    )
+                    self.assertLessEqual(len(part.items), size)
+                    found += part.items
+                    after = part.after
+                    if after is None:
+                        break
+                self.assertEqual(found, page.items, size)
+            self.small_pages(10_000)
+
+    async def test_rows_that_come_between_two_pages_cost_none(self) -> None:
+        start = at("2025-12-18 00:00:00")
+        await self.write(*(hour("v", start + timedelta(hours=number), [1.0]) for number in range(4)))
+        self.small_pages(2)
+        first = await self.store.means("hour", "M", DAY, DAY)
+        await self.write(hour("a", start, [1.0]), hour("v", start + timedelta(hours=4), [1.0]), hour("z", start, [1.0]))
+        second = await self.store.means("hour", "M", DAY, DAY, after=first.after)
+        third = await self.store.means("hour", "M", DAY, DAY, after=second.after)
+        times = [item["time"][11:13] for page in (first, second, third) for item in page.items]
+        self.assertEqual(times[:5], ["00", "01", "02", "03", "04"])
+
+    async def test_the_next_page_of_a_machine_that_is_gone(self) -> None:
+        await self.write(hour("v", at("2025-12-18 00:00:00"), [1.0]))
+        self.small_pages(1)
+        page = await self.store.means("hour", "M", DAY, DAY)
+        gone = await self.store.means("hour", "N", DAY, DAY, after=page.after)
+        self.assertEqual((gone.items, gone.after), ([], None))
+
+    # -- where sensors stand
+
+    async def test_a_store_without_sensors(self) -> None:
+        self.assertEqual(await self.store.standing(), Standing([]))
+
+    async def test_the_type_of_a_sensor_is_its_last(self) -> None:
+        await self.write(Sighting("M", "v", "TEMP"), Sighting("M", "w", "TEMP"), Sighting("N", "v", "RPM"))
+        await self.write(Sighting("M", "v", "VIB"), Sighting("M", "v", "진동"))
+        for _ in range(2):
+            found = {(state.machine, state.sensor): state for state in (await self.store.standing()).sensors}
+            self.assertEqual(
+                {key: state.type for key, state in found.items()},
+                {("M", "v"): "진동", ("M", "w"): "TEMP", ("N", "v"): "RPM"},
+            )
+            self.assertEqual([(dict(state.last), dict(state.days)) for state in found.values()], [({}, {})] * 3)
+            await self.again()
+
+    async def test_a_sensor_with_rows_and_without_a_type(self) -> None:
+        await self.write(hour("v", at("2025-12-18 10:00:00"), [1.0]))
+        state = await self.state()
+        self.assertEqual((state.type, state.last), (None, {"hour": at("2025-12-18 10:00:00")}))
+
+    async def test_the_last_of_every_period(self) -> None:
+        start = at("2025-12-18 10:00:00")
+        await self.write(
+            hour("v", start - timedelta(days=40), [1.0]),
+            *(end(period, start - timedelta(days=40)) for period in PERIODS[1:3]),
+            hour("v", start, [1.0]),
+            hour("v", start - timedelta(hours=3), [1.0]),
+            hour("V", start + timedelta(hours=5), [1.0]),
+        )
+        for _ in range(2):
+            self.assertEqual(
+                (await self.state()).last,
+                {"hour": start, "day": at("2025-11-08 00:00:00"), "month": at("2025-11-01 00:00:00")},
+            )
+            self.assertEqual((await self.state("V")).last, {"hour": start + timedelta(hours=5)})
+            await self.again()
+
+    async def test_how_much_of_a_day_is_counted(self) -> None:
+        start = at("2025-12-18 10:00:00")
+        await self.write(
+            hour("v", start, [1.0], raw_end=100),
+            hour("v", start + timedelta(hours=1), [1.0], raw_end=200),
+            hour("v", start + timedelta(days=1), [1.0], raw_end=70),
+        )
+        for _ in range(2):
+            self.assertEqual(
+                (await self.state()).days,
+                {
+                    DAY: DayMark(start + timedelta(hours=1), 200),
+                    date(2025, 12, 19): DayMark(start + timedelta(days=1), 70),
+                },
+            )
+            await self.again()
+        # The clock was set back: more is counted, and the last hour is the same.
+        await self.write(hour("v", start, [1.0], raw_end=300))
+        self.assertEqual((await self.state()).days[DAY], DayMark(start + timedelta(hours=1), 300))
+
+    async def test_an_end_that_is_not_known(self) -> None:
+        start = at("2025-12-18 10:00:00")
+        await self.write(hour("v", start, [1.0], raw_end=100), hour("v", start + timedelta(hours=1), [1.0]))
+        self.assertEqual((await self.state()).days[DAY], DayMark(start + timedelta(hours=1), None))
+        # Known again: all before it is counted too.
+        await self.write(hour("v", start + timedelta(hours=2), [1.0], raw_end=300))
+        self.assertEqual((await self.state()).days[DAY], DayMark(start + timedelta(hours=2), 300))
+
+    async def test_an_end_that_is_not_known_of_an_hour_that_is_over_twice(self) -> None:
+        start = at("2025-12-18 10:00:00")
+        await self.write(
+            hour("v", start, [1.0], raw_end=100), hour("v", start + timedelta(hours=1), [1.0], raw_end=200)
+        )
+        await self.write(hour("v", start, [1.0]))
+        # What came for it the second time is behind the 200 bytes, and must not be counted again.
+        self.assertEqual((await self.state()).days[DAY], DayMark(start + timedelta(hours=1), None))
 
     # -- event numbers
 
@@ -247,6 +618,178 @@ class SqliteStoreTests(StoreSuite, TestCase):
         with sqlite3.connect(self.folder / "cynow-gateway.sqlite3") as connection:
             connection.row_factory = sqlite3.Row
             return [dict(row) for row in connection.execute("SELECT * FROM scale_weight_log")]
+
+    def old_rows(self, period: str, rows: Sequence[tuple[Any, Any]], sensor: str = "v") -> None:
+        """Rows of machine M as the old server wrote them."""
+        with contextlib.closing(sqlite3.connect(self.folder / "M.db")) as connection:
+            connection.execute(
+                f"CREATE TABLE IF NOT EXISTS {sensor}_{period}_avg"
+                " (id INTEGER PRIMARY KEY AUTOINCREMENT, time TIMESTAMP, data REAL)"
+            )
+            connection.executemany(f"INSERT INTO {sensor}_{period}_avg (time, data) VALUES (?, ?)", rows)
+            connection.commit()
+
+    def small_pages(self, size: int) -> None:
+        self.patch(tables, "_PAGE", size)
+
+    # -- databases of the old server
+
+    def rows(self, table: str, columns: str = "*") -> list[tuple[Any, ...]]:
+        with contextlib.closing(sqlite3.connect(self.folder / "M.db")) as connection:
+            return connection.execute(f"SELECT {columns} FROM {table} ORDER BY id").fetchall()
+
+    async def test_tables_of_the_old_server_get_columns_in_place(self) -> None:
+        old = [("2025-12-18 08:00:00.000000", 1.0), ("2025-12-18 09:00:00", 2.0)]
+        self.old_rows("hour", old)
+        self.old_rows("day", [("2025-12-17 00:00:00", 3.0)])
+        await self.write(hour("v", at("2025-12-18 10:00:00"), [4.0], raw_end=40))
+        await self.again()
+        await self.write(hour("v", at("2025-12-18 11:00:00"), [5.0], raw_end=50))
+        with contextlib.closing(sqlite3.connect(self.folder / "M.db")) as connection:
+            for period in PERIODS:
+                columns = connection.execute(f"PRAGMA table_info(v_{period}_avg)").fetchall()
+                self.assertEqual(
+                    [column[1:3] for column in columns[:3]],
+                    [("id", "INTEGER"), ("time", "TIMESTAMP"), ("data", "REAL")],
+                )
+                self.assertEqual("raw_end" in {column[1] for column in columns}, period == "hour")
+        self.assertEqual(self.rows("v_hour_avg", "id, time, data")[:2], [(1, *old[0]), (2, *old[1])])
+        self.assertEqual(
+            self.rows("v_hour_avg", "id, time, data, count, raw_end")[2:],
+            [(3, "2025-12-18 10:00:00", 4.0, 1, 40), (4, "2025-12-18 11:00:00", 5.0, 1, 50)],
+        )
+        found = await self.detail()
+        self.assertEqual([item["data"] for item in found], [1.0, 2.0, 4.0, 5.0])
+        self.assertEqual([item["count"] for item in found], [None, None, 1, 1])
+
+    async def test_the_old_server_could_go_on_with_it(self) -> None:
+        # It names no columns but its own.
+        await self.write(hour("v", at("2025-12-18 10:00:00"), [4.0]))
+        self.old_rows("hour", [("2025-12-18 11:00:00", 5.0)])
+        self.assertEqual([item["data"] for item in await self.detail()], [4.0, 5.0])
+
+    async def test_detail_of_a_table_that_has_no_further_columns(self) -> None:
+        self.old_rows("hour", [("2025-12-18 10:00:00", 1.0)])
+        (found,) = await self.detail()
+        self.assertEqual((found["name"], found["time"], found["data"]), ("v_hour_avg", "2025-12-18 10:00:00", 1.0))
+        further = {"count", "min", "min_time", "max", "max_time", "rms", "std", "coverage", "start"}
+        self.assertEqual({name: found[name] for name in further}, dict.fromkeys(further))
+
+    async def test_where_the_old_server_left_a_sensor(self) -> None:
+        await self.in_zone(self.zone_of_berlin)
+        self.old_rows(
+            "hour", [("2025-12-17 22:00:00", 1.0), ("2025-12-18 09:00:00.000000", 2.0), (None, 1.0), ("x", 1.0)]
+        )
+        self.old_rows("day", [("2025-12-17 00:00:00.000000", 1.0)])
+        state = await self.state()
+        self.assertEqual(state.type, None)
+        self.assertEqual(state.last["day"], at("2025-12-17 00:00:00", self.zone))
+        self.assertEqual(
+            state.days,
+            {
+                DAY: DayMark(at("2025-12-18 09:00:00", self.zone), None),
+                date(2025, 12, 17): DayMark(at("2025-12-17 22:00:00", self.zone), None),
+            },
+        )
+
+    async def test_the_first_hour_after_the_old_server_tells_how_far_it_is(self) -> None:
+        self.old_rows("hour", [("2025-12-18 09:00:00", 2.0)])
+        await self.write(hour("v", at("2025-12-18 10:00:00"), [4.0], raw_end=40))
+        self.assertEqual((await self.state()).days, {DAY: DayMark(at("2025-12-18 10:00:00"), 40)})
+
+    async def test_what_the_old_server_reported_stays(self) -> None:
+        for period, times in (
+            ("day", ["2025-12-17 00:00:00", "2025-12-18 00:00:00.000000"]),
+            ("month", ["2025-12-01 00:00:00.000000"]),
+            ("year", ["2025-01-01 00:00:00"]),
+        ):
+            self.old_rows(period, [(time, 7.0) for time in times])
+        await self.write(*(hour("v", at(f"2025-12-{day} 10:00:00"), [1.0]) for day in (17, 18, 19)))
+        for day in (17, 18, 19):
+            await self.write(*(end(period, at(f"2025-12-{day} 10:00:00")) for period in PERIODS[1:]))
+        self.assertEqual([item["data"] for item in await self.detail("day")], [7.0, 7.0, 1.0])
+        for period in ("month", "year"):
+            self.assertEqual([item["data"] for item in await self.detail(period)], [7.0])
+            self.assertEqual(len(self.rows(f"v_{period}_avg")), 1)
+
+    async def test_an_hour_of_the_old_server_stays_beside_what_came_after_it(self) -> None:
+        self.old_rows("hour", [("2025-12-18 10:00:00", 7.0)])
+        await self.write(hour("v", at("2025-12-18 10:00:00"), [1.0]), hour("v", at("2025-12-18 10:00:00"), [3.0]))
+        self.assertEqual([item["data"] for item in await self.detail()], [7.0, 2.0])
+
+    async def test_old_hours_weigh_as_full_ones_at_the_pace_of_the_others(self) -> None:
+        self.old_rows("hour", [("2025-12-18 08:00:00", 10.0), ("2025-12-18 09:00:00.000000", 20.0)])
+        # Half an hour at one sample a minute, and an hour of two minutes with three.
+        start = at("2025-12-18 10:00:00")
+        first = hour("v", start, [1.0] * 30)
+        second = hour("v", start + timedelta(hours=1), [2.0, 4.0])
+        second.bucket.merge(replace(bucket_of([6.0], start), minutes=0))
+        await self.write(first, second, end("day", start))
+        weight = 60 * 33 / 32
+        (day,) = await self.detail("day")
+        self.assertAlmostEqual(day["data"], (30.0 + 12.0 + weight * 30.0) / (33 + 2 * weight), places=12)
+        self.assertEqual((day["count"], day["coverage"], day["min"]), (None, None, None))
+
+    async def test_old_hours_and_magnitudes(self) -> None:
+        self.old_rows("hour", [("2025-12-18 08:00:00", 3.0)])
+        start = at("2025-12-18 10:00:00")
+        await self.write(hour("v", start, [-1.0] * 60, "ABS"), end("day", start, mode="ABS"))
+        self.assertEqual([item["data"] for item in await self.detail("day")], [2.0])
+
+    async def test_old_rows_only(self) -> None:
+        self.old_rows(
+            "hour", [("2025-12-18 08:00:00", 1.0), ("2025-12-18 09:00:00", 2.0), ("2025-12-18 10:00:00", None)]
+        )
+        await self.write(end("day", at("2025-12-18 10:00:00")))
+        self.assertEqual([item["data"] for item in await self.detail("day")], [1.5])
+
+    async def test_old_days_and_months_weigh_as_full_ones(self) -> None:
+        self.old_rows("day", [("2025-12-17 00:00:00", 4.0)])
+        self.old_rows("month", [("2025-11-01 00:00:00", 8.0)])
+        start = at("2025-12-18 10:00:00")
+        await self.write(hour("v", start, [1.0] * 40), *(end(period, start) for period in PERIODS[1:]))
+        weight = 24 * 60
+        (month,) = [item for item in await self.detail("month") if item["time"] == "2025-12-01 00:00:00"]
+        self.assertAlmostEqual(month["data"], (40.0 + 4.0 * weight) / (40 + weight), places=12)
+        # The month has no count any more, and so both months weigh the same.
+        (year,) = await self.detail("year")
+        self.assertAlmostEqual(year["data"], (month["data"] + 8.0) / 2, places=12)
+
+    async def test_what_is_made_of_old_rows_is_made_again(self) -> None:
+        self.old_rows("hour", [("2025-12-18 08:00:00", 1.0)])
+        start = at("2025-12-18 10:00:00")
+        await self.write(end("day", start))
+        await self.write(hour("v", start, [3.0] * 60), end("day", start))
+        await self.again()
+        self.assertEqual([item["data"] for item in await self.detail("day")], [2.0])
+        await self.write(hour("v", start + timedelta(hours=1), [5.0] * 60), end("day", start))
+        self.assertEqual([item["data"] for item in await self.detail("day")], [3.0])
+        self.assertEqual(len(self.rows("v_day_avg")), 1)
+
+    async def test_old_rows_that_are_not_finite_cost_nobody_else(self) -> None:
+        self.old_rows("hour", [("2025-12-18 08:00:00", math.inf), ("2025-12-18 09:00:00", -math.inf)])
+        start = at("2025-12-18 10:00:00")
+        await self.write(hour("w", start, [1.0]), end("day", start), end("day", start, "w"), fault("M", 1))
+        self.assertEqual(self.counters.store_lost._value.get(), 0)
+        self.assertEqual([item["data"] for item in await self.detail("day", "w")], [1.0])
+        self.assertEqual(len(await self.store.anomalies("M", DAY, DAY)), 1)
+
+    async def test_pages_of_rows_without_values(self) -> None:
+        self.old_rows("hour", [(f"2025-12-18 {number:02}:00:00", None if number % 3 else 1.0) for number in range(20)])
+        self.small_pages(2)
+        found = await self.items("hour", "M", DAY, DAY)
+        self.assertEqual([item["time"][11:13] for item in found], ["00", "03", "06", "09", "12", "15", "18"])
+
+    async def test_types_wait_while_the_gateways_file_is_locked(self) -> None:
+        other = self.other("cynow-gateway.sqlite3")
+        entries = [Sighting("M", "v", "VIB"), fault("M", 1)]
+        self.assertEqual(await self.store.write(entries), entries[:1])
+        other.execute("ROLLBACK")
+        other.close()
+        # What was written meanwhile stays written.
+        self.assertEqual(len(await self.store.anomalies("M", DAY, DAY)), 1)
+        await self.write(entries[0])
+        self.assertEqual((await self.state()).type, "VIB")
 
     def other(self, name: str) -> sqlite3.Connection:
         """A connection of somebody else, who takes the file for himself."""
@@ -327,21 +870,20 @@ class SqliteStoreTests(StoreSuite, TestCase):
             await self.store.commit(ENTRY, None)
 
     async def test_rows_of_the_old_server_with_fractions_and_without_values(self) -> None:
-        await self.write(mean("v", "2025-12-18 10:00:00.000000", 1.0))
-        connection = sqlite3.connect(self.folder / "M.db")
-        connection.execute("INSERT INTO v_hour_avg (time, data) VALUES ('2025-12-18 11:00:00', x'00'), (NULL, 1)")
-        connection.execute("INSERT INTO v_hour_avg (time, data) VALUES ('2025-12-18 12:00:00', NULL)")
-        connection.commit()
-        connection.close()
+        self.old_rows("hour", [("2025-12-18 10:00:00.000000", 1.0), ("2025-12-18 11:00:00", b"\0"), (None, 1.0)])
+        self.old_rows("hour", [("2025-12-18 12:00:00", None)])
         expected = [{"name": "v_hour_avg", "time": "2025-12-18 10:00:00", "data": 1.0}]
-        self.assertEqual(await self.store.means("hour", "M", DAY, DAY), expected)
+        self.assertEqual(await self.items("hour", "M", DAY, DAY), expected)
+        # And again when the tables have got what follows these columns.
+        await self.write(Sighting("M", "v", "VIB"))
+        self.assertEqual(await self.items("hour", "M", DAY, DAY), expected)
 
     async def test_a_machines_file_that_was_removed_is_made_again(self) -> None:
         await self.write(fault("M", 1))
         (self.folder / "M.db").unlink()
         await self.write(fault("M", 2), mean("v", "2025-12-18 10:00:00", 1.0))
         self.assertEqual(len(await self.store.anomalies("M", DAY, DAY)), 1)
-        self.assertEqual(len(await self.store.means("hour", "M", DAY, DAY)), 1)
+        self.assertEqual(len(await self.items("hour", "M", DAY, DAY)), 1)
 
     async def test_a_machines_file_that_was_replaced_is_written_and_the_old_one_is_not(self) -> None:
         await self.write(fault("M", 1))

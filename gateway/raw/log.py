@@ -1,5 +1,6 @@
 """Raw samples in CSV files: ``data/<machine>/YYYYMMDD_<sensor>.csv``."""
 
+import errno
 import os
 from array import array
 from collections import OrderedDict
@@ -12,15 +13,13 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from gateway.bus import Bus
 from gateway.clock import WallClock
 from gateway.counters import Counters
 from gateway.logs import LimitedLog
 from gateway.model import Batch
+from gateway.raw.files import HEADER
 
 log = Logger()
-
-HEADER: Final = b"time,data\n"
 
 #: Lines are handed to the operating system at least every so many seconds, and once so many bytes wait.
 FLUSH_SECONDS: Final = 0.5
@@ -47,23 +46,24 @@ def sample_lines(samples: "array[float]", time: datetime) -> bytes:
 
 
 class RawLog(Service):
-    """Writes every sample of every batch; a sink of the bus.
+    """Writes every sample of every batch.
 
     :param directory: ``data.path``; it exists.
+    :ivar problem: why files cannot be written; ``None`` where they can.
     """
 
     name = "rawlog"
 
-    def __init__(self, reactor: IReactorTime, bus: Bus, clock: WallClock, counters: Counters, directory: str) -> None:
+    def __init__(self, reactor: IReactorTime, clock: WallClock, counters: Counters, directory: str) -> None:
+        self.problem: str | None = None
         self._directory = directory
         self._counters = counters
         self._warnings = LimitedLog(log, clock, counters)
         #: By path: the lines that wait.
         self._waiting: dict[str, bytearray] = {}
         self._files: OrderedDict[str, int] = OrderedDict()
-        self._flushing = LoopingCall(self._flush_all)
+        self._flushing = LoopingCall(self.flush)
         self._flushing.clock = reactor
-        bus.attach(Batch, "rawlog", self._on_batch)
 
     def startService(self) -> None:
         super().startService()
@@ -73,14 +73,26 @@ class RawLog(Service):
         super().stopService()
         if self._flushing.running:
             self._flushing.stop()
-        self._flush_all()
+        self.flush()
         while self._files:
             os.close(self._files.popitem()[1])
 
     def path(self, machine: str, sensor: str, day: datetime) -> str:
         return os.path.join(self._directory, machine, f"{day:%Y%m%d}_{sensor}.csv")
 
-    def _on_batch(self, batch: Batch) -> None:
+    def end(self, machine: str, sensor: str, day: datetime) -> int | None:
+        """How many bytes of a day's file hold all that came until now; ``None`` where some could not be written."""
+        path = self.path(machine, sensor, day)
+        if path in self._waiting:
+            self._flush(path)
+        try:
+            # Opened as for writing: what a kill tore is no part of it.
+            return None if path in self._waiting or not os.path.exists(path) else os.fstat(self._open(path)).st_size
+        except OSError:
+            return None
+
+    def write(self, batch: Batch) -> None:
+        """Take a batch; its lines reach the operating system within half a second."""
         for name, sensor in batch.sensors.items():
             lines = sample_lines(sensor.samples, batch.received_at)
             if not lines:
@@ -93,28 +105,39 @@ class RawLog(Service):
             if len(waiting) >= _FLUSH_BYTES:
                 self._flush(path)
 
-    def _flush_all(self) -> None:
+    def flush(self) -> None:
+        """Hand all lines to the operating system, as far as it takes them."""
         for path in list(self._waiting):
             self._flush(path)
 
     def _flush(self, path: str) -> None:
         waiting = self._waiting[path]
+        # A disk that takes a part of some lines is full.
+        problem = os.strerror(errno.ENOSPC)
         try:
-            written = _append(self._open(path), waiting)
+            del waiting[: _append(self._open(path), waiting)]
         except OSError as error:
-            self._counters.raw_failures.inc()
-            self._warnings.warn("write", "raw samples cannot be written: {error}", error=error.strerror)
+            problem = error.strerror or str(error)
             self._close(path)
-            excess = len(waiting) - _WAITING_BYTES // len(self._waiting)
-            if excess > 0:
-                # Whole lines only.
-                excess = waiting.find(b"\n", excess - 1) + 1 or len(waiting)
-                del waiting[:excess]
-                self._counters.raw_lost.inc(excess)
+        if waiting:
+            self._failed(waiting, problem)
             return
-        del waiting[:written]
-        if not waiting:
-            del self._waiting[path]
+        del self._waiting[path]
+        if self.problem is not None and not self._waiting:
+            self.problem = None
+            log.info("raw samples can be written again")
+
+    def _failed(self, waiting: bytearray, problem: str) -> None:
+        """Let lines wait, but not too many."""
+        self.problem = problem
+        self._counters.raw_failures.inc()
+        self._warnings.warn("write", "raw samples cannot be written: {problem}", problem=problem)
+        excess = len(waiting) - _WAITING_BYTES // len(self._waiting)
+        if excess > 0:
+            # Whole lines only.
+            excess = waiting.find(b"\n", excess - 1) + 1 or len(waiting)
+            del waiting[:excess]
+            self._counters.raw_lost.inc(excess)
 
     def _open(self, path: str) -> int:
         file = self._files.get(path)
@@ -160,5 +183,6 @@ def _prepare(file: int) -> None:
         kept = size - len(tail) + tail.rfind(b"\n") + 1
         os.ftruncate(file, kept)
         size = kept
-    if size == 0:
-        os.write(file, HEADER)
+    if size == 0 and os.write(file, HEADER) < len(HEADER):
+        os.ftruncate(file, 0)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

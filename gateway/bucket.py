@@ -1,0 +1,135 @@
+"""What is kept of the samples of a period."""
+
+import math
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import mul
+
+
+@dataclass(slots=True)
+class Bucket:
+    """Count, sums and extremes of finite samples; two buckets can be merged into one.
+
+    Sums are held in two doubles each (:func:`_two_sum`), so that a mean over a year is as exact as one over a minute.
+
+    :ivar count: samples.
+    :ivar minutes: minutes of the period that have samples.
+    :ivar total: sum of the samples.
+    :ivar magnitudes: sum of their magnitudes.
+    :ivar squares: sum of their squares; infinite where it is beyond a double.
+    :ivar least: the least sample, and when it first came, wall clock, ``2025-12-18 10:11:12``.
+    :ivar greatest: the greatest sample, and when it first came.
+    """
+
+    count: int = 0
+    minutes: int = 0
+    total: float = 0.0
+    total_rest: float = 0.0
+    magnitudes: float = 0.0
+    magnitudes_rest: float = 0.0
+    squares: float = 0.0
+    squares_rest: float = 0.0
+    least: float = math.inf
+    least_at: str = ""
+    greatest: float = -math.inf
+    greatest_at: str = ""
+
+    @classmethod
+    def of(cls, samples: "array[float]", time_of: Callable[[int], str]) -> "Bucket":
+        """The bucket of samples of one minute, at least one, all finite.
+
+        :param time_of: says when the sample with an index came.
+        :raises OverflowError: their sum is beyond a double.
+        """
+        values = samples.tolist()
+        least, greatest = min(values), max(values)
+        total, total_rest = _sum(values)
+        if least >= 0:
+            magnitudes, magnitudes_rest = total, total_rest
+        elif greatest <= 0:
+            magnitudes, magnitudes_rest = -total, -total_rest
+        else:
+            magnitudes, magnitudes_rest = _sum(list(map(abs, values)))
+        try:
+            squares = math.fsum(map(mul, values, values))
+        except OverflowError:
+            squares = math.inf
+        return cls(
+            count=len(values),
+            minutes=1,
+            total=total,
+            total_rest=total_rest,
+            magnitudes=magnitudes,
+            magnitudes_rest=magnitudes_rest,
+            squares=squares,
+            least=least,
+            least_at=time_of(values.index(least)),
+            greatest=greatest,
+            greatest_at=time_of(values.index(greatest)),
+        )
+
+    def merge(self, other: "Bucket") -> None:
+        """Add what another bucket holds; of extremes that are equal, this bucket's came first.
+
+        :raises OverflowError: a sum is beyond a double; the bucket is as it was.
+        """
+        total, total_rest = _two_sum(self.total, other.total)
+        magnitudes, magnitudes_rest = _two_sum(self.magnitudes, other.magnitudes)
+        # No sum is larger than that of the magnitudes.
+        if not math.isfinite(magnitudes):
+            raise OverflowError("a sum beyond a double")
+        squares, squares_rest = _two_sum(self.squares, other.squares)
+        self.count += other.count
+        self.minutes += other.minutes
+        self.total = total
+        self.total_rest += other.total_rest + total_rest
+        self.magnitudes = magnitudes
+        self.magnitudes_rest += other.magnitudes_rest + magnitudes_rest
+        self.squares = squares
+        self.squares_rest = self.squares_rest + other.squares_rest + squares_rest if math.isfinite(squares) else 0.0
+        if other.least < self.least:
+            self.least, self.least_at = other.least, other.least_at
+        if other.greatest > self.greatest:
+            self.greatest, self.greatest_at = other.greatest, other.greatest_at
+
+    def mean(self, mode: str) -> float:
+        """The mean of the samples: ``REAL`` as they are, ``ABS`` of their magnitudes.
+
+        :raises ZeroDivisionError: there are none.
+        """
+        if mode == "ABS":
+            return (self.magnitudes + self.magnitudes_rest) / self.count
+        return (self.total + self.total_rest) / self.count
+
+    def rms(self) -> float | None:
+        """The root of the mean square; ``None`` where the squares are beyond a double."""
+        mean_square = (self.squares + self.squares_rest) / self.count
+        return math.sqrt(mean_square) if math.isfinite(mean_square) else None
+
+    def deviation(self) -> float | None:
+        """The standard deviation of these samples as a whole (divided by their count, not by one less).
+
+        It comes from sums of squares, and tells deviations down to a ten-millionth of the values' size.
+        """
+        if self.least == self.greatest:
+            return 0.0
+        mean_square = (self.squares + self.squares_rest) / self.count
+        mean = self.mean("REAL")
+        return math.sqrt(max(0.0, mean_square - mean * mean)) if math.isfinite(mean_square) else None
+
+
+def _sum(values: list[float]) -> tuple[float, float]:
+    """The rounded sum and what rounding took, rounded too.
+
+    :raises OverflowError: it is beyond a double.
+    """
+    total = math.fsum(values)
+    return total, math.fsum([*values, -total])
+
+
+def _two_sum(a: float, b: float) -> tuple[float, float]:
+    """The rounded sum and exactly what rounding took (Knuth, The Art of Computer Programming 2, 4.2.2)."""
+    total = a + b
+    seen = total - a
+    return total, (a - (total - seen)) + (b - seen)

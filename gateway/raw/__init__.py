@@ -1,0 +1,1 @@
+"""Raw samples in CSV files: written, read back, kept and let go."""

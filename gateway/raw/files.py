@@ -1,0 +1,277 @@
+"""Raw CSV files by name, and their lines read back.
+
+``<machine>/YYYYMMDD_<sensor>.csv`` holds the header ``time,data`` and a line a sample, ``HH:MM:SS,<number>``, in the
+order of arrival; ``.csv.gz`` is such a file compressed.
+"""
+
+import contextlib
+import gzip
+import io
+import os
+import re
+import zlib
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, datetime, tzinfo
+from operator import attrgetter
+from typing import Final
+
+import orjson
+
+from gateway.model import is_name
+
+HEADER: Final = b"time,data\n"
+
+_NAME: Final = re.compile(r"(\d{4})(\d\d)(\d\d)_(.+)\.csv(\.gz)?", re.ASCII | re.DOTALL)
+
+#: What reading a file may raise; the latter two where a compressed one is broken.
+ReadError: Final = (OSError, EOFError, zlib.error)
+
+#: Bytes that are read at a time.
+_BLOCK: Final = 256 * 1024
+
+#: No line is so long; what is, is none.
+_LONGEST: Final = 4096
+
+#: ``HH:MM:SS,``, and successive lines that begin with the same.
+_TIME: Final = re.compile(rb"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9],")
+_SECOND: Final = re.compile(rb"^(" + _TIME.pattern + rb").*\n(?:\1.*\n)*+", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class RawFile:
+    """One sensor's samples of one day.
+
+    :ivar compressed: whether it is ``.csv.gz``.
+    """
+
+    day: date
+    compressed: bool
+    machine: str
+    sensor: str
+    path: str
+
+    @property
+    def order(self) -> tuple[date, bool, str, str]:
+        """By what files are sorted: by day; what came after a day's file was compressed is behind that."""
+        return self.day, not self.compressed, self.machine, self.sensor
+
+    def open(self) -> io.BufferedIOBase:
+        """Its content, decompressed.
+
+        :raises OSError: it cannot be opened.
+        """
+        if not self.compressed:
+            # It may have been compressed since it was found.
+            with contextlib.suppress(FileNotFoundError):
+                return open(self.path, "rb")
+        return gzip.open(self.path if self.compressed else f"{self.path}.gz", "rb")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Successive lines of one second.
+
+    :ivar begin: where the first begins, in bytes of the (decompressed) file.
+    :ivar end: where the last ends.
+    :ivar clock: what the wall clock showed, ``HH:MM:SS,``.
+    """
+
+    begin: int
+    end: int
+    clock: bytes
+    samples: "array[float]"
+
+
+def machines(directory: str) -> list[str]:
+    """The machines that have a folder of raw files, sorted.
+
+    :raises OSError: the directory cannot be read.
+    """
+    with os.scandir(directory) as entries:
+        return sorted(entry.name for entry in entries if is_name(entry.name) and entry.is_dir())
+
+
+def raw_files(directory: str, machine: str) -> list[RawFile]:
+    """A machine's raw files, by day.
+
+    Of a file and a compressed one that holds all of it, which both stand there when a kill came between, the latter is
+    given.
+
+    :raises OSError: the directory cannot be read.
+    """
+    found: dict[str, RawFile] = {}
+    try:
+        with os.scandir(os.path.join(directory, machine)) as entries:
+            for entry in entries:
+                file = raw_file(machine, entry.path)
+                if file is not None and entry.is_file(follow_symlinks=False):
+                    found[entry.path] = file
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    for path in [path for path in found if f"{path}.gz" in found]:
+        if holds_all(f"{path}.gz", path):
+            del found[path]
+    return sorted(found.values(), key=attrgetter("order"))
+
+
+def raw_file(machine: str, path: str) -> RawFile | None:
+    """The raw file that a path names; ``None`` where it names none."""
+    match = _NAME.fullmatch(os.path.basename(path))
+    if match is None or not is_name(match[4]):
+        return None
+    try:
+        day = date(int(match[1]), int(match[2]), int(match[3]))
+    except ValueError:
+        return None
+    return RawFile(day, match[5] is not None, machine, match[4], path)
+
+
+def holds_all(compressed: str, path: str) -> bool:
+    """Whether a compressed file holds all that a file does: it was given the same time of change."""
+    try:
+        return os.stat(compressed).st_mtime_ns == os.stat(path).st_mtime_ns
+    except OSError:
+        return False
+
+
+def runs(file: io.BufferedIOBase, begin: int = 0) -> Iterator[Run]:
+    """The lines of a file from some byte on, at which a line begins.
+
+    What is no line of a sample is passed over, and so is a last line without an end.
+
+    :raises ReadError: the file cannot be read.
+    """
+    file.seek(begin)
+    rest = b""
+    while block := file.read(_BLOCK):
+        text = rest + block
+        whole = text.rfind(b"\n") + 1
+        for found in _SECOND.finditer(text, 0, whole):
+            if samples := _numbers(found[0], found[1]):
+                yield Run(begin + found.start(), begin + found.end(), found[1], samples)
+        rest = text[whole:]
+        begin += whole
+        if len(rest) > _LONGEST:
+            begin += len(rest)
+            rest = b""
+
+
+def _numbers(lines: bytes, clock: bytes) -> "array[float]":
+    """The numbers of whole lines which all begin with the same time."""
+    try:
+        # Half as long as splitting the lines takes, and each number by itself.
+        numbers = array("d", orjson.loads(b"[%b]" % lines[len(clock) : -1].replace(b"\n" + clock, b",")))
+        if len(numbers) == lines.count(b"\n"):
+            return numbers
+    except (ValueError, TypeError):
+        pass
+    numbers = array("d")
+    for line in lines.splitlines():
+        # NaN and infinities; lines that a kill of the old server tore, with the next behind them, are no numbers.
+        with contextlib.suppress(ValueError):
+            numbers.append(float(line[len(clock) :]))
+    return numbers
+
+
+def offset_of(file: io.BufferedIOBase, size: int, clock: bytes) -> int:
+    """Where the first line of a time or later begins, found by bisection; the file's end where there is none.
+
+    :param size: of the file in bytes; its lines ascend in time.
+    :param clock: ``HH:MM:SS,``.
+    """
+    low, high = 0, size
+    while low < high:
+        middle = (low + high) // 2
+        begin, found = _line_from(file, middle, high)
+        if found is None or found >= clock:
+            high = middle
+        else:
+            low = begin
+    return _line_begin(file, low, size)
+
+
+def _line_from(file: io.BufferedIOBase, position: int, end: int) -> tuple[int, bytes | None]:
+    """The first line of a sample that begins at a position or behind it: where it ends, and its time."""
+    position = _line_begin(file, position, end)
+    file.seek(position)
+    while position < end:
+        line = file.readline(_LONGEST)
+        position += len(line)
+        if _TIME.match(line):
+            return position, line[:9]
+        if not line:
+            break
+    return position, None
+
+
+def _line_begin(file: io.BufferedIOBase, position: int, end: int) -> int:
+    """The first place at a position or behind it at which a line begins."""
+    if position <= 0:
+        return 0
+    file.seek(position - 1)
+    position -= 1
+    while position < end:
+        piece = file.readline(_LONGEST)
+        position += len(piece)
+        if not piece or piece.endswith(b"\n"):
+            break
+    return position
+
+
+def begins_line(file: io.BufferedIOBase, position: int) -> bool:
+    """Whether a line begins at a position, or the file ends there with a whole one."""
+    if position == 0:
+        return True
+    file.seek(position - 1)
+    return file.read(1) == b"\n"
+
+
+def size_of(file: io.BufferedIOBase) -> int:
+    """How many bytes a file holds, decompressed; a compressed one is read for it."""
+    return file.seek(0, os.SEEK_END) if isinstance(file, io.BufferedReader) else _read_through(file)
+
+
+def _read_through(file: io.BufferedIOBase) -> int:
+    while file.read(_BLOCK):
+        pass
+    return file.tell()
+
+
+def last_clock(file: io.BufferedIOBase, size: int) -> bytes | None:
+    """The time of the last whole line of a sample, ``HH:MM:SS,``."""
+    begin = max(0, size - _LONGEST)
+    file.seek(begin)
+    lines = file.read(size - begin).split(b"\n")
+    return next((line[:9] for line in reversed(lines[:-1]) if _TIME.match(line)), None)
+
+
+class LineClock:
+    """Makes times of what the lines of a day's file say.
+
+    A time that the wall clock shows twice is the first one, unless the lines before it were later: they are in the
+    order of arrival.
+
+    :param after: lines begin after this time, where that is known.
+    :param second: every time that is shown twice is the second one.
+    """
+
+    def __init__(self, day: date, zone: tzinfo, after: datetime | None = None, *, second: bool = False) -> None:
+        self._midnight = datetime(day.year, day.month, day.day, tzinfo=zone)
+        self._last = after
+        self._second = second
+
+    def time(self, clock: bytes) -> datetime:
+        """The time of a line with this beginning, ``HH:MM:SS,``."""
+        time = self._midnight.replace(hour=int(clock[:2]), minute=int(clock[3:5]), second=int(clock[6:8]))
+        if self._second:
+            return time.replace(fold=1)
+        last = self._last
+        if last is not None and time.timestamp() < last.timestamp():
+            again = time.replace(fold=1)
+            # Else the clock was set back.
+            if again.timestamp() >= last.timestamp():
+                time = again
+        self._last = time
+        return time

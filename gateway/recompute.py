@@ -1,0 +1,301 @@
+"""Make statistics of past days again from raw files: ``python -m gateway.recompute --from DAY [--to DAY]``.
+
+The gateway may run meanwhile: the day that is not over is left to it.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from tqdm import tqdm
+from twisted.internet.defer import Deferred
+from twisted.internet.task import react
+
+from gateway.bucket import Bucket
+from gateway.clock import WallClock, zone_named
+from gateway.config import ConfigError, Settings, load
+from gateway.counters import Counters
+from gateway.model import Entry, HourEnd, PeriodEnd, rfc3339, wall_time
+from gateway.period import PERIODS, end_of, start_of
+from gateway.raw import files
+from gateway.raw.files import LineClock, RawFile
+from gateway.stats.rollup import Rollup
+from gateway.store.interface import Store, StoreUnavailable
+from gateway.store.rows import detail_of
+from gateway.store.sqlite import SqliteStore
+
+#: How often a store that somebody has locked is asked again.
+_TRIES: Final = 5
+
+#: What one item is told from another by: its period, and its start with the offset from UTC.
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One sensor and its files of the days that were asked for."""
+
+    machine: str
+    sensor: str
+    mode: str
+    its: Sequence[RawFile]
+
+
+class Recompute:
+    """Makes statistics of sensors again.
+
+    :param write: whether rows are changed; else only differences are told.
+    :param force: whether a row that counts more samples than the raw files hold is changed too.
+    :param progress: counts bytes of raw files.
+    """
+
+    def __init__(self, store: Store, clock: WallClock, *, write: bool, force: bool, progress: "tqdm[Any]") -> None:
+        self._store = store
+        self._clock = clock
+        self._write_rows = write
+        self._force = force
+        self._progress = progress
+        self.outcomes: Counter[str] = Counter()
+
+    async def run(self, job: Job) -> None:
+        """One sensor: read, compare, write, tell.
+
+        :raises StoreUnavailable: the store does not take it.
+        :raises OSError: a raw file cannot be read.
+        """
+        hours = self._hours(job)
+        if not hours:
+            return
+        first, last = hours[0].start, hours[-1].start
+        before = await self._items(job, first, last)
+        if not self._force:
+            hours = [hour for hour in hours if not self._lacks(hour, before)]
+        if self._write_rows:
+            await self._write([*hours, *self._longer(job, hours)])
+            after = await self._items(job, first, last)
+        else:
+            after = {**before, **{_key_of(hour): _item(hour) for hour in hours}}
+        for key in sorted(after.keys() | before.keys(), key=_order):
+            self._compare(job, key, before.get(key), after.get(key))
+
+    def _hours(self, job: Job) -> list[HourEnd]:
+        """The hours that the files hold, each once."""
+        rollup = Rollup(self._clock.zone, {"": job.mode})
+        rollup.resume(job.machine, job.sensor, "", {})
+        ended = []
+        for file in job.its:
+            clock = LineClock(file.day, self._clock.zone)
+            size = os.stat(file.path).st_size
+            read = 0
+            try:
+                with file.open() as content:
+                    for run in files.runs(content):
+                        ended += rollup.replay(job.machine, job.sensor, clock.time(run.clock), run.samples).entries
+                        if not file.compressed and run.end - read > 1 << 20:
+                            self._progress.update(run.end - read)
+                            read = run.end
+            except files.ReadError as error:
+                raise OSError(f"{file.path}: {error}") from error
+            self._progress.update(size - read)
+        ended += rollup.advance(self._clock.now() + timedelta(days=1)).entries
+        whole: dict[float, HourEnd] = {}
+        for entry in ended:
+            if isinstance(entry, HourEnd):
+                # It is there already where the clock was set back.
+                found = whole.setdefault(
+                    entry.start.timestamp(),
+                    HourEnd(job.machine, job.sensor, entry.start, Bucket(), job.mode, replaces=True),
+                )
+                # An hour that lacks samples beyond a double is better than none.
+                with contextlib.suppress(OverflowError):
+                    found.bucket.merge(entry.bucket)
+        return [whole[start] for start in sorted(whole)]
+
+    def _longer(self, job: Job, hours: Sequence[HourEnd]) -> Iterator[PeriodEnd]:
+        """The days, months and years over which these hours have an influence, and which are over."""
+        now = self._clock.now()
+        for period in PERIODS[1:]:
+            for start in dict.fromkeys(start_of(period, hour.start) for hour in hours):
+                if end_of(period, start) <= now:
+                    yield PeriodEnd(period, job.machine, job.sensor, start, job.mode, replaces=True)
+
+    def _lacks(self, hour: HourEnd, before: dict[Key, dict[str, Any]]) -> bool:
+        """Whether the raw files hold less than the row that there is."""
+        found = before.get(_key_of(hour))
+        if found is None or found["count"] is None or found["count"] <= hour.bucket.count:
+            return False
+        self.outcomes["kept"] += 1
+        self._tell(
+            f"{hour.machine} {hour.sensor} hour {found['time']}: kept, for the raw files hold"
+            f" {hour.bucket.count} of its {found['count']} samples (--force)"
+        )
+        return True
+
+    async def _items(self, job: Job, first: datetime, last: datetime) -> dict[Key, dict[str, Any]]:
+        """The rows of this sensor from the first year to the last, and of the days between for hours and days."""
+        found: dict[Key, dict[str, Any]] = {}
+        for period in PERIODS:
+            page = None
+            while page is None or page.after is not None:
+                page = await self._store.means(
+                    period,
+                    job.machine,
+                    start_of(period, first).date(),
+                    last.date(),
+                    detail=True,
+                    after=None if page is None else page.after,
+                )
+                for item in page.items:
+                    if item["name"] == f"{job.sensor}_{period}_avg":
+                        found[period, item["start"] or self._start_of(item["time"])] = item
+        return found
+
+    def _start_of(self, time: str) -> str:
+        """The start of a row of the old server, which has kept no offset."""
+        return rfc3339(datetime.fromisoformat(time).replace(tzinfo=self._clock.zone))
+
+    async def _write(self, entries: Sequence[Entry]) -> None:
+        for _ in range(_TRIES):
+            entries = await self._store.write(entries)
+            if not entries:
+                return
+        raise StoreUnavailable("it does not take the rows: somebody has locked it, or it must not be written")
+
+    def _compare(self, job: Job, key: Key, before: dict[str, Any] | None, after: dict[str, Any] | None) -> None:
+        if before == after:
+            self.outcomes["as they were"] += 1
+            return
+        self.outcomes["new" if before is None else "different"] += 1
+        time = (after or before or {})["time"]
+        self._tell(f"{job.machine} {job.sensor} {key[0]} {time}: {_said(before)} -> {_said(after)}")
+
+    def _tell(self, line: str) -> None:
+        # Above the progress bar, where there is one.
+        self._progress.write(line, file=sys.stdout)
+
+
+def _order(key: Key) -> tuple[int, datetime]:
+    period, start = key
+    return PERIODS.index(period), datetime.fromisoformat(start)
+
+
+def _key_of(hour: HourEnd) -> Key:
+    return "hour", rfc3339(hour.start)
+
+
+def _item(hour: HourEnd) -> dict[str, Any]:
+    """The item that the row of an hour would be."""
+    return {
+        "name": f"{hour.sensor}_hour_avg",
+        "time": wall_time(hour.start),
+        "data": hour.bucket.mean(hour.mode),
+        **detail_of("hour", hour.start, hour.bucket),
+    }
+
+
+def _said(item: dict[str, Any] | None) -> str:
+    if item is None:
+        return "none"
+    return f"{item['data']!r} ({'no count' if item['count'] is None else item['count']})"
+
+
+def day(text: str) -> date:
+    """A day of the command line; argparse names this function where it is none."""
+    return date.fromisoformat(text)
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m gateway.recompute", description=__doc__)
+    parser.add_argument("--config", type=Path, help="the gateway's configuration (default: every default)")
+    parser.add_argument("--from", dest="first", type=day, required=True, metavar="DAY", help="YYYY-MM-DD")
+    parser.add_argument("--to", dest="last", type=day, metavar="DAY", help="the last day (default: the first)")
+    parser.add_argument("--machine", help="this machine only")
+    parser.add_argument("--sensor", help="this sensor only")
+    parser.add_argument("--type", help="of sensors whose type the gateway has never been told")
+    parser.add_argument("--dry-run", action="store_true", help="tell differences of hours, and write nothing")
+    parser.add_argument("--force", action="store_true", help="also where the raw files hold fewer samples than a row")
+    return parser.parse_args(arguments)
+
+
+def _jobs(options: argparse.Namespace, settings: Settings, types: dict[tuple[str, str], str | None]) -> list[Job]:
+    jobs = []
+    for machine in files.machines(settings.data.path):
+        if options.machine in (None, machine):
+            by_sensor: dict[str, list[RawFile]] = {}
+            for file in files.raw_files(settings.data.path, machine):
+                if options.first <= file.day <= options.last and options.sensor in (None, file.sensor):
+                    by_sensor.setdefault(file.sensor, []).append(file)
+            for sensor, its in sorted(by_sensor.items()):
+                kind = types.get((machine, sensor)) or options.type
+                if kind is None:
+                    sys.stderr.write(f"{machine} {sensor}: its type is not known; its mean is that of x (--type)\n")
+                mode = settings.stat.get((kind or "").lower(), "REAL")
+                jobs.append(Job(machine, sensor, mode, its))
+    return jobs
+
+
+async def _run(reactor: Any, options: argparse.Namespace, settings: Settings) -> None:
+    clock = WallClock(zone_named(settings.timezone))
+    yesterday = clock.now().date() - timedelta(days=1)
+    options.last = min(options.last or options.first, yesterday)
+    if options.first > options.last:
+        raise SystemExit("recompute: --from is after --to, or that day is not over")
+    counters = Counters()
+    store = SqliteStore(reactor, clock, counters, settings.database.path, gives_numbers=False)
+    try:
+        store.open()
+    except StoreUnavailable as error:
+        raise SystemExit(f"recompute: database.path: {error}") from error
+    failed = False
+    try:
+        types = {(state.machine, state.sensor): state.type for state in (await store.standing()).sensors}
+        jobs = _jobs(options, settings, types)
+        size = sum(os.stat(file.path).st_size for job in jobs for file in job.its)
+        with tqdm(total=size, unit="B", unit_scale=True, disable=None) as progress:
+            recompute = Recompute(store, clock, write=not options.dry_run, force=options.force, progress=progress)
+            for job in jobs:
+                lost = _lost(counters)
+                problem = None
+                try:
+                    await recompute.run(job)
+                except OSError as error:
+                    problem = f"a raw file cannot be read: {error}"
+                if _lost(counters) > lost:
+                    problem = f"{job.machine}.db is no database that can be written"
+                if problem is not None:
+                    failed = True
+                    progress.write(f"{job.machine} {job.sensor}: {problem}", file=sys.stderr)
+        counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(recompute.outcomes.items()))
+        sys.stdout.write(f"{len(jobs)} sensors; rows: {counts or 'none'}\n")
+    except (StoreUnavailable, OSError) as error:
+        raise SystemExit(f"recompute: {error}") from error
+    finally:
+        await store.close()
+    if failed:
+        raise SystemExit(1)
+
+
+def _lost(counters: Counters) -> float:
+    """How many rows the store has given up."""
+    return counters.registry.get_sample_value("cynow_store_lost_total") or 0.0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    options = _options(arguments)
+    try:
+        settings = load(options.config, os.environ)
+    except ConfigError as error:
+        raise SystemExit(f"recompute: {error}") from error
+    react(lambda reactor: Deferred.fromCoroutine(_run(reactor, options, settings)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""After a start: open periods are made again from raw files, and those that ended meanwhile are closed.
+
+Raw files are the journal. The store knows how much of each sensor's day is in rows of hours; what a file holds beyond
+goes through the same rollup as if it came now.
+"""
+
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime, timedelta, tzinfo
+from functools import partial
+from itertools import groupby, pairwise
+from operator import attrgetter
+from typing import Final, TypeVar
+
+from twisted.logger import Logger
+
+from gateway.live import RECENT_UPDATES
+from gateway.model import Entry, HourEnd, PeriodEnd, Update
+from gateway.period import end_of, minutes_of, start_of
+from gateway.raw import files
+from gateway.raw.files import LineClock, RawFile, Run
+from gateway.stats.rollup import Rollup
+from gateway.store.interface import SensorState, Standing
+
+log = Logger()
+
+#: How many hours back the last updates of a sensor are looked for: further where it sends seldom.
+_BACK: Final = (1, 6, 48)
+
+T = TypeVar("T")
+
+#: Files of a sensor that are read at a start, the last ones. More have been left without rows by something else than a
+#: kill, and reading them might take hours: that is what ``python -m gateway.recompute`` is for.
+_FILES: Final = 3
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What came of it.
+
+    :ivar entries: what is over and has no row.
+    :ivar updates: the last of each sensor, oldest first.
+    """
+
+    entries: list[Entry] = field(default_factory=list)
+    updates: list[Update] = field(default_factory=list)
+
+
+class Recovery:
+    """Makes open periods again; it blocks, and is for a thread.
+
+    :param directory: ``data.path``.
+    :param rollup: goes on from there; nobody else uses it meanwhile.
+    :param scratch: makes a rollup of the same zone and modes.
+    :param stopped: says whether the gateway is ending: then what is done is of no use any more.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        zone: tzinfo,
+        rollup: Rollup,
+        scratch: Callable[[], Rollup],
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._directory = directory
+        self._zone = zone
+        self._rollup = rollup
+        self._scratch = scratch
+        self._stopped = stopped
+        #: By machine, sensor and day: how many bytes of the raw file have been read.
+        self._read: dict[tuple[str, str, date], int] = {}
+
+    def run(self, standing: Standing, now: datetime) -> Recovered:
+        """Go through all sensors.
+
+        :param standing: what the store has of them.
+        """
+        recovered = Recovered()
+        known = {(state.machine, state.sensor): state for state in standing.sensors}
+        for state in known.values():
+            self._rollup.resume(state.machine, state.sensor, state.type, state.last)
+        for machine in _read_or_none(partial(files.machines, self._directory)):
+            if machine in standing.unreadable:
+                log.error("{machine}: its database cannot be read, and its open periods begin anew", machine=machine)
+                continue
+            its = _read_or_none(partial(files.raw_files, self._directory, machine))
+            for sensor, group in groupby(sorted(its, key=attrgetter("sensor")), attrgetter("sensor")):
+                if self._stopped():
+                    return Recovered()
+                self._sensor(known.get((machine, sensor), SensorState(machine, sensor)), list(group), now, recovered)
+        ended = self._rollup.advance(now)
+        recovered.updates += ended.updates
+        recovered.entries += map(self._with_end, ended.entries)
+        return recovered
+
+    def _sensor(self, state: SensorState, its: Sequence[RawFile], now: datetime, recovered: Recovered) -> None:
+        with contextlib.ExitStack() as opened:
+            pieces = []
+            for file in self._uncounted(state, its):
+                with _told(file):
+                    content = opened.enter_context(file.open())
+                    size = files.size_of(content)
+                    pieces.append(_Piece(file, content, size, self._begin(state, file, content, size)))
+            updates: list[Update] = []
+            for piece in pieces:
+                with _told(piece.file):
+                    key = state.machine, state.sensor, piece.file.day
+                    self._read[key] = piece.begin
+                    for time, run in self._timed(state, piece):
+                        ended = self._rollup.replay(state.machine, state.sensor, time, run.samples)
+                        updates += ended.updates
+                        recovered.entries += map(self._with_end, ended.entries)
+                        self._read[key] = run.end
+            missing = RECENT_UPDATES - len(updates)
+            if missing > 0 and pieces and pieces[-1].file.day >= now.date() - timedelta(days=1):
+                with _told(pieces[-1].file):
+                    updates[:0] = self._recent(state, pieces, missing)
+            recovered.updates += updates[-RECENT_UPDATES:]
+
+    def _uncounted(self, state: SensorState, its: Sequence[RawFile]) -> Sequence[RawFile]:
+        """The files that may hold samples which are in no row."""
+        last = state.last.get("hour")
+        found = [
+            file
+            for file in its
+            if (last is None or file.day >= last.date() or file.day in state.days)
+            # What is old enough to be compressed was complete.
+            and not (file.compressed and file.day in state.days)
+        ]
+        left_out = [file.day for file in found[:-_FILES] if file.day not in state.days]
+        if left_out:
+            log.warn(
+                "{machine}/{sensor}: samples of {first} to {last} are in raw files only;"
+                " python -m gateway.recompute makes statistics of them",
+                machine=state.machine,
+                sensor=state.sensor,
+                first=left_out[0],
+                last=left_out[-1],
+            )
+        return found[-_FILES:]
+
+    def _begin(self, state: SensorState, file: RawFile, content: io.BufferedIOBase, size: int) -> int:
+        """Where the samples begin that are in no row."""
+        mark = state.days.get(file.day)
+        if mark is None:
+            return 0
+        if mark.raw_end is not None and mark.raw_end <= size and files.begins_line(content, mark.raw_end):
+            return mark.raw_end
+        # A row of the old server, or a file that is not what it was.
+        end = end_of("hour", mark.last)
+        if end.date() != file.day:
+            return size
+        if minutes_of("day", start_of("day", end)) == 24 * 60:
+            return files.offset_of(content, size, f"{end:%H:%M:%S},".encode())
+        # The clock jumps on this day: times alone do not tell the lines before it from those behind it.
+        clock = LineClock(file.day, self._zone)
+        found = (run.begin for run in files.runs(content) if clock.time(run.clock).timestamp() >= end.timestamp())
+        return next(found, size)
+
+    def _timed(self, state: SensorState, piece: "_Piece") -> Iterator[tuple[datetime, Run]]:
+        """The lines that are in no row, and their times."""
+        mark = state.days.get(piece.file.day)
+        clock = LineClock(
+            piece.file.day,
+            self._zone,
+            None if mark is None else end_of("hour", mark.last),
+            second=self._is_second(piece),
+        )
+        for run in files.runs(piece.content, piece.begin):
+            yield clock.time(run.clock), run
+
+    def _is_second(self, piece: "_Piece") -> bool:
+        """Whether times that the wall clock shows twice are the second ones, though no line before them says so.
+
+        So it is where nothing came in the first of the two hours.
+        """
+        changed = datetime.fromtimestamp(os.stat(piece.file.path).st_mtime, self._zone)
+        if not changed.fold or changed.date() != piece.file.day:
+            return False
+        found = files.runs(piece.content, piece.begin)
+        return all(earlier.clock <= later.clock for earlier, later in pairwise(found))
+
+    def _recent(self, state: SensorState, pieces: "Sequence[_Piece]", missing: int) -> list[Update]:
+        """The last updates whose samples are in rows already, so many at least where there are."""
+        lasts = [(piece.file.day, files.last_clock(piece.content, piece.size)) for piece in pieces]
+        day, last = next((each for each in reversed(lasts) if each[1] is not None), (None, None))
+        if day is None or last is None:
+            return []
+        until = LineClock(day, self._zone).time(last).replace(second=0)
+        updates: list[Update] = []
+        for hours in _BACK:
+            since = until - timedelta(hours=hours)
+            updates = self._updates(state, pieces, since)
+            if len(updates) >= missing or since.date() < pieces[0].file.day:
+                break
+        return updates
+
+    def _updates(self, state: SensorState, pieces: "Sequence[_Piece]", since: datetime) -> list[Update]:
+        """The updates since a minute, as far as their samples are in rows already."""
+        scratch = self._scratch()
+        scratch.resume(state.machine, state.sensor, state.type, {})
+        updates: list[Update] = []
+        for piece in pieces:
+            if piece.file.day < since.date():
+                continue
+            begin = 0
+            if piece.file.day == since.date():
+                begin = files.offset_of(piece.content, piece.size, f"{since:%H:%M:%S},".encode())
+            clock = LineClock(piece.file.day, self._zone)
+            for run in files.runs(piece.content, begin):
+                if run.end > piece.begin:
+                    break
+                updates += scratch.replay(state.machine, state.sensor, clock.time(run.clock), run.samples).updates
+        # Rows end where an hour does, and so does their last minute.
+        return updates + scratch.advance(since + timedelta(days=_FILES + 1)).updates
+
+    def _with_end(self, entry: HourEnd | PeriodEnd) -> Entry:
+        if isinstance(entry, HourEnd):
+            return replace(entry, raw_end=self._read.get((entry.machine, entry.sensor, entry.start.date())))
+        return entry
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """An open file.
+
+    :ivar size: in bytes, decompressed.
+    :ivar begin: where the samples begin that are in no row.
+    """
+
+    file: RawFile
+    content: io.BufferedIOBase
+    size: int
+    begin: int
+
+
+@contextlib.contextmanager
+def _told(file: RawFile) -> Iterator[None]:
+    """A file that cannot be read costs no other."""
+    try:
+        yield
+    except files.ReadError as error:
+        log.error(
+            "{path} cannot be read, and its samples are in no statistic: {error}",
+            machine=file.machine,
+            sensor=file.sensor,
+            path=file.path,
+            error=error,
+        )
+
+
+def _read_or_none(read: Callable[[], Sequence[T]]) -> Sequence[T]:
+    try:
+        return read()
+    except OSError as error:
+        log.error("raw files cannot be read: {error}", error=error)
+        return []

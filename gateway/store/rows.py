@@ -1,0 +1,108 @@
+"""Rows of periods: the columns behind a mean, and what longer periods make of them. The same for every backend."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from statistics import fmean
+from typing import Any, Final
+
+from gateway.bucket import Bucket
+from gateway.model import rfc3339
+from gateway.period import FULL_MINUTES, MADE_OF, minutes_of
+
+#: Columns that hold a bucket, in the order of :func:`values_of`, and their types in SQL.
+BUCKET_COLUMNS: Final = {
+    "count": "INTEGER",
+    "minutes": "INTEGER",
+    "total": "REAL",
+    "total_rest": "REAL",
+    "magnitudes": "REAL",
+    "magnitudes_rest": "REAL",
+    "squares": "REAL",
+    "squares_rest": "REAL",
+    "min": "REAL",
+    "min_time": "TIMESTAMP",
+    "max": "REAL",
+    "max_time": "TIMESTAMP",
+}
+
+
+_NOTHING: Final = dict.fromkeys(("count", "min", "min_time", "max", "max_time", "rms", "std", "coverage"))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a period's row says.
+
+    :ivar mean: its ``data``.
+    :ivar bucket: of its samples; ``None`` where only the mean is known.
+    """
+
+    mean: float
+    bucket: Bucket | None
+
+
+def values_of(bucket: Bucket | None) -> tuple[Any, ...]:
+    """The values of :data:`BUCKET_COLUMNS`."""
+    if bucket is None:
+        return (None,) * len(BUCKET_COLUMNS)
+    return (
+        bucket.count,
+        bucket.minutes,
+        bucket.total,
+        bucket.total_rest,
+        bucket.magnitudes,
+        bucket.magnitudes_rest,
+        bucket.squares,
+        bucket.squares_rest,
+        bucket.least,
+        bucket.least_at,
+        bucket.greatest,
+        bucket.greatest_at,
+    )
+
+
+def bucket_of(values: Sequence[Any]) -> Bucket | None:
+    """The bucket of some values of :data:`BUCKET_COLUMNS`; ``None`` where the row has no count."""
+    return Bucket(*values) if values[0] is not None else None
+
+
+def made_of(period: str, mode: str, rows: Sequence[Row]) -> Row:
+    """The row of a day, a month or a year, made of the rows in it, of which there is at least one.
+
+    A row without a count, as the old server wrote them, weighs as one full period at the pace of those that have one;
+    the result has no count then either.
+
+    :raises OverflowError: a sum is beyond a double.
+    """
+    counted = [(row.mean, row.bucket) for row in rows if row.bucket is not None]
+    whole = Bucket()
+    for _, bucket in counted:
+        whole.merge(bucket)
+    if len(counted) == len(rows):
+        return Row(whole.mean(mode), whole)
+    others = [row.mean for row in rows if row.bucket is None]
+    if not counted:
+        return Row(fmean(others), None)
+    weight = FULL_MINUTES[MADE_OF[period]] * whole.count / whole.minutes
+    total = math.fsum([*(mean * bucket.count for mean, bucket in counted), *(mean * weight for mean in others)])
+    return Row(total / (whole.count + weight * len(others)), None)
+
+
+def detail_of(period: str, start: datetime | None, bucket: Bucket | None) -> dict[str, Any]:
+    """What ``?detail=1`` adds to an item."""
+    began = None if start is None else rfc3339(start)
+    if start is None or bucket is None:
+        return {**_NOTHING, "start": began}
+    return {
+        "count": bucket.count,
+        "min": bucket.least,
+        "min_time": bucket.least_at,
+        "max": bucket.greatest,
+        "max_time": bucket.greatest_at,
+        "rms": bucket.rms(),
+        "std": bucket.deviation(),
+        "coverage": min(1.0, bucket.minutes / minutes_of(period, start)),
+        "start": began,
+    }

@@ -1,0 +1,263 @@
+"""A real daemon that is killed: what it reports afterwards is what its raw files say."""
+
+import contextlib
+import math
+import random
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from tests.daemon import Daemon, until
+from tests.system.test_machines import frame
+
+SEOUL = ZoneInfo("Asia/Seoul")
+
+AT_TIME = str(Path(__file__).parent.parent / "at_time.py")
+
+TYPES = {"v": "VIB", "t": "TEMP"}
+
+PERIODS = ("hour", "day", "month", "year")
+
+
+@contextlib.contextmanager
+def at(folder: Path, wall: datetime) -> Iterator[Daemon]:
+    """A gateway, not yet started, whose wall clock shows this now and goes on from there."""
+    ahead = wall.timestamp() - time.time()
+    daemon = Daemon(
+        folder,
+        twistd=[sys.executable, AT_TIME, f"{ahead}", "-n", "--pidfile=", "cynow-gateway"],
+        timezone=SEOUL.key,
+    )
+    try:
+        yield daemon
+    finally:
+        daemon.end()
+
+
+def seoul(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=SEOUL)
+
+
+def lines(folder: Path, sensor: str) -> list[tuple[str, float]]:
+    """Every sample of the raw files: its day and time, ``2025-12-31 23:59:58``, and the number."""
+    found = []
+    for path in sorted((folder / "data" / "M").glob(f"*_{sensor}.csv")):
+        day = f"{path.name[:4]}-{path.name[4:6]}-{path.name[6:8]}"
+        for line in path.read_text("ascii").split("\n")[1:-1]:
+            clock, _, number = line.partition(",")
+            found.append((f"{day} {clock}", float(number)))
+    return found
+
+
+def mean(sensor: str, samples: list[float]) -> float:
+    return math.fsum(map(abs, samples) if TYPES[sensor] == "VIB" else samples) / len(samples)
+
+
+def minutes(folder: Path, sensor: str) -> list[dict[str, Any]]:
+    """The updates of every minute that has samples, by the raw files alone."""
+    found = defaultdict(list)
+    for at_time, sample in lines(folder, sensor):
+        found[at_time[:16]].append(sample)
+    return [
+        {
+            "sensor_name": sensor,
+            "data": mean(sensor, samples),
+            "time": f"{datetime.fromisoformat(minute) + timedelta(minutes=1)}.000000",
+        }
+        for minute, samples in found.items()
+    ]
+
+
+def means(folder: Path, length: int, rest: str, until_year: str) -> list[dict[str, Any]]:
+    """The items of a period, by the raw files alone.
+
+    :param length: of the text that names it.
+    :param rest: which makes the start of that.
+    """
+    items = []
+    for sensor in sorted(TYPES):
+        found = defaultdict(list)
+        for at_time, sample in lines(folder, sensor):
+            if at_time < until_year:
+                found[at_time[:length]].append(sample)
+        items += [(sensor, f"{start}{rest}", mean(sensor, samples)) for start, samples in found.items()]
+    return [{"sensor": sensor, "time": start, "data": data} for sensor, start, data in items]
+
+
+def stream(daemon: Daemon, chance: random.Random) -> Callable[[], None]:
+    """Connect as a DAQ program; what is given sends the next message."""
+    connection = daemon.daq(frame("name", "M"))
+
+    def send() -> None:
+        data = {
+            sensor: {"type": kind, "data": [chance.gauss(0.5, 1.0) for _ in range(chance.randint(1, 60))]}
+            for sensor, kind in TYPES.items()
+        }
+        connection.sendall(frame("DataUpdate", data))
+
+    return send
+
+
+def write_journal(path: Path, first: int, last: int, rate: int = 30, sample: str = "0.5") -> None:
+    """A raw file with samples of so many seconds of the day."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="ascii") as file:
+        file.write("time,data\n")
+        for second in range(first, last):
+            line = f"{second // 3600:02}:{second // 60 % 60:02}:{second % 60:02},{sample}\n"
+            file.write(line * rate)
+
+
+def assert_reports(daemon: Daemon, what: str) -> None:
+    """Everything of 2025, and every update, is what the files say."""
+    for period, length, rest in (
+        ("hour", 13, ":00:00"),
+        ("day", 10, " 00:00:00"),
+        ("month", 7, "-01 00:00:00"),
+        ("year", 4, "-01-01 00:00:00"),
+    ):
+        items = daemon.get(f"/stat/{period}?machine=M&start=2025-01-01&end=2026-12-31")[1]
+        expected = [
+            {"name": f"{item['sensor']}_{period}_avg", "time": item["time"], "data": item["data"]}
+            for item in means(daemon.folder, length, rest, "2026")
+        ]
+        assert items == expected, f"{what}: /stat/{period}"
+
+
+def updates(daemon: Daemon) -> Any:
+    events = daemon.subscribe("machine/M").events(1, "snapshot")
+    return events[0]["data"]["sensors"]
+
+
+def test_over_a_years_end_killed_at_random_moments(tmp_path: Path) -> None:
+    seed = random.SystemRandom().randrange(10**6)
+    chance = random.Random(seed)
+    what = f"seed {seed}"
+    begin = seoul("2025-12-31 23:59:53")
+    # Before the year's end, somewhere around it, and after it.
+    kills = [begin + timedelta(seconds=seconds) for seconds in (chance.uniform(1, 5), chance.uniform(6, 11))]
+    with at(tmp_path, begin) as daemon:
+        ahead = begin.timestamp() - time.time()
+        daemon.start()
+        send = stream(daemon, chance)
+        for kill in [*kills, begin + timedelta(seconds=12.5)]:
+            while time.time() + ahead < kill.timestamp():
+                send()
+                time.sleep(0.02)
+            daemon.kill()
+            daemon.start()
+            send = stream(daemon, chance)
+        assert_reports(daemon, what)
+        daemon.kill()
+    # Down over the end of a minute; then once more, for nothing may count twice.
+    for wall in ("2026-01-01 00:01:30", "2026-01-01 00:01:40"):
+        with at(tmp_path, seoul(wall)) as daemon:
+            daemon.start()
+            assert_reports(daemon, f"{what}, at {wall}")
+            assert updates(daemon) == {sensor: minutes(tmp_path, sensor) for sensor in TYPES}, f"{what}, at {wall}"
+            daemon.kill()
+    with sqlite3.connect(tmp_path / "db" / "M.db") as connection:
+        for sensor in TYPES:
+            count = sum(at_time < "2026" for at_time, _ in lines(tmp_path, sensor))
+            for period in PERIODS:
+                rows = connection.execute(f"SELECT count FROM {sensor}_{period}_avg").fetchall()
+                assert rows == [(count,)], f"{what}: {sensor}_{period}_avg"
+    connection.close()
+
+
+def test_an_hour_that_ended_while_it_was_down_is_there_at_the_first_answer(tmp_path: Path) -> None:
+    with at(tmp_path, seoul("2025-12-18 10:30:00")) as daemon:
+        daemon.start()
+        connection = daemon.daq(frame("name", "M"))
+        connection.sendall(frame("DataUpdate", {"v": {"type": "VIB", "data": [-1.0, 2.0]}}))
+        until(lambda: len(lines(tmp_path, "v")) == 2 if (tmp_path / "data" / "M").exists() else None, "the lines")
+        until(lambda: daemon.get("/stat/machineList")[1] == {"machine_list": ["M"]}, "its type is stored")
+        daemon.kill()
+    with at(tmp_path, seoul("2025-12-18 11:00:01")) as daemon:
+        daemon.run()
+        first_answer(daemon)
+        assert daemon.get("/stat/hour?machine=M&start=2025-12-18&end=2025-12-18")[1] == [
+            {"name": "v_hour_avg", "time": "2025-12-18 10:00:00", "data": 1.5}
+        ]
+
+
+def first_answer(daemon: Daemon) -> None:
+    """Wait until the port takes connections; from there on, answers wait for what must come before them."""
+
+    def is_open() -> bool:
+        assert daemon.process.poll() is None, daemon.log()
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", daemon.port)) == 0
+
+    until(is_open, "the port is open")
+
+
+def test_no_answer_before_recovery_is_done(tmp_path: Path) -> None:
+    for sensor in ("a", "b", "c"):
+        write_journal(tmp_path / "data" / "M" / f"20251218_{sensor}.csv", 0, 6 * 3600)
+    with at(tmp_path, seoul("2025-12-19 00:10:00")) as daemon:
+        daemon.run()
+        first_answer(daemon)
+        assert "the gateway is ready" not in daemon.log()
+        items = daemon.get("/stat/hour?machine=M&start=2025-12-18&end=2025-12-18")[1]
+        assert len(items) == 3 * 6
+        assert daemon.get("/stat/day?machine=M&start=2025-12-18&end=2025-12-18")[1] == [
+            {"name": f"{sensor}_day_avg", "time": "2025-12-18 00:00:00", "data": 0.5} for sensor in ("a", "b", "c")
+        ]
+        log = daemon.log()
+        assert "the gateway is ready" in log
+        assert "Traceback" not in log
+
+
+def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "M" / "20251218_v.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("time,data\n10:29:58,1.5\n10:29:59,2.5\n10:29:59,123", "ascii")
+    with at(tmp_path, seoul("2025-12-18 10:30:00")) as daemon:
+        daemon.start()
+        daemon.daq(frame("name", "M"), frame("DataUpdate", {"v": {"type": "TEMP", "data": [3.5, 4.5]}}))
+        until(lambda: len(lines(tmp_path, "v")) == 4, "the lines")
+        assert [sample for _, sample in lines(tmp_path, "v")] == [1.5, 2.5, 3.5, 4.5]
+        until(lambda: daemon.get("/stat/machineList")[1] == {"machine_list": ["M"]}, "its type is stored")
+        daemon.kill()
+    with at(tmp_path, seoul("2025-12-18 11:00:01")) as daemon:
+        daemon.start()
+        assert daemon.get("/stat/hour?machine=M&start=2025-12-18&end=2025-12-18")[1] == [
+            {"name": "v_hour_avg", "time": "2025-12-18 10:00:00", "data": 3.0}
+        ]
+
+
+def reads_raw_files(daemon: Daemon) -> bool:
+    assert daemon.process.poll() is None, daemon.log()
+    for file in Path(f"/proc/{daemon.process.pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if str(file.readlink()).endswith(".csv"):
+                return True
+    return False
+
+
+def test_sigterm_while_a_large_journal_is_read(tmp_path: Path) -> None:
+    # One sensor of three full days: it is not enough to look up between sensors.
+    for day in (16, 17, 18):
+        write_journal(tmp_path / "data" / "M" / f"202512{day}_v.csv", 0, 86_400)
+    with at(tmp_path, seoul("2025-12-18 23:59:00")) as daemon:
+        daemon.run()
+        until(lambda: reads_raw_files(daemon), "it reads them")
+        asked = time.monotonic()
+        daemon.process.send_signal(signal.SIGTERM)
+        try:
+            status = daemon.process.wait(5)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it has not ended within 5 s:\n{daemon.log()}") from None
+        assert status == 0, f"after {time.monotonic() - asked:.1f} s:\n{daemon.log()}"
+        assert "the gateway is ready" not in daemon.log()
+        assert "Traceback" not in daemon.log()
