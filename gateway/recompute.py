@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any, Final
 
@@ -81,7 +81,7 @@ class Recompute:
             await self._write([*hours, *self._longer(job, hours)])
             after = await self._items(job, first, last)
         else:
-            after = {**before, **{_key_of(hour): _item(hour) for hour in hours}}
+            after = {**before, **{_key_of(hour): _item(hour, self._clock.zone) for hour in hours}}
         for key in sorted(after.keys() | before.keys(), key=_order):
             self._compare(job, key, before.get(key), after.get(key))
 
@@ -190,13 +190,13 @@ def _key_of(hour: HourEnd) -> Key:
     return "hour", rfc3339(hour.start)
 
 
-def _item(hour: HourEnd) -> dict[str, Any]:
+def _item(hour: HourEnd, zone: tzinfo) -> dict[str, Any]:
     """The item that the row of an hour would be."""
     return {
         "name": f"{hour.sensor}_hour_avg",
         "time": wall_time(hour.start),
         "data": hour.bucket.mean(hour.mode),
-        **detail_of("hour", hour.start, hour.bucket),
+        **detail_of("hour", hour.start.timestamp(), hour.bucket, zone),
     }
 
 

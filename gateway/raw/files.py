@@ -268,7 +268,8 @@ class LineClock:
         if self._second:
             return time.replace(fold=1)
         last = self._last
-        if last is not None and time.timestamp() < last.timestamp():
+        # Of one zone, they compare by what the wall clock shows: mostly that is enough.
+        if last is not None and (time < last or last.fold) and time.timestamp() < last.timestamp():
             again = time.replace(fold=1)
             # Else the clock was set back.
             if again.timestamp() >= last.timestamp():

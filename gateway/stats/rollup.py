@@ -96,7 +96,7 @@ class Rollup:
         its = self._sensor(machine, sensor)
         ended = Ended()
         minute = _minute_of(time)
-        if its.minute is None or its.minute.timestamp() != minute.timestamp():
+        if its.minute is None or minute != its.minute or minute.fold != its.minute.fold:
             self._end(its, _starts(minute), ended)
             its.minute = minute
         self._count(its, time, samples)

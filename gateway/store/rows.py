@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, tzinfo
+from functools import lru_cache
 from statistics import fmean
 from typing import Any, Final
 
@@ -90,10 +91,15 @@ def made_of(period: str, mode: str, rows: Sequence[Row]) -> Row:
     return Row(total / (whole.count + weight * len(others)), None)
 
 
-def detail_of(period: str, start: datetime | None, bucket: Bucket | None) -> dict[str, Any]:
-    """What ``?detail=1`` adds to an item."""
-    began = None if start is None else rfc3339(start)
-    if start is None or bucket is None:
+def detail_of(period: str, start: float | None, bucket: Bucket | None, zone: tzinfo) -> dict[str, Any]:
+    """What ``?detail=1`` adds to an item.
+
+    :param start: of the period, in seconds since 1970; ``None`` where that is not known.
+    """
+    if start is None:
+        return {**_NOTHING, "start": None}
+    began, minutes = _extent(period, start, zone)
+    if bucket is None:
         return {**_NOTHING, "start": began}
     return {
         "count": bucket.count,
@@ -103,6 +109,13 @@ def detail_of(period: str, start: datetime | None, bucket: Bucket | None) -> dic
         "max_time": bucket.greatest_at,
         "rms": bucket.rms(),
         "std": bucket.deviation(),
-        "coverage": min(1.0, bucket.minutes / minutes_of(period, start)),
+        "coverage": min(1.0, bucket.minutes / minutes),
         "start": began,
     }
+
+
+@lru_cache(maxsize=4096)
+def _extent(period: str, start: float, zone: tzinfo) -> tuple[str, float]:
+    """When a period began, and its minutes; all sensors of a machine ask for the same."""
+    began = datetime.fromtimestamp(start, zone)
+    return rfc3339(began), minutes_of(period, began)

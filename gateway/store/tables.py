@@ -66,7 +66,7 @@ class MachineTables:
                     if name not in there:
                         self._connection.execute(f"ALTER TABLE {quoted(table)} ADD COLUMN {name} {kind}")
                 self._connection.execute(
-                    f"CREATE INDEX IF NOT EXISTS {quoted(f'{table}_time')} ON {quoted(table)} (time)"
+                    f"CREATE INDEX IF NOT EXISTS {quoted(f'{table}_time')} ON {quoted(table)} (time, start)"
                 )
                 self._complete.add(table)
 
@@ -235,41 +235,42 @@ def page(
         if after is not None and after[0] != table:
             continue
         is_ours = "start" in columns_of(connection, table)
-        began = "ifnull(start, 0)" if is_ours else "0"
-        since, arguments = (
-            ("time >= ?", [bounds[0]]) if after is None else (f"(time, {began}, id) > (?, ?, ?)", after[1:])
-        )
-        after = None
-        further = f", {_BUCKET}" if is_ours and detail else ""
+        order = "time, start, id" if is_ours else "time, id"
+        mark = f"time, {'ifnull(start, 0)' if is_ours else '0'}, id"
+        # Some rows of the old server have no number.
+        where = f"FROM {quoted(table)} WHERE time >= ? AND time < ? AND typeof(data) IN ('real', 'integer')"
+        arguments: tuple[Any, ...] = bounds
+        if after is not None:
+            where += f" AND ({mark}) > (?, ?, ?)"
+            arguments = (after[1], bounds[1], *after[1:])
+            after = None
         most = _PAGE - len(items)
+        columns = "time, data" + (f", start, {_BUCKET}" if is_ours and detail else "")
         rows = connection.execute(
-            f"SELECT time, data, {began}, id{further} FROM {quoted(table)}"  # noqa: S608 - quoted
-            f" WHERE {since} AND time < ? ORDER BY time, 3, id LIMIT ?",
-            (*arguments, bounds[1], most),
+            f"SELECT {columns} {where} ORDER BY {order} LIMIT ?",
+            (*arguments, most),
         ).fetchall()
         name = f"{sensor}_{period}_avg"
-        # Some rows of the old server have fractions of a second, or no number.
+        # Some have fractions of a second.
         if detail:
             items += [
-                {"name": name, "time": time[:19], "data": data, **_detail(period, zone, start, rest)}
-                for time, data, start, _, *rest in rows
-                if isinstance(data, float | int)
+                {"name": name, "time": time[:19], "data": data, **_detail(period, zone, further)}
+                for time, data, *further in rows
             ]
         else:
-            items += [
-                {"name": name, "time": time[:19], "data": data}
-                for time, data, *_ in rows
-                if type(data) is float or type(data) is int
-            ]
+            items += [{"name": name, "time": time[:19], "data": data} for time, data in rows]
         if len(rows) == most:
-            time, _, start, identity, *_ = rows[-1]
-            return Page(items, (table, time, start, identity))
+            last = connection.execute(
+                f"SELECT {mark} {where} ORDER BY {order} LIMIT 1 OFFSET ?",
+                (*arguments, most - 1),
+            ).fetchone()
+            return Page(items, (table, *last))
     return Page(items)
 
 
-def _detail(period: str, zone: tzinfo, start: int, values: list[Any]) -> dict[str, Any]:
-    began = datetime.fromtimestamp(start, zone) if start else None
-    return detail_of(period, began, bucket_of(values) if values else None)
+def _detail(period: str, zone: tzinfo, further: list[Any]) -> dict[str, Any]:
+    start, *values = further or [None]
+    return detail_of(period, start, bucket_of(values) if values else None, zone)
 
 
 def _moment(time: Any, start: int | None, zone: tzinfo) -> datetime | None:
