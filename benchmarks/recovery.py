@@ -100,13 +100,15 @@ def _write_hours(database: Path, ends: list[list[int]]) -> None:
 def _recover(data: Path, database: Path) -> None:
     """What a start does between opening the store and listening."""
     connection = sqlite3.connect(database)
-    states = []
-    for sensor, table in sensors(connection, "hour"):
-        last, days = standing(connection, sensor, table, ZONE)
-        states.append(SensorState(MACHINE, sensor, "VIB", last, days))
-    connection.close()
     rollup = partial(Rollup, ZONE, MODES)
-    recovered: Recovered = Recovery(str(data), ZONE, rollup(), rollup).run(Standing(states), STARTED)
+    recovery = Recovery(str(data), ZONE, rollup(), rollup)
+    days = recovery.look(STARTED)
+    states = [
+        SensorState(MACHINE, sensor, "VIB", *standing(connection, table, days[MACHINE, sensor], STARTED, ZONE))
+        for sensor, table in sensors(connection, "hour")
+    ]
+    connection.close()
+    recovered: Recovered = recovery.run(Standing(states), STARTED)
     # Nothing is over but minutes, and of these there are enough for who asks for the last ones.
     if recovered.entries or len(recovered.updates) < 60 * len(SENSORS):
         raise RuntimeError(f"recovered {len(recovered.entries)} entries and {len(recovered.updates)} updates")

@@ -54,6 +54,8 @@ class Recompute:
     :param write: whether rows are changed; else only differences are told.
     :param force: whether a row that counts more samples than the raw files hold is changed too.
     :param progress: counts bytes of raw files.
+    :ivar outcomes: how many rows were new, different, as they were, or kept.
+    :ivar problems: files that cannot be read, a line each.
     """
 
     def __init__(self, store: Store, clock: WallClock, *, write: bool, force: bool, progress: "tqdm[Any]") -> None:
@@ -63,12 +65,12 @@ class Recompute:
         self._force = force
         self._progress = progress
         self.outcomes: Counter[str] = Counter()
+        self.problems: list[str] = []
 
     async def run(self, job: Job) -> None:
         """One sensor: read, compare, write, tell.
 
         :raises StoreUnavailable: the store does not take it.
-        :raises OSError: a raw file cannot be read.
         """
         hours = self._hours(job)
         if not hours:
@@ -86,28 +88,17 @@ class Recompute:
             self._compare(job, key, before.get(key), after.get(key))
 
     def _hours(self, job: Job) -> list[HourEnd]:
-        """The hours that the files hold, each once."""
-        rollup = Rollup(self._clock.zone, {"": job.mode})
-        rollup.resume(job.machine, job.sensor, "", {})
-        ended = []
-        for file in job.its:
-            clock = LineClock(file.day, self._clock.zone)
-            size = os.stat(file.path).st_size
-            read = 0
-            try:
-                with file.open() as content:
-                    for run in files.runs(content):
-                        ended += rollup.replay(job.machine, job.sensor, clock.time(run.clock), run.samples).entries
-                        if not file.compressed and run.end - read > 1 << 20:
-                            self._progress.update(run.end - read)
-                            read = run.end
-            except files.ReadError as error:
-                raise OSError(f"{file.path}: {error}") from error
-            self._progress.update(size - read)
-        ended += rollup.advance(self._clock.now() + timedelta(days=1)).entries
+        """The hours that the files hold, each once; none of a day of which a file cannot be read."""
         whole: dict[float, HourEnd] = {}
-        for entry in ended:
-            if isinstance(entry, HourEnd):
+        broken = set()
+        for file in job.its:
+            try:
+                ended = self._hours_of(job, file)
+            except files.ReadError as error:
+                broken.add(file.day)
+                self.problems.append(f"{file.path} cannot be read, and its day is left as it is: {error}")
+                continue
+            for entry in ended:
                 # It is there already where the clock was set back.
                 found = whole.setdefault(
                     entry.start.timestamp(),
@@ -116,7 +107,26 @@ class Recompute:
                 # An hour that lacks samples beyond a double is better than none.
                 with contextlib.suppress(OverflowError):
                     found.bucket.merge(entry.bucket)
-        return [whole[start] for start in sorted(whole)]
+        return [whole[start] for start in sorted(whole) if whole[start].start.date() not in broken]
+
+    def _hours_of(self, job: Job, file: RawFile) -> list[HourEnd]:
+        rollup = Rollup(self._clock.zone, {"": job.mode})
+        rollup.resume(job.machine, job.sensor, "", {})
+        clock = LineClock(file.day, self._clock.zone)
+        ended = []
+        read = 0
+        try:
+            with file.open() as content:
+                for run in files.runs(content):
+                    ended += rollup.replay(job.machine, job.sensor, clock.time(run.clock), run.samples).entries
+                    if not file.compressed and run.end - read > 1 << 20:
+                        self._progress.update(run.end - read)
+                        read = run.end
+        finally:
+            self._progress.update(os.stat(file.path).st_size - read)
+        # Today is not among the days, so that by tomorrow everything is over.
+        ended += rollup.advance(self._clock.now() + timedelta(days=1)).entries
+        return [entry for entry in ended if isinstance(entry, HourEnd)]
 
     def _longer(self, job: Job, hours: Sequence[HourEnd]) -> Iterator[PeriodEnd]:
         """The days, months and years over which these hours have an influence, and which are over."""
@@ -139,7 +149,7 @@ class Recompute:
         return True
 
     async def _items(self, job: Job, first: datetime, last: datetime) -> dict[Key, dict[str, Any]]:
-        """The rows of this sensor from the first year to the last, and of the days between for hours and days."""
+        """The rows of this sensor for all periods that lie in this range or have a part of it."""
         found: dict[Key, dict[str, Any]] = {}
         for period in PERIODS:
             page = None
@@ -149,12 +159,12 @@ class Recompute:
                     job.machine,
                     start_of(period, first).date(),
                     last.date(),
+                    sensor=job.sensor,
                     detail=True,
                     after=None if page is None else page.after,
                 )
                 for item in page.items:
-                    if item["name"] == f"{job.sensor}_{period}_avg":
-                        found[period, item["start"] or self._start_of(item["time"])] = item
+                    found[period, item["start"] or self._start_of(item["time"])] = item
         return found
 
     def _start_of(self, time: str) -> str:
@@ -212,7 +222,13 @@ def day(text: str) -> date:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m gateway.recompute", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m gateway.recompute",
+        description="Make statistics of past days again from raw files, and tell each row that differs. The gateway may"
+        " run meanwhile; the day that is not over is left to it.",
+        epilog="Days, months and years are made of hours that are written, so --dry-run tells of hours only. The exit"
+        " status is 1 where a file could not be read or there was nothing to do.",
+    )
     parser.add_argument("--config", type=Path, help="the gateway's configuration (default: every default)")
     parser.add_argument("--from", dest="first", type=day, required=True, metavar="DAY", help="YYYY-MM-DD")
     parser.add_argument("--to", dest="last", type=day, metavar="DAY", help="the last day (default: the first)")
@@ -252,33 +268,30 @@ async def _run(reactor: Any, options: argparse.Namespace, settings: Settings) ->
     try:
         store.open()
     except StoreUnavailable as error:
-        raise SystemExit(f"recompute: database.path: {error}") from error
-    failed = False
+        raise SystemExit(f"recompute: database.path: {os.path.abspath(settings.database.path)}: {error}") from error
     try:
-        types = {(state.machine, state.sensor): state.type for state in (await store.standing()).sensors}
+        standing = await store.standing({}, clock.now())
+        types = {(state.machine, state.sensor): state.type for state in standing.sensors}
         jobs = _jobs(options, settings, types)
         size = sum(os.stat(file.path).st_size for job in jobs for file in job.its)
         with tqdm(total=size, unit="B", unit_scale=True, disable=None) as progress:
             recompute = Recompute(store, clock, write=not options.dry_run, force=options.force, progress=progress)
             for job in jobs:
                 lost = _lost(counters)
-                problem = None
-                try:
-                    await recompute.run(job)
-                except OSError as error:
-                    problem = f"a raw file cannot be read: {error}"
+                await recompute.run(job)
                 if _lost(counters) > lost:
-                    problem = f"{job.machine}.db is no database that can be written"
-                if problem is not None:
-                    failed = True
-                    progress.write(f"{job.machine} {job.sensor}: {problem}", file=sys.stderr)
-        counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(recompute.outcomes.items()))
-        sys.stdout.write(f"{len(jobs)} sensors; rows: {counts or 'none'}\n")
+                    recompute.problems.append(f"{job.machine}.db is no database that can be written")
     except (StoreUnavailable, OSError) as error:
         raise SystemExit(f"recompute: {error}") from error
     finally:
         await store.close()
-    if failed:
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(recompute.outcomes.items()))
+    sys.stdout.write(f"{len(jobs)} sensors; rows: {counts or 'none'}\n")
+    if not jobs:
+        recompute.problems.append(f"there are no raw files of these days and this choice in {settings.data.path}")
+    for problem in recompute.problems:
+        sys.stderr.write(f"recompute: {problem}\n")
+    if recompute.problems:
         raise SystemExit(1)
 
 

@@ -7,23 +7,26 @@ goes through the same rollup as if it came now.
 import contextlib
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta, tzinfo
 from functools import partial
 from itertools import groupby, pairwise
 from operator import attrgetter
-from typing import Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from twisted.logger import Logger
 
-from gateway.live import RECENT_UPDATES
+from gateway.clock import WallClock
+from gateway.live import RECENT_UPDATES, Live
 from gateway.model import Entry, HourEnd, PeriodEnd, Update
-from gateway.period import end_of, minutes_of, start_of
+from gateway.period import PERIODS, end_of, minutes_of, start_of
 from gateway.raw import files
 from gateway.raw.files import LineClock, RawFile, Run
 from gateway.stats.rollup import Rollup
-from gateway.store.interface import SensorState, Standing
+from gateway.store.interface import SensorState, Standing, Store
+from gateway.writer import Writer
 
 log = Logger()
 
@@ -31,6 +34,9 @@ log = Logger()
 _BACK: Final = (1, 6, 48)
 
 T = TypeVar("T")
+
+#: Calls a function with arguments in a thread; fires with what it gives.
+InThread: TypeAlias = Callable[..., Awaitable[Any]]
 
 #: Files of a sensor that are read at a start, the last ones. More have been left without rows by something else than a
 #: kill, and reading them might take hours: that is what ``python -m gateway.recompute`` is for.
@@ -43,10 +49,37 @@ class Recovered:
 
     :ivar entries: what is over and has no row.
     :ivar updates: the last of each sensor, oldest first.
+    :ivar samples: how many were in no row.
     """
 
     entries: list[Entry] = field(default_factory=list)
     updates: list[Update] = field(default_factory=list)
+    samples: int = 0
+
+
+async def recover(
+    recovery: "Recovery", in_thread: InThread, store: Store, live: Live, writer: Writer, clock: WallClock
+) -> None:
+    """Let everything be as it was before; fires when the store has what has ended since.
+
+    :param in_thread: runs what blocks.
+    :raises StoreUnavailable: the store cannot say what it has.
+    """
+    began = clock.monotonic()
+    now = clock.now()
+    days = await in_thread(recovery.look, now)
+    standing = await store.standing(days, now)
+    recovered = await in_thread(recovery.run, standing, now)
+    live.restore(recovered.updates)
+    writer.add(recovered.entries)
+    await writer.settled()
+    log.info(
+        "{sensors} sensors are as they were: {samples} samples read again, {count} periods ended, in {seconds:.2f} s",
+        sensors=len(standing.sensors),
+        samples=recovered.samples,
+        count=len(recovered.entries),
+        seconds=clock.monotonic() - began,
+    )
 
 
 class Recovery:
@@ -71,8 +104,25 @@ class Recovery:
         self._rollup = rollup
         self._scratch = scratch
         self._stopped = stopped
+        #: By machine and sensor: the files that may hold samples which are in no row.
+        self._files: dict[tuple[str, str], list[RawFile]] = {}
+        #: Those that have more, which are not read.
+        self._have_more: set[tuple[str, str]] = set()
         #: By machine, sensor and day: how many bytes of the raw file have been read.
         self._read: dict[tuple[str, str, date], int] = {}
+
+    def look(self, now: datetime) -> dict[tuple[str, str], list[date]]:
+        """Look for files; the days that the store must be asked about, by machine and sensor."""
+        for machine in _read_or_none(partial(files.machines, self._directory)):
+            found = _read_or_none(partial(files.raw_files, self._directory, machine))
+            for sensor, group in groupby(sorted(found, key=attrgetter("sensor")), attrgetter("sensor")):
+                its = list(group)
+                # A clock that was ahead may have left files of the future: these must not stand for the last ones.
+                behind = bisect_right([file.day for file in its], now.date())
+                self._files[machine, sensor] = its[:behind][-_FILES:] + its[behind:][-_FILES:]
+                if behind > _FILES:
+                    self._have_more.add((machine, sensor))
+        return {key: [file.day for file in its] for key, its in self._files.items()}
 
     def run(self, standing: Standing, now: datetime) -> Recovered:
         """Go through all sensors.
@@ -81,20 +131,27 @@ class Recovery:
         """
         recovered = Recovered()
         known = {(state.machine, state.sensor): state for state in standing.sensors}
-        for state in known.values():
-            self._rollup.resume(state.machine, state.sensor, state.type, state.last)
-        for machine in _read_or_none(partial(files.machines, self._directory)):
-            if machine in standing.unreadable:
-                log.error("{machine}: its database cannot be read, and its open periods begin anew", machine=machine)
-                continue
-            its = _read_or_none(partial(files.raw_files, self._directory, machine))
-            for sensor, group in groupby(sorted(its, key=attrgetter("sensor")), attrgetter("sensor")):
-                if self._stopped():
-                    return Recovered()
-                self._sensor(known.get((machine, sensor), SensorState(machine, sensor)), list(group), now, recovered)
+        over: list[PeriodEnd] = []
+        for key, state in known.items():
+            # Moments, for midnight may come twice.
+            current = {each for each in state.open if each[1].timestamp() == start_of(each[0], now).timestamp()}
+            mode = self._rollup.resume(*key, state.type, dict(current))
+            over += [
+                PeriodEnd(period, *key, start, mode) for period, start in state.open if (period, start) not in current
+            ]
+        for machine in standing.unreadable:
+            log.error("{machine}: its database cannot be read, and its open periods begin anew", machine=machine)
+        for (machine, sensor), its in self._files.items():
+            if self._stopped():
+                return Recovered()
+            if machine not in standing.unreadable:
+                self._sensor(known.get((machine, sensor), SensorState(machine, sensor)), its, now, recovered)
         ended = self._rollup.advance(now)
         recovered.updates += ended.updates
         recovered.entries += map(self._with_end, ended.entries)
+        # Days before months, months before years: each is made of those.
+        over.sort(key=_rank)
+        recovered.entries += over
         return recovered
 
     def _sensor(self, state: SensorState, its: Sequence[RawFile], now: datetime, recovered: Recovered) -> None:
@@ -114,6 +171,7 @@ class Recovery:
                         ended = self._rollup.replay(state.machine, state.sensor, time, run.samples)
                         updates += ended.updates
                         recovered.entries += map(self._with_end, ended.entries)
+                        recovered.samples += len(run.samples)
                         self._read[key] = run.end
             missing = RECENT_UPDATES - len(updates)
             if missing > 0 and pieces and pieces[-1].file.day >= now.date() - timedelta(days=1):
@@ -123,25 +181,16 @@ class Recovery:
 
     def _uncounted(self, state: SensorState, its: Sequence[RawFile]) -> Sequence[RawFile]:
         """The files that may hold samples which are in no row."""
-        last = state.last.get("hour")
-        found = [
-            file
-            for file in its
-            if (last is None or file.day >= last.date() or file.day in state.days)
-            # What is old enough to be compressed was complete.
-            and not (file.compressed and file.day in state.days)
-        ]
-        left_out = [file.day for file in found[:-_FILES] if file.day not in state.days]
-        if left_out:
+        if (state.machine, state.sensor) in self._have_more and not state.days:
             log.warn(
-                "{machine}/{sensor}: samples of {first} to {last} are in raw files only;"
+                "{machine}/{sensor}: samples before {day} may be in raw files only;"
                 " python -m gateway.recompute makes statistics of them",
                 machine=state.machine,
                 sensor=state.sensor,
-                first=left_out[0],
-                last=left_out[-1],
+                day=its[0].day,
             )
-        return found[-_FILES:]
+        # What is old enough to be compressed was complete.
+        return [file for file in its if not (file.compressed and file.day in state.days)]
 
     def _begin(self, state: SensorState, file: RawFile, content: io.BufferedIOBase, size: int) -> int:
         """Where the samples begin that are in no row."""
@@ -236,6 +285,10 @@ class _Piece:
     content: io.BufferedIOBase
     size: int
     begin: int
+
+
+def _rank(end: PeriodEnd) -> int:
+    return PERIODS.index(end.period)
 
 
 @contextlib.contextmanager

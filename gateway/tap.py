@@ -99,7 +99,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     from gateway.model import Batch
     from gateway.raw.log import RawLog
     from gateway.raw.retention import Retention
-    from gateway.recovery import Recovery
+    from gateway.recovery import Recovery, recover
     from gateway.sequence import SequenceReserve
     from gateway.service import Gateway, Listener, StartError
     from gateway.stats.rollup import Rollup
@@ -167,6 +167,8 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         counters,
         retention_pool,
         data_path,
+        # What has no row yet may be in a raw file only.
+        busy=lambda: writer.is_stuck,
         keep_days=data.keep_days,
         compress_after_days=data.compress_after_days,
         min_free=None if data.min_free_mb is None else data.min_free_mb * 2**20,
@@ -249,13 +251,9 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         file_pool.start()
         retention_pool.start()
 
-    async def recover() -> None:
+    async def recover_all() -> None:
         recovery = Recovery(data_path, clock.zone, rollup, new_rollup, lambda: not gateway.running)
-        standing = await store.standing()
-        recovered = await deferToThreadPool(reactor, file_pool, recovery.run, standing, clock.now())
-        live.restore(recovered.updates)
-        writer.add(recovered.entries)
-        await writer.settled()
+        await recover(recovery, partial(deferToThreadPool, reactor, file_pool), store, live, writer, clock)
 
     async def close_store() -> None:
         # Nobody waits any more for what is being read.
@@ -269,7 +267,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         reactor,
         listeners=listeners,
         open_store=open_store,
-        recover=recover,
+        recover=recover_all,
         parts=parts,
         factories=[*scale_factories, daq],
         drained=traffic.drained,

@@ -173,7 +173,8 @@ class Killable:
         self.bus.attach(Update, "test", self.heard.append)
         self.running = True
         recovery = Recovery(str(self.data), self.zone, rollup, new_rollup)
-        self.recovered = recovery.run(await self.store.standing(), self.clock.now())
+        now = self.clock.now()
+        self.recovered = recovery.run(await self.store.standing(recovery.look(now), now), now)
         self.live.restore(self.recovered.updates)
         self.writer.add(self.recovered.entries)
         if entries is not None:

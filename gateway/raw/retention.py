@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Any, Final
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import LoopingCall
 from twisted.internet.threads import blockingCallFromThread, deferToThreadPool
 from twisted.logger import Logger
@@ -41,6 +41,7 @@ class Retention(Service):
     Today's and yesterday's files are never touched: statistics are made again from them after a kill.
 
     :param directory: ``data.path``.
+    :param busy: says whether raw files must be left alone for now.
     :param keep_days: files of days longer ago are removed; ``None``: never.
     :param compress_after_days: files of days longer ago are compressed; ``None``: never.
     :param min_free: bytes; while less is free, the oldest files are removed, compressed ones first; ``None``: never.
@@ -57,6 +58,7 @@ class Retention(Service):
         pool: ThreadPool,
         directory: str,
         *,
+        busy: Callable[[], bool],
         keep_days: int | None,
         compress_after_days: int | None,
         min_free: int | None,
@@ -69,6 +71,7 @@ class Retention(Service):
         self._counters = counters
         self._pool = pool
         self._directory = directory
+        self._busy = busy
         self._keep_days = keep_days
         self._compress_after_days = compress_after_days
         self._min_free = min_free
@@ -88,6 +91,9 @@ class Retention(Service):
             self._rounds.stop()
 
     def _round(self) -> "Deferred[None]":
+        if self._busy():
+            return succeed(None)
+
         def failed(failure: Failure) -> None:
             log.failure("the raw files could not be gone through", failure)
 

@@ -1,1 +1,1 @@
-"""Means over minutes and hours, exact and on time."""
+"""Statistics of minutes and all longer periods, exact and on time."""

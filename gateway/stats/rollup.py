@@ -102,18 +102,16 @@ class Rollup:
         self._count(its, time, samples)
         return ended
 
-    def resume(self, machine: str, sensor: str, kind: str | None, last: Mapping[str, datetime]) -> None:
+    def resume(self, machine: str, sensor: str, kind: str | None, open_periods: Mapping[str, datetime]) -> str:
         """Know a sensor again after a start.
 
         :param kind: its type, where that is known.
-        :param last: by period: the start of the last that has a row.
+        :param open_periods: the starts of the day, the month and the year that have hours and are not over.
+        :returns: ``ABS`` or ``REAL``.
         """
         its = self._sensor(machine, sensor, kind)
-        if "hour" in last:
-            for period in _LONGER:
-                start = start_of(period, last["hour"])
-                if period not in last or last[period] < start:
-                    its.longer[period] = start
+        its.longer.update(open_periods)
+        return its.mode
 
     def advance(self, now: datetime) -> Ended:
         """End what is over by now; mostly nothing."""

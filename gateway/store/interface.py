@@ -1,7 +1,7 @@
 """What the gateway asks of a store. Everything answers by a Deferred; nothing blocks the reactor."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any, Final
@@ -74,15 +74,16 @@ class SensorState:
     """Where the statistics of a sensor stand.
 
     :ivar type: the last it had; ``None`` where that is not known.
-    :ivar last: by period: the start of the last that has a row.
-    :ivar days: the last days that have rows of hours.
+    :ivar days: of the days that were asked for, those that have rows of hours.
+    :ivar open: days, months and years that have rows in them and none of their own, by their starts, in that order;
+        looked for where the last hours are, before now and at all, and on the days that were asked for.
     """
 
     machine: str
     sensor: str
     type: str | None = None
-    last: Mapping[str, datetime] = field(default_factory=dict)
     days: Mapping[date, DayMark] = field(default_factory=dict)
+    open: Sequence[tuple[str, datetime]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,18 +149,28 @@ class Store(ABC):
         """Every machine with stored data, sorted."""
 
     @abstractmethod
-    def standing(self) -> "Deferred[Standing]":
+    def standing(self, days: Mapping[tuple[str, str], Collection[date]], now: datetime) -> "Deferred[Standing]":
         """Every sensor with stored data, and where its statistics stand.
 
+        :param days: that are asked for, by machine and sensor.
         :raises StoreUnavailable: it cannot be told of any.
         """
 
     @abstractmethod
     def means(
-        self, period: str, machine: str, start: date, end: date, *, detail: bool = False, after: Any = None
+        self,
+        period: str,
+        machine: str,
+        start: date,
+        end: date,
+        *,
+        sensor: str | None = None,
+        detail: bool = False,
+        after: Any = None,
     ) -> "Deferred[Page]":
         """Items of ``/stat/<period>``: from one day to another, both inclusive, by sensor and ascending in time.
 
+        :param sensor: of this one only.
         :param detail: with count, extremes, rms, standard deviation and coverage.
         :param after: from the page before this one.
         """

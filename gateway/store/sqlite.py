@@ -10,8 +10,9 @@ import os
 import sqlite3
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, date, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -28,7 +29,6 @@ from gateway.store import tables
 from gateway.store.interface import (
     SEQ_BLOCK,
     CommitResult,
-    DayMark,
     IdempotencyConflict,
     IdempotencyKey,
     Page,
@@ -221,10 +221,10 @@ class SqliteStore(Store):
     def machines(self) -> "Deferred[list[str]]":
         return self._read(self._machine_names)
 
-    def standing(self) -> "Deferred[Standing]":
-        return Deferred.fromCoroutine(self._standing())
+    def standing(self, days: Mapping[tuple[str, str], Collection[date]], now: datetime) -> "Deferred[Standing]":
+        return Deferred.fromCoroutine(self._standing(days, now))
 
-    async def _standing(self) -> Standing:
+    async def _standing(self, days: Mapping[tuple[str, str], Collection[date]], now: datetime) -> Standing:
         types = await self._gateway.run(
             lambda connection: {
                 (machine, sensor): kind
@@ -232,36 +232,48 @@ class SqliteStore(Store):
             }
         )
 
-        def all_machines() -> Standing:
+        def of_machine(machine: str, connection: sqlite3.Connection) -> list[SensorState]:
+            return [
+                SensorState(
+                    machine,
+                    sensor,
+                    types.get((machine, sensor)),
+                    *tables.standing(connection, table, days.get((machine, sensor), ()), now, self._clock.zone),
+                )
+                for sensor, table in tables.sensors(connection, "hour")
+            ]
+
+        def of_all() -> Standing:
             states = {key: SensorState(*key, kind) for key, kind in types.items()}
             unreadable: set[str] = set()
             for machine in self._machine_names():
                 # Many that are locked must not keep the gateway from starting.
                 patience = 0.1 if unreadable else _LOCK_WAIT
                 try:
-                    for sensor, last, days in self._ask(machine, self._standing_of_machine, patience):
-                        key = machine, sensor
-                        states[key] = SensorState(*key, types.get(key), last, days)
+                    found = self._ask(machine, partial(of_machine, machine), patience)
                 except StoreUnavailable as error:
                     log.error("{machine}.db cannot be read now: {error}", machine=machine, error=error)
                     unreadable.add(machine)
+                else:
+                    states |= {(state.machine, state.sensor): state for state in found}
             return Standing(list(states.values()), frozenset(unreadable))
 
-        return await self._read(all_machines)
-
-    def _standing_of_machine(
-        self, connection: sqlite3.Connection
-    ) -> list[tuple[str, dict[str, datetime], dict[date, DayMark]]]:
-        return [
-            (sensor, *tables.standing(connection, sensor, table, self._clock.zone))
-            for sensor, table in tables.sensors(connection, "hour")
-        ]
+        return await self._read(of_all)
 
     def means(
-        self, period: str, machine: str, start: date, end: date, *, detail: bool = False, after: Any = None
+        self,
+        period: str,
+        machine: str,
+        start: date,
+        end: date,
+        *,
+        sensor: str | None = None,
+        detail: bool = False,
+        after: Any = None,
     ) -> "Deferred[Page]":
         def query(connection: sqlite3.Connection) -> list[Page]:
-            return [tables.page(connection, period, _bounds(start, end), after, detail, self._clock.zone)]
+            bounds = _bounds(start, end)
+            return [tables.page(connection, period, bounds, self._clock.zone, only=sensor, detail=detail, after=after)]
 
         return self._read(lambda: next(iter(self._ask(machine, query)), Page([])))
 

@@ -9,7 +9,7 @@ import contextlib
 import math
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import date, datetime, tzinfo
 from typing import Any, Final
 
@@ -26,9 +26,6 @@ _ADDED: Final = re.compile(r"^~|~[0-9]+$")
 _FURTHER: Final = {"start": "INTEGER", **BUCKET_COLUMNS}
 
 _BUCKET: Final = ", ".join(BUCKET_COLUMNS)
-
-#: Rows of hours that say where a sensor stands: three days and more.
-_LAST_HOURS: Final = 100
 
 #: Items of a page.
 _PAGE: Final = 10_000
@@ -183,56 +180,73 @@ def _key(start: datetime) -> tuple[str, int]:
 
 
 def standing(
-    connection: sqlite3.Connection, sensor: str, hours: str, zone: tzinfo
-) -> tuple[dict[str, datetime], dict[date, DayMark]]:
-    """By period, the start of a sensor's last row; and its last days.
+    connection: sqlite3.Connection, hours: str, days: Iterable[date], now: datetime, zone: tzinfo
+) -> tuple[dict[date, DayMark], list[tuple[str, datetime]]]:
+    """Where a sensor stands: how much of some days is counted, and which longer periods are open.
 
     :param hours: the table of its hours.
     """
-    last = {}
-    for period in PERIODS:
-        table = hours.removesuffix("hour_avg") + f"{period}_avg"
-        columns = columns_of(connection, table)
-        if columns:
-            start = "start" if "start" in columns else "NULL"
-            row = connection.execute(
-                f"SELECT time, {start} FROM {quoted(table)} WHERE time < ':' ORDER BY time DESC, id DESC LIMIT 1"  # noqa: S608 - quoted
-            ).fetchone()
-            moment = None if row is None else _moment(row[0], row[1], zone)
-            if moment is not None:
-                last[period] = start_of(period, moment)
-    columns = columns_of(connection, hours)
-    further = "start, raw_end" if {"start", "raw_end"} <= columns else "NULL, NULL"
-    days: dict[date, DayMark] = {}
-    for time, began, raw_end in connection.execute(
-        f"SELECT time, {further} FROM {quoted(hours)} ORDER BY id DESC LIMIT {_LAST_HOURS}"  # noqa: S608 - quoted
-    ):
-        moment = _moment(time, began, zone)
-        if moment is None:
-            continue
-        seen = days.get(moment.date())
-        if seen is None:
-            days[moment.date()] = DayMark(moment, raw_end)
-        else:
-            # An unknown end of the row that was written last stays unknown.
-            known = None if seen.raw_end is None else max(seen.raw_end, raw_end or 0)
-            later = max(seen.last, moment, key=datetime.timestamp)
-            days[moment.date()] = DayMark(later, known)
-    return last, days
+    has_further = {"start", "raw_end"} <= columns_of(connection, hours)
+    select = f"SELECT time, {'start, raw_end' if has_further else 'NULL, NULL'} FROM {quoted(hours)} WHERE "  # noqa: S608 - quoted
+    marks: dict[date, DayMark] = {}
+    for day in days:
+        # The row that was written last has the highest id: where it does not know the end, nobody does.
+        for time, start, raw_end in connection.execute(
+            f"{select} time >= ? AND time < ? ORDER BY id DESC", (day.isoformat(), f"{day.isoformat()}~")
+        ):
+            moment = _moment(time, start, zone)
+            if moment is None:
+                continue
+            seen = marks.get(day)
+            if seen is None:
+                marks[day] = DayMark(moment, raw_end)
+            else:
+                known = None if seen.raw_end is None else max(seen.raw_end, raw_end or 0)
+                marks[day] = DayMark(max(seen.last, moment, key=datetime.timestamp), known)
+    last_hours = [mark.last for mark in marks.values()]
+    # A clock that was ahead may have left rows of the future: the last before now are looked for too.
+    for bound in (f"{wall_time(now)}~", ":"):
+        row = connection.execute(f"{select} time < ? ORDER BY time DESC, id DESC LIMIT 1", (bound,)).fetchone()
+        moment = None if row is None else _moment(row[0], row[1], zone)
+        if moment is not None:
+            last_hours.append(moment)
+    return marks, [
+        (period, start)
+        for period in PERIODS[1:]
+        for start in sorted({start_of(period, moment) for moment in last_hours})
+        if not _has_row(connection, hours.removesuffix("hour_avg") + f"{period}_avg", start)
+    ]
+
+
+def _has_row(connection: sqlite3.Connection, table: str, start: datetime) -> bool:
+    if not columns_of(connection, table):
+        return False
+    time = wall_time(start)
+    found = connection.execute(
+        f"SELECT 1 FROM {quoted(table)} WHERE time >= ? AND time <= ?",  # noqa: S608 - quoted
+        (time, f"{time}~"),
+    ).fetchone()
+    return found is not None
 
 
 def page(
     connection: sqlite3.Connection,
     period: str,
     bounds: tuple[str, str],
-    after: tuple[str, str, int, int] | None,
-    detail: bool,
     zone: tzinfo,
+    *,
+    only: str | None = None,
+    detail: bool = False,
+    after: tuple[str, str, int, int] | None = None,
 ) -> Page:
-    """Items of ``/stat/<period>``; ``after`` is a table, and the time, start and id of a row in it."""
+    """Items of ``/stat/<period>``.
+
+    :param only: of this sensor.
+    :param after: a table, and the time, start and id of a row in it.
+    """
     items: list[dict[str, Any]] = []
     for sensor, table in sensors(connection, period):
-        if after is not None and after[0] != table:
+        if (after is not None and after[0] != table) or only not in (None, sensor):
             continue
         is_ours = "start" in columns_of(connection, table)
         order = "time, start, id" if is_ours else "time, id"

@@ -197,7 +197,9 @@ def test_only_what_was_asked_for(tmp_path: Path) -> None:
     plant.check("a", {"2024-03-02": lines["2024-03-02"]})
     assert not (tmp_path / "db" / "N.db").exists()
     assert plant.query("SELECT name FROM sqlite_master WHERE name = 'b_hour_avg'") == []
-    assert plant.told("--from", "2024-03-02", "--machine", "Nobody") == ["0 sensors; rows: none"]
+    nothing = plant.recompute("--from", "2024-03-02", "--machine", "Nobody")
+    assert (nothing.returncode, nothing.stdout.splitlines()) == (1, ["0 sensors; rows: none"])
+    assert "there are no raw files" in nothing.stderr
     *told, _ = plant.told("--from", "2024-03-01", "--to", "2024-03-02", "--machine", "M", "--sensor", "a")
     # A month and a year have more samples now, the second day is as it was.
     assert [(line.split()[2:4], line.partition(": ")[2].split()[0] == "none") for line in told] == [
@@ -304,22 +306,24 @@ def test_a_broken_compressed_file_is_named_and_the_others_are_done(tmp_path: Pat
     lines = day_of_lines(Random(7), [10], 2000)
     for sensor in ("a", "torn", "rubbish", "z"):
         plant.write(sensor, "2024-03-01", lines, compressed=True)
+    # Other days of such a sensor are done.
+    plant.write("torn", "2024-02-29", lines)
     torn, rubbish = (plant.path(name, "2024-03-01").with_suffix(".csv.gz") for name in ("torn", "rubbish"))
     torn.write_bytes(torn.read_bytes()[:-200])
     rubbish.write_bytes(b"no gzip")
-    done = plant.recompute("--from", "2024-03-01")
+    done = plant.recompute("--from", "2024-02-29", "--to", "2024-03-01")
     assert done.returncode == 1
     for sensor in ("a", "z"):
         plant.check(sensor, {"2024-03-01": lines})
+    plant.check("torn", {"2024-02-29": lines})
     assert "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if "cannot be read" in line]
     assert len(errors) == 2
     for sensor, path in (("rubbish", rubbish), ("torn", torn)):
-        (error,) = [line for line in errors if line.startswith(f"M {sensor}: ")]
-        assert path.name in error
-    assert done.stdout.splitlines()[-1] == "4 sensors; rows: 8 new"
-    for sensor in ("torn", "rubbish"):
-        assert plant.query("SELECT name FROM sqlite_master WHERE name = ?", f"{sensor}_hour_avg") == []
+        (error,) = [line for line in errors if path.name in line]
+        assert f"_{sensor}.csv.gz cannot be read, and its day is left as it is" in error
+    assert done.stdout.splitlines()[-1] == "4 sensors; rows: 12 new"
+    assert plant.query("SELECT name FROM sqlite_master WHERE name = 'rubbish_hour_avg'") == []
 
 
 @pytest.mark.parametrize(

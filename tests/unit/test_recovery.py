@@ -20,10 +20,12 @@ from zoneinfo import ZoneInfo
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import TestCase
 
+from gateway.bucket import Bucket
 from gateway.live import RECENT_UPDATES
-from gateway.model import Batch, SensorBatch, wall_time
+from gateway.model import Batch, HourEnd, SensorBatch, wall_time
 from gateway.period import PERIODS, end_of, start_of
 from gateway.store import sqlite
+from gateway.store.tables import MachineTables
 from tests.killable import Killable, means_of_files, never_killed
 
 SEOUL = ZoneInfo("Asia/Seoul")
@@ -687,6 +689,57 @@ class NamedKills(RecoveryCase):
             self.assertEqual(restored, expected[len(expected) - len(restored) :])
             self.assertGreaterEqual(len(restored), 59)
 
+    # -- rows of other days
+
+    async def test_rows_that_were_added_later_count_nothing_again(self) -> None:
+        killed = await self.started(self.begin)
+        await self.run_through(killed, "2025-12-18 11:30:00", 60)
+        await killed.kill(lambda count: count)
+        before = killed.rows()
+        # As recompute adds them: their ids are the highest.
+        with sqlite3.connect(killed.db / "M.db") as connection:
+            tables = MachineTables(connection)
+            for number in range(1, 150):
+                start = at("2025-12-17 00:00:00") - timedelta(hours=number)
+                bucket = Bucket(1, 1, 1.0, least=1.0, greatest=1.0)
+                tables.end_hour(HourEnd("M", "v", start, bucket, "ABS", replaces=True))
+        connection.close()
+        for _ in range(2):
+            await killed.start()
+            await killed.kill(lambda count: count)
+        hours = [row for row in killed.rows()["M", "v_hour_avg"] if row["time"] >= "2025-12-18"]
+        self.assertEqual(hours, before["M", "v_hour_avg"])
+
+    async def test_a_clock_that_was_ahead_for_a_while(self) -> None:
+        counts = []
+        for kills in (False, True):
+            killed = await self.started(at("2025-12-18 22:30:00"), f"ahead {kills}")
+            await self.run_through(killed, "2025-12-18 22:40:00")
+            # Over a year for a minute, and back.
+            killed.wall += 400 * 86400
+            for _ in range(4):
+                killed.advance(20)
+                self.send(killed)
+            await killed.write()
+            killed.wall -= 400 * 86400
+            for until in ("2025-12-18 23:10:00", "2025-12-18 23:50:00", "2025-12-19 00:20:00", "2025-12-20 01:10:00"):
+                await self.run_through(killed, until, 60)
+                if kills:
+                    await killed.kill(lambda count: count)
+                    await killed.start()
+            await killed.end(at("2025-12-21 00:00:00"))
+            rows = killed.rows()
+            counts.append(
+                {
+                    (table, row["time"], row["count"], row["data"])
+                    for (_, table), its in rows.items()
+                    for row in its
+                    if row["time"] < "2026" and "year" not in table
+                }
+            )
+        self.assertEqual(counts[1], counts[0])
+        self.assertIn("2025-12-18 23:00:00", {time for _, time, _, _ in counts[0]})
+
     # -- files
 
     async def test_a_machine_is_known_without_any_file(self) -> None:
@@ -793,7 +846,7 @@ class NamedKills(RecoveryCase):
         (warning,) = (event for event in events if event["log_level"].name == "warn")
         self.assertIn("gateway.recompute", warning["log_format"])
         self.assertEqual((warning["machine"], warning["sensor"]), ("M", "v"))
-        self.assertEqual((f"{warning['first']}", f"{warning['last']}"), ("2025-12-10", "2025-12-15"))
+        self.assertEqual(f"{warning['day']}", "2025-12-16")
         await killed.end(self.end)
         days = self.query(killed, "SELECT time, data, count FROM v_day_avg")
         self.assertEqual(days, [(f"2025-12-{day} 00:00:00", 2.0, 2) for day in (16, 17, 18)])

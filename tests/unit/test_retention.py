@@ -37,7 +37,7 @@ class RetentionTests(TestCase):
         self.wall = datetime(2025, 12, 18, 10, tzinfo=UTC).timestamp()
 
     def retention(self, **settings: Any) -> Retention:
-        limits = {"keep_days": None, "compress_after_days": None, "min_free": None, **settings}
+        limits = {"busy": lambda: False, "keep_days": None, "compress_after_days": None, "min_free": None, **settings}
         clock = WallClock(UTC, lambda: self.wall, lambda: self.wall)
         return Retention(reactor, clock, self.counters, self.pool, str(self.folder), **limits)
 

@@ -519,9 +519,14 @@ def test_a_step_forward_ends_what_is_behind() -> None:
 # -- known again after a start
 
 
+def open_at(time: str) -> dict[str, datetime]:
+    """The longer periods that are open at some time."""
+    return {period: start_of(period, at(time)) for period in PERIODS[1:]}
+
+
 def test_resume_ends_what_has_no_row() -> None:
     station = Station()
-    station.rollup.resume("M", "s", "VIB", {"hour": at("2025-12-31 23:00:00")})
+    station.rollup.resume("M", "s", "VIB", open_at("2025-12-31 23:00:00"))
     station.tick(at("2026-01-01 00:00:30"))
     assert station.ends() == [
         "day 2025-12-31 00:00:00",
@@ -533,13 +538,9 @@ def test_resume_ends_what_has_no_row() -> None:
 
 def test_resume_leaves_what_has_a_row() -> None:
     station = Station()
-    last = {
-        "hour": at("2025-12-31 23:00:00"),
-        "day": at("2025-12-31 00:00:00"),
-        "month": at("2025-11-01 00:00:00"),
-        "year": at("2024-01-01 00:00:00"),
-    }
-    station.rollup.resume("M", "s", None, last)
+    longer = open_at("2025-12-31 23:00:00")
+    del longer["day"]
+    assert station.rollup.resume("M", "s", None, longer) == "REAL"
     station.tick(at("2025-12-31 23:30:00"))
     assert station.entries == []
     station.tick(at("2026-01-01 00:00:00"))
@@ -562,7 +563,7 @@ def test_resume_goes_on_with_the_day() -> None:
     whole.batch(at("2025-12-18 11:00:00"), [2.0])
     whole.tick(at("2025-12-19 00:00:00"))
     station = Station()
-    station.rollup.resume("M", "s", "TEMP", {"hour": at("2025-12-18 10:00:00")})
+    station.rollup.resume("M", "s", "TEMP", open_at("2025-12-18 10:00:00"))
     station.replay(at("2025-12-18 11:00:00"), [2.0])
     station.tick(at("2025-12-19 00:00:00"))
     assert station.entries == whole.entries[1:]

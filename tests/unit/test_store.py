@@ -285,9 +285,15 @@ class StoreSuite:
         found = await self.items(period, "M", date.min, date.max, detail=True)
         return [item for item in found if item["name"] == f"{sensor}_{period}_avg"]
 
+    async def standing(self, now: datetime | None = None) -> Standing:
+        """Where sensors stand, with every day of the month that the tests lie in."""
+        days = [date(2025, 12, day) for day in range(1, 32)]
+        asked = {("M", sensor): days for sensor in ("v", "V", "w")}
+        return await self.store.standing(asked, now or datetime(2025, 12, 20, 12, tzinfo=self.clock().zone))
+
     async def state(self, sensor: str = "v") -> SensorState:
         (state,) = [
-            state for state in (await self.store.standing()).sensors if (state.machine, state.sensor) == ("M", sensor)
+            state for state in (await self.standing()).sensors if (state.machine, state.sensor) == ("M", sensor)
         ]
         return state
 
@@ -429,8 +435,7 @@ class StoreSuite:
         self.assertEqual((day["data"], day["coverage"]), (1.8, 5 / (25 * 60)))
         await self.write(hour("v", second, [5.0, 5.0, 5.0]))
         self.assertEqual([item["count"] for item in await self.detail()], [4, 4])
-        state = await self.state()
-        self.assertEqual(state.last["hour"].timestamp(), second.timestamp())
+        (state,) = (await self.store.standing({("M", "v"): [first.date()]}, second)).sensors
         self.assertEqual(state.days[first.date()].last.timestamp(), second.timestamp())
 
     async def test_coverage_is_of_the_hours_own_length(self) -> None:
@@ -513,41 +518,64 @@ class StoreSuite:
     # -- where sensors stand
 
     async def test_a_store_without_sensors(self) -> None:
-        self.assertEqual(await self.store.standing(), Standing([]))
+        self.assertEqual(await self.standing(), Standing([]))
 
     async def test_the_type_of_a_sensor_is_its_last(self) -> None:
         await self.write(Sighting("M", "v", "TEMP"), Sighting("M", "w", "TEMP"), Sighting("N", "v", "RPM"))
         await self.write(Sighting("M", "v", "VIB"), Sighting("M", "v", "진동"))
         for _ in range(2):
-            found = {(state.machine, state.sensor): state for state in (await self.store.standing()).sensors}
+            found = {(state.machine, state.sensor): state for state in (await self.standing()).sensors}
             self.assertEqual(
                 {key: state.type for key, state in found.items()},
                 {("M", "v"): "진동", ("M", "w"): "TEMP", ("N", "v"): "RPM"},
             )
-            self.assertEqual([(dict(state.last), dict(state.days)) for state in found.values()], [({}, {})] * 3)
+            self.assertEqual([(list(state.open), dict(state.days)) for state in found.values()], [([], {})] * 3)
             await self.again()
 
     async def test_a_sensor_with_rows_and_without_a_type(self) -> None:
         await self.write(hour("v", at("2025-12-18 10:00:00"), [1.0]))
         state = await self.state()
-        self.assertEqual((state.type, state.last), (None, {"hour": at("2025-12-18 10:00:00")}))
+        self.assertEqual((state.type, state.days), (None, {DAY: DayMark(at("2025-12-18 10:00:00"), None)}))
 
-    async def test_the_last_of_every_period(self) -> None:
+    async def test_what_has_hours_and_no_row_is_open(self) -> None:
         start = at("2025-12-18 10:00:00")
         await self.write(
-            hour("v", start - timedelta(days=40), [1.0]),
-            *(end(period, start - timedelta(days=40)) for period in PERIODS[1:3]),
+            hour("v", start - timedelta(days=1), [1.0]),
+            end("day", start - timedelta(days=1)),
             hour("v", start, [1.0]),
-            hour("v", start - timedelta(hours=3), [1.0]),
-            hour("V", start + timedelta(hours=5), [1.0]),
+            hour("V", start - timedelta(days=40), [1.0]),
+            *(end(period, start - timedelta(days=40), "V") for period in PERIODS[1:3]),
         )
         for _ in range(2):
             self.assertEqual(
-                (await self.state()).last,
-                {"hour": start, "day": at("2025-11-08 00:00:00"), "month": at("2025-11-01 00:00:00")},
+                list((await self.state()).open),
+                [
+                    ("day", at("2025-12-18 00:00:00")),
+                    ("month", at("2025-12-01 00:00:00")),
+                    ("year", at("2025-01-01 00:00:00")),
+                ],
             )
-            self.assertEqual((await self.state("V")).last, {"hour": start + timedelta(hours=5)})
+            self.assertEqual(list((await self.state("V")).open), [("year", at("2025-01-01 00:00:00"))])
             await self.again()
+
+    async def test_rows_of_the_future_hide_nothing(self) -> None:
+        # The clock was ahead for a while.
+        start = at("2025-12-18 10:00:00")
+        ahead = [start.replace(year=2027) + timedelta(hours=number) for number in range(150)]
+        await self.write(hour("v", start, [1.0], raw_end=70), *(hour("v", each, [1.0], raw_end=1) for each in ahead))
+        state = await self.state()
+        self.assertEqual(state.days, {DAY: DayMark(start, 70)})
+        self.assertEqual(
+            [(period, str(each)[:10]) for period, each in state.open],
+            [
+                ("day", "2025-12-18"),
+                ("day", "2027-12-24"),
+                ("month", "2025-12-01"),
+                ("month", "2027-12-01"),
+                ("year", "2025-01-01"),
+                ("year", "2027-01-01"),
+            ],
+        )
 
     async def test_how_much_of_a_day_is_counted(self) -> None:
         start = at("2025-12-18 10:00:00")
@@ -683,7 +711,8 @@ class SqliteStoreTests(StoreSuite, TestCase):
         self.old_rows("day", [("2025-12-17 00:00:00.000000", 1.0)])
         state = await self.state()
         self.assertEqual(state.type, None)
-        self.assertEqual(state.last["day"], at("2025-12-17 00:00:00", self.zone))
+        self.assertNotIn(("day", at("2025-12-17 00:00:00", self.zone)), state.open)
+        self.assertIn(("day", at("2025-12-18 00:00:00", self.zone)), state.open)
         self.assertEqual(
             state.days,
             {
