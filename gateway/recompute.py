@@ -123,7 +123,7 @@ class Recompute:
                         self._progress.update(run.end - read)
                         read = run.end
         finally:
-            self._progress.update(os.stat(file.path).st_size - read)
+            self._progress.update(_size(file) - read)
         # Today is not among the days, so that by tomorrow everything is over.
         ended += rollup.advance(self._clock.now() + timedelta(days=1)).entries
         return [entry for entry in ended if isinstance(entry, HourEnd)]
@@ -210,6 +210,14 @@ def _item(hour: HourEnd, zone: tzinfo) -> dict[str, Any]:
     }
 
 
+def _size(file: RawFile) -> int:
+    """Of a file on the disk; nothing where it has been compressed or removed meanwhile."""
+    try:
+        return os.stat(file.path).st_size
+    except OSError:
+        return 0
+
+
 def _said(item: dict[str, Any] | None) -> str:
     if item is None:
         return "none"
@@ -268,12 +276,12 @@ async def _run(reactor: Any, options: argparse.Namespace, settings: Settings) ->
     try:
         store.open()
     except StoreUnavailable as error:
-        raise SystemExit(f"recompute: database.path: {os.path.abspath(settings.database.path)}: {error}") from error
+        raise SystemExit(f"recompute: database.path: {settings.database.path}, below {Path.cwd()}: {error}") from error
     try:
         standing = await store.standing({}, clock.now())
         types = {(state.machine, state.sensor): state.type for state in standing.sensors}
         jobs = _jobs(options, settings, types)
-        size = sum(os.stat(file.path).st_size for job in jobs for file in job.its)
+        size = sum(_size(file) for job in jobs for file in job.its)
         with tqdm(total=size, unit="B", unit_scale=True, disable=None) as progress:
             recompute = Recompute(store, clock, write=not options.dry_run, force=options.force, progress=progress)
             for job in jobs:

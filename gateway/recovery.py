@@ -30,8 +30,8 @@ from gateway.writer import Writer
 
 log = Logger()
 
-#: How many hours back the last updates of a sensor are looked for: further where it sends seldom.
-_BACK: Final = (1, 6, 48)
+#: How many bytes further back the last updates of a sensor that sends with gaps are looked for.
+_FURTHER_BACK: Final = 4 * 1024 * 1024
 
 T = TypeVar("T")
 
@@ -59,10 +59,11 @@ class Recovered:
 
 async def recover(
     recovery: "Recovery", in_thread: InThread, store: Store, live: Live, writer: Writer, clock: WallClock
-) -> None:
+) -> frozenset[str]:
     """Let everything be as it was before; fires when the store has what has ended since.
 
     :param in_thread: runs what blocks.
+    :returns: machines of which nothing could be recovered.
     :raises StoreUnavailable: the store cannot say what it has.
     """
     began = clock.monotonic()
@@ -80,6 +81,7 @@ async def recover(
         count=len(recovered.entries),
         seconds=clock.monotonic() - began,
     )
+    return standing.unreadable
 
 
 class Recovery:
@@ -140,7 +142,11 @@ class Recovery:
                 PeriodEnd(period, *key, start, mode) for period, start in state.open if (period, start) not in current
             ]
         for machine in standing.unreadable:
-            log.error("{machine}: its database cannot be read, and its open periods begin anew", machine=machine)
+            log.error(
+                "{machine}: its database cannot be read; today's statistics lack what came before this start, until"
+                " python -m gateway.recompute makes them again tomorrow",
+                machine=machine,
+            )
         for (machine, sensor), its in self._files.items():
             if self._stopped():
                 return Recovered()
@@ -157,7 +163,7 @@ class Recovery:
     def _sensor(self, state: SensorState, its: Sequence[RawFile], now: datetime, recovered: Recovered) -> None:
         with contextlib.ExitStack() as opened:
             pieces = []
-            for file in self._uncounted(state, its):
+            for file in self._uncounted(state, its, now):
                 with _told(file):
                     content = opened.enter_context(file.open())
                     size = files.size_of(content)
@@ -179,7 +185,7 @@ class Recovery:
                     updates[:0] = self._recent(state, pieces, missing)
             recovered.updates += updates[-RECENT_UPDATES:]
 
-    def _uncounted(self, state: SensorState, its: Sequence[RawFile]) -> Sequence[RawFile]:
+    def _uncounted(self, state: SensorState, its: Sequence[RawFile], now: datetime) -> Sequence[RawFile]:
         """The files that may hold samples which are in no row."""
         if (state.machine, state.sensor) in self._have_more and not state.days:
             log.warn(
@@ -189,22 +195,33 @@ class Recovery:
                 sensor=state.sensor,
                 day=its[0].day,
             )
+        # Behind a day that has rows, a start has been that read what there was before it.
+        first = max((file.day for file in its if file.day in state.days and file.day <= now.date()), default=date.min)
         # What is old enough to be compressed was complete.
-        return [file for file in its if not (file.compressed and file.day in state.days)]
+        return [
+            file
+            for file in its
+            if (file.day in state.days and not file.compressed) or (file.day not in state.days and file.day > first)
+        ]
 
     def _begin(self, state: SensorState, file: RawFile, content: io.BufferedIOBase, size: int) -> int:
         """Where the samples begin that are in no row."""
         mark = state.days.get(file.day)
         if mark is None:
             return 0
-        if mark.raw_end is not None and mark.raw_end <= size and files.begins_line(content, mark.raw_end):
-            return mark.raw_end
-        # A row of the old server, or a file that is not what it was.
         end = end_of("hour", mark.last)
+        clock_end = f"{end:%H:%M:%S},".encode()
+        counted = mark.raw_end
+        if counted is not None and counted <= size and files.begins_line(content, counted):
+            last = files.last_clock(content, counted)
+            # Else another file has taken the place of the one that was counted.
+            if last is None or end.date() != file.day or last < clock_end:
+                return counted
+        # A row of the old server, or a file that is not what it was.
         if end.date() != file.day:
             return size
         if minutes_of("day", start_of("day", end)) == 24 * 60:
-            return files.offset_of(content, size, f"{end:%H:%M:%S},".encode())
+            return files.offset_of(content, size, clock_end)
         # The clock jumps on this day: times alone do not tell the lines before it from those behind it.
         clock = LineClock(file.day, self._zone)
         found = (run.begin for run in files.runs(content) if clock.time(run.clock).timestamp() >= end.timestamp())
@@ -234,38 +251,46 @@ class Recovery:
         return all(earlier.clock <= later.clock for earlier, later in pairwise(found))
 
     def _recent(self, state: SensorState, pieces: "Sequence[_Piece]", missing: int) -> list[Update]:
-        """The last updates whose samples are in rows already, so many at least where there are."""
-        lasts = [(piece.file.day, files.last_clock(piece.content, piece.size)) for piece in pieces]
-        day, last = next((each for each in reversed(lasts) if each[1] is not None), (None, None))
-        if day is None or last is None:
-            return []
-        until = LineClock(day, self._zone).time(last).replace(second=0)
+        """The last updates whose samples are in rows already, so many where there are."""
         updates: list[Update] = []
-        for hours in _BACK:
-            since = until - timedelta(hours=hours)
-            updates = self._updates(state, pieces, since)
-            if len(updates) >= missing or since.date() < pieces[0].file.day:
+        for piece in reversed(pieces):
+            if len(updates) < missing:
+                updates[:0] = self._before(state, piece, missing - len(updates))
+        return updates
+
+    def _before(self, state: SensorState, piece: "_Piece", missing: int) -> list[Update]:
+        """The last updates of one file whose samples are in rows already."""
+        last = files.last_clock(piece.content, piece.begin)
+        if last is None:
+            return []
+        until = LineClock(piece.file.day, self._zone).time(last)
+        updates: list[Update] = []
+        for minutes in (missing, 6 * missing, 24 * 60):
+            since = until.replace(second=0) - timedelta(minutes=minutes - 1)
+            begin = 0
+            if since.date() == piece.file.day:
+                begin = files.offset_of(piece.content, piece.begin, f"{since:%H:%M:%S},".encode())
+            if updates and piece.begin - begin > _FURTHER_BACK:
+                break
+            updates = self._updates(state, piece, begin)
+            if len(updates) >= missing or begin == 0:
                 break
         return updates
 
-    def _updates(self, state: SensorState, pieces: "Sequence[_Piece]", since: datetime) -> list[Update]:
-        """The updates since a minute, as far as their samples are in rows already."""
+    def _updates(self, state: SensorState, piece: "_Piece", begin: int) -> list[Update]:
+        """The updates of what is in rows already, from some byte on."""
         scratch = self._scratch()
         scratch.resume(state.machine, state.sensor, state.type, {})
+        clock = LineClock(piece.file.day, self._zone)
         updates: list[Update] = []
-        for piece in pieces:
-            if piece.file.day < since.date():
-                continue
-            begin = 0
-            if piece.file.day == since.date():
-                begin = files.offset_of(piece.content, piece.size, f"{since:%H:%M:%S},".encode())
-            clock = LineClock(piece.file.day, self._zone)
-            for run in files.runs(piece.content, begin):
-                if run.end > piece.begin:
-                    break
-                updates += scratch.replay(state.machine, state.sensor, clock.time(run.clock), run.samples).updates
+        time = None
+        for run in files.runs(piece.content, begin):
+            if run.end > piece.begin:
+                break
+            time = clock.time(run.clock)
+            updates += scratch.replay(state.machine, state.sensor, time, run.samples).updates
         # Rows end where an hour does, and so does their last minute.
-        return updates + scratch.advance(since + timedelta(days=_FILES + 1)).updates
+        return updates if time is None else updates + scratch.advance(time + timedelta(days=1)).updates
 
     def _with_end(self, entry: HourEnd | PeriodEnd) -> Entry:
         if isinstance(entry, HourEnd):

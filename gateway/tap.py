@@ -189,6 +189,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
             found.append(f"raw files cannot be written: {rawlog.problem}")
         if retention.problem is not None:
             found.append(retention.problem)
+        found += [f"statistics of {machine} lack what came before the start" for machine in lacking]
         if writer.is_stuck:
             found.append("statistics cannot be written, and wait")
         return found
@@ -251,9 +252,13 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         file_pool.start()
         retention_pool.start()
 
+    #: Whose statistics lack what came before the start.
+    lacking = ["all machines"]
+
     async def recover_all() -> None:
         recovery = Recovery(data_path, clock.zone, rollup, new_rollup, lambda: not gateway.running)
-        await recover(recovery, partial(deferToThreadPool, reactor, file_pool), store, live, writer, clock)
+        in_thread = partial(deferToThreadPool, reactor, file_pool)
+        lacking[:] = sorted(await recover(recovery, in_thread, store, live, writer, clock))
 
     async def close_store() -> None:
         # Nobody waits any more for what is being read.

@@ -142,10 +142,10 @@ class RawLog(Service):
     def _open(self, path: str) -> int:
         file = self._files.get(path)
         if file is not None:
-            if os.fstat(file).st_nlink:
+            if _is_at(file, path):
                 self._files.move_to_end(path)
                 return file
-            # Somebody has removed the file.
+            # Somebody has removed or moved the file.
             self._close(path)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
@@ -163,6 +163,14 @@ class RawLog(Service):
         file = self._files.pop(path, None)
         if file is not None:
             os.close(file)
+
+
+def _is_at(file: int, path: str) -> bool:
+    """Whether an open file is what a path names."""
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    except OSError:
+        return False
 
 
 def _append(file: int, lines: bytearray) -> int:

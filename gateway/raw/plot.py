@@ -34,6 +34,8 @@ class Plot:
     """
 
     def __init__(self, zone: tzinfo, begin: datetime, end: datetime, most: int) -> None:
+        self.begin = begin
+        self.end = end
         self._zone = zone
         self._first = begin.astimezone(zone)
         # Integers: where a stretch ends must not hang on rounding.

@@ -66,6 +66,8 @@ class Retention(Service):
     ) -> None:
         self.problem: str | None = None
         self._stopped = False
+        #: What a round that is under way has come upon.
+        self._found: str | None = None
         self._reactor = reactor
         self._clock = clock
         self._counters = counters
@@ -102,7 +104,11 @@ class Retention(Service):
 
     def go_through(self, today: date) -> None:
         """One round; it blocks, and is for a thread."""
-        self.problem = None
+        self._found = None
+        self._go_through(today)
+        self.problem = self._found
+
+    def _go_through(self, today: date) -> None:
         found = self._old_files(today)
         if self._keep_days is not None:
             first = today - timedelta(days=self._keep_days)
@@ -128,8 +134,8 @@ class Retention(Service):
                 _remove_left_over(os.path.join(self._directory, machine))
                 its = files.raw_files(self._directory, machine)
             except OSError as error:
-                self.problem = f"raw files of {machine} cannot be gone through: {error.strerror}"
-                log.error("{problem}", problem=self.problem)
+                self._found = f"raw files of {machine} cannot be gone through: {error.strerror}"
+                log.error("{problem}", problem=self._found)
                 continue
             found += [file for file in its if file.day < today - timedelta(days=1)]
         return sorted(found, key=attrgetter("order"))
@@ -141,11 +147,11 @@ class Retention(Service):
             before = os.stat(file.path)
             _write_compressed(file.path, f"{target}{_PART}", target)
             os.utime(f"{target}{_PART}", ns=(before.st_atime_ns, before.st_mtime_ns))
+            # In the reactor's thread, which is where lines are appended.
+            if not blockingCallFromThread(self._reactor, self._swap, file.path, target, before):
+                return file
         except files.ReadError as error:
             self._failed("compressed", file, error)
-            return file
-        # In the reactor's thread, which is where lines are appended.
-        if not blockingCallFromThread(self._reactor, self._swap, file.path, target, before):
             return file
         self._counters.raw_compressed.inc()
         return RawFile(file.day, True, file.machine, file.sensor, target)
@@ -166,8 +172,8 @@ class Retention(Service):
             if self._remove(file):
                 log.warn("{path} is removed: less than data.min_free_mb is free", path=file.path)
         if self._free(self._directory) < least:
-            self.problem = "less than data.min_free_mb is free, and no raw file may be removed any more"
-            log.error("{problem}", problem=self.problem)
+            self._found = "less than data.min_free_mb is free, and no raw file may be removed any more"
+            log.error("{problem}", problem=self._found)
 
     def _remove(self, file: RawFile) -> bool:
         try:
@@ -179,7 +185,7 @@ class Retention(Service):
         return True
 
     def _failed(self, what: str, file: RawFile, error: Exception) -> None:
-        self.problem = f"a raw file cannot be {what}: {error}"
+        self._found = f"a raw file cannot be {what}: {error}"
         log.error("{path} cannot be {what}: {error}", path=file.path, what=what, error=error)
 
 

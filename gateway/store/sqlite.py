@@ -169,8 +169,8 @@ class SqliteStore(Store):
         for machine, its in by_machine.items():
             try:
                 self._write_machine(machine, its)
-            except (sqlite3.Error, ArithmeticError, TypeError, ValueError) as error:
-                if isinstance(error, sqlite3.Error) and _may_pass(error):
+            except sqlite3.Error as error:
+                if _may_pass(error):
                     log.warn("{machine}.db cannot be written now: {error}", machine=machine, error=error)
                     again.extend(its)
                 else:
@@ -185,9 +185,18 @@ class SqliteStore(Store):
         try:
             connection.execute("BEGIN IMMEDIATE")
             for entry in entries:
-                _insert(connection, its, entry)
+                connection.execute("SAVEPOINT entry")
+                try:
+                    _insert(connection, its, entry)
+                except (ArithmeticError, TypeError, ValueError) as error:
+                    # What stands in the file already makes no sense with it.
+                    connection.execute("ROLLBACK TO entry")
+                    its.forget()
+                    log.error("{machine}.db: an entry is lost: {error}", machine=machine, error=error)
+                    self._reactor.callFromThread(self._counters.store_lost.inc)
+                connection.execute("RELEASE entry")
             connection.execute("COMMIT")
-        except Exception:
+        except sqlite3.Error:
             # Whatever state it is in: the next try opens the file anew.
             del self._machines[machine]
             connection.close()
@@ -250,7 +259,8 @@ class SqliteStore(Store):
                 # Many that are locked must not keep the gateway from starting.
                 patience = 0.1 if unreadable else _LOCK_WAIT
                 try:
-                    found = self._ask(machine, partial(of_machine, machine), patience)
+                    # Of what is not known, nothing must be counted again.
+                    found = self._ask(machine, partial(of_machine, machine), patience, or_empty=False)
                 except StoreUnavailable as error:
                     log.error("{machine}.db cannot be read now: {error}", machine=machine, error=error)
                     unreadable.add(machine)
@@ -316,9 +326,18 @@ class SqliteStore(Store):
         return sorted(filter(is_name, (name.removesuffix(".db") for name in files if name.endswith(".db"))))
 
     def _ask(
-        self, machine: str, query: Callable[[sqlite3.Connection], list[T]], patience: float = _LOCK_WAIT
+        self,
+        machine: str,
+        query: Callable[[sqlite3.Connection], list[T]],
+        patience: float = _LOCK_WAIT,
+        *,
+        or_empty: bool = True,
     ) -> list[T]:
-        """Ask one machine's file; the answer is empty where it is missing or broken."""
+        """Ask one machine's file; the answer is empty where it is missing.
+
+        :param or_empty: it is empty where the file is broken too.
+        :raises StoreUnavailable: it cannot be read, or not now.
+        """
         path = self._machine_path(machine)
         if not is_name(machine) or not os.path.exists(path):
             return []
@@ -329,7 +348,7 @@ class SqliteStore(Store):
             finally:
                 connection.close()
         except sqlite3.DatabaseError as error:
-            if _may_pass(error):
+            if _may_pass(error) or not or_empty:
                 raise StoreUnavailable(str(error)) from error
             log.error("{machine}.db cannot be read: {error}", machine=machine, error=error)
             return []

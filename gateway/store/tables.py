@@ -25,6 +25,9 @@ _ADDED: Final = re.compile(r"^~|~[0-9]+$")
 #: What follows the old server's columns.
 _FURTHER: Final = {"start": "INTEGER", **BUCKET_COLUMNS}
 
+#: What every table of means has.
+_OLD_COLUMNS: Final = {"id", "time", "data"}
+
 _BUCKET: Final = ", ".join(BUCKET_COLUMNS)
 
 #: Items of a page.
@@ -41,10 +44,16 @@ class MachineTables:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        #: By their names in lower case, as SQLite compares them.
-        self._names = {table.lower(): table for table in _tables(connection, "")}
         #: Tables that have all columns.
         self._complete: set[str] = set()
+        #: By their names in lower case, as SQLite compares them.
+        self._names: dict[str, str] = {}
+        self.forget()
+
+    def forget(self) -> None:
+        """Look at the tables again: some that were made may have been undone."""
+        self._names = {table.lower(): table for table in _tables(self._connection, "")}
+        self._complete.clear()
 
     def create_anomaly(self) -> None:
         """Make the table of anomalies where it is missing."""
@@ -98,14 +107,15 @@ class MachineTables:
                 bucket.merge(hour.bucket)
         if not hour.replaces:
             raw_end = hour.raw_end
-            if raw_end is None:
-                # Nor is it known any more of the hours before.
-                day = hour.start.date().isoformat()
-                self._connection.execute(
-                    f"UPDATE {quoted(table)} SET raw_end = NULL WHERE time >= ? AND time < ?",  # noqa: S608 - quoted
-                    (day, f"{day}~"),
-                )
         self._put(table, hour.start, Row(bucket.mean(hour.mode), bucket), identity, raw_end)
+        if identity is not None and not hour.replaces:
+            # How much of a day is counted is said by its row with the highest id.
+            day = hour.start.date().isoformat()
+            self._connection.execute(
+                f"UPDATE {quoted(table)} SET raw_end = ? WHERE id ="  # noqa: S608 - quoted
+                f" (SELECT max(id) FROM {quoted(table)} WHERE time >= ? AND time < ?)",
+                (raw_end, day, f"{day}~"),
+            )
         for period in PERIODS[1:]:
             start = start_of(period, hour.start)
             # The clock was set back into a period that has its row.
@@ -186,23 +196,21 @@ def standing(
 
     :param hours: the table of its hours.
     """
-    has_further = {"start", "raw_end"} <= columns_of(connection, hours)
-    select = f"SELECT time, {'start, raw_end' if has_further else 'NULL, NULL'} FROM {quoted(hours)} WHERE "  # noqa: S608 - quoted
+    columns = columns_of(connection, hours)
+    if not columns >= _OLD_COLUMNS:
+        return {}, []
+    further = "start, raw_end" if {"start", "raw_end"} <= columns else "NULL, NULL"
+    select = f"SELECT time, {further} FROM {quoted(hours)} WHERE "  # noqa: S608 - quoted
     marks: dict[date, DayMark] = {}
     for day in days:
-        # The row that was written last has the highest id: where it does not know the end, nobody does.
+        # The row with the highest id says how much is counted.
         for time, start, raw_end in connection.execute(
             f"{select} time >= ? AND time < ? ORDER BY id DESC", (day.isoformat(), f"{day.isoformat()}~")
         ):
             moment = _moment(time, start, zone)
-            if moment is None:
-                continue
-            seen = marks.get(day)
-            if seen is None:
-                marks[day] = DayMark(moment, raw_end)
-            else:
-                known = None if seen.raw_end is None else max(seen.raw_end, raw_end or 0)
-                marks[day] = DayMark(max(seen.last, moment, key=datetime.timestamp), known)
+            if moment is not None:
+                seen = marks.get(day, DayMark(moment, raw_end))
+                marks[day] = DayMark(max(seen.last, moment, key=datetime.timestamp), seen.raw_end)
     last_hours = [mark.last for mark in marks.values()]
     # A clock that was ahead may have left rows of the future: the last before now are looked for too.
     for bound in (f"{wall_time(now)}~", ":"):
@@ -248,7 +256,10 @@ def page(
     for sensor, table in sensors(connection, period):
         if (after is not None and after[0] != table) or only not in (None, sensor):
             continue
-        is_ours = "start" in columns_of(connection, table)
+        there = columns_of(connection, table)
+        if not there >= _OLD_COLUMNS:
+            continue
+        is_ours = "start" in there
         order = "time, start, id" if is_ours else "time, id"
         mark = f"time, {'ifnull(start, 0)' if is_ours else '0'}, id"
         # Some rows of the old server have no number.
@@ -288,13 +299,14 @@ def _detail(period: str, zone: tzinfo, further: list[Any]) -> dict[str, Any]:
 
 
 def _moment(time: Any, start: int | None, zone: tzinfo) -> datetime | None:
-    """When a row's period began; ``None`` where it does not say."""
-    if start is not None:
-        return datetime.fromtimestamp(start, zone)
+    """When a row's period began; ``None`` where it does not say, or says what cannot be."""
     try:
-        return datetime.fromisoformat(str(time)[:19]).replace(tzinfo=zone)
-    except ValueError:
+        if start is not None:
+            return datetime.fromtimestamp(start, zone)
+        moment = datetime.fromisoformat(str(time)[:19]).replace(tzinfo=zone)
+    except (ValueError, OverflowError, OSError):
         return None
+    return moment if 1970 < moment.year < 9998 else None
 
 
 def columns_of(connection: sqlite3.Connection, table: str) -> set[str]:

@@ -34,6 +34,7 @@ _MESSAGES = {
     "invalid_url": "URL이 UTF-8이 아닙니다",
     "body_too_large": "요청 본문이 너무 큽니다",
     "upgrade_required": "WebSocket 연결이 필요합니다",
+    "busy": "지금은 요청이 너무 많습니다. 잠시 후 다시 시도하세요",
     "internal_error": "서버 내부 오류",
 }
 

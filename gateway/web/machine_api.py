@@ -24,6 +24,9 @@ from gateway.web.tables import Table
 _POINTS: Final = 1000
 _MOST_POINTS: Final = 100_000
 
+#: Answers that may be under way at a time; each takes 24 bytes a point.
+_MOST_ANSWERS: Final = 32
+
 #: What an answer covers at most, and what one covers that says no beginning.
 _LONGEST: Final = timedelta(days=31)
 _USUAL: Final = timedelta(hours=1)
@@ -79,6 +82,7 @@ class MachineApi:
         self._directory = directory
         self._pool = pool
         self._flush = flush
+        self._under_way = 0
 
     @app.route("/<machine>/samples", methods=["GET"], strict_slashes=False)
     async def samples(self, request: Request, machine: str) -> bytes:
@@ -87,6 +91,15 @@ class MachineApi:
             raise Refusal(400, "invalid_request", "sensor가 필요합니다")
         begin, end = self._range(request)
         most = _number(request, "max_points", _POINTS, _MOST_POINTS)
+        if self._under_way >= _MOST_ANSWERS:
+            raise Refusal(503, "busy")
+        self._under_way += 1
+        try:
+            return await self._answer(request, machine, sensor, Plot(self._clock.zone, begin, end, most))
+        finally:
+            self._under_way -= 1
+
+    async def _answer(self, request: Request, machine: str, sensor: str, plot: Plot) -> bytes:
         self._flush()
 
         def look() -> list[RawFile]:
@@ -95,10 +108,11 @@ class MachineApi:
         its = await deferToThreadPool(self._reactor, self._pool, look) if is_name(machine) else []
         if not its:
             raise Refusal(404, "unknown_sensor")
-        head = {"machine": machine, "sensor": sensor, "from": rfc3339(begin), "to": rfc3339(end), "points": []}
+        begin, end = map(rfc3339, (plot.begin, plot.end))
+        head = {"machine": machine, "sensor": sensor, "from": begin, "to": end, "points": []}
         before, _, behind = orjson.dumps(head).rpartition(b"[]")
         table = Table(request, "samples", _COLUMNS, (before, behind))
-        return await table.send(self._pages(Plot(self._clock.zone, begin, end, most).points(its)))
+        return await table.send(self._pages(plot.points(its)))
 
     async def _pages(self, points: "Generator[Page, None, None]") -> "AsyncGenerator[Page, None]":
         reader = _Reader(points)

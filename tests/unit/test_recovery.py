@@ -740,6 +740,65 @@ class NamedKills(RecoveryCase):
         self.assertEqual(counts[1], counts[0])
         self.assertIn("2025-12-18 23:00:00", {time for _, time, _, _ in counts[0]})
 
+    async def test_a_database_that_cannot_be_asked_counts_nothing_again(self) -> None:
+        killed = await self.started(self.begin)
+        await self.run_through(killed, "2025-12-18 11:30:00", 60)
+        await killed.kill(lambda count: count)
+        before = killed.rows()["M", "v_hour_avg"]
+        # Somebody's own table is passed over; a file that is broken is left alone.
+        self.query(killed, "CREATE TABLE notes_hour_avg (id, text)")
+        await killed.start()
+        await killed.kill(lambda count: count)
+        self.query(killed, "DROP TABLE notes_hour_avg")
+        self.assertEqual(killed.rows()["M", "v_hour_avg"], before)
+        whole = (killed.db / "M.db").read_bytes()
+        (killed.db / "M.db").write_bytes(b"no database" * 1000)
+        with capturedLogs() as events:
+            await killed.start()
+        self.assertIn("lack what came before", "".join(event["log_format"] for event in events))
+        self.assertEqual((killed.recovered.entries, killed.recovered.samples), ([], 0))
+        await killed.kill(lambda count: count)
+        (killed.db / "M.db").write_bytes(whole)
+        await killed.start()
+        self.assertEqual(killed.recovered.samples, 90)
+
+    async def test_a_strange_row_costs_no_other(self) -> None:
+        killed = await self.started(self.begin)
+        await self.run_through(killed, "2025-12-18 11:30:00", 60)
+        self.query(
+            killed, "INSERT INTO v_hour_avg (time, data) VALUES ('9999-12-31 23:00:00', 1), ('x', 1), (x'00', 1)"
+        )
+        await killed.kill(lambda count: count)
+        await killed.start()
+        await killed.end(self.end)
+        days = self.query(killed, "SELECT time, count FROM v_day_avg")
+        self.assertEqual([time for time, _ in days], ["2025-12-18 00:00:00"])
+        self.assertGreater(days[0][1], 0)
+        self.assertEqual(killed.counters.store_lost._value.get(), 0)
+
+    async def test_a_file_that_was_moved_away_and_grew_again(self) -> None:
+        killed = await self.started(self.begin)
+        await self.run_through(killed, "2025-12-18 11:00:30", 60)
+        path = killed.data / "M" / "20251218_v.csv"
+        path.rename(path.with_suffix(".old"))
+        moved = len(path.with_suffix(".old").read_bytes())
+        await self.run_through(killed, "2025-12-18 11:59:00", 20)
+        self.assertGreater(len(path.read_bytes()), moved)
+        await killed.kill(lambda count: count)
+        lines = path.read_bytes().count(b"\n") - 1
+        await killed.start()
+        self.assertEqual(killed.recovered.samples, lines)
+
+    async def test_the_last_updates_are_found_in_what_was_sent_not_in_what_time_has_passed(self) -> None:
+        killed = await self.started(at("2025-12-17 15:00:00"))
+        await self.run_through(killed, "2025-12-17 17:00:00", 60)
+        # A night without samples, and a few in the morning.
+        killed.go_to(at("2025-12-18 08:00:00"))
+        await self.run_through(killed, "2025-12-18 08:10:30", 60)
+        await killed.kill(lambda count: count)
+        await killed.start()
+        self.assertEqual(killed.snapshot("M"), {"v": [update.payload() for update in killed.heard[-60:]]})
+
     # -- files
 
     async def test_a_machine_is_known_without_any_file(self) -> None:

@@ -350,6 +350,15 @@ class RawLogTests(Parts):
         self.reactor.advance(0.5)
         self.assertEqual(self.lines(), ["time,data", "10:11:00,2.0"])
 
+    def test_a_file_that_was_moved_is_made_again(self) -> None:
+        self.bus.publish(self.batch("M", "v", 1.0))
+        self.reactor.advance(0.5)
+        (self.folder / "M" / "20251218_v.csv").rename(self.folder / "M" / "kept.csv")
+        self.bus.publish(self.batch("M", "v", 2.0))
+        self.reactor.advance(0.5)
+        self.assertEqual(self.lines(), ["time,data", "10:11:00,2.0"])
+        self.assertEqual(self.lines("kept.csv"), ["time,data", "10:11:00,1.0"])
+
     def test_a_link_is_not_followed(self) -> None:
         (self.folder / "M").mkdir()
         (self.folder / "elsewhere").write_bytes(b"")
