@@ -236,6 +236,32 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
         ]
 
 
+def test_a_database_that_is_locked_at_the_start(tmp_path: Path) -> None:
+    with at(tmp_path, seoul("2025-12-18 10:30:00")) as daemon:
+        daemon.start()
+        for machine in ("M", "N"):
+            daemon.daq(frame("name", machine), frame("DataUpdate", {"v": {"type": "TEMP", "data": [1.5, 2.5]}}))
+        until(lambda: daemon.get("/stat/machineList")[1] == {"machine_list": ["M", "N"]}, "stored data")
+        until(lambda: all((tmp_path / "data" / machine).is_dir() for machine in "MN"), "raw files")
+        daemon.kill()
+        other = sqlite3.connect(tmp_path / "db" / "M.db", isolation_level=None)
+        other.execute("PRAGMA journal_mode = DELETE")
+        other.execute("BEGIN EXCLUSIVE")
+        daemon.start()
+        health = daemon.get("/healthz")[1]
+        assert (health["ok"], health["problems"]) == (False, ["statistics of M lack what came before the start"])
+        other.close()
+        assert "python -m gateway.recompute makes them again tomorrow" in daemon.log()
+        daemon.kill()
+    # It has stored nothing of what it could not know: the next start has all.
+    with at(tmp_path, seoul("2025-12-18 11:00:01")) as daemon:
+        daemon.start()
+        assert daemon.get("/healthz")[1]["problems"] == []
+        for machine in "MN":
+            (item,) = daemon.get(f"/stat/hour?machine={machine}&start=2025-12-18&end=2025-12-18&detail=1")[1]
+            assert (item["data"], item["count"]) == (2.0, 2)
+
+
 def reads_raw_files(daemon: Daemon) -> bool:
     assert daemon.process.poll() is None, daemon.log()
     for file in Path(f"/proc/{daemon.process.pid}/fd").iterdir():

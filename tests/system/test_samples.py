@@ -475,6 +475,20 @@ def test_slow_readers_cost_no_memory_and_hold_up_nobody(plant: Daemon) -> None:
     slowest.socket.close()
 
 
+def test_more_answers_at_once_than_are_allowed(plant: Daemon) -> None:
+    readers = [Reader(plant, BIG_PATH) for _ in range(32)]
+    try:
+        for reader in readers:
+            assert reader.read_head().startswith(b"HTTP/1.1 200 ")
+        status, body, headers = plant.get(BIG_PATH)
+        assert (status, body["error"]) == (503, "busy")
+        assert headers["retry-after"]
+    finally:
+        for reader in readers:
+            reader.reset()
+    until(lambda: plant.get(BIG_PATH.replace("100000", "10"))[0] == 200, "there is room again")
+
+
 def test_clients_that_leave_cost_nothing(plant: Daemon) -> None:
     before, tracebacks = open_files(plant), plant.log().count("Traceback")
     for number in range(8):
