@@ -23,9 +23,10 @@ from gateway.clock import WallClock, zone_named
 from gateway.config import ConfigError, Settings, load
 from gateway.counters import Counters
 from gateway.model import Entry, HourEnd, PeriodEnd, rfc3339, wall_time
-from gateway.period import PERIODS, end_of, start_of
+from gateway.period import PERIODS, end_of, minutes_of, start_of
 from gateway.raw import files
-from gateway.raw.files import LineClock, RawFile
+from gateway.raw.files import RawFile
+from gateway.raw.twice import timed_runs
 from gateway.stats.rollup import Rollup
 from gateway.store.interface import Store, StoreUnavailable
 from gateway.store.rows import detail_of
@@ -36,6 +37,9 @@ _TRIES: Final = 5
 
 #: What one item is told from another by: its period, and its start with the offset from UTC.
 Key = tuple[str, str]
+
+#: By day and hour that comes twice: how many samples the first of the two has.
+FirstCounts = dict[date, dict[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,7 @@ class Recompute:
 
         :raises StoreUnavailable: the store does not take it.
         """
-        hours = self._hours(job)
+        hours = self._hours(job, await self._first_counts(job))
         if not hours:
             return
         first, last = hours[0].start, hours[-1].start
@@ -87,13 +91,29 @@ class Recompute:
         for key in sorted(after.keys() | before.keys(), key=_order):
             self._compare(job, key, before.get(key), after.get(key))
 
-    def _hours(self, job: Job) -> list[HourEnd]:
+    async def _first_counts(self, job: Job) -> FirstCounts:
+        """Of hours that come twice, and whose second one has a row: how many samples that of the first one counts."""
+        found: FirstCounts = {}
+        zone = self._clock.zone
+        for day in {file.day for file in job.its}:
+            if minutes_of("day", datetime(day.year, day.month, day.day, tzinfo=zone)) <= 24 * 60:
+                continue
+            page = await self._store.means("hour", job.machine, day, day, sensor=job.sensor, detail=True)
+            counts = {}
+            for item in page.items:
+                if item["start"] is not None:
+                    start = datetime.fromisoformat(item["start"]).astimezone(zone)
+                    counts[start.hour, start.fold] = item["count"] or 0
+            found[day] = {hour: counts.get((hour, 0), 0) for hour, fold in counts if fold}
+        return found
+
+    def _hours(self, job: Job, first_counts: FirstCounts) -> list[HourEnd]:
         """The hours that the files hold, each once; none of a day of which a file cannot be read."""
         whole: dict[float, HourEnd] = {}
         broken = set()
         for file in job.its:
             try:
-                ended = self._hours_of(job, file)
+                ended = self._hours_of(job, file, first_counts)
             except files.ReadError as error:
                 broken.add(file.day)
                 self.problems.append(f"{file.path} cannot be read, and its day is left as it is: {error}")
@@ -109,16 +129,15 @@ class Recompute:
                     found.bucket.merge(entry.bucket)
         return [whole[start] for start in sorted(whole) if whole[start].start.date() not in broken]
 
-    def _hours_of(self, job: Job, file: RawFile) -> list[HourEnd]:
+    def _hours_of(self, job: Job, file: RawFile, first_counts: FirstCounts) -> list[HourEnd]:
         rollup = Rollup(self._clock.zone, {"": job.mode})
         rollup.resume(job.machine, job.sensor, "", {})
-        clock = LineClock(file.day, self._clock.zone)
         ended = []
         read = 0
         try:
             with file.open() as content:
-                for run in files.runs(content):
-                    ended += rollup.replay(job.machine, job.sensor, clock.time(run.clock), run.samples).entries
+                for time, run in timed_runs(content, file.day, self._clock.zone, first_counts.get(file.day, {})):
+                    ended += rollup.replay(job.machine, job.sensor, time, run.samples).entries
                     if not file.compressed and run.end - read > 1 << 20:
                         self._progress.update(run.end - read)
                         read = run.end
@@ -169,7 +188,7 @@ class Recompute:
 
     def _start_of(self, time: str) -> str:
         """The start of a row of the old server, which has kept no offset."""
-        return rfc3339(datetime.fromisoformat(time).replace(tzinfo=self._clock.zone))
+        return _moment(datetime.fromisoformat(time).replace(tzinfo=self._clock.zone))
 
     async def _write(self, entries: Sequence[Entry]) -> None:
         for _ in range(_TRIES):
@@ -197,7 +216,12 @@ def _order(key: Key) -> tuple[int, datetime]:
 
 
 def _key_of(hour: HourEnd) -> Key:
-    return "hour", rfc3339(hour.start)
+    return "hour", _moment(hour.start)
+
+
+def _moment(start: datetime) -> str:
+    """A start as an item tells it; one that the wall clock skips is the moment of the skip."""
+    return rfc3339(datetime.fromtimestamp(start.timestamp(), start.tzinfo))
 
 
 def _item(hour: HourEnd, zone: tzinfo) -> dict[str, Any]:

@@ -210,18 +210,19 @@ class Recovery:
         if mark is None:
             return 0
         end = end_of("hour", mark.last)
-        clock_end = f"{end:%H:%M:%S},".encode()
         counted = mark.raw_end
         if counted is not None and counted <= size and files.begins_line(content, counted):
             last = files.last_clock(content, counted)
+            # Behind the first of two hours the wall clock shows its times again.
+            bound = end + timedelta(hours=end.fold)
             # Else another file has taken the place of the one that was counted.
-            if last is None or end.date() != file.day or last < clock_end:
+            if last is None or bound.date() != file.day or last < _clock_of(bound):
                 return counted
         # A row of the old server, or a file that is not what it was.
         if end.date() != file.day:
             return size
         if minutes_of("day", start_of("day", end)) == 24 * 60:
-            return files.offset_of(content, size, clock_end)
+            return files.offset_of(content, size, _clock_of(end))
         # The clock jumps on this day: times alone do not tell the lines before it from those behind it.
         clock = LineClock(file.day, self._zone)
         found = (run.begin for run in files.runs(content) if clock.time(run.clock).timestamp() >= end.timestamp())
@@ -269,7 +270,7 @@ class Recovery:
             since = until.replace(second=0) - timedelta(minutes=minutes - 1)
             begin = 0
             if since.date() == piece.file.day:
-                begin = files.offset_of(piece.content, piece.begin, f"{since:%H:%M:%S},".encode())
+                begin = files.offset_of(piece.content, piece.begin, _clock_of(since))
             if updates and piece.begin - begin > _FURTHER_BACK:
                 break
             updates = self._updates(state, piece, begin)
@@ -314,6 +315,11 @@ class _Piece:
 
 def _rank(end: PeriodEnd) -> int:
     return PERIODS.index(end.period)
+
+
+def _clock_of(time: datetime) -> bytes:
+    """How a line of this time begins."""
+    return f"{time:%H:%M:%S},".encode()
 
 
 @contextlib.contextmanager

@@ -154,8 +154,8 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     )
     # Sinks get a record in the order of their attaching: statistics end an hour before the raw files have the batch
     # that ended it, and read from them how far they were.
-    rawlog = RawLog(reactor, clock, counters, data_path)
     writer = Writer(reactor, bus, counters, store, daq.pause)
+    rawlog = RawLog(reactor, clock, counters, data_path, writer.knows)
     new_rollup = partial(Rollup, clock.zone, settings.stat)
     rollup = new_rollup()
     statistics = Statistics(reactor, bus, clock, counters, rollup, rawlog, writer.add)

@@ -95,6 +95,11 @@ class Writer(Service):
         """Whether the store has not taken something, which waits to be tried again."""
         return bool(self._stuck)
 
+    def knows(self, machine: str, sensor: str) -> bool:
+        """Whether the store has the type that a sensor has now."""
+        key = machine, sensor
+        return key in self._types and key not in self._sighted
+
     def settled(self) -> "Deferred[None]":
         """Fires when everything that was added has been tried once."""
         settled: Deferred[None] = Deferred()

@@ -162,8 +162,8 @@ class Killable:
         self.store = SqliteStore(real_reactor, self.clock, self.counters, str(self.db))  # type: ignore[arg-type]
         self.store.open()
         self.gate = Gate(self.store)
-        self.rawlog = RawLog(self.reactor, self.clock, self.counters, str(self.data))
         self.writer = Writer(self.reactor, self.bus, self.counters, self.gate, lambda _: None)  # type: ignore[arg-type]
+        self.rawlog = RawLog(self.reactor, self.clock, self.counters, str(self.data), self.writer.knows)
         new_rollup = partial(Rollup, self.zone, MODES)
         rollup = new_rollup()
         self.statistics = Statistics(

@@ -39,6 +39,10 @@ _TIME: Final = re.compile(rb"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9],")
 _SECOND: Final = re.compile(rb"^(" + _TIME.pattern + rb").*\n(?:\1.*\n)*+", re.MULTILINE)
 
 
+class UnreadableFile(OSError):
+    """A raw file cannot be read; the text says which, and why."""
+
+
 @dataclass(frozen=True, slots=True)
 class RawFile:
     """One sensor's samples of one day.

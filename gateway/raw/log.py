@@ -4,6 +4,7 @@ import errno
 import os
 from array import array
 from collections import OrderedDict
+from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
@@ -21,7 +22,8 @@ from gateway.raw.files import HEADER
 
 log = Logger()
 
-#: Lines are handed to the operating system at least every so many seconds, and once so many bytes wait.
+#: Lines are handed to the operating system at least every so many seconds, and once so many bytes of a sensor wait
+#: whose type is kept.
 FLUSH_SECONDS: Final = 0.5
 _FLUSH_BYTES: Final = 64 * 1024
 
@@ -49,14 +51,23 @@ class RawLog(Service):
     """Writes every sample of every batch.
 
     :param directory: ``data.path``; it exists.
+    :param is_known: says of a machine and a sensor whether its type is kept, which no file tells.
     :ivar problem: why files cannot be written; ``None`` where they can.
     """
 
     name = "rawlog"
 
-    def __init__(self, reactor: IReactorTime, clock: WallClock, counters: Counters, directory: str) -> None:
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        clock: WallClock,
+        counters: Counters,
+        directory: str,
+        is_known: Callable[[str, str], bool],
+    ) -> None:
         self.problem: str | None = None
         self._directory = directory
+        self._is_known = is_known
         self._counters = counters
         self._warnings = LimitedLog(log, clock, counters)
         #: By path: the lines that wait.
@@ -102,7 +113,8 @@ class RawLog(Service):
             if waiting is None:
                 waiting = self._waiting[path] = bytearray()
             waiting += lines
-            if len(waiting) >= _FLUSH_BYTES:
+            # Lines that a kill leaves must not be there before their type is: the flush that is due gives it time.
+            if len(waiting) >= _FLUSH_BYTES and self._is_known(batch.machine, name):
                 self._flush(path)
 
     def flush(self) -> None:

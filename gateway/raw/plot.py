@@ -53,7 +53,7 @@ class Plot:
         """The points, some at a time, ascending in time; an empty list is no end.
 
         :param its: the sensor's files, by day.
-        :raises ReadError: a file cannot be read.
+        :raises UnreadableFile: one cannot be read.
         """
         lines = 0
         for file in its:
@@ -71,14 +71,17 @@ class Plot:
         midnight = datetime(file.day.year, file.day.month, file.day.day, tzinfo=self._zone)
         if file.day < self._first.date() or _micro(midnight) >= self._begin + self._length:
             return
-        with file.open() as content:
-            clock = LineClock(file.day, self._zone)
-            for run in _whole_seconds(files.runs(content, self._offset(file, content, midnight))):
-                second = _micro(clock.time(run.clock))
-                if second >= self._begin + self._length + _SET_BACK * _MICRO:
-                    return
-                if self._begin - _MICRO < second < self._begin + self._length:
-                    yield second, run.samples
+        try:
+            with file.open() as content:
+                clock = LineClock(file.day, self._zone)
+                for run in _whole_seconds(files.runs(content, self._offset(file, content, midnight))):
+                    second = _micro(clock.time(run.clock))
+                    if second >= self._begin + self._length + _SET_BACK * _MICRO:
+                        return
+                    if self._begin - _MICRO < second < self._begin + self._length:
+                        yield second, run.samples
+        except files.ReadError as error:
+            raise files.UnreadableFile(f"{file.path}: {error}") from error
 
     def _offset(self, file: RawFile, content: io.BufferedIOBase, midnight: datetime) -> int:
         # A compressed file must be read from its beginning anyway; a day on which the zone jumps does not ascend.

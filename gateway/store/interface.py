@@ -176,8 +176,15 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def anomalies(self, machine: str | None, start: date, end: date) -> "Deferred[list[dict[str, Any]]]":
-        """Items of ``/stat/anomaly``: of one machine, ascending in time; of all (``None``), newest first."""
+    def anomalies(self, machine: str | None, start: date, end: date, after: Any = None) -> "Deferred[Page]":
+        """Items of ``/stat/anomaly``: of one machine, ascending in time; of all (``None``), newest first.
+
+        Those of one time stand by machine, and then as they were written. Of all machines, those that cannot be read
+        are left out.
+
+        :param after: from the page before this one.
+        :raises StoreUnavailable: the one machine cannot be read now.
+        """
 
     @abstractmethod
     def reserve(self, up_to: int) -> "Deferred[None]":

@@ -11,6 +11,7 @@ import sqlite3
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
@@ -69,6 +70,25 @@ _PASSING: Final = frozenset(
         sqlite3.SQLITE_PERM,
     }
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Newest:
+    """The last row of a page of anomalies of all machines.
+
+    :ivar left_out: machines that could not be read, and are left out of the further pages too.
+    """
+
+    time: Any
+    machine: str = ""
+    id: int = tables.BEHIND_IDS
+    left_out: frozenset[str] = frozenset()
+
+    def of(self, machine: str) -> tuple[Any, int]:
+        """Behind what the rows of a machine go on: those of one time stand by machine."""
+        if machine == self.machine:
+            return self.time, self.id
+        return self.time, tables.BEHIND_IDS if machine < self.machine else tables.BEFORE_IDS
 
 
 class SqliteStore(Store):
@@ -287,33 +307,43 @@ class SqliteStore(Store):
 
         return self._read(lambda: next(iter(self._ask(machine, query)), Page([])))
 
-    def anomalies(self, machine: str | None, start: date, end: date) -> "Deferred[list[dict[str, Any]]]":
-        def ask(name: str) -> list[dict[str, Any]]:
-            def query(connection: sqlite3.Connection) -> list[dict[str, Any]]:
-                rows = connection.execute(
-                    "SELECT time, score, threshold FROM anomaly WHERE time >= ? AND time < ? ORDER BY time, id",
-                    _bounds(start, end),
-                )
-                return [
-                    {"name": name, "time": str(time), "score": score, "threshold": threshold}
-                    for time, score, threshold in rows
-                ]
+    def anomalies(self, machine: str | None, start: date, end: date, after: Any = None) -> "Deferred[Page]":
+        bounds = _bounds(start, end)
+        if machine is None:
+            return self._read(lambda: self._newest_anomalies(bounds, after or _Newest(bounds[1])))
+        return self._read(lambda: self._anomalies(machine, bounds, after or (bounds[0], tables.BEFORE_IDS)))
 
-            return self._ask(name, query)
+    def _anomalies(self, machine: str, bounds: tuple[str, str], after: tuple[Any, int]) -> Page:
+        rows = self._ask(machine, partial(tables.anomalies, bounds=bounds, after=after))
+        items = [_anomaly(machine, time, score, threshold) for time, _, score, threshold in rows]
+        return Page(items, rows[-1][:2] if len(rows) == tables.PAGE else None)
 
-        def all_machines() -> list[dict[str, Any]]:
-            found: list[dict[str, Any]] = []
-            for name in self._machine_names():
-                if self._closing:
-                    raise StoreUnavailable("the gateway is stopping")
-                try:
-                    found += ask(name)
-                except StoreUnavailable as error:
-                    # One file that is locked or missing must not keep the others from being read.
-                    log.warn("{machine}.db is left out: {error}", machine=name, error=error)
-            return sorted(found, key=lambda item: str(item["time"]), reverse=True)
-
-        return self._read(all_machines if machine is None else lambda: ask(machine))
+    def _newest_anomalies(self, bounds: tuple[str, str], after: "_Newest") -> Page:
+        """A page of those of all machines; of what is read, no more is held at a time than two pages."""
+        left_out = set(after.left_out)
+        since: Any = bounds[0]
+        rows: list[tuple[Any, str, int, Any, Any]] = []
+        for machine in self._machine_names():
+            if self._closing:
+                raise StoreUnavailable("the gateway is stopping")
+            if machine in left_out:
+                continue
+            query = partial(tables.newest_anomalies, since=since, after=after.of(machine))
+            try:
+                found = self._ask(machine, query, or_empty=False)
+            except StoreUnavailable as error:
+                # One file that is locked or broken must not keep the others from being read.
+                log.warn("{machine}.db is left out: {error}", machine=machine, error=error)
+                left_out.add(machine)
+                continue
+            rows += [(time, machine, *further) for time, *further in found]
+            # It keeps the order of those of one time.
+            rows.sort(key=lambda row: str(row[0]), reverse=True)
+            if len(rows) >= tables.PAGE:
+                del rows[tables.PAGE :]
+                since = rows[-1][0]
+        items = [_anomaly(machine, time, score, threshold) for time, machine, _, score, threshold in rows]
+        return Page(items, _Newest(*rows[-1][:3], frozenset(left_out)) if len(rows) == tables.PAGE else None)
 
     def _read(self, question: Callable[[], T]) -> "Deferred[T]":
         return deferToThreadPool(self._reactor, self._read_pool, question)
@@ -451,6 +481,10 @@ def _insert(connection: sqlite3.Connection, its: MachineTables, entry: Entry) ->
                 "INSERT INTO anomaly (time, threshold, score) VALUES (?, ?, ?)",
                 (wall_time(received_at, "microseconds"), threshold, score),
             )
+
+
+def _anomaly(machine: str, time: Any, score: Any, threshold: Any) -> dict[str, Any]:
+    return {"name": machine, "time": str(time), "score": score, "threshold": threshold}
 
 
 def _may_pass(error: sqlite3.Error) -> bool:

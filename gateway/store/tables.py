@@ -31,7 +31,11 @@ _OLD_COLUMNS: Final = {"id", "time", "data"}
 _BUCKET: Final = ", ".join(BUCKET_COLUMNS)
 
 #: Items of a page.
-_PAGE: Final = 10_000
+PAGE: Final = 10_000
+
+#: Stand before and behind every id of a row.
+BEFORE_IDS: Final = -(2**63)
+BEHIND_IDS: Final = 2**63 - 1
 
 
 def quoted(name: str) -> str:
@@ -56,8 +60,12 @@ class MachineTables:
         self._complete.clear()
 
     def create_anomaly(self) -> None:
-        """Make the table of anomalies where it is missing."""
-        self._create("anomaly", "time TIMESTAMP, threshold REAL, score REAL")
+        """Make the table of anomalies where it is missing, and its index, which that of the old server lacks."""
+        if "anomaly" not in self._complete:
+            self._create("anomaly", "time TIMESTAMP, threshold REAL, score REAL")
+            if "time" in columns_of(self._connection, "anomaly"):
+                self._connection.execute("CREATE INDEX IF NOT EXISTS anomaly_time ON anomaly (time)")
+            self._complete.add("anomaly")
 
     def create_means(self, sensor: str) -> None:
         """Make a sensor's tables where they are missing, and complete those of the old server."""
@@ -269,7 +277,7 @@ def page(
             where += f" AND ({mark}) > (?, ?, ?)"
             arguments = (after[1], bounds[1], *after[1:])
             after = None
-        most = _PAGE - len(items)
+        most = PAGE - len(items)
         columns = "time, data" + (f", start, {_BUCKET}" if is_ours and detail else "")
         rows = connection.execute(
             f"SELECT {columns} {where} ORDER BY {order} LIMIT ?",
@@ -291,6 +299,34 @@ def page(
             ).fetchone()
             return Page(items, (table, *last))
     return Page(items)
+
+
+def anomalies(connection: sqlite3.Connection, bounds: tuple[str, str], after: tuple[Any, int]) -> list[Any]:
+    """A page of anomalies, ascending in time: of each its time, id, score and threshold.
+
+    :param after: the time and id of the row before the first; one of ``BEFORE_IDS`` where there is none.
+    """
+    time, number = after
+    return connection.execute(
+        "SELECT time, id, score, threshold FROM anomaly WHERE time >= ? AND time < ? AND (time > ? OR id > ?)"
+        " ORDER BY time, id LIMIT ?",
+        (time, bounds[1], time, number, PAGE),
+    ).fetchall()
+
+
+def newest_anomalies(connection: sqlite3.Connection, since: Any, after: tuple[Any, int]) -> list[Any]:
+    """A page of anomalies as :func:`anomalies`, but newest first; those of one time stand by their ids all the same.
+
+    :param since: none is before this time.
+    :param after: the time and id of the row before the first; one of ``BEHIND_IDS`` leaves out all of that time, one
+        of ``BEFORE_IDS`` none.
+    """
+    time, number = after
+    return connection.execute(
+        "SELECT time, id, score, threshold FROM anomaly WHERE time >= ? AND time <= ? AND (time < ? OR id > ?)"
+        " ORDER BY time DESC, id LIMIT ?",
+        (since, time, time, number, PAGE),
+    ).fetchall()
 
 
 def _detail(period: str, zone: tzinfo, further: list[Any]) -> dict[str, Any]:

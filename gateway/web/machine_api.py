@@ -10,15 +10,18 @@ import orjson
 from klein import Klein
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 from twisted.web.http import Request
 
 from gateway.clock import WallClock
 from gateway.model import is_name, rfc3339
-from gateway.raw.files import RawFile, raw_files
+from gateway.raw.files import RawFile, UnreadableFile, raw_files
 from gateway.raw.plot import Plot
 from gateway.web.answers import Refusal, argument, handle_errors
 from gateway.web.tables import Table
+
+log = Logger()
 
 #: Points of an answer that does not say how many, and of one that says too many.
 _POINTS: Final = 1000
@@ -119,6 +122,9 @@ class MachineApi:
         try:
             while (page := await deferToThreadPool(self._reactor, self._pool, reader.next)) is not None:
                 yield page
+        except UnreadableFile as error:
+            log.error("a raw file cannot be read: {error}", error=error)
+            raise Refusal(500, "unreadable_file") from error
         finally:
             # The client may have left while a page is being made.
             self._pool.callInThread(reader.close)

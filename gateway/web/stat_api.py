@@ -1,6 +1,6 @@
 """The monitoring server's REST interface: which machines there are, their means and their anomalies."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from datetime import date
 from functools import partial
 from typing import Any, Final
@@ -11,7 +11,7 @@ from twisted.web.http import Request
 
 from gateway.live import Live
 from gateway.period import PERIODS
-from gateway.store.interface import Store
+from gateway.store.interface import Page, Store
 from gateway.web.answers import answer, argument, handle_errors
 from gateway.web.tables import Table
 
@@ -98,14 +98,14 @@ class StatApi:
         query = _Query(request)
         machine, start, end = query.text("machine"), query.day("start"), query.day("end")
         query.check()
-        return Table(request, "anomaly", _ANOMALY).whole(await self._store.anomalies(machine, start, end))
+        return await _paged(request, "anomaly", _ANOMALY, partial(self._store.anomalies, machine, start, end))
 
     @app.route("/anomaly/all", methods=["GET"], strict_slashes=False)
     async def all_anomalies(self, request: Request) -> bytes:
         query = _Query(request)
         start, end = query.day("start"), query.day("end")
         query.check()
-        return Table(request, "anomaly", _ANOMALY).whole(await self._store.anomalies(None, start, end))
+        return await _paged(request, "anomaly", _ANOMALY, partial(self._store.anomalies, None, start, end))
 
     @app.route(f"/<any({','.join(PERIODS)}):period>", methods=["GET"], strict_slashes=False)
     async def means(self, request: Request, period: str) -> bytes:
@@ -114,19 +114,28 @@ class StatApi:
         detail = query.flag("detail")
         query.check()
         ask = partial(self._store.means, period, machine, start, end, detail=detail)
-        first = await ask()
-        table = Table(request, period, _DETAIL if detail else _MEAN)
-        if first.after is None:
-            return table.whole(first.items)
+        return await _paged(request, period, _DETAIL if detail else _MEAN, ask)
 
-        async def pages() -> AsyncGenerator[list[dict[str, Any]], None]:
-            page = first
+
+async def _paged(request: Request, name: str, columns: Sequence[str], ask: "Callable[..., Awaitable[Page]]") -> bytes:
+    """The answer of a question that is asked page by page; that of one page says how long it is.
+
+    :param name: of the table.
+    :param ask: takes ``after``, but for the first page.
+    """
+    first = await ask()
+    table = Table(request, name, columns)
+    if first.after is None:
+        return table.whole(first.items)
+
+    async def pages() -> AsyncGenerator[list[dict[str, Any]], None]:
+        page = first
+        yield page.items
+        while page.after is not None:
+            page = await ask(after=page.after)
             yield page.items
-            while page.after is not None:
-                page = await ask(after=page.after)
-                yield page.items
 
-        return await table.send(pages())
+    return await table.send(pages())
 
 
 class SioApi:

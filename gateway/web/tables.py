@@ -14,6 +14,8 @@ from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 from zope.interface import implementer
 
+from gateway.web.answers import Refusal
+
 log = Logger()
 
 _JSON: Final = "application/json"
@@ -75,6 +77,9 @@ class Table:
                 await drain.wait()
         except CancelledError:
             raise
+        except Refusal:  # whoever refuses has said why
+            self._request.channel.forceAbortClient()
+            return b""
         except Exception:  # whatever it is, the answer must not look complete
             log.failure("an answer could not be finished: {path}", path=self._request.path)
             self._request.channel.forceAbortClient()

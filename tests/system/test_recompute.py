@@ -1,5 +1,6 @@
 """``python -m gateway.recompute`` as a command, on folders as the gateway leaves them."""
 
+import contextlib
 import gzip
 import math
 import os
@@ -7,6 +8,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -18,6 +20,9 @@ from zoneinfo import ZoneInfo
 import pytest
 import yaml
 
+from gateway.model import HourEnd
+from gateway.stats.rollup import Rollup
+from gateway.store.tables import MachineTables
 from tests.conftest import ROOT
 from tests.daemon import running, until
 from tests.system.test_machines import frame, update
@@ -427,6 +432,114 @@ def test_the_second_of_two_hours_without_the_first(tmp_path: Path, options: list
         f"{time}: none -> 2.0 (6)",
     ]
     assert plant.query("SELECT * FROM v_hour_avg WHERE start = ?", second) == [kept]
+
+
+def write_as_it_came(plant: Plant, day: str, first: Sequence[Line], second: Sequence[Line]) -> None:
+    """The raw file of a day, and the rows of a gateway that knew which of two hours its lines are of."""
+    rollup = Rollup(plant.zone, {})
+    midnight = datetime.fromisoformat(day).replace(tzinfo=plant.zone)
+    ended = [
+        rollup.replay("M", "v", datetime.fromisoformat(f"{day} {clock}").replace(tzinfo=plant.zone, fold=fold), samples)
+        for fold, lines in enumerate((first, second))
+        for clock, samples in ((clock, array("d", [value])) for clock, value in lines)
+    ]
+    ended.append(rollup.advance(midnight + timedelta(days=400)))
+    with contextlib.closing(sqlite3.connect(plant.folder / "db" / "M.db")) as connection, connection:
+        tables = MachineTables(connection)
+        tables.create_anomaly()
+        for entry in (entry for its in ended for entry in its.entries):
+            if isinstance(entry, HourEnd):
+                tables.end_hour(entry)
+            else:
+                tables.end_period(entry)
+    plant.write("v", day, [*first, *second])
+
+
+def some(clock: str, count: int = 10) -> list[Line]:
+    """Lines of one minute; the first and the last are no number."""
+    numbers = [(f"{clock}:{number:02}", float(clock[3:]) + number / 8) for number in range(1, count + 1)]
+    return [(f"{clock}:00", math.nan), *numbers, (f"{clock}:59", math.nan)]
+
+
+@pytest.mark.parametrize(
+    ("zone", "day", "first", "second"),
+    [
+        ("America/New_York", "2025-11-02", some("01:10"), some("01:40")),
+        ("America/New_York", "2025-11-02", some("00:50") + some("01:10"), some("01:40") + some("02:10")),
+        # Nothing came in the first of the two, or in the second.
+        ("America/New_York", "2025-11-02", [], some("01:40")),
+        ("America/New_York", "2025-11-02", some("00:10"), some("01:10") + some("01:40") + some("02:40")),
+        ("America/New_York", "2025-11-02", some("01:10"), []),
+        # The second goes on in the very second, and in the minute, in which the first has ended.
+        ("America/New_York", "2025-11-02", [("01:30:00", 1.0), ("01:30:00", math.nan)], [("01:30:00", 3.0)]),
+        ("America/New_York", "2025-11-02", [("01:30:00", 1.0)] * 3, [("01:30:00", 2.0)] * 2 + [("01:30:01", 4.0)]),
+        # Where a line is earlier than the one before it, lines tell.
+        ("America/New_York", "2025-11-02", some("01:10"), some("01:05")),
+        ("America/New_York", "2025-11-02", some("01:40"), some("01:10") + some("01:40") + some("03:10")),
+        ("Africa/Cairo", "2025-10-30", some("23:10"), some("23:40")),
+        # Two hours of a quarter each way.
+        ("Pacific/Chatham", "2025-04-06", some("02:50") + some("03:10"), some("03:20") + some("03:50")),
+        ("Pacific/Chatham", "2025-04-06", some("02:50") + some("03:40"), some("02:50") + some("03:10")),
+        # An hour of ninety minutes is one.
+        ("Australia/Lord_Howe", "2025-04-06", some("01:10") + some("01:35"), some("01:40") + some("02:10")),
+    ],
+)
+def test_of_two_hours_each_keeps_its_own(
+    tmp_path: Path, zone: str, day: str, first: Sequence[Line], second: Sequence[Line]
+) -> None:
+    plant = Plant(tmp_path, zone)
+    write_as_it_came(plant, day, first, second)
+    before = plant.dump("M.db")
+    rows = sum(len(plant.rows("v", period)) for period in PERIODS)
+    for options in (["--dry-run"], ["--force"]):
+        assert plant.told("--from", day, *options) == [f"1 sensors; rows: {rows} as they were"]
+        assert plant.dump("M.db") == before
+    # One that is wrong is put right, and the other stays.
+    plant.query("UPDATE v_hour_avg SET data = data + 1 WHERE id = (SELECT max(id) FROM v_hour_avg)")
+    assert plant.told("--from", day)[-1] == f"1 sensors; rows: {rows - 1} as they were, 1 different"
+    assert plant.dump("M.db") == before
+
+
+def test_two_hours_of_which_no_row_tells(tmp_path: Path) -> None:
+    plant = Plant(tmp_path, "America/New_York")
+    day = "2025-11-02"
+    write_as_it_came(plant, day, some("01:10"), some("01:40"))
+    (tmp_path / "db" / "M.db").unlink()
+    plant.told("--from", day)
+    # All is in the first.
+    (row,) = plant.rows("v", "hour")
+    assert (row["count"], row["start"]) == (20, datetime(2025, 11, 2, 1, tzinfo=plant.zone).timestamp())
+
+
+def test_two_hours_in_a_compressed_file_and_one_behind_it(tmp_path: Path) -> None:
+    plant = Plant(tmp_path, "America/New_York")
+    day = "2025-11-02"
+    first, second = some("01:10"), some("01:40") + some("01:50")
+    write_as_it_came(plant, day, first, second)
+    lines = first + second
+    plant.write("v", day, lines[:15], compressed=True)
+    plant.write("v", day, lines[15:])
+    plant.told("--from", day)
+    assert [row["count"] for row in plant.rows("v", "hour")] == [10, 20]
+
+
+def test_an_hour_whose_beginning_is_skipped(tmp_path: Path) -> None:
+    plant = Plant(tmp_path, "Australia/Lord_Howe")
+    day = "2025-10-05"
+    lines = [*some("01:50"), *some("02:35"), *some("02:50"), *some("03:10")]
+    write_as_it_came(plant, day, lines, [])
+    assert [(row["time"][11:16], row["count"]) for row in plant.rows("v", "hour")] == [
+        ("01:00", 10),
+        ("02:00", 20),
+        ("03:00", 10),
+    ]
+    before = plant.dump("M.db")
+    assert plant.told("--from", day, "--dry-run") == ["1 sensors; rows: 6 as they were"]
+    plant.write("v", day, lines[:15] + lines[16:])
+    kept = f"M v hour {day} 02:00:00: kept, for the raw files hold 19 of its 20 samples (--force)"
+    for options in ([], ["--dry-run"]):
+        assert plant.told("--from", day, *options)[:-1] == [kept]
+        assert plant.dump("M.db") == before
 
 
 def test_rows_that_are_added_are_answered_in_the_order_of_time(tmp_path: Path) -> None:

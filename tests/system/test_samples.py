@@ -563,6 +563,7 @@ def test_a_file_that_breaks_in_the_middle_gives_no_whole_answer(
     plant: Daemon, broken: Mapping[str, bytes], sensor: str, accept: str
 ) -> None:
     path = path_of("Broken", sensor=sensor, **{"from": DAY}, to=DAY, max_points=10_000)
+    tracebacks = plant.log().count("Traceback")
     connection = http.client.HTTPConnection("127.0.0.1", plant.port, timeout=PATIENCE)
     connection.request("GET", path, headers={"Accept": accept})
     response = connection.getresponse()
@@ -575,18 +576,36 @@ def test_a_file_that_breaks_in_the_middle_gives_no_whole_answer(
     assert reader.read_head().split()[1] == b"200"
     assert reader.rest()[1], "the connection was not cut"
     reader.socket.close()
-    assert "an answer could not be finished" in plant.log()
+    assert_says_which(plant, sensor, tracebacks)
     assert plant.get("/healthz")[0] == 200
+
+
+def assert_says_which(plant: Daemon, sensor: str, tracebacks: int) -> None:
+    """The log has a line for each of two answers, which names the file, and nothing else about it.
+
+    :param tracebacks: so many were there before.
+    """
+    name = f"{DAY.replace('-', '')}_{sensor}.csv.gz"
+    said = [line for line in plant.log().splitlines() if name in line]
+    assert said
+    assert len(said) % 2 == 0
+    assert all("a raw file cannot be read: " in line and f"/data/Broken/{name}: " in line for line in said)
+    assert plant.log().count("Traceback") == tracebacks
 
 
 @pytest.mark.parametrize("sensor", ["early", "rubbish"])
 def test_a_file_that_breaks_at_once_is_an_error(plant: Daemon, broken: Mapping[str, bytes], sensor: str) -> None:
+    tracebacks = plant.log().count("Traceback")
     for accept in ("application/json", "text/csv"):
         path = path_of("Broken", sensor=sensor, **{"from": DAY}, to=DAY)
         status, body, headers = plant.get(path, Accept=accept)
-        assert (status, body["ok"]) == (500, False)
+        assert (status, body) == (
+            500,
+            {"ok": False, "error": "unreadable_file", "message": "원시 데이터 파일을 읽을 수 없습니다"},
+        )
         assert headers["content-type"] == "application/json"
         assert "content-disposition" not in headers
+    assert_says_which(plant, sensor, tracebacks)
 
 
 # -- /stat
@@ -765,6 +784,33 @@ def test_anomalies_as_csv(statistician: Daemon, accept: str) -> None:
             header, *lines = table(body)
             assert header == ["name", "time", "score", "threshold"]
             assert lines == [[as_text(item[name]) for name in header] for item in items]
+
+
+def test_pages_of_anomalies(statistician: Daemon) -> None:
+    """Of three machines, many of one time, in tables as the old server made them."""
+    random = Random(8)
+    expected = []
+    for name in ("Anomalous", "B", "쇼트"):
+        rows = [(f"2021-05-05 10:00:{random.randrange(20):02}.000000", 1.0, n + 2.0) for n in range(12_000)]
+        with contextlib.closing(sqlite3.connect(statistician.folder / "db" / f"{name}.db")) as connection, connection:
+            connection.execute(
+                "CREATE TABLE anomaly"
+                " (id INTEGER PRIMARY KEY AUTOINCREMENT, time TIMESTAMP, threshold REAL, score REAL)"
+            )
+            connection.executemany("INSERT INTO anomaly (time, threshold, score) VALUES (?, ?, ?)", rows)
+        expected += [{"name": name, "time": time, "score": score, "threshold": 1.0} for time, _, score in rows]
+    newest = sorted(expected, key=lambda item: item["time"], reverse=True)
+    of_one = sorted((item for item in expected if item["name"] == "B"), key=lambda item: item["time"])
+    days = "start=2021-05-05&end=2021-05-05"
+    for path, items in ((f"/stat/anomaly/all?{days}", newest), (f"/stat/anomaly?machine=B&{days}", of_one)):
+        status, body, headers = statistician.get(path)
+        assert (status, "content-length" in headers) == (200, False)
+        assert body == items
+        status, content, headers = statistician.get(path, Accept="text/csv")
+        assert (status, headers["content-disposition"]) == (200, 'attachment; filename="anomaly.csv"')
+        header, *lines = table(content)
+        assert header == ["name", "time", "score", "threshold"]
+        assert lines == [[as_text(item[name]) for name in header] for item in items]
 
 
 @pytest.mark.parametrize("period", ["hour", "day", "month", "year"])

@@ -430,6 +430,20 @@ class NamedKills(RecoveryCase):
         self.send(killed)
         await self.compare(killed, self.begin, self.end, types=V)
 
+    async def test_a_type_behind_a_first_message_that_does_not_wait(self) -> None:
+        killed = await self.started(self.begin)
+        killed.send_one(*(-1.0 for _ in range(20_000)))
+        await killed.kill()
+        self.assertEqual(list(killed.data.iterdir()), [], "lines without their type")
+        await killed.start()
+        killed.send_one(-0.5)
+        await killed.write()
+        killed.send_one(*(-1.0 for _ in range(20_000)))
+        await killed.kill()
+        await killed.start()
+        self.assertEqual(killed.recovered.samples, 20_001)
+        await self.compare(killed, self.begin, self.end, types=V)
+
     async def test_a_type_that_is_never_known(self) -> None:
         killed = await self.started(self.begin)
         killed.send_one(-1.0, 2.0)
@@ -632,6 +646,52 @@ class NamedKills(RecoveryCase):
         killed.advance(300)
         self.send(killed)
         await self.compare(killed, begin, self.end.replace(tzinfo=BERLIN), types=V)
+
+    async def test_the_second_of_two_hours_begins_no_earlier_on_the_clock_than_the_first_ended(self) -> None:
+        """Nothing but the first one's row tells the lines of the two."""
+        begin = at("2025-10-26 01:10:00", BERLIN)
+        for first, second in (("02:59:50", "02:59:55"), ("02:10:00", "02:40:00"), ("02:30:00", "02:30:00")):
+            for kills in range(3):
+                what = f"{first} and {second}, kills: {kills + 1}"
+                killed = await self.started(begin, what)
+                killed.go_to(at(f"2025-10-26 {first}", BERLIN))
+                self.send(killed, 5)
+                await killed.write()
+                if kills == 2:
+                    await killed.kill(lambda count: count)
+                    killed.sleep(1)
+                    await killed.start()
+                killed.go_to(at("2025-10-26 02:00:01", BERLIN, 1))
+                await killed.write()
+                killed.go_to(at(f"2025-10-26 {second}", BERLIN, 1))
+                self.send(killed, 5)
+                await killed.write()
+                for _ in range(min(kills, 1) + 1):
+                    await killed.kill(lambda count: count)
+                    killed.sleep(30)
+                    await killed.start()
+                killed.go_to(at("2025-10-26 05:00:00", BERLIN))
+                self.send(killed)
+                await self.compare(killed, begin, self.end.replace(tzinfo=BERLIN), what, types=V)
+                counts = self.query(killed, "SELECT count FROM v_hour_avg ORDER BY start")
+                self.assertEqual(counts, [(5,), (5,), (3,)], what)
+
+    async def test_two_hours_at_the_end_of_a_day(self) -> None:
+        """In Cairo the clocks go back at midnight."""
+        zone = ZoneInfo("Africa/Cairo")
+        begin = at("2025-10-30 22:10:00", zone)
+        killed = await self.started(begin)
+        killed.go_to(at("2025-10-30 23:10:00", zone))
+        self.send(killed, 5)
+        killed.go_to(at("2025-10-30 23:00:01", zone, 1))
+        await killed.write()
+        killed.go_to(at("2025-10-30 23:40:00", zone, 1))
+        self.send(killed, 5)
+        await killed.kill(lambda count: count)
+        killed.sleep(5)
+        await killed.start()
+        await self.compare(killed, begin, self.end.replace(tzinfo=zone), types=V)
+        self.assertEqual(self.query(killed, "SELECT count FROM v_hour_avg"), [(5,), (5,)])
 
     async def test_the_end_of_the_first_of_two_hours_is_not_known(self) -> None:
         begin = at("2025-10-26 01:50:00", BERLIN)

@@ -1,10 +1,10 @@
-"""Sinks of the bus, with a clock of the tests': the writer, raw files, statistics, push messages, the present state."""
+"""Sinks of the bus, with a clock of the tests': the writer, raw files, statistics, the present state."""
 
 import errno
 import os
 import tempfile
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -13,9 +13,8 @@ from typing import Any
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
-from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.trial.unittest import SynchronousTestCase
 
-from gateway.alert.fcm import PushAlert, PushMessage, Send
 from gateway.bucket import Bucket
 from gateway.bus import Bus
 from gateway.clock import WallClock
@@ -92,6 +91,24 @@ class WriterTests(Parts):
         self.bus.publish(self.batch("M", "v", 1.0))
         self.bus.publish(self.batch("M", "w", 1.0))
         self.assertEqual(self.store.written, [Sighting("M", "v", "VIB"), Sighting("M", "w", "VIB")])
+
+    def test_a_sensor_is_known_once_its_type_is_written(self) -> None:
+        self.assertFalse(self.writer.knows("M", "v"))
+        self.store.hang = []
+        self.bus.publish(self.batch("M", "v", 1.0))
+        self.assertFalse(self.writer.knows("M", "v"))
+        self.store.hang[0].callback([Sighting("M", "v", "VIB")])
+        self.assertFalse(self.writer.knows("M", "v"))
+        self.store.hang = None
+        self.reactor.advance(0.5)
+        self.assertTrue(self.writer.knows("M", "v"))
+        self.assertFalse(self.writer.knows("N", "v"))
+        # It has another type now.
+        self.store.hang = []
+        self.bus.publish(self.batch("M", "v", 1.0, kind="TEMP"))
+        self.assertFalse(self.writer.knows("M", "v"))
+        self.store.hang[0].callback([])
+        self.assertTrue(self.writer.knows("M", "v"))
 
     def test_an_anomaly_is_written_other_faults_are_not(self) -> None:
         for score in (1.0, 1.5, 0.5):
@@ -305,7 +322,10 @@ class RawLogTests(Parts):
     def setUp(self) -> None:
         super().setUp()
         self.folder = Path(tempfile.mkdtemp(prefix="cynow-raw-"))
-        self.rawlog = RawLog(self.reactor, self.clock, self.counters, str(self.folder))
+        self.known = {("M", "v")}
+        self.rawlog = RawLog(
+            self.reactor, self.clock, self.counters, str(self.folder), lambda *sensor: sensor in self.known
+        )
         self.bus.attach(Batch, self.rawlog.name, self.rawlog.write)
         self.rawlog.startService()
         self.addCleanup(self.rawlog.stopService)
@@ -411,6 +431,21 @@ class RawLogTests(Parts):
         self.bus.publish(self.batch("M", "v", *[0.123456789] * 10_000))
         self.assertEqual(len(self.lines()), 10_001)
 
+    def test_much_at_once_waits_for_the_type_of_its_sensor_but_not_for_long(self) -> None:
+        self.known.clear()
+        much = self.batch("M", "v", *[0.123456789] * 10_000)
+        self.bus.publish(much)
+        self.bus.publish(much)
+        self.assertFalse((self.folder / "M").exists())
+        self.known.add(("M", "v"))
+        self.bus.publish(self.batch("M", "v", 1.0))
+        self.assertEqual(len(self.lines()), 20_002)
+        self.known.clear()
+        self.bus.publish(much)
+        self.assertEqual(len(self.lines()), 20_002)
+        self.reactor.advance(0.5)
+        self.assertEqual(len(self.lines()), 30_002)
+
     def test_more_files_than_are_held_open(self) -> None:
         self.patch(raw_log, "_OPEN_FILES", 3)
         before = len(os.listdir("/proc/self/fd"))
@@ -510,7 +545,7 @@ class StatisticsTests(Parts):
         self.entries: list[Entry] = []
         self.broken = False
         self.folder = Path(tempfile.mkdtemp(prefix="cynow-raw-"))
-        self.rawlog = RawLog(self.reactor, self.clock, self.counters, str(self.folder))
+        self.rawlog = RawLog(self.reactor, self.clock, self.counters, str(self.folder), lambda machine, sensor: True)
         rollup = Rollup(UTC, {"vib": "ABS"})
         self.statistics = Statistics(
             self.reactor, self.bus, self.clock, self.counters, rollup, self.rawlog, self.store_entries
@@ -697,97 +732,6 @@ class LiveTests(Parts):
         self.assertEqual([update["data"] for update in sensors["v"]], [float(number) for number in range(11, 71)])
         self.assertEqual(len(sensors["w"]), 1)
         self.assertEqual(self.live.connected_machines(), [])
-
-
-class PushTests(TestCase):
-    """In threads of their own, as the real one."""
-
-    def setUp(self) -> None:
-        from twisted.internet import reactor
-
-        self.monotonic = [0.0]
-        self.clock = WallClock(UTC, lambda: START, lambda: self.monotonic[0])
-        self.counters = Counters()
-        self.bus = Bus(self.clock, self.counters)
-        self.sent: list[PushMessage] = []
-        self.reactor = reactor
-
-    def alert(self, connect: Callable[[], Send]) -> PushAlert:
-        alert = PushAlert(self.reactor, self.bus, self.clock, self.counters, 120.0, connect)  # type: ignore[arg-type]  # the reactor's module
-        alert.startService()
-        self.addCleanup(alert.stopService)
-        return alert
-
-    async def until(self, condition: Callable[[], Any]) -> None:
-        from twisted.internet.task import deferLater
-
-        while not condition():
-            await deferLater(self.reactor, 0.005)  # type: ignore[arg-type]  # the reactor's module
-
-    def count(self, outcome: str) -> float:
-        return self.counters.push_messages.labels(outcome)._value.get()
-
-    def publish(self, machine: str, score: float = 1.5) -> None:
-        self.bus.publish(Fault(machine, score, 1.0, self.clock.now()))
-
-    async def test_the_words_and_the_interval(self) -> None:
-        self.alert(lambda: self.sent.append)
-        self.publish("ShotBlast")
-        self.publish("ShotBlast", 0.5)
-        self.publish("ShotBlast", 3.0)
-        self.publish("Pump")
-        await self.until(lambda: self.count("sent") == 2)
-        self.assertEqual(
-            self.sent,
-            [
-                PushMessage("ShotBlast 이상치 감지", "상세 정보 : 1.5/1.0"),
-                PushMessage("Pump 이상치 감지", "상세 정보 : 1.5/1.0"),
-            ],
-        )
-        self.assertEqual(self.count("held"), 1)
-        self.monotonic[0] = 119.9
-        self.publish("ShotBlast")
-        self.monotonic[0] = 120.0
-        self.publish("ShotBlast", 4.0)
-        await self.until(lambda: self.count("sent") == 3)
-        self.assertEqual(self.sent[-1].body, "상세 정보 : 4.0/1.0")
-
-    async def test_a_message_that_fails_is_counted_and_the_next_goes(self) -> None:
-        def send(message: PushMessage) -> None:
-            if message.title.startswith("Bad"):
-                raise RuntimeError("SECRET")
-            self.sent.append(message)
-
-        self.alert(lambda: send)
-        self.publish("Bad")
-        self.publish("Good")
-        await self.until(lambda: self.count("sent") == 1 and self.count("failed") == 1)
-
-    async def test_without_credentials_nothing_is_kept(self) -> None:
-        def connect() -> Send:
-            raise ValueError("SECRET")
-
-        alert = self.alert(connect)
-        self.publish("M")
-        await self.until(lambda: alert._sending is None)
-        self.publish("N")
-        self.assertEqual(len(alert._waiting), 0)
-
-    async def test_what_waits_is_bounded(self) -> None:
-        import threading
-
-        go = threading.Event()
-        self.addCleanup(go.set)
-
-        def send(_: PushMessage) -> None:
-            go.wait()
-
-        self.alert(lambda: send)
-        for number in range(150):
-            self.publish(f"M{number}")
-        self.assertEqual(self.count("dropped"), 50)
-        go.set()
-        await self.until(lambda: self.count("sent") == 100)
 
 
 class LimitedLogTests(Parts):

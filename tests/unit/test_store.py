@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 
 from twisted.internet import reactor
 from twisted.internet.defer import gatherResults
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import TestCase
 
 from gateway.bucket import Bucket
@@ -117,6 +118,15 @@ class StoreSuite:
             items += page.items
         return items
 
+    async def anomalies(self, machine: str | None, start: date = DAY, end: date = DAY) -> list[dict[str, Any]]:
+        """What all pages hold."""
+        page = await self.store.anomalies(machine, start, end)
+        items = page.items
+        while page.after is not None:
+            page = await self.store.anomalies(machine, start, end, page.after)
+            items += page.items
+        return items
+
     async def write(self, *entries: Entry) -> None:
         self.assertEqual(await self.store.write(entries), [])  # type: ignore[attr-defined]  # the TestCase's
 
@@ -199,8 +209,8 @@ class StoreSuite:
     async def test_nothing_yet(self) -> None:
         self.assertEqual(await self.store.machines(), [])
         self.assertEqual(await self.items("hour", "M", DAY, DAY), [])
-        self.assertEqual(await self.store.anomalies("M", DAY, DAY), [])
-        self.assertEqual(await self.store.anomalies(None, DAY, DAY), [])
+        self.assertEqual(await self.anomalies("M"), [])
+        self.assertEqual(await self.anomalies(None), [])
 
     async def test_a_machine_has_data_from_its_first_samples_on(self) -> None:
         await self.write(Sighting("나", "v", "VIB"), Sighting("가", "v", "VIB"))
@@ -255,18 +265,63 @@ class StoreSuite:
             {"name": "M", "time": "2025-12-18 10:11:02.000500", "score": 1.5, "threshold": 1.0},
             {"name": "M", "time": "2025-12-18 10:11:03.000500", "score": 2.5, "threshold": 1.0},
         ]
-        self.assertEqual(await self.store.anomalies("M", DAY, DAY), expected)
-        everything = await self.store.anomalies(None, DAY, DAY)
+        self.assertEqual(await self.anomalies("M"), expected)
+        everything = await self.anomalies(None)
         self.assertEqual(
             [(item["name"], item["time"][17:19]) for item in everything], [("M", "03"), ("M", "02"), ("N", "01")]
         )
-        self.assertEqual(await self.store.anomalies(None, DAY - timedelta(days=2), DAY - timedelta(days=1)), [])
+        self.assertEqual(await self.anomalies(None, DAY - timedelta(days=2), DAY - timedelta(days=1)), [])
+
+    async def test_pages_of_anomalies(self) -> None:
+        """Many of one time, so that pages end among them."""
+        chance = random.Random(5)
+        start = datetime(2025, 12, 18, 10, tzinfo=SEOUL)
+        faults = [
+            Fault(chance.choice("LMN"), 2.0 + number, 1.0, start + timedelta(seconds=min(chance.randrange(30), 20)))
+            for number in range(25_000)
+        ]
+        await self.write(*faults)
+        expected = [{**each.payload(), "time": wall_time(each.received_at, "microseconds")} for each in faults]
+        for machine in "LMN":
+            its = sorted((item for item in expected if item["name"] == machine), key=lambda item: item["time"])
+            self.assertEqual(await self.anomalies(machine), its, machine)
+        # Of one time by machine, and then as they came.
+        newest = sorted(sorted(expected, key=lambda item: item["name"]), key=lambda item: item["time"], reverse=True)
+        self.assertEqual(await self.anomalies(None), newest)
+        page = await self.store.anomalies(None, DAY, DAY)
+        self.assertEqual(len(page.items), 10_000)
+        self.assertEqual(await self.anomalies(None, DAY - timedelta(days=9), DAY - timedelta(days=1)), [])
+
+    async def test_pages_of_anomalies_of_any_size(self) -> None:
+        await self.write(*(fault(machine, second % 4) for second in range(12) for machine in "NML"))
+        of_one, of_all = await self.anomalies("M"), await self.anomalies(None)
+        self.assertEqual([item["time"][17:19] for item in of_one], [f"0{n // 3}" for n in range(12)])
+        self.assertEqual(
+            [(item["time"][17:19], item["name"]) for item in of_all],
+            [(f"0{3 - n // 9}", "LMN"[n % 9 // 3]) for n in range(36)],
+        )
+        for size in (1, 2, 3, 5, 12, 35, 36):
+            self.small_pages(size)
+            self.assertEqual(await self.anomalies("M"), of_one, size)
+            self.assertEqual(await self.anomalies(None), of_all, size)
+
+    async def test_anomalies_that_come_between_pages_shift_no_others(self) -> None:
+        self.small_pages(3)
+        await self.write(*(fault("M", second) for second in range(10, 20)))
+        before = await self.anomalies(None)
+        page = await self.store.anomalies(None, DAY, DAY)
+        items = page.items
+        while page.after is not None:
+            await self.write(fault("M", 30), fault("A", 30))
+            page = await self.store.anomalies(None, DAY, DAY, page.after)
+            items += page.items
+        self.assertEqual(items, before)
 
     async def test_impossible_machines(self) -> None:
         await self.write(fault("M", 1))
         for name in ("", ".", "..", "../M", "m\0", "x" * 300, "\ud800"):
             self.assertEqual(await self.items("hour", name, DAY, DAY), [], name)
-            self.assertEqual(await self.store.anomalies(name, DAY, DAY), [], name)
+            self.assertEqual(await self.anomalies(name), [], name)
 
     # -- statistics
 
@@ -337,7 +392,7 @@ class StoreSuite:
         self.assertEqual((found["count"], found["data"]), (1, 1.7e308))
         self.assertEqual((found["rms"], found["std"]), (None, 0.0))
         self.assertEqual((await self.state()).days[DAY].raw_end, 7)
-        self.assertEqual(len(await self.store.anomalies("M", DAY, DAY)), 1)
+        self.assertEqual(len(await self.anomalies("M")), 1)
 
     async def test_a_day_beyond_a_double_costs_nobody_else(self) -> None:
         start = at("2025-12-18 10:00:00")
@@ -350,7 +405,7 @@ class StoreSuite:
             fault("M", 1),
         )
         self.assertEqual([item["name"] for item in await self.items("day", "M", DAY, DAY)], ["w_day_avg"])
-        self.assertEqual(len(await self.store.anomalies("M", DAY, DAY)), 1)
+        self.assertEqual(len(await self.anomalies("M")), 1)
 
     async def test_longer_periods_are_means_over_all_samples(self) -> None:
         """A year in a zone with days of 23 and 25 hours, and two days of the next."""
@@ -658,7 +713,7 @@ class SqliteStoreTests(StoreSuite, TestCase):
             connection.commit()
 
     def small_pages(self, size: int) -> None:
-        self.patch(tables, "_PAGE", size)
+        self.patch(tables, "PAGE", size)
 
     # -- databases of the old server
 
@@ -801,7 +856,7 @@ class SqliteStoreTests(StoreSuite, TestCase):
         await self.write(hour("w", start, [1.0]), end("day", start), end("day", start, "w"), fault("M", 1))
         self.assertEqual(self.counters.store_lost._value.get(), 0)
         self.assertEqual([item["data"] for item in await self.detail("day", "w")], [1.0])
-        self.assertEqual(len(await self.store.anomalies("M", DAY, DAY)), 1)
+        self.assertEqual(len(await self.anomalies("M")), 1)
 
     async def test_pages_of_rows_without_values(self) -> None:
         self.old_rows("hour", [(f"2025-12-18 {number:02}:00:00", None if number % 3 else 1.0) for number in range(20)])
@@ -816,7 +871,7 @@ class SqliteStoreTests(StoreSuite, TestCase):
         other.execute("ROLLBACK")
         other.close()
         # What was written meanwhile stays written.
-        self.assertEqual(len(await self.store.anomalies("M", DAY, DAY)), 1)
+        self.assertEqual(len(await self.anomalies("M")), 1)
         await self.write(entries[0])
         self.assertEqual((await self.state()).type, "VIB")
 
@@ -854,22 +909,22 @@ class SqliteStoreTests(StoreSuite, TestCase):
         other.execute("ROLLBACK")
         other.close()
         await self.write(*again)
-        self.assertEqual(len(await self.store.anomalies("M", DAY, DAY)), 3)
-        self.assertEqual(len(await self.store.anomalies("N", DAY, DAY)), 1)
+        self.assertEqual(len(await self.anomalies("M")), 3)
+        self.assertEqual(len(await self.anomalies("N")), 1)
 
     async def test_a_file_that_is_no_database_costs_its_own_machine_only(self) -> None:
         (self.folder / "M.db").write_bytes(b"nothing of the kind" * 1000)
         await self.write(fault("M", 1), fault("N", 1))
         self.assertEqual(self.counters.store_lost._value.get(), 1)
-        self.assertEqual(await self.store.anomalies("M", DAY, DAY), [])
-        self.assertEqual(len(await self.store.anomalies(None, DAY, DAY)), 1)
+        self.assertEqual(await self.anomalies("M"), [])
+        self.assertEqual(len(await self.anomalies(None)), 1)
 
     async def test_a_directory_in_the_way_may_go_away(self) -> None:
         (self.folder / "M.db").mkdir()
         self.assertEqual(await self.store.write([fault("M", 1)]), [fault("M", 1)])
         (self.folder / "M.db").rmdir()
         await self.write(fault("M", 1))
-        self.assertEqual(len(await self.store.anomalies("M", DAY, DAY)), 1)
+        self.assertEqual(len(await self.anomalies("M")), 1)
 
     async def test_a_machine_that_is_locked_is_left_out_of_all(self) -> None:
         await self.write(fault("M", 1), fault("N", 1))
@@ -877,10 +932,79 @@ class SqliteStoreTests(StoreSuite, TestCase):
         other = sqlite3.connect(self.folder / "M.db", isolation_level=None)
         other.execute("PRAGMA journal_mode = DELETE")
         other.execute("BEGIN EXCLUSIVE")
-        self.assertEqual([item["name"] for item in await self.store.anomalies(None, DAY, DAY)], ["N"])
+        self.assertEqual([item["name"] for item in await self.anomalies(None)], ["N"])
         with self.assertRaises(StoreUnavailable):
-            await self.store.anomalies("M", DAY, DAY)
+            await self.anomalies("M")
         other.close()
+
+    async def test_a_machine_that_is_locked_for_a_page_is_left_out_of_those_behind_it(self) -> None:
+        self.small_pages(2)
+        await self.write(*(fault(machine, second) for second in range(3) for machine in "LM"))
+        await self.again()
+        other = sqlite3.connect(self.folder / "M.db", isolation_level=None)
+        other.execute("PRAGMA journal_mode = DELETE")
+        other.execute("BEGIN EXCLUSIVE")
+        with capturedLogs() as events:
+            page = await self.store.anomalies(None, DAY, DAY)
+            other.close()
+            rest = await self.store.anomalies(None, DAY, DAY, page.after)
+        self.assertEqual([item["name"] for item in page.items + rest.items], ["L"] * 3)
+        self.assertEqual([event["machine"] for event in events if "left out" in event["log_format"]], ["M"])
+        self.assertEqual(len(await self.anomalies(None)), 6)
+
+    async def test_no_page_of_all_anomalies_is_made_for_a_store_that_ends(self) -> None:
+        await self.write(fault("M", 1))
+        self.store._closing = True  # type: ignore[attr-defined]  # as close() does first
+        with self.assertRaises(StoreUnavailable):
+            await self.anomalies(None)
+
+    def old_anomalies(self, *times: Any) -> None:
+        """Rows of machine M as the old server wrote them."""
+        with contextlib.closing(sqlite3.connect(self.folder / "M.db")) as connection, connection:
+            connection.execute(
+                "CREATE TABLE anomaly"
+                " (id INTEGER PRIMARY KEY AUTOINCREMENT, time TIMESTAMP, threshold REAL, score REAL)"
+            )
+            connection.executemany(
+                "INSERT INTO anomaly (time, threshold, score) VALUES (?, 1.0, 2.0)", ((time,) for time in times)
+            )
+
+    async def test_anomalies_of_the_old_server(self) -> None:
+        self.old_anomalies("2025-12-18 10:00:00", 20251218, None, b"2025-12-18", "2025-12-18", "2025-12-18 9", 2.5)
+        for _ in range(2):
+            for size in (1, 2, 10):
+                self.small_pages(size)
+                times = [item["time"] for item in await self.anomalies("M")]
+                self.assertEqual(times, ["2025-12-18", "2025-12-18 10:00:00", "2025-12-18 9"])
+                self.assertEqual([item["time"] for item in await self.anomalies(None)], times[::-1])
+            # And again with an index.
+            await self.write(Sighting("M", "v", "VIB"))
+
+    async def test_an_index_gives_pages_of_anomalies_their_order(self) -> None:
+        self.old_anomalies("2025-12-18 10:00:00")
+        await self.write(fault("M", 1), fault("N", 1))
+        for machine in "MN":
+            with contextlib.closing(sqlite3.connect(self.folder / f"{machine}.db")) as connection:
+                asked: list[str] = []
+                connection.set_trace_callback(asked.append)
+                tables.anomalies(connection, ("2025", "2026"), ("2025", tables.BEFORE_IDS))
+                tables.newest_anomalies(connection, "2025", ("2026", tables.BEHIND_IDS))
+                connection.set_trace_callback(None)
+                plans = [
+                    [step for *_, step in connection.execute(f"EXPLAIN QUERY PLAN {statement}")] for statement in asked
+                ]
+            search = "SEARCH anomaly USING INDEX anomaly_time (time>? AND time<?)"
+            self.assertEqual([plan[0] for plan in plans], [search] * 2, machine)
+            # Those of one time are sorted, at most.
+            self.assertNotIn("USE TEMP B-TREE FOR ORDER BY", plans[0] + plans[1], machine)
+
+    async def test_a_table_of_anomalies_that_is_somebody_elses(self) -> None:
+        with contextlib.closing(sqlite3.connect(self.folder / "M.db")) as connection:
+            connection.execute("CREATE TABLE anomaly (text TEXT)")
+        await self.write(mean("v", "2025-12-18 10:00:00", 1.0))
+        self.assertEqual(len(await self.items("hour", "M", DAY, DAY)), 1)
+        self.assertEqual(await self.anomalies("M"), [])
+        self.assertEqual(await self.anomalies(None), [])
 
     async def test_a_directory_that_is_gone(self) -> None:
         folder = self.folder.rename(self.folder.with_suffix(".gone"))
@@ -911,7 +1035,7 @@ class SqliteStoreTests(StoreSuite, TestCase):
         await self.write(fault("M", 1))
         (self.folder / "M.db").unlink()
         await self.write(fault("M", 2), mean("v", "2025-12-18 10:00:00", 1.0))
-        self.assertEqual(len(await self.store.anomalies("M", DAY, DAY)), 1)
+        self.assertEqual(len(await self.anomalies("M")), 1)
         self.assertEqual(len(await self.items("hour", "M", DAY, DAY)), 1)
 
     async def test_a_machines_file_that_was_replaced_is_written_and_the_old_one_is_not(self) -> None:
@@ -920,14 +1044,14 @@ class SqliteStoreTests(StoreSuite, TestCase):
         sqlite3.connect(self.folder / "M.db").close()
         (self.folder / "M.db").touch()
         await self.write(fault("M", 2))
-        (found,) = await self.store.anomalies("M", DAY, DAY)
+        (found,) = await self.anomalies("M")
         self.assertEqual(found["time"], "2025-12-18 10:11:02.000500")
 
     async def test_more_machines_than_files_held_open(self) -> None:
         names = [f"M{number}" for number in range(150)]
         await self.write(*(fault(name, 1) for name in names))
         await self.write(*(fault(name, 2) for name in reversed(names)))
-        self.assertEqual(len(await self.store.anomalies(None, DAY, DAY)), 300)
+        self.assertEqual(len(await self.anomalies(None)), 300)
 
     async def test_too_many_commits_at_once_are_refused(self) -> None:
         other = self.other("cynow-gateway.sqlite3")
