@@ -27,7 +27,10 @@ class Counters:
             registry=registry,
         )
         self.connections = Gauge(
-            "cynow_connections", "Open connections: scale, daq, http, websocket.", ["kind"], registry=registry
+            "cynow_connections",
+            "Open connections: scale, daq, http, websocket, events, socketio.",
+            ["kind"],
+            registry=registry,
         )
         self.connections_refused = Counter(
             "cynow_connections_refused_total",
@@ -59,10 +62,12 @@ class Counters:
         )
         self.subscribers = Gauge("cynow_subscribers", "Subscribers of live events.", registry=registry)
         self.subscribers_slow = Counter(
-            "cynow_slow_subscribers_total", "Subscribers closed with 4008: they read too slowly.", registry=registry
+            "cynow_slow_subscribers_total", "Subscribers that were closed, for they read too slowly.", registry=registry
         )
         self.websocket_errors = Counter(
-            "cynow_websocket_errors_total", "WebSocket handshakes and messages that are refused.", registry=registry
+            "cynow_websocket_errors_total",
+            "WebSocket handshakes, messages and Socket.IO packets that are refused.",
+            registry=registry,
         )
         self.http_requests = Counter(
             "cynow_http_requests_total", "Answers to HTTP requests, by status.", ["status"], registry=registry
@@ -94,7 +99,8 @@ class Counters:
         )
         self.push_messages = Counter(
             "cynow_push_messages_total",
-            "Push messages, by outcome (sent, failed, held: within the interval, dropped: queue full).",
+            "Push messages, by outcome (sent, failed, expired: too old, held: within the interval, "
+            "dropped: queue full), and tries that are made again (retried).",
             ["outcome"],
             registry=registry,
         )

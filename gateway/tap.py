@@ -87,7 +87,8 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     from twisted.logger import Logger
     from twisted.web.resource import IResource
 
-    from gateway.alert.fcm import PushAlert, connect_firebase
+    from gateway.alert.firebase import connect_firebase
+    from gateway.alert.push import PushAlert
     from gateway.bus import Bus
     from gateway.clock import WallClock, zone_named
     from gateway.counters import Counters

@@ -1,0 +1,299 @@
+"""Push messages through the real firebase-admin, against a Google of the tests' that fails in each way."""
+
+import json
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import firebase_admin
+import pytest
+
+from gateway.alert.firebase import connect_firebase
+from gateway.alert.push import NotSentError, PushMessage, Send
+from tests.daemon import Daemon, until
+from tests.google import PROJECT, Answer, Google, playing_google
+
+
+def frame(event: str, data: Any) -> bytes:
+    return pickle.dumps((event, data)) + b"\0"
+
+
+@pytest.fixture
+def google(tmp_path: Path) -> Iterator[Google]:
+    (tmp_path / "google").mkdir()
+    with playing_google(tmp_path / "google") as google:
+        yield google
+
+
+@pytest.fixture
+def pushing(google: Google, tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    """Starts a gateway that pushes to that Google."""
+    daemons: list[Daemon] = []
+
+    def start(**settings: Any) -> Daemon:
+        daemon = Daemon(tmp_path, fcm={"cred_path": str(google.credentials), **settings})
+        daemons.append(daemon)
+        daemon.start(env=google.environment())
+        return daemon
+
+    yield start
+    for daemon in daemons:
+        if daemon.process.poll() is None:
+            assert not daemon.metrics("cynow_sink_failures_total")
+        daemon.end()
+        assert [secret for secret in google.secrets() if secret in daemon.log()] == []
+
+
+def fault(daemon: Daemon, machine: str, score: float = 1.5) -> None:
+    daemon.daq(frame("name", machine), frame("FaultDetect", {"score": score, "threshold": 1.0}))
+
+
+def pushed(daemon: Daemon, **outcomes: int) -> None:
+    """Wait for these outcomes; there are no others."""
+
+    def found() -> dict[str, float]:
+        words = ("sent", "failed", "held", "dropped", "retried", "expired")
+        return {word: count for word in words if (count := daemon.metric("cynow_push_messages_total", outcome=word))}
+
+    until(lambda: found() == outcomes, f"{outcomes} are counted")
+
+
+def logged(daemon: Daemon, text: str, times: int = 1) -> None:
+    until(lambda: text in daemon.log(), f"the log says: {text}")
+    assert daemon.log().count(text) == times
+
+
+def can_push(daemon: Daemon) -> None:
+    logged(daemon, "Google accepts the FCM credentials")
+
+
+def ingest_does_not_notice(daemon: Daemon) -> None:
+    """Each batch is an event and in its file at once, as if there were no Google."""
+    client = daemon.subscribe("machine/Ingest/samples")
+    machine = daemon.daq(frame("name", "Ingest"))
+    for number in range(10):
+        began = time.monotonic()
+        machine.sendall(frame("DataUpdate", {"v": {"type": "VIB", "data": [0.5 + number]}}))
+        (event,) = client.events(1, "samples")
+        assert event["data"]["v"]["data"] == [0.5 + number]
+        assert time.monotonic() - began < 2
+    (path,) = until(lambda: list((daemon.folder / "data" / "Ingest").glob("*_v.csv")), "the raw file")
+    until(lambda: path.read_text("ascii").endswith(",9.5\n"), "the samples are in it")
+
+
+def test_success(google: Google, pushing: Callable[..., Daemon]) -> None:
+    daemon = pushing()
+    can_push(daemon)
+    fault(daemon, "ShotBlast")
+    fault(daemon, "Pump", 0.5)
+    until(lambda: google.asked, "a message")
+    fault(daemon, "펌프 2", 3.25)
+    pushed(daemon, sent=2)
+    fault(daemon, "ShotBlast", 9.0)
+    pushed(daemon, sent=2, held=1)
+    assert google.asked == [
+        {
+            "topic": "anomaly",
+            "notification": {"title": "ShotBlast 이상치 감지", "body": "상세 정보 : 1.5/1.0"},
+        },
+        {"topic": "anomaly", "notification": {"title": "펌프 2 이상치 감지", "body": "상세 정보 : 3.25/1.0"}},
+    ]
+    # One token serves for an hour.
+    assert google.tokens == 1
+    ingest_does_not_notice(daemon)
+
+
+def test_the_interval_is_seconds_of_a_clock(google: Google, pushing: Callable[..., Daemon]) -> None:
+    daemon = pushing(timeout=1.5)
+    can_push(daemon)
+
+    def once_more() -> bool:
+        fault(daemon, "M")
+        return len(google.asked) == 3
+
+    until(once_more, "three messages")
+    assert all(later - earlier >= 1.5 for earlier, later in zip(google.asked_at, google.asked_at[1:], strict=False))
+    assert daemon.metric("cynow_push_messages_total", outcome="held") > 3
+
+
+def test_401(google: Google, pushing: Callable[..., Daemon]) -> None:
+    daemon = pushing()
+    can_push(daemon)
+    # google-auth gets a new token and asks again, twice.
+    google.answers.extend([Answer(401)] * 6)
+    fault(daemon, "A")
+    fault(daemon, "B")
+    pushed(daemon, failed=2)
+    assert len(google.asked) == 6
+    logged(daemon, "Google refuses the FCM credentials (HTTP 401)")
+    ingest_does_not_notice(daemon)
+
+
+def test_no_token_for_these_credentials(google: Google, pushing: Callable[..., Daemon]) -> None:
+    google.token = Answer(400)
+    daemon = pushing()
+    logged(daemon, "Google refuses the FCM credentials (no access token: RefreshError)")
+    fault(daemon, "A")
+    pushed(daemon, failed=1)
+    ingest_does_not_notice(daemon)
+    # Somebody gives the account its rights back.
+    google.token = Answer()
+    fault(daemon, "A")
+    pushed(daemon, failed=1, sent=1)
+
+
+def test_404(google: Google, pushing: Callable[..., Daemon]) -> None:
+    daemon = pushing()
+    can_push(daemon)
+    google.answers.append(Answer(404))
+    fault(daemon, "A")
+    pushed(daemon, failed=1)
+    logged(daemon, "a push message of A could not be sent (HTTP 404)")
+    ingest_does_not_notice(daemon)
+    # It is not tried again, and does not keep the next anomaly from being sent.
+    fault(daemon, "A", 2.5)
+    pushed(daemon, failed=1, sent=1)
+    assert [body for _, body in google.notifications] == ["상세 정보 : 1.5/1.0", "상세 정보 : 2.5/1.0"]
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_later(google: Google, pushing: Callable[..., Daemon], status: int) -> None:
+    daemon = pushing()
+    can_push(daemon)
+    google.answers.append(Answer(status, {"Retry-After": "3"}))
+    fault(daemon, "A")
+    pushed(daemon, retried=1)
+    logged(daemon, f"a push message of A was not sent (HTTP {status}), the next try is in 3 seconds")
+    # The thread does not sleep over it: what the reactor waits for holds nobody up.
+    ingest_does_not_notice(daemon)
+    fault(daemon, "A")
+    fault(daemon, "B")
+    pushed(daemon, retried=1, held=1, sent=2)
+    assert [title.split()[0] for title, _ in google.notifications] == ["A", "A", "B"]
+    assert 3 <= google.asked_at[1] - google.asked_at[0] < 5
+
+
+def test_time_out(google: Google, pushing: Callable[..., Daemon]) -> None:
+    daemon = pushing()
+    can_push(daemon)
+    google.hang = True
+    fault(daemon, "A")
+    until(lambda: google.asked, "the message")
+    ingest_does_not_notice(daemon)
+    pushed(daemon, retried=1)
+    logged(daemon, "a push message of A was not sent (DeadlineExceededError: ReadTimeout)")
+
+
+def test_connection_refused(google: Google, pushing: Callable[..., Daemon]) -> None:
+    google.stop()
+    daemon = pushing()
+    logged(daemon, "no push message can be sent at present (no access token: TransportError)")
+    fault(daemon, "A")
+    pushed(daemon, retried=1)
+    logged(daemon, "a push message of A was not sent (no access token: TransportError)")
+    ingest_does_not_notice(daemon)
+    google.start()
+    pushed(daemon, retried=1, sent=1)
+    assert google.notifications == [("A 이상치 감지", "상세 정보 : 1.5/1.0")]
+
+
+def test_a_broken_credentials_file(google: Google, pushing: Callable[..., Daemon]) -> None:
+    tree = json.loads(google.credentials.read_text("utf-8"))
+    google.credentials.write_text(json.dumps({**tree, "private_key": tree["private_key"][:-100]}), "utf-8")
+    daemon = pushing()
+    logged(daemon, "push messages are off: the FCM credentials cannot be used (ValueError)")
+    fault(daemon, "A")
+    pushed(daemon, failed=1)
+    ingest_does_not_notice(daemon)
+    assert not google.asked
+
+
+def test_the_end_does_not_wait_for_google(google: Google, pushing: Callable[..., Daemon]) -> None:
+    daemon = pushing()
+    can_push(daemon)
+    google.hang = True
+    fault(daemon, "A")
+    until(lambda: google.asked, "the message")
+    began = time.monotonic()
+    assert daemon.terminate() == 0
+    assert time.monotonic() - began < 5
+
+
+# -- firebase-admin alone
+
+
+@pytest.fixture
+def send(google: Google, monkeypatch: pytest.MonkeyPatch) -> Iterator[Send]:
+    for name, value in google.environment().items():
+        monkeypatch.setenv(name, value)
+    yield connect_firebase(str(google.credentials))
+    firebase_admin.delete_app(firebase_admin.get_app("cynow-gateway"))
+
+
+def problem_of(send: Send) -> dict[str, Any]:
+    with pytest.raises(NotSentError) as caught:
+        send(PushMessage("title", "body"))
+    return vars(caught.value)
+
+
+def test_credentials_are_checked_without_a_message(google: Google, send: Send) -> None:
+    send(None)
+    assert (google.tokens, google.asked) == (1, [])
+    send(PushMessage("title", "body"))
+    assert (google.tokens, len(google.asked)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "retry", "after", "refused"),
+    [
+        (Answer(400), False, None, False),
+        (Answer(403), False, None, True),
+        (Answer(404), False, None, False),
+        (Answer(429), True, 60.0, False),
+        (Answer(429, {"Retry-After": "7"}), True, 7.0, False),
+        (Answer(429, {"Retry-After": "7200"}), True, 7200.0, False),
+        (Answer(500), True, None, False),
+        (Answer(503), True, None, False),
+        (Answer(503, {"Retry-After": "soon"}), True, None, False),
+    ],
+    ids=str,
+)
+def test_what_google_asks_for(
+    google: Google, send: Send, answer: Answer, retry: bool, after: float | None, refused: bool
+) -> None:
+    google.answers.append(answer)
+    began = time.monotonic()
+    assert problem_of(send) == {"what": f"HTTP {answer.status}", "retry": retry, "after": after, "refused": refused}
+    # The library itself neither sleeps nor asks again.
+    assert len(google.asked) == 1
+    assert time.monotonic() - began < 5
+    send(PushMessage("title", "body"))
+
+
+def test_the_host_of_messages_cannot_be_reached(google: Google, send: Send) -> None:
+    send(PushMessage("title", "body"))
+    google.stop()
+    problem = problem_of(send)
+    assert (problem["what"], problem["retry"]) == ("UnavailableError: ProxyError", True)
+
+
+def test_the_host_of_messages_is_somebody_else(google: Google, send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever answers without a certificate that is trusted gets no token."""
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    assert problem_of(send)["what"] == "UnavailableError: SSLError"
+    assert not google.asked
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"type": "service_account"', f'{{"project_id": "{PROJECT}"}}'])
+def test_files_that_are_no_credentials(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "credentials.json"
+    path.write_text(content, "utf-8")
+    with pytest.raises((ValueError, AttributeError)):
+        connect_firebase(str(path))
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        connect_firebase(str(tmp_path / "credentials.json"))

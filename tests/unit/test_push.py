@@ -1,0 +1,354 @@
+"""Push messages with a clock of the tests' and no thread: who gets one, when it is tried again, what is kept."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from twisted.internet.task import Clock
+from twisted.logger import formatEvent, globalLogPublisher
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+from twisted.trial.unittest import SynchronousTestCase
+
+from gateway.alert.firebase import _seconds
+from gateway.alert.push import _BACK_OFF, NotSentError, PushAlert, PushMessage, Send
+from gateway.bus import Bus
+from gateway.clock import WallClock
+from gateway.counters import Counters
+from gateway.model import Fault
+
+START = datetime(2025, 12, 18, 10, 11, tzinfo=UTC).timestamp()
+
+INTERVAL = 120.0
+
+
+class ThreadlessReactor(Clock):
+    """Takes what threads hand in when the clock is next advanced, as a reactor does in its next turn."""
+
+    def callFromThread(self, function: Callable[..., Any], *args: Any) -> None:
+        self.callLater(0, function, *args)
+
+
+class FakePool(ThreadPool):
+    """Calls at once in the test's own thread, or, while it hangs, when it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hung: list[Callable[[], None]] | None = None
+
+    def start(self) -> None:
+        pass
+
+    def callInThreadWithCallback(self, onResult: Any, func: Any, *args: Any, **kwargs: Any) -> None:
+        def call() -> None:
+            try:
+                result = func(*args, **kwargs)
+            except Exception:
+                onResult(False, Failure())
+            else:
+                onResult(True, result)
+
+        if self.hung is None:
+            call()
+        else:
+            self.hung.append(call)
+
+    def go_on(self) -> None:
+        calls, self.hung = self.hung or [], None
+        for call in calls:
+            call()
+
+
+class PushTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.reactor = ThreadlessReactor()
+        self.clock = WallClock(UTC, lambda: START, self.reactor.seconds)
+        self.counters = Counters()
+        self.bus = Bus(self.clock, self.counters)
+        self.pool = FakePool()
+        self.tested = 0
+        #: Every try: when it was, and what was to be sent.
+        self.tries: list[tuple[float, str]] = []
+        #: What goes wrong with the next tries.
+        self.problems: list[Exception] = []
+        self.lines: list[str] = []
+
+        def observe(event: dict[str, Any]) -> None:
+            self.lines.append(formatEvent(event))
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+
+    def send(self, message: PushMessage | None) -> None:
+        if message is None:
+            self.tested += 1
+        else:
+            self.tries.append((self.reactor.seconds(), message.title.split()[0]))
+        if self.problems:
+            raise self.problems.pop(0)
+
+    def alert(self, connect: Callable[[], Send] | None = None, interval: float = INTERVAL) -> PushAlert:
+        alert = PushAlert(
+            self.reactor,
+            self.bus,
+            self.clock,
+            self.counters,
+            interval,
+            connect or (lambda: self.send),
+            self.pool,
+            lambda tries: 10.0 * 2**tries,
+        )
+        alert.startService()
+        self.addCleanup(alert.stopService)
+        return alert
+
+    def started(self, interval: float = INTERVAL) -> PushAlert:
+        alert = self.alert(interval=interval)
+        self.turns()
+        return alert
+
+    def turns(self) -> None:
+        for _ in range(10):
+            self.reactor.advance(0)
+
+    def publish(self, *machines: str, score: float = 1.5) -> None:
+        for machine in machines:
+            self.bus.publish(Fault(machine, score, 1.0, self.clock.now()))
+        self.turns()
+
+    def pass_time(self, seconds: float) -> None:
+        """In steps, so that each timer finds the time that it was set for."""
+        for _ in range(round(seconds)):
+            self.reactor.advance(1)
+            self.turns()
+
+    def counts(self) -> dict[str, float]:
+        return {
+            sample.labels["outcome"]: sample.value
+            for metric in self.counters.push_messages.collect()
+            for sample in metric.samples
+            if sample.name.endswith("_total")
+        }
+
+    def warnings(self) -> list[str]:
+        return [line for line in self.lines if line != "Google accepts the FCM credentials"]
+
+    # -- the interval
+
+    def test_the_words(self) -> None:
+        sent: list[PushMessage] = []
+        self.alert(lambda: lambda message: None if message is None else sent.append(message))
+        self.turns()
+        self.publish("ShotBlast 2")
+        self.publish("Pump", score=0.5)
+        self.assertEqual(sent, [PushMessage("ShotBlast 2 이상치 감지", "상세 정보 : 1.5/1.0")])
+
+    def test_one_a_machine_in_an_interval(self) -> None:
+        self.started()
+        self.publish("A", "A", "B")
+        self.reactor.advance(INTERVAL - 0.1)
+        self.publish("A")
+        self.reactor.advance(0.1)
+        self.publish("A")
+        self.assertEqual(self.tries, [(0.0, "A"), (0.0, "B"), (INTERVAL, "A")])
+        self.assertEqual(self.counts(), {"sent": 3, "held": 2})
+
+    def test_a_quiet_spell_buys_no_burst(self) -> None:
+        self.started()
+        self.publish("A")
+        self.reactor.advance(100 * INTERVAL)
+        self.publish("A", "A", "A")
+        self.assertEqual(self.counts(), {"sent": 2, "held": 2})
+
+    def test_the_interval_begins_when_a_message_has_been_sent(self) -> None:
+        self.started()
+        self.problems = [NotSentError("HTTP 429", retry=True, after=INTERVAL - 1)]
+        self.publish("A")
+        self.pass_time(INTERVAL - 2)
+        # It still waits, and is the one of its machine.
+        self.publish("A")
+        self.pass_time(1)
+        self.reactor.advance(1)
+        self.publish("A")
+        self.assertEqual(self.tries, [(0.0, "A"), (INTERVAL - 1, "A")])
+        self.reactor.advance(INTERVAL - 1)
+        self.publish("A")
+        self.assertEqual(self.tries[2:], [(2 * INTERVAL - 1, "A")])
+        self.assertEqual(self.counts(), {"retried": 1, "held": 2, "sent": 2})
+
+    def test_what_is_given_up_begins_no_interval(self) -> None:
+        self.started()
+        self.problems = [NotSentError("HTTP 404")]
+        self.publish("A", "A")
+        self.assertEqual(self.counts(), {"held": 1, "failed": 1})
+        self.publish("A")
+        self.assertEqual(self.counts(), {"held": 1, "failed": 1, "sent": 1})
+        self.publish("A")
+        self.assertEqual(self.counts(), {"held": 2, "failed": 1, "sent": 1})
+
+    def test_no_interval(self) -> None:
+        self.started(interval=0)
+        self.publish("A", "A", "A")
+        self.assertEqual(self.counts(), {"sent": 3})
+
+    # -- tries
+
+    def test_waits_between_tries_grow(self) -> None:
+        self.started()
+        self.problems = [NotSentError("HTTP 500", retry=True) for _ in range(4)]
+        self.publish("A")
+        self.pass_time(200)
+        self.assertEqual([when for when, _ in self.tries], [0, 10, 30, 70, 150])
+        self.assertEqual(self.counts(), {"retried": 4, "sent": 1})
+
+    def test_waits_as_google_asks_and_not_all_at_once(self) -> None:
+        for tries, least in enumerate((10, 20, 40, 60, 60)):
+            self.assertTrue(least <= _BACK_OFF(tries) <= least + 1)
+
+    def test_five_tries_and_no_more(self) -> None:
+        self.started()
+        self.problems = [NotSentError("HTTP 503", retry=True) for _ in range(5)]
+        self.publish("A", "B")
+        self.pass_time(200)
+        self.assertEqual([name for _, name in self.tries], ["A"] * 5 + ["B"])
+        self.assertEqual(self.counts(), {"retried": 4, "failed": 1, "sent": 1})
+        self.assertEqual(
+            self.warnings()[0], "a push message of A was not sent (HTTP 503), the next try is in 10 seconds"
+        )
+        self.assertEqual(self.warnings()[-1], "a push message of A could not be sent (HTTP 503)")
+
+    def test_as_long_as_google_says(self) -> None:
+        self.started()
+        self.problems = [NotSentError("HTTP 429", retry=True, after=77.0), NotSentError("HTTP 500", retry=True)]
+        self.publish("A")
+        self.pass_time(200)
+        self.assertEqual([when for when, _ in self.tries], [0, 77, 97])
+
+    def test_no_wait_beyond_what_anybody_wants_to_hear(self) -> None:
+        self.started()
+        self.problems = [NotSentError("HTTP 429", retry=True, after=3600.0)]
+        self.publish("A")
+        self.assertEqual(self.counts(), {"failed": 1})
+        self.publish("B")
+        self.assertEqual([name for _, name in self.tries], ["A", "B"])
+
+    def test_what_became_old_in_the_queue_is_not_sent(self) -> None:
+        self.started()
+        self.pool.hung = []
+        self.publish("A", "B")
+        self.pass_time(601)
+        self.pool.go_on()
+        self.turns()
+        self.assertEqual(self.tries, [(601.0, "A")])
+        self.assertEqual(self.counts(), {"sent": 1, "expired": 1})
+        self.assertEqual(self.warnings(), ["a push message of B is given up: too old"])
+        self.publish("B")
+        self.assertEqual(self.counts(), {"sent": 2, "expired": 1})
+
+    def test_what_breaks_something_ends_no_other(self) -> None:
+        self.started()
+        self.problems = [RuntimeError("SECRET")]
+        self.publish("A", "B")
+        self.assertEqual(self.counts(), {"failed": 1, "sent": 1})
+        self.assertEqual(self.warnings(), ["a push message of A could not be sent (RuntimeError)"])
+
+    def test_what_waits_is_bounded_while_one_is_tried_again(self) -> None:
+        self.started()
+        self.problems = [NotSentError("HTTP 429", retry=True, after=60.0)]
+        self.publish(*(f"M{number}" for number in range(150)))
+        self.assertEqual(self.counts(), {"retried": 1, "dropped": 49})
+        self.assertEqual(len(self.tries), 1)
+        # What was dropped does not keep its machine waiting.
+        self.pass_time(60)
+        for _ in range(20):
+            self.turns()
+        self.publish("M149")
+        self.assertEqual(self.counts(), {"retried": 1, "dropped": 49, "sent": 102})
+
+    # -- credentials
+
+    def test_it_is_asked_at_the_start_whether_messages_can_be_sent(self) -> None:
+        self.started()
+        self.assertEqual((self.tested, self.tries), (1, []))
+        self.assertEqual(self.lines, ["Google accepts the FCM credentials"])
+
+    def test_refused_credentials_are_said_once(self) -> None:
+        self.problems = [NotSentError("HTTP 401", refused=True) for _ in range(4)]
+        self.started()
+        said = "push messages fail: Google refuses the FCM credentials (HTTP 401)"
+        self.assertEqual(self.warnings(), [said])
+        self.publish("A", "B", "C")
+        self.assertEqual(self.warnings(), [said])
+        self.assertEqual(self.counts(), {"failed": 3})
+        # They work again, and then again do not.
+        self.publish("A")
+        self.problems = [NotSentError("HTTP 401", refused=True)]
+        self.publish("B")
+        self.assertEqual(self.warnings(), [said, said])
+
+    def test_google_cannot_be_reached_at_the_start(self) -> None:
+        self.problems = [NotSentError("TransportError", retry=True)]
+        self.started()
+        self.assertEqual(self.warnings(), ["no push message can be sent at present (TransportError)"])
+        self.publish("A")
+        self.assertEqual(self.counts(), {"sent": 1})
+
+    def test_credentials_that_cannot_be_used(self) -> None:
+        def connect() -> Send:
+            raise ValueError("SECRET")
+
+        self.pool.hung = []
+        self.alert(connect)
+        self.publish("A", "B")
+        self.assertEqual(self.counts(), {})
+        self.pool.go_on()
+        self.turns()
+        self.publish("A", "C")
+        self.assertEqual(self.counts(), {"failed": 4})
+        self.assertEqual(self.lines, ["push messages are off: the FCM credentials cannot be used (ValueError)"])
+
+    # -- the log and the end
+
+    def test_lines_about_failures_are_limited(self) -> None:
+        self.started()
+        self.problems = [NotSentError("HTTP 404") for _ in range(50)]
+        self.publish(*(f"M{number}" for number in range(50)))
+        for _ in range(10):
+            self.turns()
+        self.assertEqual(self.counts(), {"failed": 50})
+        self.assertEqual(len(self.warnings()), 5)
+
+    def test_the_end_leaves_no_timer_and_waits_for_nobody(self) -> None:
+        alert = self.started()
+        self.problems = [NotSentError("HTTP 503", retry=True)]
+        self.publish("A", "B")
+        self.assertEqual(len(self.reactor.getDelayedCalls()), 1)
+        alert.stopService()
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+        self.assertEqual(len(self.tries), 1)
+
+    def test_the_end_while_google_takes_its_time(self) -> None:
+        alert = self.started()
+        self.pool.hung = []
+        self.publish("A", "B")
+        alert.stopService()
+        self.pool.go_on()
+        self.turns()
+        self.assertEqual(len(self.tries), 1)
+        self.assertEqual(self.counts(), {})
+
+
+class ImportTests(SynchronousTestCase):
+    def test_who_pushes_nothing_does_not_pay_for_it(self) -> None:
+        code = "import gateway.alert.firebase, sys; sys.exit(bool({'firebase_admin', 'google.auth'} & {*sys.modules}))"
+        self.assertEqual(subprocess.run([sys.executable, "-c", code], check=False).returncode, 0)
+
+
+class RetryAfterTests(SynchronousTestCase):
+    def test_seconds_a_date_and_nonsense(self) -> None:
+        self.assertEqual(
+            [_seconds(text) for text in (None, "30", "0", "Thu, 18 Dec 2025 10:11:00 GMT", "soon", "-5")],
+            [None, 30.0, 1.0, 1.0, None, None],
+        )
