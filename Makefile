@@ -5,12 +5,15 @@
 PYTHON ?= python3
 VENV ?= .venv
 
+# What npm has installed for the tests, and where it says so.
+NPM = tests/clients/node_modules/.package-lock.json
+
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python -m gateway.demo
 
-test: $(VENV)/.test
+test: $(VENV)/.test $(NPM)
 	$(VENV)/bin/python -m pytest
 
 lint: $(VENV)/.test
@@ -19,7 +22,7 @@ lint: $(VENV)/.test
 	$(VENV)/bin/mypy
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo
+	rm -rf $(VENV) build dist *.egg-info demo tests/clients/node_modules
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -33,3 +36,7 @@ $(VENV)/.demo: setup.cfg pyproject.toml | $(VENV)/bin/python
 $(VENV)/.test: setup.cfg pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
+
+$(NPM): tests/clients/package-lock.json
+	@if command -v npm >/dev/null; then cd tests/clients && npm ci --silent --no-fund --no-audit && touch node_modules/.package-lock.json; \
+	else echo "npm is not installed: tests with npm's socket.io-client are skipped" >&2; fi

@@ -34,7 +34,7 @@ class Event:
     :ivar time: when it was published.
     """
 
-    __slots__ = ("_text", "frame", "record", "seq", "time", "topic")
+    __slots__ = ("_text", "frames", "record", "seq", "time", "topic")
 
     def __init__(self, seq: int, record: Record, time: datetime) -> None:
         self.seq = seq
@@ -42,8 +42,8 @@ class Event:
         self.time = time
         self.topic = record.topic
         self._text: bytes | None = None
-        #: Where the stream keeps the event framed; it is framed once, however many subscribers it has.
-        self.frame: Any = None
+        #: Where the stream keeps the event framed, by the window of its compression.
+        self.frames: dict[int, bytes] = {}
 
     def text(self) -> bytes:
         """The event as JSON; encoded once, and only if somebody asks."""
@@ -52,10 +52,10 @@ class Event:
         return self._text
 
     def weight(self) -> int:
-        """About how many bytes of memory it holds, its text (20 bytes a sample) and its frame included."""
+        """About how many bytes of memory it holds, its text (20 bytes a sample) and its frames included."""
         if isinstance(self.record, Batch):
-            return 600 + sum(600 + 48 * len(sensor.samples) for sensor in self.record.sensors.values())
-        return 1500
+            return 600 + sum(600 + 58 * len(sensor.samples) for sensor in self.record.sensors.values())
+        return 2000
 
 
 def event_text(seq: int, topic: str, event: str, data: Any, time: datetime) -> bytes:

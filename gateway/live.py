@@ -1,7 +1,7 @@
 """What is true now: each scale's latest weight, who is connected, each sensor's last hour of minutes."""
 
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -103,10 +103,15 @@ class Live:
         """Every machine seen since the start."""
         return self._recent.keys()
 
+    def recent(self, machine: str) -> Mapping[str, Collection[Update]]:
+        """The last updates of each of a machine's sensors, oldest first."""
+        return self._recent.get(machine, {})
+
     def machine_snapshot(self, machine: str) -> dict[str, Any]:
         """What a new subscriber of the machine is told; of a machine never seen, that it is not connected."""
-        sensors = self._recent.get(machine, {})
         return {
             "connected": machine in self._connected,
-            "sensors": {sensor: [update.payload() for update in updates] for sensor, updates in sensors.items()},
+            "sensors": {
+                sensor: [update.payload() for update in updates] for sensor, updates in self.recent(machine).items()
+            },
         }

@@ -108,9 +108,15 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     from gateway.store.interface import StoreUnavailable
     from gateway.store.sqlite import SqliteStore
     from gateway.threads import pool_of
+    from gateway.web.audience import Audience
+    from gateway.web.events import EventsResource
+    from gateway.web.following import Feed
     from gateway.web.machine_api import MachineApi
+    from gateway.web.machine_namespaces import MachineNamespaces
     from gateway.web.scale_api import ScaleApi
     from gateway.web.site import GatewaySite, Root, Traffic
+    from gateway.web.socketio.engine import EngineServer
+    from gateway.web.socketio.server import SocketServer
     from gateway.web.stat_api import SioApi, StatApi
     from gateway.web.status import StatusApi
     from gateway.web.stream import StreamFactory, StreamResource
@@ -181,7 +187,8 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         connect = partial(connect_firebase, os.path.join(below, settings.fcm.cred_path))
         parts.append(PushAlert(reactor, bus, clock, counters, settings.fcm.timeout, connect))
 
-    stream = StreamFactory(reactor, bus, live, clock, counters, warnings, limits.subscriber_bytes, limits.subscribers)
+    audience = Audience(counters, limits.subscribers)
+    feed = Feed(reactor, bus, live, clock, counters, limits.subscriber_bytes)
     traffic = Traffic(counters, warnings, settings.server.cors_origins, limits.body_bytes)
 
     def problems() -> list[str]:
@@ -210,7 +217,17 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         "api": Root({"v1": Root({"machines": machine_api}, scale_api)}, scale_api),
         "stat": StatApi(store).app.resource(),
         "sio": SioApi(live).app.resource(),
-        "ws": StreamResource(stream),
+        "socket.io": EngineServer(
+            reactor,
+            SocketServer(reactor, MachineNamespaces(bus, live).find, max_attached=limits.body_bytes),
+            audience,
+            counters,
+            warnings,
+            max_payload=limits.body_bytes,
+            max_waiting=limits.subscriber_bytes,
+        ),
+        "ws": StreamResource(StreamFactory(feed, audience, warnings)),
+        "events": EventsResource(feed, audience),
     }
     site = GatewaySite(reactor, Root(words, status), traffic, counters, limits.connections)
 
@@ -278,7 +295,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         factories=[*scale_factories, daq],
         drained=traffic.drained,
         finish=[
-            ("closing WebSockets", stream.close, 0.5),
+            ("closing live events", audience.close, 0.5),
             ("writing what waits", writer.drain, 1.0),
             ("closing the store", close_store, 1.0),
         ],

@@ -120,6 +120,20 @@ class GatewayRequest(Request):
         self._traffic.answered(self)
         super().finish()
 
+    def is_admitted(self) -> bool:
+        """Whether its page may open a WebSocket: none, one of ours, or one of a configured origin.
+
+        Browsers ask nobody before they open one.
+        """
+        origin = self.requestHeaders.getRawHeaders(b"origin", [b""])[0]
+        host = self.requestHeaders.getRawHeaders(b"host", [b""])[0]
+        # A proxy may have ended TLS, so the scheme of the two may differ.
+        return not origin or self._traffic.allows(origin) or origin.partition(b"://")[2].lower() == host.lower()
+
+    def lasts(self) -> None:
+        """Its answer has no end of its own: the end of the daemon does not wait for it."""
+        self._traffic.ended(self)
+
     def taken_over(self) -> None:
         """Its connection becomes something else."""
         self._traffic.ended(self)

@@ -3,14 +3,16 @@
 import json
 import pickle
 import socket
+import zlib
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import websocket
 
-from tests.daemon import Daemon, Subscriber, running, until
+from tests.daemon import PATIENCE, Daemon, Subscriber, running, until
 
 
 def frame(event: str, data: Any) -> bytes:
@@ -189,6 +191,50 @@ def test_a_client_that_does_not_read_is_closed_and_nobody_else_notices(tmp_path:
             if opcode == websocket.ABNF.OPCODE_CLOSE:
                 code = int.from_bytes(content[:2], "big")
         assert code == 4008
+
+
+def test_compression_where_it_is_asked_for(daemon: Daemon) -> None:
+    """Both ways, by hand: the client of the other tests cannot."""
+    with socket.create_connection(("127.0.0.1", daemon.port), PATIENCE) as client:
+        client.sendall(
+            b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n"
+            b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits; server_max_window_bits=12\r\n\r\n"
+        )
+        lines = client.makefile("rb")
+        answer = b"".join(iter(lines.readline, b"\r\n"))
+        assert (
+            b"permessage-deflate; server_no_context_takeover; client_no_context_takeover; server_max_window_bits=12;"
+            b" client_max_window_bits=10" in answer
+        )
+
+        def say(message: Any) -> None:
+            compressor = zlib.compressobj(wbits=-10)
+            text = compressor.compress(json.dumps(message).encode()) + compressor.flush(zlib.Z_SYNC_FLUSH)
+            size = len(text) - 4
+            length = bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2)
+            client.sendall(b"\xc1" + length + bytes(4) + text[:-4])
+
+        def hear() -> tuple[bool, Any]:
+            first, size = lines.read(2)
+            payload = lines.read(int.from_bytes(lines.read(2)) if size == 126 else size)
+            if not first & 0x40:
+                return False, json.loads(payload)
+            return True, json.loads(zlib.decompressobj(-12).decompress(payload + b"\0\0\xff\xff"))
+
+        say({"type": "subscribe", "topics": ["machine/M/samples"]})
+        assert hear() == (False, {"type": "subscribed", "topics": ["machine/M/samples"], "seq": ANY})
+        machine = daemon.daq(frame("name", "M"))
+        for _ in range(3):
+            machine.sendall(frame("DataUpdate", {"v": {"type": "VIB", "data": [0.5] * 500}}))
+            compressed, event = hear()
+            assert compressed
+            assert event["data"]["v"]["data"] == [0.5] * 500
+        # A bomb is stopped at the size of a message: 64 KiB.
+        say({"type": "subscribe", "topics": ["machine/M" * 20_000]})
+        while (first := lines.read(2))[0] & 0x0F != 8:
+            lines.read(first[1])
+        assert int.from_bytes(lines.read(first[1])[:2]) == 1009
 
 
 def test_the_end_of_the_daemon_closes_with_1001(tmp_path: Path) -> None:

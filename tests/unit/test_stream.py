@@ -1,6 +1,7 @@
 """One subscriber on a transport in memory, with a clock of the tests'."""
 
 import json
+from collections.abc import Iterator
 from datetime import UTC
 from decimal import Decimal
 from typing import Any
@@ -16,6 +17,9 @@ from gateway.counters import Counters
 from gateway.live import Live
 from gateway.logs import LimitedLog
 from gateway.model import Fault, Presence, Reading, Update
+from gateway.web.audience import Audience
+from gateway.web.following import Feed, Follower
+from gateway.web.outbox import Outbox
 from gateway.web.stream import StreamFactory, StreamProtocol
 
 #: What may wait for a client here, in bytes.
@@ -35,13 +39,13 @@ class StreamTests(SynchronousTestCase):
         self.bus = Bus(self.clock, self.counters)
         self.live = Live(self.bus, self.clock, {"default": 10.0})
         warnings = LimitedLog(Quiet(), self.clock, self.counters)  # type: ignore[arg-type]  # a fake
-        self.factory = StreamFactory(self.reactor, self.bus, self.live, self.clock, self.counters, warnings, BOUND, 10)
-        self.told: list[Any] = []
+        self.feed = Feed(self.reactor, self.bus, self.live, self.clock, self.counters, BOUND)
+        self.factory = StreamFactory(self.feed, Audience(self.counters, 10), warnings)
         self.closed: list[int] = []
         self.protocol = self.open()
 
     def open(self) -> StreamProtocol:
-        """A protocol behind its handshake, whose messages are kept instead of framed."""
+        """A protocol behind its handshake."""
         protocol = StreamProtocol()
         protocol.factory = self.factory
         protocol.transport = StringTransport()
@@ -49,11 +53,23 @@ class StreamTests(SynchronousTestCase):
         protocol.transport.registerProducer(object(), True)
         protocol.peer = "tcp4:127.0.0.1:1"
         protocol.state = WebSocketProtocol.STATE_OPEN
-        protocol.sendMessage = lambda text: self.told.append(json.loads(text))  # type: ignore[method-assign]  # a spy
-        protocol.sendPreparedMessage = lambda framed: self.told.append(json.loads(framed.payload))  # type: ignore[method-assign]  # a spy
+        protocol.websocket_extensions_in_use = []
         protocol.sendCloseFrame = lambda code, reason: self.closed.append(code)  # type: ignore[method-assign]  # a spy
         protocol.onOpen()
         return protocol
+
+    @property
+    def told(self) -> list[Any]:
+        """The messages that it was sent."""
+        return [json.loads(payload) for opcode, payload in self.frames() if opcode == 1]
+
+    def frames(self) -> Iterator[tuple[int, bytes]]:
+        data = self.protocol.transport.value()
+        while data:
+            extended = {126: 2, 127: 8}.get(data[1], 0)
+            size = int.from_bytes(data[2 : 2 + extended]) if extended else data[1]
+            yield data[0] & 0x0F, data[2 + extended : 2 + extended + size]
+            data = data[2 + extended + size :]
 
     def say(self, **message: Any) -> None:
         self.protocol.onMessage(json.dumps(message).encode(), False)
@@ -64,6 +80,15 @@ class StreamTests(SynchronousTestCase):
 
     def seqs(self) -> list[int]:
         return [message["seq"] for message in self.told if message.get("event") not in (None, "snapshot")]
+
+    @property
+    def follower(self) -> Follower:
+        assert self.protocol.follower is not None
+        return self.protocol.follower
+
+    @property
+    def outbox(self) -> Outbox[Any]:
+        return self.follower.outbox
 
     def test_what_waits_comes_in_order_when_the_client_reads(self) -> None:
         self.say(type="subscribe", topics=["machine/M"])
@@ -80,7 +105,7 @@ class StreamTests(SynchronousTestCase):
         for _ in range(5):
             self.protocol.pauseProducing()
             self.update(60)
-            self.assertGreater(self.protocol._held, BOUND)
+            self.assertGreater(self.outbox.held, BOUND)
             self.reactor.advance(1.9)
             self.protocol.resumeProducing()
             self.reactor.advance(5)
@@ -98,7 +123,7 @@ class StreamTests(SynchronousTestCase):
         self.update(10)
         self.protocol.resumeProducing()
         self.assertEqual(self.seqs(), [])
-        self.assertEqual(self.bus.patterns_of(self.protocol), frozenset())
+        self.assertEqual(self.bus.patterns_of(self.follower), frozenset())
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
     def test_who_is_far_over_the_bound_is_closed_at_once(self) -> None:
@@ -130,27 +155,28 @@ class StreamTests(SynchronousTestCase):
         self.update(1000)
         self.say(type="subscribe", topics=["machine/M"], since=10)
         self.assertEqual(self.seqs(), list(range(11, 1001)))
-        self.told.clear()
+        self.protocol.transport.clear()
         # One that reads ten at a time, while more comes.
-        prepared = self.protocol.sendPreparedMessage
+        write = self.protocol.transport.write
 
-        def send(framed: Any) -> None:
-            prepared(framed)
+        def write_ten(frame: bytes) -> None:
+            write(frame)
             if len(self.told) % 10 == 0:
                 self.protocol.pauseProducing()
 
-        self.protocol.sendPreparedMessage = send  # type: ignore[method-assign]  # a spy
+        self.protocol.transport.write = write_ten
         self.say(type="subscribe", topics=["machine/M"], since=900)
         self.update(5)
-        while self.protocol._waiting:
+        while self.outbox:
             self.protocol.resumeProducing()
         self.assertEqual(self.seqs(), list(range(901, 1006)))
-        self.assertEqual(self.protocol._held, 0)
+        self.assertEqual(self.outbox.held, 0)
         self.assertEqual(self.closed, [])
 
     def test_a_replay_that_is_forgotten_meanwhile_closes(self) -> None:
         self.bus = Bus(self.clock, self.counters, backlog_events=1000)
-        self.factory.bus = self.bus
+        self.feed.bus = self.bus
+        self.protocol = self.open()
         self.update(1000)
         self.protocol.pauseProducing()
         self.say(type="subscribe", topics=["machine/M"], since=0)
@@ -187,7 +213,7 @@ class StreamTests(SynchronousTestCase):
         self.update(60)
         self.protocol.onClose(False, None, None)
         self.assertEqual(self.reactor.getDelayedCalls(), [])
-        self.assertEqual(self.bus.patterns_of(self.protocol), frozenset())
+        self.assertEqual(self.bus.patterns_of(self.follower), frozenset())
         self.assertEqual(self.counters.connections.labels("websocket")._value.get(), 0)
 
     def test_a_handshake_that_fails_was_never_open(self) -> None:

@@ -1,0 +1,203 @@
+"""Engine.IO over HTTP: sessions are opened, polled, and upgraded to WebSockets."""
+
+from typing import Any, Final
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET
+
+from gateway.counters import Counters
+from gateway.logs import LimitedLog
+from gateway.web.answers import answer, argument, body
+from gateway.web.audience import Audience
+from gateway.web.site import GatewayRequest
+from gateway.web.socketio.packets import Engine, PacketError, packet_of, packets_of
+from gateway.web.socketio.session import Application, Session
+from gateway.web.websocket import TOO_SLOW, PacedFactory, PacedWebSocket, asks_for_websocket, take_over
+
+#: The version of Engine.IO.
+_VERSION: Final = "4"
+
+#: The close code of RFC 6455, 7.4.1, for what is simply over.
+_NORMAL: Final = 1000
+
+_TEXT: Final = b"text/plain; charset=UTF-8"
+
+#: Errors by their numbers in Engine.IO's own server.
+_ERRORS: Final = {
+    "transport": (0, "Transport unknown"),
+    "session": (1, "Session ID unknown"),
+    "method": (2, "Bad handshake method"),
+    "request": (3, "Bad request"),
+    "version": (5, "Unsupported protocol version"),
+}
+
+
+class EngineServer(Resource):
+    """The sessions of one application; a resource.
+
+    :param ping_interval: seconds between pings.
+    :param ping_timeout: seconds until an answer to one is missed.
+    :param max_payload: bytes of what a client sends at a time.
+    :param max_waiting: bytes that may wait for a client.
+    """
+
+    isLeaf = True
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        application: Application,
+        audience: Audience,
+        counters: Counters,
+        warnings: LimitedLog,
+        *,
+        ping_interval: float = 25.0,
+        ping_timeout: float = 20.0,
+        max_payload: int = 1_000_000,
+        max_waiting: int = 1024 * 1024,
+    ) -> None:
+        super().__init__()
+        self.reactor = reactor
+        self.application = application
+        self.audience = audience
+        self.counters = counters
+        self.warnings = warnings
+        self.ping_interval = ping_interval
+        self.ping_timeout = ping_timeout
+        self.max_payload = max_payload
+        self.max_waiting = max_waiting
+        # Pings are Engine.IO's own.
+        self._factory = PacedFactory(reactor, counters, warnings, max_payload, 0)
+        self._sessions: dict[str, Session] = {}
+
+    # -- sessions
+
+    def open(self, pipe: "EnginePipe | None") -> Session:
+        """Make a session."""
+        session = Session(self, pipe)
+        self._sessions[session.sid] = session
+        self.audience.join(session, "socketio")
+        return session
+
+    def ended(self, session: Session, *, too_slow: bool) -> None:
+        del self._sessions[session.sid]
+        self.audience.leave(session)
+        if too_slow:
+            self.counters.subscribers_slow.inc()
+
+    def refused(self, peer: str | None, error: Exception) -> None:
+        """Count and log what is no packet."""
+        self.counters.websocket_errors.inc()
+        self.warnings.warn(
+            f"socket.io {peer}", "Socket.IO packet of {peer} is refused: {error}", peer=peer, error=error
+        )
+
+    # -- requests
+
+    def render(self, request: Any) -> Any:
+        transport = argument(request, "transport")
+        if argument(request, "EIO") != _VERSION:
+            return _refuse(request, "version")
+        if transport not in {"polling", "websocket"} or (transport == "websocket") != asks_for_websocket(request):
+            return _refuse(request, "transport" if transport not in {"polling", "websocket"} else "request")
+        sid = argument(request, "sid")
+        session = None if sid is None else self._sessions.get(sid)
+        if session is not None and session.has_expired:
+            session.close()
+            session = None
+        if sid is not None and session is None:
+            return _refuse(request, "session")
+        if transport == "websocket":
+            return take_over(request, self._factory, EnginePipe(self, session), self.audience)
+        return self._poll(request, session)
+
+    def _poll(self, request: GatewayRequest, session: Session | None) -> Any:
+        if session is None:
+            if request.method != b"GET":
+                return _refuse(request, "method")
+            if not self.audience.has_room():
+                return answer(request, {"code": 4, "message": "Forbidden"}, 503)
+            session = self.open(None)
+            session.begin()
+        if not session.polls:
+            return _refuse(request, "request")
+        if request.method == b"POST":
+            return self._posted(request, session)
+        if request.method != b"GET":
+            return _refuse(request, "request")
+        poll = _Poll(request, session)
+        if not session.poll(poll):
+            return _refuse(request, "request")
+        return NOT_DONE_YET
+
+    def _posted(self, request: GatewayRequest, session: Session) -> bytes:
+        try:
+            for kind, data in packets_of(request.content.read() if request.content is not None else b""):
+                session.receive(kind, data)
+        except PacketError as error:
+            session.close()
+            self.refused(request.getClientAddress().host, error)
+            return _refuse(request, "request")
+        return body(request, b"ok", b"text/html")
+
+
+class _Poll:
+    """A polling request."""
+
+    def __init__(self, request: GatewayRequest, session: Session) -> None:
+        self._request = request
+        request.lasts()
+        request.notifyFinish().addErrback(lambda _: session.poll_lost(self))
+
+    def answer(self, content: bytes) -> None:
+        self._request.setHeader(b"cache-control", b"no-store")
+        self._request.write(body(self._request, content, _TEXT))
+        self._request.finish()
+
+
+class EnginePipe(PacedWebSocket):
+    """The WebSocket of a session.
+
+    :param session: that wants to go over to it; ``None`` where it begins one.
+    """
+
+    def __init__(self, server: EngineServer, session: Session | None) -> None:
+        super().__init__()
+        self._server = server
+        self._session = session
+
+    def onOpen(self) -> None:
+        super().onOpen()
+        if self._session is None:
+            self._session = self._server.open(self)
+            self._session.begin()
+        elif not self._session.probe(self):
+            self._session = None
+            self.hang_up()
+
+    def onMessage(self, payload: bytes, isBinary: bool) -> None:
+        if self.leaving or self._session is None:
+            return
+        try:
+            kind, data = (Engine.MESSAGE, payload) if isBinary else packet_of(payload)
+            if not self._session.receive_probe(self, kind, data):
+                self._session.receive(kind, data)
+        except PacketError as error:
+            self._server.refused(self.peer, error)
+            self._session.pipe_lost(self)
+            self.hang_up()
+
+    def onClose(self, *_: Any) -> None:
+        if self._session is not None:
+            self._session.pipe_lost(self)
+
+    def hang_up(self, *, too_slow: bool = False) -> None:
+        """Close, once."""
+        if not self.leaving:
+            self.leave(TOO_SLOW if too_slow else _NORMAL, "read too slowly" if too_slow else "the session is over")
+
+
+def _refuse(request: GatewayRequest, error: str) -> bytes:
+    code, message = _ERRORS[error]
+    return answer(request, {"code": code, "message": message}, 400)

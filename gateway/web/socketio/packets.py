@@ -1,0 +1,241 @@
+"""Packets of Engine.IO 4 and Socket.IO 5: bytes and texts in, values out, and back. No input, no output.
+
+https://socket.io/docs/v4/engine-io-protocol/ and https://socket.io/docs/v4/socket-io-protocol/ say how they look.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Final
+
+import orjson
+
+from gateway.web.deflate import framed
+
+#: What stands between the packets of one polling answer or request.
+_SEPARATOR: Final = b"\x1e"
+
+#: Binary attachments of one event; Socket.IO's own parser allows as many.
+_MOST_ATTACHMENTS: Final = 10
+
+#: How deep a placeholder of an attachment may stand in an event.
+_DEEPEST: Final = 32
+
+#: Names that clients use for themselves.
+_RESERVED: Final = frozenset(
+    {"connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"}
+)
+
+#: Type, number of attachments, namespace, number of the acknowledgement; the rest is JSON.
+_SOCKET: Final = re.compile(r"([0-6])(?:([0-9]{1,3})-)?(?:(/[^,]*)(?:,|$))?([0-9]{1,15})?(.*)", re.DOTALL)
+
+
+class PacketError(Exception):
+    """What a client sent is no packet, or none that it may send."""
+
+
+class Engine(IntEnum):
+    """Types of Engine.IO packets."""
+
+    OPEN = 0
+    CLOSE = 1
+    PING = 2
+    PONG = 3
+    MESSAGE = 4
+    UPGRADE = 5
+    NOOP = 6
+
+
+class Socket(IntEnum):
+    """Types of Socket.IO packets."""
+
+    CONNECT = 0
+    DISCONNECT = 1
+    EVENT = 2
+    ACK = 3
+    CONNECT_ERROR = 4
+    BINARY_EVENT = 5
+    BINARY_ACK = 6
+
+
+class Outgoing:
+    """An Engine.IO packet on its way out; made once and framed once, however many clients get it.
+
+    :param content: of the packet, its type included, or what makes that when it is the packet's turn.
+    :param cost: bytes that it holds until then, where it is not made yet.
+    """
+
+    __slots__ = ("_content", "_frame", "binary", "cost")
+
+    def __init__(self, content: bytes | Callable[[], bytes], *, binary: bool = False, cost: int | None = None) -> None:
+        self._content = content
+        self._frame: bytes | None = None
+        self.binary = binary
+        self.cost = len(content) if isinstance(content, bytes) else cost or 0
+
+    @property
+    def content(self) -> bytes:
+        if not isinstance(self._content, bytes):
+            self._content = self._content()
+        return self._content
+
+    @property
+    def frame(self) -> bytes:
+        """As a WebSocket frame."""
+        if self._frame is None:
+            self._frame = framed(self.content, binary=self.binary)
+        return self._frame
+
+    @property
+    def polled(self) -> bytes:
+        """As a part of a polling answer."""
+        return b"b" + base64.b64encode(self.content) if self.binary else self.content
+
+
+def control(kind: Engine, text: bytes = b"") -> Outgoing:
+    """An Engine.IO packet of the transport's own."""
+    return Outgoing(b"%d%b" % (kind, text))
+
+
+def payload(packets: Iterable[Outgoing]) -> bytes:
+    """The body of a polling answer."""
+    return _SEPARATOR.join(packet.polled for packet in packets)
+
+
+def packets_of(body: bytes) -> Iterator[tuple[Engine, str | bytes]]:
+    """The packets in the body of a polling request.
+
+    :raises PacketError: at the first that is none.
+    """
+    for part in body.split(_SEPARATOR):
+        if part.startswith(b"b"):
+            try:
+                yield Engine.MESSAGE, base64.b64decode(part[1:], validate=True)
+            except binascii.Error as error:
+                raise PacketError("no base64") from error
+        else:
+            yield packet_of(part)
+
+
+def packet_of(text: bytes) -> tuple[Engine, str]:
+    """The type and the rest of one packet of text.
+
+    :raises PacketError: it is none.
+    """
+    if not b"0" <= text[:1] <= b"6":
+        raise PacketError("an unknown type of packet")
+    try:
+        return Engine(int(text[:1])), text[1:].decode()
+    except UnicodeDecodeError as error:
+        raise PacketError("no UTF-8") from error
+
+
+@dataclass(slots=True)
+class Message:
+    """One Socket.IO packet.
+
+    :ivar data: what it carries: an object or nothing (connect), a list (event, acknowledgement).
+    :ivar ack: the number under which an acknowledgement is waited for.
+    :ivar missing: attachments that have not come yet; the packet is not whole without them.
+    """
+
+    kind: Socket
+    namespace: str = "/"
+    data: Any = None
+    ack: int | None = None
+    missing: int = 0
+    attachments: list[bytes] = field(default_factory=list)
+
+    def attach(self, content: bytes) -> None:
+        """Take the next attachment; with the last one, the packet is whole.
+
+        :raises PacketError: a placeholder stands for none of them.
+        """
+        self.attachments.append(content)
+        self.missing -= 1
+        if not self.missing:
+            self.data = _filled(self.data, self.attachments, _DEEPEST)
+
+
+def message_of(text: str) -> Message:
+    """A Socket.IO packet that a client sent; with attachments to come, it is not whole.
+
+    :raises PacketError: it is none, or none that a client may send.
+    """
+    match = _SOCKET.fullmatch(text)
+    if match is None:
+        raise PacketError("no packet")
+    kind = Socket(int(match[1]))
+    is_binary = kind in {Socket.BINARY_EVENT, Socket.BINARY_ACK}
+    if is_binary != (match[2] is not None) or kind is Socket.CONNECT_ERROR:
+        raise PacketError(f"a wrong packet of type {kind}")
+    missing = int(match[2] or 0)
+    if missing > _MOST_ATTACHMENTS:
+        raise PacketError(f"more than {_MOST_ATTACHMENTS} attachments")
+    try:
+        data = orjson.loads(match[5]) if match[5] else None
+    except orjson.JSONDecodeError as error:
+        raise PacketError("no JSON") from error
+    if is_binary:
+        kind = Socket.EVENT if kind is Socket.BINARY_EVENT else Socket.ACK
+    if not _is_sound(kind, data):
+        raise PacketError(f"a packet of type {kind} with other data")
+    # A query behind the namespace was an old way to hand over credentials.
+    namespace = (match[3] or "/").partition("?")[0]
+    ack = None if match[4] is None else int(match[4])
+    if missing == 0 and is_binary:
+        data = _filled(data, (), _DEEPEST)
+    return Message(kind, namespace, data, ack, missing)
+
+
+def _is_sound(kind: Socket, data: Any) -> bool:
+    if kind is Socket.CONNECT:
+        return data is None or isinstance(data, dict)
+    if kind is Socket.DISCONNECT:
+        return data is None
+    if not isinstance(data, list):
+        return False
+    return kind is Socket.ACK or (bool(data) and isinstance(data[0], str) and data[0] not in _RESERVED)
+
+
+def _filled(data: Any, attachments: Sequence[bytes], deep: int) -> Any:
+    """Data with attachments in the place of their placeholders."""
+    if not isinstance(data, list | dict):
+        return data
+    if deep == 0:
+        raise PacketError("attachments that lie too deep")
+    if isinstance(data, list):
+        return [_filled(each, attachments, deep - 1) for each in data]
+    if data.get("_placeholder") is True:
+        number = data.get("num")
+        if type(number) is not int or not 0 <= number < len(attachments):
+            raise PacketError("a placeholder of no attachment")
+        return attachments[number]
+    return {key: _filled(value, attachments, deep - 1) for key, value in data.items()}
+
+
+def encode(kind: Socket, namespace: str, data: Any = None, ack: int | None = None) -> list[Outgoing]:
+    """A Socket.IO packet as Engine.IO messages: its text, then each ``bytes`` in it as an attachment.
+
+    :raises TypeError: JSON has no word for something in it.
+    """
+    attachments: list[bytes] = []
+
+    def placeholder(value: Any) -> Any:
+        if not isinstance(value, bytes | bytearray):
+            raise TypeError(f"{type(value).__name__} is no JSON")
+        attachments.append(bytes(value))
+        return {"_placeholder": True, "num": len(attachments) - 1}
+
+    text = b"" if data is None else orjson.dumps(data, default=placeholder)
+    count = b""
+    if attachments:
+        kind = Socket.BINARY_EVENT if kind is Socket.EVENT else Socket.BINARY_ACK
+        count = b"%d-" % len(attachments)
+    where = b"" if namespace == "/" else namespace.encode() + b","
+    number = b"" if ack is None else b"%d" % ack
+    packet = b"%d%d%b%b%b%b" % (Engine.MESSAGE, kind, count, where, number, text)
+    return [Outgoing(packet), *(Outgoing(content, binary=True) for content in attachments)]

@@ -1,0 +1,176 @@
+"""WebSockets whose clients read as fast as they like."""
+
+from typing import Any, Final
+
+from autobahn.twisted.resource import WebSocketResource
+from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+from autobahn.websocket.types import ConnectionRequest
+from twisted.internet.interfaces import IPushProducer
+from zope.interface import implementer
+
+from gateway import __version__
+from gateway.counters import Counters
+from gateway.logs import LimitedLog
+from gateway.web.answers import Refusal, refuse
+from gateway.web.audience import Audience
+from gateway.web.deflate import framed, window_of
+from gateway.web.outbox import Outbox
+from gateway.web.site import GatewayRequest
+
+#: Seconds that a client has to answer a close; a slow one has to read up to it first.
+_CLOSE: Final = 10
+
+#: Bytes that may wait in the transport itself before it asks for a pause.
+_BUFFER: Final = 64 * 1024
+
+#: Close codes: RFC 6455, 7.4.1, and the contract's own.
+GOING_AWAY: Final = 1001
+TOO_SLOW: Final = 4008
+
+
+@implementer(IPushProducer)
+class PacedWebSocket(WebSocketServerProtocol):
+    """A WebSocket that pauses its outbox while the client does not read.
+
+    :ivar window: of the compression that was agreed upon, in bits; 0 is none.
+    """
+
+    factory: "PacedFactory"
+    transport: Any
+    window = 0
+
+    #: Whether it has been closed by this side.
+    leaving = False
+
+    _paused = False
+    _outbox: Outbox[Any] | None = None
+
+    def onConnect(self, request: ConnectionRequest) -> None:
+        """Accept; subprotocols are none of ours."""
+
+    def failHandshake(self, reason: str, *args: Any, **kwargs: Any) -> None:
+        self.factory.counters.websocket_errors.inc()
+        self.factory.warnings.warn(
+            "websocket handshake", "WebSocket handshake of {peer} is refused: {reason}", peer=self.peer, reason=reason
+        )
+        super().failHandshake(reason, *args, **kwargs)
+
+    def onOpen(self) -> None:
+        self.window = window_of(self.websocket_extensions_in_use)
+        # The HTTP channel was the transport's producer.
+        self.transport.unregisterProducer()
+        self.transport.bufferSize = _BUFFER
+        self.transport.registerProducer(self, True)
+
+    def onPing(self, payload: bytes) -> None:
+        # Who does not read gets no pongs either: they would wait in the transport without a bound.
+        if not self._paused:
+            super().onPing(payload)
+
+    def pace(self, outbox: Outbox[Any]) -> None:
+        """Let an outbox wait while the client does not read."""
+        self._outbox = outbox
+        if self._paused:
+            outbox.pause()
+        else:
+            outbox.resume()
+
+    def send_text(self, text: bytes) -> None:
+        """Send one message to this client only."""
+        self.send_frame(framed(text, self.window))
+
+    def send_frame(self, frame: bytes) -> None:
+        """Send what was framed for everybody; nothing, once the client has said that it closes."""
+        if self.state == self.STATE_OPEN:
+            # Not sendData: two thirds of its time go into a line of the log that nobody reads.
+            self.transport.write(frame)
+
+    def refused(self, error: Exception) -> None:
+        """Count and log a message of the client that is none."""
+        self.factory.counters.websocket_errors.inc()
+        self.factory.warnings.warn(
+            f"websocket {self.peer}", "WebSocket message of {peer} is refused: {error}", peer=self.peer, error=error
+        )
+
+    def leave(self, code: int, reason: str) -> None:
+        """Close."""
+        self.leaving = True
+        # Not sendClose: it lets a program say 1000 and 3000 to 4999 only.
+        self.sendCloseFrame(code, reason.encode())
+
+    def pauseProducing(self) -> None:
+        self._paused = True
+        if self._outbox is not None:
+            self._outbox.pause()
+
+    def resumeProducing(self) -> None:
+        self._paused = False
+        if self._outbox is not None:
+            self._outbox.resume()
+
+    def stopProducing(self) -> None:
+        self.pauseProducing()
+
+
+class PacedFactory(WebSocketServerFactory):
+    """What such WebSockets share.
+
+    :param max_message: bytes of a client's message.
+    :param ping: seconds between pings, and until an answer is missed; 0 is none.
+    """
+
+    noisy = False
+
+    def __init__(
+        self,
+        reactor: Any,
+        counters: Counters,
+        warnings: LimitedLog,
+        max_message: int,
+        ping: float,
+        accept: Any = None,
+    ) -> None:
+        super().__init__(reactor=reactor, server=f"cynow-gateway/{__version__}")
+        self.setProtocolOptions(
+            webStatus=False,
+            failByDrop=False,
+            maxFramePayloadSize=max_message,
+            maxMessagePayloadSize=max_message,
+            autoPingInterval=ping,
+            autoPingTimeout=ping,
+            # Who talks but does not read has to answer too.
+            autoPingRestartOnAnyTraffic=False,
+            closeHandshakeTimeout=_CLOSE,
+            # Origins are checked before: see Traffic.admits.
+            allowedOrigins=["*"],
+            **({} if accept is None else {"perMessageCompressionAccept": accept}),
+        )
+        self.counters = counters
+        self.warnings = warnings
+
+
+class _One:
+    """A factory of one protocol that has been made."""
+
+    def __init__(self, protocol: PacedWebSocket) -> None:
+        self._protocol = protocol
+
+    def buildProtocol(self, _: object) -> PacedWebSocket:
+        return self._protocol
+
+
+def asks_for_websocket(request: GatewayRequest) -> bool:
+    """Whether a request can become a WebSocket."""
+    upgrade = b",".join(request.requestHeaders.getRawHeaders(b"upgrade", []))
+    return b"websocket" in upgrade.lower() and request.method == b"GET" and request.channel.transport is not None
+
+
+def take_over(request: GatewayRequest, factory: PacedFactory, protocol: PacedWebSocket, audience: Audience) -> Any:
+    """Make a request's connection a WebSocket; the answer where that cannot be."""
+    if not request.is_admitted():
+        return refuse(request, Refusal(403, "origin_not_allowed"))
+    if not audience.has_room():
+        return refuse(request, Refusal(503, "too_many_subscribers"))
+    protocol.factory = factory
+    request.taken_over()
+    return WebSocketResource(_One(protocol)).render(request)

@@ -1,0 +1,108 @@
+"""Live events in a real browser: Debian's Chromium."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.daemon import Daemon, until
+from tests.system.test_socketio import fault, frame
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    import os
+    import shutil
+
+    found = shutil.which("chromium")
+    if found is None:
+        if os.environ.get("CI"):
+            pytest.fail("chromium is not installed")
+        pytest.skip("chromium is not installed")
+    with sync_playwright() as playwright:
+        with playwright.chromium.launch(
+            executable_path=found,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"],
+        ) as browser:
+            yield browser
+
+
+@pytest.fixture
+def page(browser: Browser, daemon: Daemon) -> Iterator[Page]:
+    """A page of the gateway's own."""
+    with browser.new_page() as page:
+        page.goto(f"http://127.0.0.1:{daemon.port}/")
+        page.evaluate("window.heard = []")
+        yield page
+
+
+def heard(page: Page, enough: Callable[[list[Any]], bool]) -> list[Any]:
+    """What the page has heard, once that is enough."""
+    found: list[Any] = []
+
+    def is_enough() -> bool:
+        found[:] = page.evaluate("window.heard")
+        return enough(found)
+
+    until(is_enough, f"what the page hears; so far {found}")
+    return found
+
+
+def scores(found: list[Any]) -> list[float]:
+    return [message["data"]["score"] for message in found if message.get("event") == "anomaly"]
+
+
+SUBSCRIBE = """() => {
+    window.socket = new WebSocket(`ws://${location.host}/ws`);
+    window.socket.onopen = () => window.socket.send(JSON.stringify({type: "subscribe", topics: ["machine/M"]}));
+    window.socket.onmessage = (message) => window.heard.push(JSON.parse(message.data));
+    window.socket.onclose = (closed) => window.heard.push({type: "closed", code: closed.code});
+}"""
+
+
+def test_a_page_follows_a_machine_by_websocket(daemon: Daemon, page: Page) -> None:
+    page.evaluate(SUBSCRIBE)
+    heard(page, lambda found: len(found) == 2)
+    daemon.daq(frame("name", "M"), fault(1.5), fault(2.5))
+    assert scores(heard(page, lambda found: len(scores(found)) == 2)) == [1.5, 2.5]
+    # It was asked for: browsers offer it, and their messages are compressed then.
+    assert page.evaluate("window.socket.extensions").startswith("permessage-deflate; server_no_context_takeover")
+    daemon.terminate()
+    assert heard(page, lambda found: found[-1]["type"] == "closed")[-1]["code"] == 1001
+
+
+def test_a_page_follows_a_machine_by_server_sent_events_through_a_restart(daemon: Daemon, page: Page) -> None:
+    page.evaluate(
+        """() => {
+        window.source = new EventSource("/events?topics=machine/M");
+        window.source.onmessage = (message) => window.heard.push(JSON.parse(message.data));
+        }"""
+    )
+    heard(page, lambda found: len(found) == 1)
+    daemon.daq(frame("name", "M"), fault(1.5))
+    heard(page, lambda found: scores(found) == [1.5])
+    daemon.kill()
+    daemon.start()
+    # It comes back by itself, with the number of the last event; nobody holds that one any more.
+    heard(page, lambda found: [message["event"] for message in found].count("snapshot") == 2)
+    daemon.daq(frame("name", "M"), fault(2.5))
+    assert scores(heard(page, lambda found: len(scores(found)) == 2)) == [1.5, 2.5]
+
+
+def test_a_foreign_page_hears_nothing(daemon: Daemon, browser: Browser) -> None:
+    with browser.new_page() as page:
+        # localhost is another origin than 127.0.0.1.
+        page.goto(f"http://localhost:{daemon.port}/")
+        refused = """(url) => new Promise((resolve) => {
+            const source = new EventSource(url);
+            source.onerror = () => resolve("refused");
+            source.onmessage = () => resolve("heard");
+        })"""
+        assert page.evaluate(refused, f"http://127.0.0.1:{daemon.port}/events?topics=scale/*") == "refused"
+        refused = """(url) => new Promise((resolve) => {
+            const socket = new WebSocket(url);
+            socket.onerror = () => resolve("refused");
+            socket.onopen = () => resolve("open");
+        })"""
+        assert page.evaluate(refused, f"ws://127.0.0.1:{daemon.port}/ws") == "refused"

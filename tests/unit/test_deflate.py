@@ -1,0 +1,69 @@
+"""permessage-deflate as RFC 7692 has it: what is agreed upon, and what goes over the line."""
+
+import random
+import zlib
+from typing import Any
+
+import pytest
+from autobahn.websocket.compress import PerMessageDeflate, PerMessageDeflateOffer
+
+from gateway.web.deflate import acceptance, framed, window_of
+
+CHANCE = random.Random(1)
+
+
+def payload_of(frame: bytes) -> tuple[int, bytes]:
+    """A frame's first byte, and its payload."""
+    extended = {126: 2, 127: 8}.get(frame[1], 0)
+    size = int.from_bytes(frame[2 : 2 + extended]) if extended else frame[1]
+    payload = frame[2 + extended :]
+    assert len(payload) == size
+    return frame[0], payload
+
+
+@pytest.mark.parametrize(
+    ("offer", "answer"),
+    [
+        ({}, ""),
+        ({"client_max_window_bits": [True]}, "; client_max_window_bits=10"),
+        ({"server_max_window_bits": ["9"]}, "; server_max_window_bits=9"),
+        ({"server_no_context_takeover": [True], "client_no_context_takeover": [True]}, ""),
+    ],
+)
+def test_what_is_answered(offer: dict[str, Any], answer: str) -> None:
+    found = acceptance(1000, [object(), PerMessageDeflateOffer.parse(offer)])
+    assert found is not None
+    begin = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
+    assert found.get_extension_string() == begin + answer
+
+
+def test_nothing_is_answered_to_no_offer() -> None:
+    assert acceptance(1000, []) is None
+
+
+@pytest.mark.parametrize("window", range(9, 16))
+@pytest.mark.parametrize("size", [200, 300, 5000, 64 * 1024])
+def test_a_message_reads_back_by_itself(window: int, size: int) -> None:
+    text = b"".join(b'{"data":%d},' % CHANCE.randrange(1000) for _ in range(size))[:size]
+    first, payload = payload_of(framed(text, window))
+    assert first == 0x80 | 0x40 | 1
+    assert len(payload) < size
+    # A decompressor with no more memory than was agreed upon, and none of what came before.
+    assert zlib.decompressobj(-window).decompress(payload + b"\0\0\xff\xff") == text
+
+
+@pytest.mark.parametrize("text", [b"", b"short", b"x" * 199, b"x" * (64 * 1024 + 1), CHANCE.randbytes(1000)])
+def test_what_is_not_worth_it_goes_as_it_is(text: bytes) -> None:
+    assert payload_of(framed(text, 15)) == (0x81, text)
+
+
+def test_without_an_agreement_nothing_is_compressed() -> None:
+    assert payload_of(framed(b"x" * 1000)) == (0x81, b"x" * 1000)
+    assert payload_of(framed(b"x" * 1000, binary=True)) == (0x82, b"x" * 1000)
+    assert window_of([]) == 0
+
+
+def test_the_window_is_the_one_agreed_upon() -> None:
+    for offer, window in (({}, 15), ({"server_max_window_bits": ["11"]}, 11)):
+        accept = acceptance(1000, [PerMessageDeflateOffer.parse(offer)])
+        assert window_of([PerMessageDeflate.create_from_offer_accept(True, accept)]) == window

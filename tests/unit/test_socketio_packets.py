@@ -1,0 +1,165 @@
+"""Packets of Engine.IO and Socket.IO."""
+
+import contextlib
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.web.socketio.packets import (
+    Engine,
+    Message,
+    Outgoing,
+    PacketError,
+    Socket,
+    encode,
+    message_of,
+    packet_of,
+    packets_of,
+    payload,
+)
+
+WHOLE = {
+    "0": Message(Socket.CONNECT),
+    '0{"token":"x"}': Message(Socket.CONNECT, data={"token": "x"}),
+    "0/custom": Message(Socket.CONNECT, "/custom"),
+    "0/custom,": Message(Socket.CONNECT, "/custom"),
+    "0/a b/한글,": Message(Socket.CONNECT, "/a b/한글"),
+    '0/custom?token=x,{"a":1}': Message(Socket.CONNECT, "/custom", {"a": 1}),
+    "1": Message(Socket.DISCONNECT),
+    "1/custom,": Message(Socket.DISCONNECT, "/custom"),
+    '2["event"]': Message(Socket.EVENT, data=["event"]),
+    '2["event",1,"2",{"3":[true]}]': Message(Socket.EVENT, data=["event", 1, "2", {"3": [True]}]),
+    '212["event"]': Message(Socket.EVENT, data=["event"], ack=12),
+    '2/custom,12["a,b",null]': Message(Socket.EVENT, "/custom", ["a,b", None], 12),
+    "3/custom,7[]": Message(Socket.ACK, "/custom", [], 7),
+    '50-["event"]': Message(Socket.EVENT, data=["event"]),
+}
+
+
+@pytest.mark.parametrize("text", WHOLE)
+def test_whole_packets(text: str) -> None:
+    assert message_of(text) == WHOLE[text]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "7", "-1", "abc", "²", "2", "2{}", "2[]", "2[1]", "2null", '2"event"', '2["event"', "2[NaN]"),
+        *("0[]", "0null,", "0/a,null1", "1[]", "3", "3{}", '4{"message":"x"}', "5", '5["event"]', '2-["event"]'),
+        *('51["event"]', '511-["event"]', '5-["event"]', '50-["event",{"_placeholder":true,"num":0}]'),
+        *('2["disconnect"]', '2["connect_error",1]', '2abc["event"]', "2" + "9" * 16 + '["event"]'),
+        "2" + "[" * 100_000,
+    ],
+)
+def test_what_is_no_packet(text: str) -> None:
+    with pytest.raises(PacketError):
+        message_of(text)
+
+
+def test_attachments_take_their_places() -> None:
+    message = message_of('52-/custom,3["event",{"_placeholder":true,"num":1},[{"a":{"_placeholder":true,"num":0}}]]')
+    assert message.missing == 2
+    message.attach(b"zero")
+    assert message.missing == 1
+    message.attach(b"one")
+    assert message == Message(
+        Socket.EVENT, "/custom", ["event", b"one", [{"a": b"zero"}]], 3, attachments=[b"zero", b"one"]
+    )
+
+
+@pytest.mark.parametrize("number", ["1", "-1", "true", '"0"', "0.0", "null"])
+def test_a_placeholder_of_no_attachment(number: str) -> None:
+    message = message_of(f'51-["event",{{"_placeholder":true,"num":{number}}}]')
+    with pytest.raises(PacketError):
+        message.attach(b"zero")
+
+
+def test_a_placeholder_may_not_lie_deep() -> None:
+    message = message_of('51-["event",' + "[" * 900 + '{"_placeholder":true,"num":0}' + "]" * 900 + "]")
+    with pytest.raises(PacketError):
+        message.attach(b"zero")
+
+
+def contents(*arguments: Any, **options: Any) -> list[bytes]:
+    return [packet.content for packet in encode(*arguments, **options)]
+
+
+def test_encoding() -> None:
+    assert contents(Socket.CONNECT, "/", {"sid": "x"}) == [b'40{"sid":"x"}']
+    assert contents(Socket.DISCONNECT, "/custom") == [b"41/custom,"]
+    assert contents(Socket.EVENT, "/한글", ["event", "값"]) == ['42/한글,["event","값"]'.encode()]
+    assert contents(Socket.ACK, "/custom", [], 7) == [b"43/custom,7[]"]
+    assert contents(Socket.EVENT, "/", ["event", b"zero", {"a": [bytearray(b"one")]}]) == [
+        b'452-["event",{"_placeholder":true,"num":0},{"a":[{"_placeholder":true,"num":1}]}]',
+        b"zero",
+        b"one",
+    ]
+    assert contents(Socket.ACK, "/", [b"zero"], 7)[0] == b'461-7[{"_placeholder":true,"num":0}]'
+    with pytest.raises(TypeError):
+        encode(Socket.EVENT, "/", ["event", object()])
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text() | st.binary(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    st.lists(JSON, max_size=3),
+    st.sampled_from(["/", "/custom", "/sio/한글 기계"]),
+    st.none() | st.integers(0, 10**15 - 1),
+)
+def test_what_is_encoded_reads_back(arguments: list[Any], namespace: str, ack: int | None) -> None:
+    first, *attachments = encode(Socket.EVENT, namespace, ["event", *arguments], ack)
+    if len(attachments) > 10:
+        return
+    kind, text = packet_of(first.content)
+    assert kind is Engine.MESSAGE
+    message = message_of(text)
+    for attachment in attachments:
+        assert message.missing
+        assert attachment.binary
+        message.attach(attachment.content)
+    assert (message.missing, message.namespace, message.ack) == (0, namespace, ack)
+    assert message.data == ["event", *arguments]
+
+
+@given(st.text(alphabet='0123456789-/,[]{}"aeb\\\x1e\n²', max_size=40) | st.text())
+def test_texts_are_packets_or_errors(text: str) -> None:
+    with contextlib.suppress(PacketError):
+        message_of(text)
+
+
+@given(st.binary(max_size=60))
+def test_bodies_are_packets_or_errors(body: bytes) -> None:
+    with contextlib.suppress(PacketError):
+        list(packets_of(body))
+
+
+def test_bodies() -> None:
+    assert list(packets_of(b"4hello\x1ebAQIDBA==\x1e3")) == [
+        (Engine.MESSAGE, "hello"),
+        (Engine.MESSAGE, b"\1\2\3\4"),
+        (Engine.PONG, ""),
+    ]
+    assert payload([Outgoing(b"4hello"), Outgoing(b"\1\2\3\4", binary=True)]) == b"4hello\x1ebAQIDBA=="
+    for body in (b"", b"abc", b"4a\x1e", b"b!", b"bA", b"4\xff"):
+        with pytest.raises(PacketError):
+            list(packets_of(body))
+
+
+def test_a_packet_may_be_made_when_it_is_its_turn() -> None:
+    made: list[int] = []
+
+    def make() -> bytes:
+        made.append(1)
+        return b"4late"
+
+    packet = Outgoing(make, cost=50)
+    assert (packet.cost, made) == (50, [])
+    assert (packet.frame, packet.polled, packet.content) == (b"\x81\x054late", b"4late", b"4late")
+    assert made == [1]

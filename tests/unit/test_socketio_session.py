@@ -1,0 +1,382 @@
+"""One Engine.IO session, with a clock of the tests' and no connection."""
+
+from typing import Any
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from gateway.web.outbox import Outbox
+from gateway.web.socketio.packets import Engine, Outgoing, PacketError
+from gateway.web.socketio.server import Member, SocketServer
+from gateway.web.socketio.session import Session
+
+BOUND = 10_000
+
+
+class Poll:
+    def __init__(self) -> None:
+        self.body: bytes | None = None
+
+    def answer(self, body: bytes) -> None:
+        self.body = body
+
+
+class Pipe:
+    def __init__(self) -> None:
+        self.outbox: Outbox[Outgoing] | None = None
+        self.sent: list[bytes] = []
+        self.hung_up: list[bool] = []
+
+    def pace(self, outbox: Outbox[Outgoing]) -> None:
+        self.outbox = outbox
+        outbox.resume()
+
+    def send_frame(self, frame: bytes) -> None:
+        assert len(frame) < 128, "a frame of these tests is short"
+        self.sent.append(frame[2:])
+
+    def hang_up(self, *, too_slow: bool = False) -> None:
+        self.hung_up.append(too_slow)
+
+
+class Owner:
+    """A server, and the application on it."""
+
+    ping_interval = 25.0
+    ping_timeout = 20.0
+    max_waiting = BOUND
+    max_payload = 1000
+
+    def __init__(self, clock: Clock) -> None:
+        self.reactor: Any = clock
+        self.application: Any = self
+        self.happened: list[Any] = []
+
+    def ended(self, session: Session, *, too_slow: bool) -> None:
+        self.happened.append("too slow" if too_slow else "ended")
+
+    def opened(self, session: Session) -> None:
+        self.happened.append("opened")
+
+    def received(self, session: Session, data: str | bytes) -> None:
+        self.happened.append(data)
+
+    def closed(self, session: Session) -> None:
+        self.happened.append("closed")
+
+
+class SessionTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.owner = Owner(self.clock)
+        self.pipe = Pipe()
+
+    def piped(self) -> Session:
+        session = Session(self.owner, self.pipe)
+        session.begin()
+        self.pipe.sent.clear()
+        return session
+
+    def polled(self) -> Session:
+        session = Session(self.owner, None)
+        session.begin()
+        hello = self.poll(session)
+        assert hello.body is not None
+        self.assertEqual(hello.body[:1], b"0")
+        return session
+
+    def poll(self, session: Session) -> Poll:
+        poll = Poll()
+        self.assertTrue(session.poll(poll))
+        return poll
+
+    def over(self, session: Session) -> None:
+        self.assertFalse(session.is_open)
+        self.assertEqual(self.owner.happened[-2:], ["ended", "closed"])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    # -- heartbeat
+
+    def test_a_client_that_answers_lives_on(self) -> None:
+        session = self.piped()
+        for number in range(1, 5):
+            self.clock.advance(24.5)
+            self.assertEqual(len(self.pipe.sent), number - 1)
+            self.clock.advance(0.5)
+            self.assertEqual(self.pipe.sent, [b"2"] * number)
+            self.clock.advance(19.5)
+            session.receive(Engine.PONG, "")
+        self.assertTrue(session.is_open)
+
+    def test_a_client_that_does_not_answer_is_given_up(self) -> None:
+        session = self.piped()
+        self.clock.advance(25)
+        self.clock.advance(20)
+        self.assertEqual(self.pipe.hung_up, [False])
+        self.over(session)
+
+    def test_a_poll_that_waits_gets_the_ping_and_one_that_ends_the_close(self) -> None:
+        session = self.polled()
+        poll = self.poll(session)
+        self.clock.advance(25)
+        self.assertEqual(poll.body, b"2")
+        poll = self.poll(session)
+        self.assertFalse(session.has_expired)
+        self.clock.advance(20)
+        self.assertEqual(poll.body, b"1")
+        self.over(session)
+
+    def test_it_has_expired_to_the_moment_whatever_timers_do(self) -> None:
+        session = self.polled()
+        self.clock.rightNow += 44.9
+        self.assertFalse(session.has_expired)
+        self.clock.rightNow += 0.1
+        self.assertTrue(session.has_expired)
+        session.close()
+
+    # -- packets
+
+    def test_messages_go_to_the_application(self) -> None:
+        session = self.piped()
+        session.receive(Engine.MESSAGE, "text")
+        session.receive(Engine.MESSAGE, b"bytes")
+        for kind in (Engine.OPEN, Engine.NOOP, Engine.UPGRADE):
+            session.receive(kind, "")
+        self.assertEqual(self.owner.happened, ["opened", "text", b"bytes"])
+        with self.assertRaises(PacketError):
+            session.receive(Engine.PING, "")
+        self.over(session)
+        session.receive(Engine.MESSAGE, "late")
+        self.assertEqual(self.owner.happened[-1], "closed")
+
+    def test_what_waits_between_polls_comes_in_order(self) -> None:
+        session = self.polled()
+        for number in range(3):
+            session.send(Outgoing(b"4%d" % number))
+        self.assertEqual(self.poll(session).body, b"40\x1e41\x1e42")
+        poll = self.poll(session)
+        self.assertIsNone(poll.body)
+        session.send(Outgoing(b"\0", binary=True))
+        self.assertEqual(poll.body, b"bAA==")
+        session.close()
+
+    def test_an_answer_is_bounded(self) -> None:
+        session = self.polled()
+        for _ in range(5):
+            session.send(Outgoing(b"4" + b"x" * 299))
+        sizes = [len(self.poll(session).body or b"") for _ in range(3)]
+        self.assertEqual(sizes, [601, 601, 300])
+        session.close()
+
+    def test_who_does_not_poll_is_given_up(self) -> None:
+        session = self.polled()
+        for _ in range(20):
+            session.send(Outgoing(b"x" * 500))
+        self.clock.advance(2)
+        self.assertFalse(session.is_open)
+        self.assertEqual(self.owner.happened, ["opened", "too slow", "closed"])
+
+    def test_who_does_not_read_is_given_up(self) -> None:
+        session = self.piped()
+        assert self.pipe.outbox is not None
+        self.pipe.outbox.pause()
+        for _ in range(100):
+            session.send(Outgoing(b"x" * 500))
+        self.assertEqual(self.pipe.hung_up, [True])
+        self.assertEqual(self.owner.happened, ["opened", "too slow", "closed"])
+        self.assertEqual(self.pipe.sent, [])
+
+    # -- upgrade
+
+    def test_an_upgrade(self) -> None:
+        session = self.polled()
+        waiting = self.poll(session)
+        self.assertTrue(session.probe(self.pipe))
+        self.assertTrue(session.receive_probe(self.pipe, Engine.PING, "probe"))
+        self.assertEqual((waiting.body, self.pipe.sent), (b"6", [b"3probe"]))
+        # Polls go on until then, but none is kept waiting.
+        session.send(Outgoing(b"4a"))
+        self.assertEqual(self.poll(session).body, b"4a")
+        self.assertEqual(self.poll(session).body, b"6")
+        session.send(Outgoing(b"4b"))
+        self.assertTrue(session.receive_probe(self.pipe, Engine.UPGRADE, ""))
+        session.send(Outgoing(b"4c"))
+        self.assertEqual(self.pipe.sent, [b"3probe", b"4b", b"4c"])
+        self.assertFalse(session.polls)
+        self.assertFalse(session.receive_probe(self.pipe, Engine.MESSAGE, "x"))
+        self.assertFalse(session.probe(Pipe()))
+        session.pipe_lost(self.pipe)
+        self.over(session)
+
+    def test_an_upgrade_that_is_lost_leaves_the_session_polling(self) -> None:
+        session = self.polled()
+        session.probe(self.pipe)
+        session.receive_probe(self.pipe, Engine.PING, "probe")
+        session.pipe_lost(self.pipe)
+        self.assertIsNone(self.poll(session).body)
+        self.assertTrue(session.polls)
+        session.close()
+        self.over(session)
+
+    def test_an_upgrade_that_does_not_come_is_given_up(self) -> None:
+        session = self.polled()
+        session.probe(self.pipe)
+        self.assertFalse(session.probe(Pipe()))
+        self.clock.advance(10)
+        self.assertEqual(self.pipe.hung_up, [False])
+        self.assertTrue(session.polls)
+        self.assertTrue(session.probe(Pipe()))
+        session.close()
+
+    def test_an_upgrade_without_a_probe_is_none(self) -> None:
+        for kind, data in ((Engine.UPGRADE, ""), (Engine.MESSAGE, "x"), (Engine.PING, "")):
+            session = self.polled()
+            session.probe(self.pipe)
+            with self.assertRaises(PacketError):
+                session.receive_probe(self.pipe, kind, data)
+            self.assertTrue(session.polls)
+            session.close()
+
+    # -- end
+
+    def test_the_client_says_goodbye(self) -> None:
+        session = self.polled()
+        poll = self.poll(session)
+        session.receive(Engine.CLOSE, "")
+        self.assertEqual(poll.body, b"6")
+        self.over(session)
+
+    def test_a_poll_that_is_lost_ends_it(self) -> None:
+        session = self.polled()
+        poll = self.poll(session)
+        session.poll_lost(Poll())
+        self.assertTrue(session.is_open)
+        session.poll_lost(poll)
+        self.over(session)
+
+    def test_a_second_poll_ends_it(self) -> None:
+        session = self.polled()
+        poll = self.poll(session)
+        self.assertFalse(session.poll(Poll()))
+        self.assertEqual(poll.body, b"1")
+        self.over(session)
+
+    def test_an_application_that_fails_at_the_end(self) -> None:
+        session = self.piped()
+
+        def closed(session: Session) -> None:
+            raise RuntimeError
+
+        self.owner.closed = closed  # type: ignore[method-assign]  # fails
+        session.close()
+        self.assertFalse(session.is_open)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
+
+class Namespace:
+    def __init__(self) -> None:
+        self.happened: list[Any] = []
+        self.fails = False
+
+    def joined(self, member: Member, auth: dict[str, Any]) -> None:
+        self.happened.append(("joined", member.name, auth))
+        self.fail()
+
+    def received(self, member: Member, event: str, arguments: list[Any]) -> list[Any]:
+        self.happened.append((event, arguments))
+        self.fail()
+        return arguments
+
+    def left(self, member: Member) -> None:
+        self.happened.append(("left", member.name))
+        self.fail()
+
+    def fail(self) -> None:
+        if self.fails:
+            raise RuntimeError
+
+
+class ServerTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.owner = Owner(self.clock)
+        self.namespace = Namespace()
+
+        def find(name: str) -> Namespace | None:
+            return None if name == "/unknown" else self.namespace
+
+        self.server = SocketServer(self.clock, find, max_attached=100)
+        self.owner.application = self.server
+        self.pipe = Pipe()
+        self.session = Session(self.owner, self.pipe)
+        self.session.begin()
+        self.addCleanup(self.session.close)
+        self.pipe.sent.clear()
+
+    def say(self, data: str | bytes) -> None:
+        self.session.receive(Engine.MESSAGE, data)
+
+    def test_who_joins_nothing_is_given_up(self) -> None:
+        self.say("0/unknown,")
+        self.assertEqual(self.pipe.sent, [b'44/unknown,{"message":"Invalid namespace"}'])
+        for _ in range(2):
+            self.session.receive(Engine.PONG, "")
+            self.clock.advance(22.5)
+        self.assertFalse(self.session.is_open)
+
+    def test_who_joins_in_time_stays(self) -> None:
+        self.clock.advance(20)
+        self.say("0/a,")
+        for _ in range(10):
+            self.clock.advance(20)
+            self.session.receive(Engine.PONG, "")
+        self.assertTrue(self.session.is_open)
+
+    def test_namespaces_are_joined_and_left_one_by_one(self) -> None:
+        self.say('0/a,{"token":"x"}')
+        self.say("0/b,")
+        self.say("1/a,")
+        self.say('2/b,5["event",1]')
+        self.session.close()
+        self.assertEqual(
+            self.namespace.happened,
+            [
+                ("joined", "/a", {"token": "x"}),
+                ("joined", "/b", {}),
+                ("left", "/a"),
+                ("event", [1]),
+                ("left", "/b"),
+            ],
+        )
+        self.assertEqual(self.pipe.sent[-1], b"43/b,5[1]")
+
+    def test_what_an_application_raises_ends_nothing(self) -> None:
+        self.namespace.fails = True
+        self.say("0/a,")
+        self.say('2/a,5["event"]')
+        self.say("1/a,")
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 3)
+        self.assertTrue(self.session.is_open)
+        # Nobody is told that an event was taken that was not.
+        self.assertEqual(len(self.pipe.sent), 1)
+
+    def test_namespaces_are_bounded(self) -> None:
+        for number in range(1001):
+            self.say(f"0/{number},")
+        self.assertEqual(self.pipe.sent[-1], b'44/1000,{"message":"Invalid namespace"}')
+        self.assertEqual(sum(packet.startswith(b"40") for packet in self.pipe.sent), 1000)
+
+    def test_attachments_are_bounded(self) -> None:
+        self.say("0/a,")
+        self.say('52-/a,["event",{"_placeholder":true,"num":0},{"_placeholder":true,"num":1}]')
+        self.say(b"x" * 60)
+        with self.assertRaises(PacketError):
+            self.say(b"x" * 41)
+        self.assertFalse(self.session.is_open)
+
+    def test_attachments_of_one_event_do_not_count_for_the_next(self) -> None:
+        self.say("0/a,")
+        for _ in range(3):
+            self.say('51-/a,["event",{"_placeholder":true,"num":0}]')
+            self.say(b"x" * 60)
+        self.assertEqual(self.namespace.happened[1:], [("event", [b"x" * 60])] * 3)
