@@ -108,6 +108,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     from gateway.store.interface import StoreUnavailable
     from gateway.store.sqlite import SqliteStore
     from gateway.threads import pool_of
+    from gateway.web.asyncapi import AsyncApiResource
     from gateway.web.audience import Audience
     from gateway.web.events import EventsResource
     from gateway.web.following import Feed
@@ -228,6 +229,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         ),
         "ws": StreamResource(StreamFactory(feed, audience, warnings)),
         "events": EventsResource(feed, audience),
+        "asyncapi.json": AsyncApiResource(),
     }
     site = GatewaySite(reactor, Root(words, status), traffic, counters, limits.connections)
 

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -12,19 +13,22 @@ from tests.daemon import Daemon
 ROOT = Path(__file__).parent.parent
 
 
+def program(name: str) -> str:
+    """A program that a test needs."""
+    return shutil.which(name) or missing(name)
+
+
+def missing(what: str) -> NoReturn:
+    """What a test needs is not there: CI fails, and a user's machine skips the test."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{what} is not installed")
+    pytest.skip(f"{what} is not installed")
+
+
 @pytest.fixture
 def tool() -> Callable[[str], str]:
-    """Finds a program that a test needs: where it is missing CI fails, and a user's machine skips the test."""
-
-    def find(name: str) -> str:
-        found = shutil.which(name)
-        if found is None:
-            if os.environ.get("CI"):
-                pytest.fail(f"{name} is not installed")
-            pytest.skip(f"{name} is not installed")
-        return found
-
-    return find
+    """Finds a program that a test needs."""
+    return program
 
 
 @pytest.fixture

@@ -118,6 +118,9 @@ class EventsResource(Resource):
             patterns, since = _asked(request)
         except ValueError as error:
             return refuse(request, Refusal(400, "invalid_request", str(error)))
+        if not request.is_admitted():
+            # The page could not read the answer, but would hold a place.
+            return refuse(request, Refusal(403, "origin_not_allowed"))
         if not self._audience.has_room():
             return refuse(request, Refusal(503, "too_many_subscribers"))
         if request.method == b"HEAD":

@@ -6,23 +6,16 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from tests.conftest import program
 from tests.daemon import Daemon, until
 from tests.system.test_socketio import fault, frame
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    import os
-    import shutil
-
-    found = shutil.which("chromium")
-    if found is None:
-        if os.environ.get("CI"):
-            pytest.fail("chromium is not installed")
-        pytest.skip("chromium is not installed")
     with sync_playwright() as playwright:
         with playwright.chromium.launch(
-            executable_path=found,
+            executable_path=program("chromium"),
             args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"],
         ) as browser:
             yield browser

@@ -16,7 +16,7 @@ import pytest
 import socketio
 import websocket
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, missing
 from tests.daemon import PATIENCE, Daemon, running, until
 
 CLIENTS = ROOT / "tests" / "clients"
@@ -76,8 +76,7 @@ def node_client(tool: Callable[[str], str]) -> Iterator[Callable[..., NodeClient
     """Starts clients of npm's socket.io-client."""
     node = tool("node")
     if not (CLIENTS / "node_modules" / "socket.io-client").is_dir():
-        tool("npm")
-        pytest.skip("npm's socket.io-client is not installed: make test installs it")
+        missing("npm's socket.io-client, which make test installs,")
     clients: list[NodeClient] = []
 
     def start(daemon: Daemon, namespaces: str, transports: str) -> NodeClient:

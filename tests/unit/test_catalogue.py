@@ -1,0 +1,456 @@
+"""What the code says, what the catalogue says and what docs/events.rst says is one and the same."""
+
+import ast
+import dataclasses
+import inspect
+import json
+import re
+from array import array
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import orjson
+import pytest
+from autobahn.websocket.protocol import WebSocketProtocol
+from jsonschema import Draft7Validator, FormatChecker
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+
+import gateway.bus
+import gateway.web.machine_namespaces
+import gateway.web.stream
+from gateway import model
+from gateway.bus import Bus
+from gateway.clock import WallClock
+from gateway.counters import Counters
+from gateway.live import Live
+from gateway.logs import LimitedLog
+from gateway.model import Batch, Commit, CommitEntry, Fault, Presence, Reading, Record, SensorBatch, Update
+from gateway.web.asyncapi import document
+from gateway.web.audience import Audience
+from gateway.web.catalogue import CHANNELS, SCHEMAS, Channel, Message
+from gateway.web.following import Feed
+from gateway.web.machine_namespaces import MachineNamespaces
+from gateway.web.socketio.packets import Outgoing
+from gateway.web.stream import StreamFactory, StreamProtocol
+
+DOCS = (Path(__file__).parent.parent.parent / "docs" / "events.rst").read_text("utf-8")
+DOCUMENT = json.loads(orjson.dumps(document("gateway.example:8080")))
+
+BY_KEY = {channel.key: channel for channel in CHANNELS}
+TOPICS = [channel for channel in CHANNELS if "ws" in channel.servers and channel.address is not None]
+ALL = [(channel, message) for channel in CHANNELS for message in channel.messages]
+
+FORMATS = FormatChecker(formats=())
+
+
+@FORMATS.checks("date-time", raises=ValueError)
+def is_rfc3339(value: object) -> bool:
+    return not isinstance(value, str) or (value[10] == "T" and datetime.fromisoformat(value).tzinfo is not None)
+
+
+def check(channel: Channel, message: Message, instance: Any) -> None:
+    """Hold an instance against the schema that the published document has for a message."""
+    where = {"$ref": f"#/channels/{channel.key}/messages/{message.key}/payload"}
+    Draft7Validator({**DOCUMENT, **where}, format_checker=FORMATS).validate(instance)
+
+
+def ids(value: Any) -> str:
+    return value.key if isinstance(value, Channel | Message) else ""
+
+
+# -- the catalogue and its document
+
+
+@pytest.mark.parametrize(("channel", "message"), ALL, ids=ids)
+def test_each_example_is_what_its_schema_says(channel: Channel, message: Message) -> None:
+    check(channel, message, message.example)
+
+
+def test_the_schemas_are_schemas() -> None:
+    for schema in [*SCHEMAS.values(), *(message.schema for _, message in ALL)]:
+        Draft7Validator.check_schema(schema)
+
+
+def inside(node: Any) -> Iterator[Any]:
+    yield node
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from inside(child)
+
+
+def test_what_the_gateway_sends_has_no_key_too_few_and_none_too_many() -> None:
+    """Else a schema would go on holding when the code says more or less."""
+    told = [message.schema for _, message in ALL if not message.by_client]
+    objects = [
+        node for node in inside([told, dict(SCHEMAS)]) if isinstance(node, dict) and node.get("type") == "object"
+    ]
+    assert objects
+    for schema in objects:
+        if "propertyNames" in schema:
+            assert isinstance(schema["additionalProperties"], dict)
+        else:
+            assert schema["additionalProperties"] is False
+            assert sorted(schema["required"]) == sorted(schema["properties"])
+
+
+def test_keys_are_unique() -> None:
+    assert len(BY_KEY) == len(CHANNELS)
+    for channel in CHANNELS:
+        assert len({message.key for message in channel.messages}) == len(channel.messages), channel.key
+
+
+def resolved(reference: str) -> Any:
+    node: Any = DOCUMENT
+    assert reference.startswith("#/")
+    for step in reference[2:].split("/"):
+        node = node[step]
+    return node
+
+
+def test_every_reference_leads_somewhere_and_every_schema_is_used() -> None:
+    references = {node["$ref"] for node in inside(DOCUMENT) if isinstance(node, dict) and "$ref" in node}
+    for reference in references:
+        resolved(reference)
+    assert {f"#/components/schemas/{name}" for name in SCHEMAS} <= references
+
+
+def test_every_channel_is_on_a_server_and_names_its_parameters() -> None:
+    assert set(DOCUMENT["channels"]) == set(BY_KEY)
+    for channel in DOCUMENT["channels"].values():
+        assert channel["servers"]
+        assert re.findall(r"\{(\w+)\}", channel["address"] or "") == list(channel.get("parameters", {}))
+    used = {reference["$ref"] for channel in DOCUMENT["channels"].values() for reference in channel["servers"]}
+    assert used == {f"#/servers/{server}" for server in DOCUMENT["servers"]}
+
+
+def test_every_operation_is_one_of_its_channel_and_every_message_has_one() -> None:
+    done: dict[str, str] = {}
+    for operation in DOCUMENT["operations"].values():
+        answers = operation.get("reply", {"messages": []})
+        assert answers.get("channel", operation["channel"]) == operation["channel"]
+        there = [reference["$ref"] for reference in operation["messages"]]
+        back = [reference["$ref"] for reference in answers["messages"]]
+        for reference in there + back:
+            assert reference.startswith(operation["channel"]["$ref"] + "/messages/")
+        done.update(dict.fromkeys(there, operation["action"]))
+        done.update(dict.fromkeys(back, "send"))
+    assert done == {
+        f"#/channels/{channel.key}/messages/{message.key}": "receive" if message.by_client else "send"
+        for channel, message in ALL
+    }
+
+
+def test_the_servers_have_the_host() -> None:
+    assert {server["host"] for server in DOCUMENT["servers"].values()} == {"gateway.example:8080"}
+
+
+# -- the code and the catalogue
+
+NOW = datetime(2025, 12, 18, 10, 11, 12, 123456, tzinfo=ZoneInfo("Asia/Seoul"))
+
+
+def reading(status: str, weight: str | None, kind: str = "gross") -> Reading:
+    return Reading("default", status, None if weight is None else Decimal(weight), kind, f"{status},+1 kg", NOW)
+
+
+#: Records of every kind, in every shape that a payload may have.
+RECORDS: list[Record] = [
+    Presence("scale", "default", connected=True),
+    reading("US", "1.5"),
+    reading("ST", "-53.26"),
+    reading("ST", "53.26", "net"),
+    reading("ST", "0.00", "tare"),
+    reading("OL", None),
+    Commit(1, CommitEntry("default", "CY1", "RETURN", Decimal("53.26"), "ST", NOW, NOW, "A1", "M1")),
+    Presence("scale", "default", connected=False),
+    Presence("machine", "압축기 1", connected=True),
+    Batch("압축기 1", {}, NOW),
+    Batch(
+        "압축기 1", {"v": SensorBatch("VIB", array("d", [0.5, float("nan")])), "t": SensorBatch("", array("d"))}, NOW
+    ),
+    Update("압축기 1", "v", 0.5, NOW.replace(microsecond=0)),
+    Fault("압축기 1", 0.5, 1.0, NOW),
+    Fault("압축기 1", 1.5, 1.0, NOW),
+    Presence("machine", "압축기 1", connected=False),
+]
+
+
+def test_there_is_one_of_every_record_that_is_an_event() -> None:
+    classes = {
+        each
+        for _, each in inspect.getmembers(model, dataclasses.is_dataclass)
+        if {"topic", "event", "payload"} <= set(dir(each))
+    }
+    assert {type(record) for record in RECORDS} == classes
+
+
+def channel_of(topic: str) -> Channel:
+    (found,) = [
+        channel for channel in TOPICS if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", channel.address or ""), topic)
+    ]
+    return found
+
+
+def checked(event: Any) -> tuple[str, str]:
+    """The channel and the name of an event, which its schema in the document allows."""
+    channel = channel_of(event["topic"])
+    messages = {message.name: message for message in channel.messages}
+    assert event["event"] in messages, f"{event['event']} of {event['topic']} is not in the catalogue"
+    check(channel, messages[event["event"]], event)
+    return channel.key, event["event"]
+
+
+class Quiet:
+    def warn(self, message: str, **fields: object) -> None:
+        """Nobody reads it."""
+
+
+class Gateway:
+    """A bus, what is live, and one WebSocket behind its handshake, without a reactor."""
+
+    def __init__(self) -> None:
+        reactor = Clock()
+        reactor.advance(NOW.timestamp())
+        clock = WallClock(NOW.tzinfo, reactor.seconds, reactor.seconds)
+        counters = Counters()
+        self.bus = Bus(clock, counters)
+        self.live = Live(self.bus, clock, {"default": 10.0, "silent": 10.0})
+        feed = Feed(reactor, self.bus, self.live, clock, counters, 1_000_000)
+        warnings = LimitedLog(Quiet(), clock, counters)  # type: ignore[arg-type]  # a fake
+        self.protocol = StreamProtocol()
+        self.protocol.factory = StreamFactory(feed, Audience(counters, 10), warnings)
+        self.protocol.transport = StringTransport()
+        self.protocol.transport.registerProducer(object(), True)
+        self.protocol.peer = "tcp4:127.0.0.1:1"
+        self.protocol.state = WebSocketProtocol.STATE_OPEN
+        self.protocol.websocket_extensions_in_use = []
+        self.told: list[Any] = []
+        protocol: Any = self.protocol
+        protocol.send_text = lambda text: self.told.append(json.loads(text))
+        protocol.tell_event = lambda event: self.told.append(json.loads(event.text()))
+        self.protocol.onOpen()
+
+    def ask(self, message: Any) -> list[Any]:
+        """Say something; what is told to that."""
+        self.told.clear()
+        self.protocol.onMessage(json.dumps(message).encode(), False)
+        return list(self.told)
+
+
+def test_a_subscriber_is_told_what_the_catalogue_says_and_all_of_it() -> None:
+    gateway = Gateway()
+    everything = {"type": "subscribe", "topics": ["*/*", "*/*/samples"]}
+    events = gateway.ask(everything)[1:]
+    for record in RECORDS:
+        gateway.bus.publish(record)
+    events = [*events, *gateway.told[len(events) + 1 :]]
+    # Once more, when there is something to be seen; and everything again, as it is told to who comes back.
+    events += gateway.ask(everything)[1:]
+    events += gateway.ask({**everything, "since": 0})[1:]
+    assert {checked(event) for event in events} == {
+        (channel.key, message.name) for channel in TOPICS for message in channel.messages
+    }
+    snapshots = [event["data"] for event in events if event["event"] == "snapshot"]
+    assert any(data.get("latest") for data in snapshots)
+    assert any(data.get("latest", "") is None for data in snapshots)
+    assert any(data.get("sensors") for data in snapshots)
+    assert len([event for event in events if event["event"] != "snapshot"]) == 2 * len(RECORDS)
+
+
+def test_a_snapshot_holds_no_more_updates_than_it_says() -> None:
+    gateway = Gateway()
+    gateway.live.restore(Update("M", "v", float(n), NOW + timedelta(minutes=n)) for n in range(100))
+    (snapshot,) = gateway.ask({"type": "subscribe", "topics": ["machine/M"]})[1:]
+    checked(snapshot)
+    assert len(snapshot["data"]["sensors"]["v"]) == SCHEMAS["RecentUpdates"]["maxItems"]
+
+
+REQUESTS = [
+    {"type": "subscribe", "topics": ["scale/default"]},
+    {"type": "subscribe", "topics": ["*/*", "machine/*/samples", "*/압축기 1/*"], "since": 0},
+    {"type": "subscribe", "topics": ["machine/M"], "since": None, "more": 1},
+    {"type": "unsubscribe", "topics": ["scale/default", "scale/default"]},
+    {"type": "subscribe"},
+    {"type": "unsubscribe"},
+    {"type": "shout", "topics": ["scale/default"]},
+    {"topics": ["scale/default"]},
+    [],
+    None,
+    {"type": "subscribe", "topics": "scale/default"},
+    {"type": "subscribe", "topics": []},
+    {"type": "subscribe", "topics": [1]},
+    {"type": "subscribe", "topics": ["scale"]},
+    {"type": "subscribe", "topics": ["scale/"]},
+    {"type": "subscribe", "topics": ["valve/1"]},
+    {"type": "subscribe", "topics": ["scale/default/samples"]},
+    {"type": "subscribe", "topics": ["machine/M/other"]},
+    {"type": "subscribe", "topics": ["machine/M/samples/x"]},
+    {"type": "subscribe", "topics": ["scale/default"], "since": "1"},
+    {"type": "subscribe", "topics": ["scale/default"], "since": -1},
+    {"type": "subscribe", "topics": ["scale/default"], "since": True},
+    {"type": "unsubscribe", "topics": ["nonsense"]},
+]
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=json.dumps)
+def test_the_gateway_takes_what_a_schema_allows_and_answers_as_it_says(request_: Any) -> None:
+    connection = BY_KEY["connection"]
+    messages = {message.key: message for message in connection.messages}
+    allowed = [
+        message
+        for message in connection.messages
+        if message.by_client
+        and Draft7Validator({**DOCUMENT, **message.schema}, format_checker=FORMATS).is_valid(request_)
+    ]
+    answer = Gateway().ask(request_)[0]
+    check(connection, messages[answer["type"]], answer)
+    assert [message.answers[0] for message in allowed] == ([] if answer["type"] == "error" else [answer["type"]])
+
+
+def syntax(module: Any) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(inspect.getsource(module))))
+
+
+def test_the_source_knows_no_other_message() -> None:
+    """Types that are said or asked for anywhere in it."""
+    said: set[Any] = set()
+    heard: set[Any] = set()
+    for node in [*syntax(gateway.web.stream), *syntax(gateway.bus)]:
+        if isinstance(node, ast.Dict):
+            keys = [key.value if isinstance(key, ast.Constant) else None for key in node.keys]
+            said.update(
+                value.value
+                for key, value in zip(keys, node.values, strict=True)
+                if key == "type" and isinstance(value, ast.Constant)
+            )
+        elif isinstance(node, ast.MatchMapping):
+            heard.update(
+                constant.value
+                for key, pattern in zip(node.keys, node.patterns, strict=True)
+                if isinstance(key, ast.Constant) and key.value == "type"
+                for constant in ast.walk(pattern)
+                if isinstance(constant, ast.Constant)
+            )
+    messages = BY_KEY["connection"].messages
+    assert heard == {message.name for message in messages if message.by_client}
+    assert said == {message.name for message in messages if not message.by_client} | {"event"}
+
+
+# -- Socket.IO
+
+
+class Guest:
+    """Somebody in a namespace."""
+
+    def __init__(self) -> None:
+        self.heard: list[list[Any]] = []
+
+    def send(self, packets: list[Outgoing]) -> None:
+        for packet in packets:
+            text = packet.content.decode()
+            kind, comma, rest = text.partition(",")
+            assert (kind, comma) == ("42/sio/압축기 1", ",")
+            self.heard.append(json.loads(rest))
+
+
+def test_a_namespace_is_told_what_the_catalogue_says_and_all_of_it() -> None:
+    channel = BY_KEY["socketio"]
+    gateway = Gateway()
+    namespace = MachineNamespaces(gateway.bus, gateway.live).find("/sio/압축기 1")
+    assert namespace is not None
+    guest: Any = Guest()
+    namespace.joined(guest, {})
+    for record in RECORDS:
+        gateway.bus.publish(record)
+    for message in channel.messages:
+        if message.by_client:
+            before = len(guest.heard)
+            assert namespace.received(guest, message.name, []) == ()
+            assert {event for event, _ in guest.heard[before:]} == {
+                answer.name for answer in channel.messages if answer.key in message.answers
+            }
+    told = {message.name: message for message in channel.messages if not message.by_client}
+    for event, argument in guest.heard:
+        check(channel, told[event], argument)
+    assert {event for event, _ in guest.heard} == set(told)
+
+
+def test_the_source_knows_no_other_socket_io_event() -> None:
+    heard: set[Any] = set()
+    for node in syntax(gateway.web.machine_namespaces):
+        if isinstance(node, ast.Compare) and isinstance(node.left, ast.Name) and node.left.id == "event":
+            heard.update(
+                constant.value
+                for right in node.comparators
+                for constant in ast.walk(right)
+                if isinstance(constant, ast.Constant)
+            )
+    assert heard == {message.name for message in BY_KEY["socketio"].messages if message.by_client}
+
+
+# -- the catalogue and the documentation
+
+
+def sections(text: str, underline: str) -> Iterator[tuple[str, str]]:
+    """Titles and what is below them, of one kind of underline."""
+    parts = re.split(rf"^(\S.*)\n({re.escape(underline)}{{3,}})\n", text, flags=re.MULTILINE)
+    for title, line, body in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
+        assert len(line) == len(title), title
+        yield title, body
+
+
+def literals(text: str) -> list[str]:
+    return re.findall(r"::\n\n((?:(?: {4}.*)?\n)+)", text)
+
+
+def documented() -> list[tuple[str, str, bool, str, Any]]:
+    """Of each message: where it belongs, its name, whether it is a client's, its line and its example."""
+    found = []
+    for title, body in sections(DOCS, "-"):
+        for subtitle, text in sections(body, "~"):
+            match = re.fullmatch(r"``(\w+)``( \(client\))?", subtitle)
+            if match is not None:
+                (literal,) = literals(text)
+                line = " ".join(text.partition("::\n")[0].split())
+                where = re.sub(r"<(\w+)>", r"{\1}", title.replace("`", ""))
+                found.append((where, match[1], match[2] is not None, line, json.loads(literal)))
+    return found
+
+
+def test_the_documentation_says_what_the_catalogue_says() -> None:
+    expected = []
+    for channel, message in ALL:
+        example = message.example
+        where = channel.address or "WebSocket"
+        if channel.key == "socketio":
+            where = f"Socket.IO: {where}"
+            example = [message.name] if message.by_client else [message.name, message.example]
+        expected.append((where, message.name, message.by_client, message.line, example))
+    # As JSON, for which true is not 1.
+    assert [json.dumps(each, sort_keys=True) for each in documented()] == [
+        json.dumps(each, sort_keys=True) for each in expected
+    ]
+
+
+def test_the_documentation_names_the_codes_and_bounds_of_the_code() -> None:
+    from gateway.web import deflate, events, following, stream, websocket
+    from gateway.web.socketio import server
+
+    words = " ".join(DOCS.split())
+    for word in (
+        f"{websocket.GOING_AWAY}  ",
+        f"{websocket.TOO_SLOW}  ",
+        f"retry: {events._RETRY}",
+        f"every {events._COMMENT:g} seconds",
+        f"pings every {stream._PING} seconds",
+        f"at most {stream._MOST_MESSAGE // 1024} KiB",
+        f"follow {following._MOST_TOPICS:,} topics",
+        f"join {server._MOST_NAMESPACES:,} namespaces",
+        f"within {server._CONNECT:g} seconds",
+        f"under {deflate._LEAST} bytes and over {deflate._MOST // 1024} KiB",
+    ):
+        assert word in DOCS or word in words, word
