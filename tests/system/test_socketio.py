@@ -18,6 +18,7 @@ import websocket
 
 from tests.conftest import ROOT, missing
 from tests.daemon import PATIENCE, Daemon, running, until
+from tests.system.test_recovery import at, seoul
 
 CLIENTS = ROOT / "tests" / "clients"
 
@@ -88,13 +89,6 @@ def node_client(tool: Callable[[str], str]) -> Iterator[Callable[..., NodeClient
         client.end()
 
 
-def updates(count: int, sensor: str = "v") -> list[dict[str, Any]]:
-    return [
-        {"sensor_name": sensor, "data": number / 2, "time": f"2025-12-18 10:{number % 60:02}:00.000000"}
-        for number in range(count)
-    ]
-
-
 # -- npm's socket.io-client
 
 
@@ -117,6 +111,24 @@ def test_node_clients_follow_machines(daemon: Daemon, node_client: Callable[...,
         ["event", "/sio/ShotBlast", "anomaly", {"score": 0.5, "threshold": 1}],
         ["event", "/sio/한글 기계", "anomaly", {"score": 2.5, "threshold": 1}],
     ]
+
+
+def test_a_minute_goes_out_as_an_update_and_is_there_for_who_comes_later(
+    tmp_path: Path, node_client: Callable[..., NodeClient]
+) -> None:
+    # So that a minute ends while somebody waits for it.
+    with at(tmp_path, seoul("2025-12-18 10:11:50")) as daemon:
+        daemon.start()
+        client = node_client(daemon, "/sio/M", "websocket")
+        client.hear("connect")
+        daemon.daq(frame("name", "M"), frame("DataUpdate", {"v": {"type": "VIB", "data": [-1.0, 2.0]}}))
+        update = {"sensor_name": "v", "data": 1.5, "time": "2025-12-18 10:12:00.000000"}
+        assert client.hear("event") == ["event", "/sio/M", "update", update]
+        for argument in ([], [{"any": "argument"}]):
+            other = node_client(daemon, "/sio/M", "polling")
+            other.hear("connect")
+            other.emit("/sio/M", "initialize", *argument)
+            assert other.hear("event") == ["event", "/sio/M", "initialize", [update]]
 
 
 @pytest.mark.parametrize("transports", ["websocket", "polling"])
