@@ -131,7 +131,9 @@ class StreamResource(Resource):
     def render(self, request: Any) -> Any:
         if not asks_for_websocket(request):
             return _upgrade_required(request)
-        return take_over(request, self._factory, StreamProtocol(), self._factory.audience)
+        if not self._factory.audience.has_room():
+            return refuse(request, Refusal(503, "too_many_subscribers"))
+        return take_over(request, self._factory, StreamProtocol())
 
 
 def _upgrade_required(request: GatewayRequest) -> bytes:

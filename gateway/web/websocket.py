@@ -12,7 +12,6 @@ from gateway import __version__
 from gateway.counters import Counters
 from gateway.logs import LimitedLog
 from gateway.web.answers import Refusal, refuse
-from gateway.web.audience import Audience
 from gateway.web.deflate import framed, window_of
 from gateway.web.outbox import Outbox
 from gateway.web.site import GatewayRequest
@@ -165,12 +164,10 @@ def asks_for_websocket(request: GatewayRequest) -> bool:
     return b"websocket" in upgrade.lower() and request.method == b"GET" and request.channel.transport is not None
 
 
-def take_over(request: GatewayRequest, factory: PacedFactory, protocol: PacedWebSocket, audience: Audience) -> Any:
-    """Make a request's connection a WebSocket; the answer where that cannot be."""
+def take_over(request: GatewayRequest, factory: PacedFactory, protocol: PacedWebSocket) -> Any:
+    """Make a request's connection a WebSocket; the answer where its page may not have one."""
     if not request.is_admitted():
         return refuse(request, Refusal(403, "origin_not_allowed"))
-    if not audience.has_room():
-        return refuse(request, Refusal(503, "too_many_subscribers"))
     protocol.factory = factory
     request.taken_over()
     return WebSocketResource(_One(protocol)).render(request)

@@ -99,8 +99,10 @@ class EngineServer(Resource):
         transport = argument(request, "transport")
         if argument(request, "EIO") != _VERSION:
             return _refuse(request, "version")
-        if transport not in {"polling", "websocket"} or (transport == "websocket") != asks_for_websocket(request):
-            return _refuse(request, "transport" if transport not in {"polling", "websocket"} else "request")
+        if transport not in {"polling", "websocket"}:
+            return _refuse(request, "transport")
+        if (transport == "websocket") != asks_for_websocket(request):
+            return _refuse(request, "request")
         sid = argument(request, "sid")
         session = None if sid is None else self._sessions.get(sid)
         if session is not None and session.has_expired:
@@ -108,16 +110,16 @@ class EngineServer(Resource):
             session = None
         if sid is not None and session is None:
             return _refuse(request, "session")
+        if session is None and not self.audience.has_room():
+            return answer(request, {"code": 4, "message": "Forbidden"}, 503)
         if transport == "websocket":
-            return take_over(request, self._factory, EnginePipe(self, session), self.audience)
+            return take_over(request, self._factory, EnginePipe(self, session))
         return self._poll(request, session)
 
     def _poll(self, request: GatewayRequest, session: Session | None) -> Any:
         if session is None:
             if request.method != b"GET":
                 return _refuse(request, "method")
-            if not self.audience.has_room():
-                return answer(request, {"code": 4, "message": "Forbidden"}, 503)
             session = self.open(None)
             session.begin()
         if not session.polls:
