@@ -6,6 +6,7 @@ from autobahn.twisted.resource import WebSocketResource
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
 from autobahn.websocket.types import ConnectionRequest
 from twisted.internet.interfaces import IPushProducer
+from twisted.internet.tcp import Connection
 from zope.interface import implementer
 
 from gateway import __version__
@@ -43,6 +44,9 @@ class PacedWebSocket(WebSocketServerProtocol):
 
     _paused = False
     _outbox: Outbox[Any] | None = None
+    #: Whether the transport is a socket and nothing else, and the last turn in which a frame was handed to it at once.
+    _is_bare = False
+    _sent_in = -1
 
     def onConnect(self, request: ConnectionRequest) -> None:
         """Accept; subprotocols are none of ours."""
@@ -60,6 +64,7 @@ class PacedWebSocket(WebSocketServerProtocol):
         self.transport.unregisterProducer()
         self.transport.bufferSize = _BUFFER
         self.transport.registerProducer(self, True)
+        self._is_bare = isinstance(self.transport, Connection)
 
     def onPing(self, payload: bytes) -> None:
         # Who does not read gets no pongs either: they would wait in the transport without a bound.
@@ -79,10 +84,28 @@ class PacedWebSocket(WebSocketServerProtocol):
         self.send_frame(framed(text, self.window))
 
     def send_frame(self, frame: bytes) -> None:
-        """Send what was framed for everybody; nothing, once the client has said that it closes."""
-        if self.state == self.STATE_OPEN:
-            # Not sendData: two thirds of its time go into a line of the log that nobody reads.
-            self.transport.write(frame)
+        """Send what was framed for everybody; nothing, once the client has said that it closes.
+
+        The first frame of a turn goes to the socket at once: a reactor that is told to wait until it can be written
+        takes twice as long for it, which counts where there are a thousand. What comes in the same turn is collected
+        behind it, and goes in one piece.
+        """
+        if self.state != self.STATE_OPEN:
+            return
+        turns = self.factory.turns
+        if self._is_bare and self._sent_in != turns.number and self._has_sent_all():
+            self._sent_in = turns.now()
+            sent = self.transport.writeSomeData(frame)
+            if sent == len(frame):
+                return
+            if isinstance(sent, int):
+                frame = frame[sent:]
+        # Not sendData: two thirds of its time go into a line of the log that nobody reads.
+        self.transport.write(frame)
+
+    def _has_sent_all(self) -> bool:
+        """Whether nothing waits in the transport, which has no public way to ask."""
+        return not (self.transport.dataBuffer or self.transport._tempDataBuffer)
 
     def refused(self, error: Exception) -> None:
         """Count and log a message of the client that is none."""
@@ -109,6 +132,26 @@ class PacedWebSocket(WebSocketServerProtocol):
 
     def stopProducing(self) -> None:
         self.pauseProducing()
+
+
+class Turns:
+    """Numbers the reactor's turns, as far as somebody asks."""
+
+    def __init__(self, reactor: Any) -> None:
+        self.number = 0
+        self._reactor = reactor
+        self._is_counting = False
+
+    def now(self) -> int:
+        """The number of this turn; the next one has another."""
+        if not self._is_counting:
+            self._is_counting = True
+            self._reactor.callLater(0, self._next)
+        return self.number
+
+    def _next(self) -> None:
+        self._is_counting = False
+        self.number += 1
 
 
 class PacedFactory(WebSocketServerFactory):
@@ -146,6 +189,7 @@ class PacedFactory(WebSocketServerFactory):
         )
         self.counters = counters
         self.warnings = warnings
+        self.turns = Turns(reactor)
 
 
 class _One:
