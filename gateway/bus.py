@@ -116,7 +116,7 @@ class Bus:
         # Batches may be large and many: they must not push readings and commits out.
         self._batches = Backlog(backlog_events, backlog_bytes)
         self._sinks: dict[type[Any], tuple[tuple[str, Callable[[Any], None]], ...]] = {}
-        self._subscribers: dict[tuple[str, ...], tuple[Subscriber, ...]] = {}
+        self._subscribers: dict[tuple[str, ...], dict[Subscriber, None]] = {}
         self._patterns: dict[Subscriber, frozenset[tuple[str, ...]]] = {}
         self._watch: Callable[[int], None] = _nobody
 
@@ -176,7 +176,7 @@ class Bus:
             return
         seen: set[Subscriber] = set()
         for pattern in _patterns_of(topic):
-            for subscriber in self._subscribers.get(pattern, ()):
+            for subscriber in tuple(self._subscribers.get(pattern, ())):
                 if subscriber not in seen:
                     seen.add(subscriber)
                     yield subscriber
@@ -200,15 +200,13 @@ class Bus:
 
     def _follow(self, subscriber: Subscriber, patterns: frozenset[tuple[str, ...]]) -> None:
         before = self._patterns.pop(subscriber, frozenset())
-        # New tuples: somebody may be going through the old ones.
         for pattern in before - patterns:
-            left = tuple(other for other in self._subscribers[pattern] if other is not subscriber)
-            if left:
-                self._subscribers[pattern] = left
-            else:
+            followers = self._subscribers[pattern]
+            del followers[subscriber]
+            if not followers:
                 del self._subscribers[pattern]
         for pattern in patterns - before:
-            self._subscribers[pattern] = (*self._subscribers.get(pattern, ()), subscriber)
+            self._subscribers.setdefault(pattern, {})[subscriber] = None
         if patterns:
             self._patterns[subscriber] = patterns
         self._counters.subscribers.set(len(self._patterns))

@@ -158,6 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.path == "/token":
             google.tokens += 1
+            google.wait()
             good: Any = {"access_token": TOKEN, "expires_in": 3600, "token_type": "Bearer"}
             self._answer(google.token, good, {"error": "invalid_grant", "error_description": EXPLANATION})
             return

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import time
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any, Final
 
 from gateway.alert.push import NotSentError, PushMessage, Send
@@ -27,6 +28,7 @@ def connect_firebase(cred_path: str) -> Send:
     import firebase_admin
     from firebase_admin import credentials, exceptions, messaging
     from google.auth.exceptions import GoogleAuthError, TransportError
+    from google.auth.transport.requests import Request
 
     # Without a handler what they log of errors, with what Google answered, would go to standard error and so into ours.
     for name in ("firebase_admin", "google"):
@@ -40,7 +42,8 @@ def connect_firebase(cred_path: str) -> Send:
     def send(message: PushMessage | None) -> None:
         try:
             if message is None:
-                credential.get_access_token()
+                # The library's own way waits two minutes for an answer.
+                credential.get_credential().refresh(partial(Request(), timeout=_TIMEOUT))
             else:
                 note = messaging.Notification(title=message.title, body=message.body)
                 messaging.send(messaging.Message(topic=TOPIC, notification=note), app=app)

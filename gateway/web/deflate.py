@@ -53,6 +53,22 @@ def acceptance(most: int, offers: Sequence[Any]) -> _Accept | None:
     return None
 
 
+def sound_offer(offer: Any) -> Any:
+    """An offered extension; None where it is a compression that cannot be accepted."""
+    name, parameters = offer
+    if name != PerMessageDeflate.EXTENSION_NAME:
+        return offer
+    hint = parameters.get("client_max_window_bits", [True])
+    if len(hint) == 1 and hint[0] in {"8", "9"}:
+        # Smaller than what we would ask for: no answer leaves the client its own.
+        parameters = {key: value for key, value in parameters.items() if key != "client_max_window_bits"}
+    try:
+        PerMessageDeflateOffer.parse(parameters)
+    except Exception:  # Autobahn raises nothing more exact
+        return None
+    return name, parameters
+
+
 def window_of(extensions: Sequence[Any]) -> int:
     """The window, in bits, of what a client is sent; 0 where nothing may be compressed.
 
@@ -61,12 +77,17 @@ def window_of(extensions: Sequence[Any]) -> int:
     return next((each.server_max_window_bits for each in extensions if isinstance(each, PerMessageDeflate)), 0)
 
 
+def is_worth_compressing(text: bytes) -> bool:
+    """Whether a message of this size is compressed for who wants that."""
+    return _LEAST <= len(text) <= _MOST
+
+
 def framed(text: bytes, window: int = 0, *, binary: bool = False) -> bytes:
     """A message as one frame of a server.
 
     :param window: of the compression, in bits; 0 is none.
     """
-    if window and _LEAST <= len(text) <= _MOST:
+    if window and is_worth_compressing(text):
         compressor = zlib.compressobj(zlib.Z_BEST_SPEED, zlib.DEFLATED, -window)
         # Without the empty block at the end, which every message would have (RFC 7692, 7.2.1).
         smaller = (compressor.compress(text) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]

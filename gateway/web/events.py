@@ -38,12 +38,8 @@ class EventsResponse:
         self._comments.clock = feed.reactor
 
     def begin(self, patterns: Patterns, since: int | None) -> None:
-        """Send the head and what there is to send."""
+        """Send what there is to send."""
         request = self._request
-        request.setHeader(b"content-type", b"text/event-stream")
-        request.setHeader(b"cache-control", b"no-store")
-        # nginx would collect events until its buffer is full.
-        request.setHeader(b"x-accel-buffering", b"no")
         request.lasts()
         request.notifyFinish().addBoth(self._finished)
         self._audience.join(self, "events")
@@ -81,7 +77,7 @@ class EventsResponse:
 
     def give_up(self) -> None:
         # It comes back with the number of the last event that it read.
-        self._request.channel.forceAbortClient()
+        self._request.channel.transport.abortConnection()
 
     def dismiss(self) -> None:
         if not self._gone:
@@ -123,8 +119,11 @@ class EventsResource(Resource):
             return refuse(request, Refusal(403, "origin_not_allowed"))
         if not self._audience.has_room():
             return refuse(request, Refusal(503, "too_many_subscribers"))
+        request.setHeader(b"content-type", b"text/event-stream")
+        request.setHeader(b"cache-control", b"no-store")
+        # nginx would collect events until its buffer is full.
+        request.setHeader(b"x-accel-buffering", b"no")
         if request.method == b"HEAD":
-            request.setHeader(b"content-type", b"text/event-stream")
             return b""
         response = EventsResponse(request, self._feed, self._audience)
         response.begin(patterns, since)

@@ -21,6 +21,9 @@ _FETCH: Final = 100
 #: What a client's own request makes wait: its answer, its topics.
 REQUEST: Final = 1000
 
+#: What a topic of a replay that waits is counted as: a tuple, its place in a set, a text.
+_PATTERN: Final = 200
+
 Patterns: TypeAlias = frozenset[tuple[str, ...]]
 
 
@@ -139,7 +142,7 @@ class Follower:
         bus = self._bus
         bus.subscribe(self, patterns)
         if since is not None and bus.holds(since, patterns):
-            self.outbox.put(REQUEST, Replay(since, bus.seq, patterns))
+            self.outbox.put(REQUEST + _PATTERN * len(patterns), Replay(since, bus.seq, patterns))
         else:
             for source, name in self._feed.sources(patterns):
                 self.outbox.put(ENTRY, Snapshot(source, name, bus.seq))
@@ -187,12 +190,15 @@ class Follower:
             self.outbox.close()
             self._too_slow()
             return False
-        for event in bus.missed(replay.since, replay.patterns, replay.until, _FETCH):
+        # It may have gone through the whole backlog to find nothing.
+        self.outbox.rest()
+        found = bus.missed(replay.since, replay.patterns, replay.until, _FETCH)
+        for event in found:
             self._outlet.tell_event(event)
             replay.since = event.seq
             if self.outbox.is_paused:
                 return False
-        return not bus.missed(replay.since, replay.patterns, replay.until, 1)
+        return len(found) < _FETCH
 
     def _too_slow(self) -> None:
         self._feed.counters.subscribers_slow.inc()

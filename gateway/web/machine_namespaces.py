@@ -1,6 +1,6 @@
 """Machines by Socket.IO, as the old monitoring server's clients know them: ``/sio/<machine>``."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final
 from urllib.parse import unquote
@@ -34,24 +34,27 @@ class MachineNamespace:
     """The clients of one machine; a subscriber of the bus while there are any.
 
     :param name: of the namespace, as its clients write it.
+    :param emptied: is called when the last of them has left.
     """
 
-    def __init__(self, name: str, machine: str, bus: Bus, live: Live) -> None:
+    def __init__(self, name: str, machine: str, bus: Bus, live: Live, emptied: Callable[[], object]) -> None:
         self._name = name
         self._machine = machine
         self._bus = bus
         self._live = live
-        #: In the order of their coming; a new tuple with each, for somebody may be going through the old one.
-        self.members: tuple[Member, ...] = ()
+        self._emptied = emptied
+        #: In the order of their coming.
+        self.members: dict[Member, None] = {}
 
     def joined(self, member: Member, auth: dict[str, Any]) -> None:
-        self.members = (*self.members, member)
+        self.members[member] = None
         self._bus.subscribe(self, frozenset({("machine", self._machine)}))
 
     def left(self, member: Member) -> None:
-        self.members = tuple(other for other in self.members if other is not member)
+        del self.members[member]
         if not self.members:
             self._bus.unsubscribe(self)
+            self._emptied()
 
     def received(self, member: Member, event: str, arguments: list[Any]) -> Sequence[Any]:
         if event == "initialize":
@@ -71,7 +74,8 @@ class MachineNamespace:
             packets = event_packets(self._name, "anomaly", {"score": record.score, "threshold": record.threshold})
         else:
             return
-        for member in self.members:
+        # Sending may close one.
+        for member in tuple(self.members):
             member.send(packets)
 
 
@@ -93,10 +97,9 @@ class MachineNamespaces:
             return None
         found = self._namespaces.get(name)
         if found is None:
-            # There are only as many as are joined.
-            for other in [other for other, its in self._namespaces.items() if not its.members]:
-                del self._namespaces[other]
-            found = self._namespaces[name] = MachineNamespace(name, machine, self._bus, self._live)
+            # Only those that somebody has joined are kept.
+            emptied = partial(self._namespaces.pop, name, None)
+            found = self._namespaces[name] = MachineNamespace(name, machine, self._bus, self._live, emptied)
         return found
 
 

@@ -37,13 +37,14 @@ class Outbox(Generic[T]):
         self._too_slow = too_slow
         self._waiting: deque[tuple[int, T]] = deque()
         self._judgement: IDelayedCall | None = None
+        self._turn: IDelayedCall | None = None
         self._paused = False
         self._closed = False
 
     @property
     def is_clear(self) -> bool:
         """Whether what is sent now would be sent at once, and overtake nothing."""
-        return not (self._paused or self._waiting or self._closed)
+        return not (self._paused or self._waiting or self._closed or self._turn)
 
     @property
     def is_paused(self) -> bool:
@@ -71,6 +72,15 @@ class Outbox(Generic[T]):
         """The client reads no more for now."""
         self._paused = True
 
+    def rest(self) -> None:
+        """What was sent took long: go on in the reactor's next turn."""
+        if self._turn is None and not self._closed:
+            self._turn = self._reactor.callLater(0, self._wake)
+
+    def _wake(self) -> None:
+        self._turn = None
+        self._drain()
+
     def resume(self) -> None:
         """The client reads again."""
         self._paused = False
@@ -95,9 +105,12 @@ class Outbox(Generic[T]):
         if self._judgement is not None:
             self._judgement.cancel()
             self._judgement = None
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
 
     def _drain(self) -> None:
-        while self._waiting and not self._paused:
+        while self._waiting and not self._paused and self._turn is None:
             cost, item = self._waiting[0]
             whole = self._send(item)
             # Sending may have closed it.

@@ -26,6 +26,9 @@ _READ_SIZE: Final = 8 * 1024
 #: Answers that tell of no mistake: there is no weight yet, it is too old, the path is a WebSocket's.
 _EXPECTED: Final = frozenset({404, 409, 426})
 
+#: Ports that URLs leave out.
+_DEFAULT_PORTS: Final = {b"http": b":80", b"https": b":443"}
+
 _ALLOWED_METHODS: Final = b"GET, HEAD, POST, OPTIONS"
 _ALLOWED_HEADERS: Final = b"Content-Type, Idempotency-Key, Authorization, Last-Event-ID"
 
@@ -127,8 +130,12 @@ class GatewayRequest(Request):
         """
         origin = self.requestHeaders.getRawHeaders(b"origin", [b""])[0]
         host = self.requestHeaders.getRawHeaders(b"host", [b""])[0]
-        # A proxy may have ended TLS, so the scheme of the two may differ.
-        return not origin or self._traffic.allows(origin) or origin.partition(b"://")[2].lower() == host.lower()
+        if not origin or self._traffic.allows(origin):
+            return True
+        scheme, _, its_host = origin.lower().partition(b"://")
+        # A proxy may have ended TLS: what the port is left out for is told by the page's scheme.
+        port = _DEFAULT_PORTS.get(scheme, b"")
+        return bool(its_host) and its_host.removesuffix(port) == host.lower().removesuffix(port)
 
     def lasts(self) -> None:
         """Its answer has no end of its own: the end of the daemon does not wait for it."""

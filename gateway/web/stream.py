@@ -10,7 +10,7 @@ from gateway.bus import Event
 from gateway.logs import LimitedLog
 from gateway.web.answers import Refusal, refuse
 from gateway.web.audience import Audience
-from gateway.web.deflate import acceptance, framed
+from gateway.web.deflate import acceptance, framed, is_worth_compressing
 from gateway.web.following import Feed, Follower, patterns_of
 from gateway.web.site import GatewayRequest
 from gateway.web.websocket import GOING_AWAY, TOO_SLOW, PacedFactory, PacedWebSocket, asks_for_websocket, take_over
@@ -88,9 +88,12 @@ class StreamProtocol(PacedWebSocket):
 
     def tell_event(self, event: Event) -> None:
         """An event; framed and compressed once, however many subscribers it has."""
-        frame = event.frames.get(self.window)
+        text = event.text()
+        # What goes uncompressed is the same frame for every window.
+        window = self.window if is_worth_compressing(text) else 0
+        frame = event.frames.get(window)
         if frame is None:
-            frame = event.frames[self.window] = framed(event.text(), self.window)
+            frame = event.frames[window] = framed(text, window)
         self.send_frame(frame)
 
     def give_up(self) -> None:

@@ -13,17 +13,19 @@ from gateway import __version__
 from gateway.counters import Counters
 from gateway.logs import LimitedLog
 from gateway.web.answers import Refusal, refuse
-from gateway.web.deflate import framed, window_of
+from gateway.web.deflate import framed, sound_offer, window_of
 from gateway.web.outbox import Outbox
 from gateway.web.site import GatewayRequest
 
 #: Seconds that a client has to answer a close; a slow one has to read up to it first.
 _CLOSE: Final = 10
 
-#: Bytes that may wait in the transport itself before it asks for a pause.
-_BUFFER: Final = 64 * 1024
+#: Bytes that may wait in the transport itself before it asks for a pause, and that are read of a client before it is
+#: another's turn: a small message costs as much as a large one.
+_BUFFER: Final = 8 * 1024
 
 #: Close codes: RFC 6455, 7.4.1, and the contract's own.
+NORMAL: Final = 1000
 GOING_AWAY: Final = 1001
 TOO_SLOW: Final = 4008
 
@@ -47,6 +49,10 @@ class PacedWebSocket(WebSocketServerProtocol):
     #: Whether the transport is a socket and nothing else, and the last turn in which a frame was handed to it at once.
     _is_bare = False
     _sent_in = -1
+
+    def _parseExtensionsHeader(self, header: str, removeQuotes: bool = True) -> Any:
+        """Without offers that cannot be accepted: RFC 7692, 5.1, declines them, where Autobahn refuses the client."""
+        return list(filter(None, map(sound_offer, super()._parseExtensionsHeader(header, removeQuotes))))
 
     def onConnect(self, request: ConnectionRequest) -> None:
         """Accept; subprotocols are none of ours."""

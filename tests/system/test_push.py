@@ -245,6 +245,16 @@ def test_credentials_are_checked_without_a_message(google: Google, send: Send) -
     assert (google.tokens, len(google.asked)) == (1, 1)
 
 
+def test_the_host_of_tokens_does_not_answer(google: Google, send: Send) -> None:
+    google.hang = True
+    began = time.monotonic()
+    with pytest.raises(NotSentError) as caught:
+        send(None)
+    assert (caught.value.retry, google.tokens) == (True, 1)
+    # The library's own patience is two minutes.
+    assert time.monotonic() - began < 60
+
+
 @pytest.mark.parametrize(
     ("answer", "retry", "after", "refused"),
     [

@@ -383,7 +383,8 @@ def test_the_end_of_the_daemon_closes_sessions(tmp_path: Path) -> None:
         assert daemon.terminate() == 0
         assert time.monotonic() - began < 5
         assert answers.get(timeout=PATIENCE) == (200, ["1"])
-        assert pipe.recv_data(control_frame=True)[0] == websocket.ABNF.OPCODE_CLOSE
+        opcode, content = pipe.recv_data(control_frame=True)
+        assert (opcode, int.from_bytes(content[:2])) == (websocket.ABNF.OPCODE_CLOSE, 1001)
 
 
 def test_foreign_pages_open_no_websocket(tmp_path: Path) -> None:
@@ -401,3 +402,11 @@ def test_foreign_pages_open_no_websocket(tmp_path: Path) -> None:
             ):
                 websocket.create_connection(url, timeout=PATIENCE, origin=origin).close()
             websocket.create_connection(url, timeout=PATIENCE, suppress_origin=True).close()
+            # URLs leave out the usual port.
+            for host in ("plant.example", "plant.example:80"):
+                for origin in ("http://plant.example", "http://plant.example:80", "HTTP://Plant.example"):
+                    websocket.create_connection(url, timeout=PATIENCE, origin=origin, host=host).close()
+        # They hold no place by polling either.
+        for path in (POLLING, "/events?topics=*/*"):
+            assert daemon.get(path, Origin="http://foe.example")[0] == 403
+        assert daemon.get(POLLING, Origin="http://friend.example")[0] == 200

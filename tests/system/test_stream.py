@@ -195,17 +195,11 @@ def test_a_client_that_does_not_read_is_closed_and_nobody_else_notices(tmp_path:
 
 def test_compression_where_it_is_asked_for(daemon: Daemon) -> None:
     """Both ways, by hand: the client of the other tests cannot."""
-    with socket.create_connection(("127.0.0.1", daemon.port), PATIENCE) as client:
-        client.sendall(
-            b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-            b"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n"
-            b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits; server_max_window_bits=12\r\n\r\n"
-        )
-        lines = client.makefile("rb")
-        answer = b"".join(iter(lines.readline, b"\r\n"))
+    client, lines, head = shaken(daemon, "permessage-deflate; client_max_window_bits; server_max_window_bits=12")
+    with client, lines:
         assert (
-            b"permessage-deflate; server_no_context_takeover; client_no_context_takeover; server_max_window_bits=12;"
-            b" client_max_window_bits=10" in answer
+            "permessage-deflate; server_no_context_takeover; client_no_context_takeover; server_max_window_bits=12;"
+            " client_max_window_bits=10" in head
         )
 
         def say(message: Any) -> None:
@@ -235,6 +229,55 @@ def test_compression_where_it_is_asked_for(daemon: Daemon) -> None:
         while (first := lines.read(2))[0] & 0x0F != 8:
             lines.read(first[1])
         assert int.from_bytes(lines.read(first[1])[:2]) == 1009
+
+
+def shaken(daemon: Daemon, extensions: str = "") -> tuple[socket.socket, Any, str]:
+    """A WebSocket by hand: its socket, what comes, and the head of the answer."""
+    client = socket.create_connection(("127.0.0.1", daemon.port), PATIENCE)
+    offer = f"Sec-WebSocket-Extensions: {extensions}\r\n" if extensions else ""
+    client.sendall(
+        f"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        f"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n{offer}\r\n".encode()
+    )
+    lines = client.makefile("rb")
+    return client, lines, b"".join(iter(lines.readline, b"\r\n")).decode()
+
+
+@pytest.mark.parametrize(
+    ("offer", "answer"),
+    [
+        ("permessage-deflate; server_max_window_bits=8", ""),
+        ("permessage-deflate; something", ""),
+        ("permessage-deflate; server_max_window_bits=8, permessage-deflate", "client_no_context_takeover"),
+        ("x-webkit-deflate-frame", ""),
+    ],
+)
+def test_compression_that_cannot_be_is_declined(shared_daemon: Daemon, offer: str, answer: str) -> None:
+    client, lines, head = shaken(shared_daemon, offer)
+    with client, lines:
+        assert head.startswith("HTTP/1.1 101 ")
+        assert head.count("Sec-WebSocket-Extensions") == bool(answer)
+        assert answer in head
+
+
+def test_a_message_may_come_in_fragments_with_a_ping_between(shared_daemon: Daemon) -> None:
+    client, lines, _ = shaken(shared_daemon)
+    with client, lines:
+        message = json.dumps({"type": "subscribe", "topics": ["machine/Fragments"]}).encode()
+        client.sendall(b"\x01\x85" + bytes(4) + message[:5])
+        client.sendall(b"\x89\x82" + bytes(4) + b"hi")
+        client.sendall(bytes([0x80, 0x80 | len(message) - 5]) + bytes(4) + message[5:])
+        assert lines.read(4) == b"\x8a\x02hi"
+        first, size = lines.read(2)
+        assert (first, json.loads(lines.read(size))["type"]) == (0x81, "subscribed")
+
+
+def test_what_is_no_utf8_closes(shared_daemon: Daemon) -> None:
+    client, lines, _ = shaken(shared_daemon)
+    with client, lines:
+        client.sendall(b"\x81\x81" + bytes(4) + b"\xff")
+        first, size = lines.read(2)
+        assert (first, int.from_bytes(lines.read(size)[:2])) == (0x88, 1007)
 
 
 def test_the_end_of_the_daemon_closes_with_1001(tmp_path: Path) -> None:

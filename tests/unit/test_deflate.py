@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from autobahn.websocket.compress import PerMessageDeflate, PerMessageDeflateOffer
 
-from gateway.web.deflate import acceptance, framed, window_of
+from gateway.web.deflate import acceptance, framed, sound_offer, window_of
 
 CHANCE = random.Random(1)
 
@@ -35,6 +35,32 @@ def test_what_is_answered(offer: dict[str, Any], answer: str) -> None:
     assert found is not None
     begin = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
     assert found.get_extension_string() == begin + answer
+
+
+@pytest.mark.parametrize(
+    ("offered", "sound"),
+    [
+        ({}, {}),
+        ({"client_max_window_bits": [True]}, {"client_max_window_bits": [True]}),
+        ({"client_max_window_bits": ["10"]}, {"client_max_window_bits": ["10"]}),
+        # Smaller than what is asked for.
+        ({"client_max_window_bits": ["9"]}, {}),
+        ({"client_max_window_bits": ["8"]}, {}),
+        ({"server_max_window_bits": ["9"]}, {"server_max_window_bits": ["9"]}),
+        # zlib has no such window.
+        ({"server_max_window_bits": ["8"]}, None),
+        ({"server_max_window_bits": ["16"]}, None),
+        ({"server_max_window_bits": ["9", "10"]}, None),
+        ({"something": [True]}, None),
+    ],
+)
+def test_what_cannot_be_taken_is_declined(offered: dict[str, Any], sound: dict[str, Any] | None) -> None:
+    expected = None if sound is None else ("permessage-deflate", sound)
+    assert sound_offer(("permessage-deflate", offered)) == expected
+
+
+def test_other_extensions_are_none_of_its_business() -> None:
+    assert sound_offer(("something", {"else": [True]})) == ("something", {"else": [True]})
 
 
 def test_nothing_is_answered_to_no_offer() -> None:

@@ -93,6 +93,23 @@ class OutboxTests(SynchronousTestCase):
         self.assertEqual((self.sent, self.slow), ([], 1))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_a_rest_lets_others_have_their_turn(self) -> None:
+        def send(item: str) -> bool:
+            self.outbox.rest()
+            return self.send(item)
+
+        self.outbox._send = send
+        self.outbox.put(10, "a")
+        self.outbox.put(10, "b")
+        self.assertEqual((self.sent, self.outbox.is_clear), (["a"], False))
+        self.outbox.resume()
+        self.assertEqual(self.sent, ["a"])
+        self.clock.advance(0)
+        self.assertEqual((self.sent, self.outbox.is_clear), (["a", "b"], True))
+        self.outbox.put(10, "c")
+        self.outbox.close()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     def test_taking(self) -> None:
         self.outbox.pause()
         for item in "abc":

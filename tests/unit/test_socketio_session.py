@@ -25,7 +25,7 @@ class Pipe:
     def __init__(self) -> None:
         self.outbox: Outbox[Outgoing] | None = None
         self.sent: list[bytes] = []
-        self.hung_up: list[bool] = []
+        self.hung_up: list[int] = []
 
     def pace(self, outbox: Outbox[Outgoing]) -> None:
         self.outbox = outbox
@@ -35,8 +35,8 @@ class Pipe:
         assert len(frame) < 128, "a frame of these tests is short"
         self.sent.append(frame[2:])
 
-    def hang_up(self, *, too_slow: bool = False) -> None:
-        self.hung_up.append(too_slow)
+    def hang_up(self, code: int = 1000) -> None:
+        self.hung_up.append(code)
 
 
 class Owner:
@@ -52,8 +52,8 @@ class Owner:
         self.application: Any = self
         self.happened: list[Any] = []
 
-    def ended(self, session: Session, *, too_slow: bool) -> None:
-        self.happened.append("too slow" if too_slow else "ended")
+    def ended(self, session: Session, code: int) -> None:
+        self.happened.append({1000: "ended", 4008: "too slow"}[code])
 
     def opened(self, session: Session) -> None:
         self.happened.append("opened")
@@ -112,7 +112,7 @@ class SessionTests(SynchronousTestCase):
         session = self.piped()
         self.clock.advance(25)
         self.clock.advance(20)
-        self.assertEqual(self.pipe.hung_up, [False])
+        self.assertEqual(self.pipe.hung_up, [1000])
         self.over(session)
 
     def test_a_poll_that_waits_gets_the_ping_and_one_that_ends_the_close(self) -> None:
@@ -182,7 +182,7 @@ class SessionTests(SynchronousTestCase):
         self.pipe.outbox.pause()
         for _ in range(100):
             session.send(Outgoing(b"x" * 500))
-        self.assertEqual(self.pipe.hung_up, [True])
+        self.assertEqual(self.pipe.hung_up, [4008])
         self.assertEqual(self.owner.happened, ["opened", "too slow", "closed"])
         self.assertEqual(self.pipe.sent, [])
 
@@ -223,7 +223,7 @@ class SessionTests(SynchronousTestCase):
         session.probe(self.pipe)
         self.assertFalse(session.probe(Pipe()))
         self.clock.advance(10)
-        self.assertEqual(self.pipe.hung_up, [False])
+        self.assertEqual(self.pipe.hung_up, [1000])
         self.assertTrue(session.polls)
         self.assertTrue(session.probe(Pipe()))
         session.close()

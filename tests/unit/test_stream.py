@@ -1,6 +1,7 @@
 """One subscriber on a transport in memory, with a clock of the tests'."""
 
 import json
+from array import array
 from collections.abc import Iterator
 from datetime import UTC
 from decimal import Decimal
@@ -11,12 +12,12 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
-from gateway.bus import Bus
+from gateway.bus import Bus, Event
 from gateway.clock import WallClock
 from gateway.counters import Counters
 from gateway.live import Live
 from gateway.logs import LimitedLog
-from gateway.model import Fault, Presence, Reading, Update
+from gateway.model import Batch, Fault, Presence, Reading, SensorBatch, Update
 from gateway.web.audience import Audience
 from gateway.web.following import Feed, Follower
 from gateway.web.outbox import Outbox
@@ -77,6 +78,10 @@ class StreamTests(SynchronousTestCase):
     def update(self, count: int = 1, machine: str = "M") -> None:
         for number in range(count):
             self.bus.publish(Update(machine, "v", float(number), self.clock.now()))
+
+    def pass_turns(self) -> None:
+        for _ in range(20):
+            self.reactor.advance(0)
 
     def seqs(self) -> list[int]:
         return [message["seq"] for message in self.told if message.get("event") not in (None, "snapshot")]
@@ -154,6 +159,9 @@ class StreamTests(SynchronousTestCase):
     def test_a_replay_is_fetched_as_the_client_reads(self) -> None:
         self.update(1000)
         self.say(type="subscribe", topics=["machine/M"], since=10)
+        # A hundred in a turn of the reactor: others want to be served too.
+        self.assertEqual(self.seqs(), list(range(11, 111)))
+        self.pass_turns()
         self.assertEqual(self.seqs(), list(range(11, 1001)))
         self.protocol.transport.clear()
         # One that reads ten at a time, while more comes.
@@ -169,9 +177,33 @@ class StreamTests(SynchronousTestCase):
         self.update(5)
         while self.outbox:
             self.protocol.resumeProducing()
+            self.reactor.advance(0)
         self.assertEqual(self.seqs(), list(range(901, 1006)))
         self.assertEqual(self.outbox.held, 0)
         self.assertEqual(self.closed, [])
+
+    def test_topics_of_a_replay_that_waits_count(self) -> None:
+        self.update()
+        self.protocol.pauseProducing()
+        self.say(type="subscribe", topics=[f"machine/{number}" for number in range(990)], since=0)
+        self.assertEqual(self.closed, [4008])
+
+    def test_what_is_not_compressed_is_one_frame_for_all(self) -> None:
+        self.say(type="subscribe", topics=["machine/M", "machine/M/samples"])
+        other = self.open()
+        other.window = 12
+        other.onMessage(b'{"type": "subscribe", "topics": ["machine/M", "machine/M/samples"]}', False)
+        events: list[Event] = []
+
+        class Spy:
+            def deliver(self, event: Event) -> None:
+                events.append(event)
+
+        self.bus.subscribe(Spy(), frozenset({("machine", "*"), ("machine", "*", "samples")}))
+        self.update()
+        samples = array("d", [0.5] * 100)
+        self.bus.publish(Batch("M", {"v": SensorBatch("VIB", samples)}, self.clock.now()))
+        self.assertEqual([sorted(event.frames) for event in events], [[0], [0, 12]])
 
     def test_a_replay_that_is_forgotten_meanwhile_closes(self) -> None:
         self.bus = Bus(self.clock, self.counters, backlog_events=1000)

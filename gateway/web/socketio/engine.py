@@ -13,13 +13,10 @@ from gateway.web.audience import Audience
 from gateway.web.site import GatewayRequest
 from gateway.web.socketio.packets import Engine, PacketError, packet_of, packets_of
 from gateway.web.socketio.session import Application, Session
-from gateway.web.websocket import TOO_SLOW, PacedFactory, PacedWebSocket, asks_for_websocket, take_over
+from gateway.web.websocket import NORMAL, TOO_SLOW, PacedFactory, PacedWebSocket, asks_for_websocket, take_over
 
 #: The version of Engine.IO.
 _VERSION: Final = "4"
-
-#: The close code of RFC 6455, 7.4.1, for what is simply over.
-_NORMAL: Final = 1000
 
 _TEXT: Final = b"text/plain; charset=UTF-8"
 
@@ -31,6 +28,9 @@ _ERRORS: Final = {
     "request": (3, "Bad request"),
     "version": (5, "Unsupported protocol version"),
 }
+
+
+_FORBIDDEN: Final = {"code": 4, "message": "Forbidden"}
 
 
 class EngineServer(Resource):
@@ -80,10 +80,10 @@ class EngineServer(Resource):
         self.audience.join(session, "socketio")
         return session
 
-    def ended(self, session: Session, *, too_slow: bool) -> None:
+    def ended(self, session: Session, code: int) -> None:
         del self._sessions[session.sid]
         self.audience.leave(session)
-        if too_slow:
+        if code == TOO_SLOW:
             self.counters.subscribers_slow.inc()
 
     def refused(self, peer: str | None, error: Exception) -> None:
@@ -103,6 +103,9 @@ class EngineServer(Resource):
             return _refuse(request, "transport")
         if (transport == "websocket") != asks_for_websocket(request):
             return _refuse(request, "request")
+        if not request.is_admitted():
+            # Its page could not read the answer, but would hold a place.
+            return answer(request, _FORBIDDEN, 403)
         sid = argument(request, "sid")
         session = None if sid is None else self._sessions.get(sid)
         if session is not None and session.has_expired:
@@ -111,7 +114,7 @@ class EngineServer(Resource):
         if sid is not None and session is None:
             return _refuse(request, "session")
         if session is None and not self.audience.has_room():
-            return answer(request, {"code": 4, "message": "Forbidden"}, 503)
+            return answer(request, _FORBIDDEN, 503)
         if transport == "websocket":
             return take_over(request, self._factory, EnginePipe(self, session))
         return self._poll(request, session)
@@ -194,10 +197,10 @@ class EnginePipe(PacedWebSocket):
         if self._session is not None:
             self._session.pipe_lost(self)
 
-    def hang_up(self, *, too_slow: bool = False) -> None:
+    def hang_up(self, code: int = NORMAL) -> None:
         """Close, once."""
         if not self.leaving:
-            self.leave(TOO_SLOW if too_slow else _NORMAL, "read too slowly" if too_slow else "the session is over")
+            self.leave(code, "the session is over")
 
 
 def _refuse(request: GatewayRequest, error: str) -> bytes:

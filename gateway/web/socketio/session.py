@@ -9,6 +9,7 @@ from twisted.python.failure import Failure
 
 from gateway.web.outbox import ENTRY, Outbox
 from gateway.web.socketio.packets import Engine, Outgoing, PacketError, control, payload
+from gateway.web.websocket import GOING_AWAY, NORMAL, TOO_SLOW
 
 log = Logger()
 
@@ -44,8 +45,8 @@ class Owner(Protocol):
     max_waiting: int
     max_payload: int
 
-    def ended(self, session: "Session", *, too_slow: bool) -> None:
-        """A session is over."""
+    def ended(self, session: "Session", code: int) -> None:
+        """A session is over, with this close code."""
 
 
 class Poll(Protocol):
@@ -64,7 +65,7 @@ class Pipe(Protocol):
     def send_frame(self, frame: bytes) -> None:
         """Send a frame."""
 
-    def hang_up(self, *, too_slow: bool = False) -> None:
+    def hang_up(self, code: int = NORMAL) -> None:
         """Close it."""
 
 
@@ -262,14 +263,17 @@ class Session:
         self.close()
 
     def _too_slow(self) -> None:
-        self.close(too_slow=True)
+        self.close(TOO_SLOW)
 
     def dismiss(self) -> None:
         """The gateway is stopping."""
-        self.close()
+        self.close(GOING_AWAY)
 
-    def close(self, *, too_slow: bool = False) -> None:
-        """Be over."""
+    def close(self, code: int = NORMAL) -> None:
+        """Be over.
+
+        :param code: of the close frame, where there is a WebSocket.
+        """
         if not self.is_open:
             return
         self.is_open = False
@@ -280,9 +284,9 @@ class Session:
         self._end_poll(control(Engine.CLOSE).content)
         for pipe in (self._probe, self._pipe):
             if pipe is not None:
-                pipe.hang_up(too_slow=too_slow)
+                pipe.hang_up(code)
         self._stop_probe()
-        self._owner.ended(self, too_slow=too_slow)
+        self._owner.ended(self, code)
         try:
             self._owner.application.closed(self)
         except Exception:  # whatever an application raises, the session is over
