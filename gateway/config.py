@@ -5,6 +5,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
@@ -55,6 +56,12 @@ def _scale_id(value: str) -> str:
     # The column scale_weight_log.scale_id is varchar(50).
     if not is_name(value) or len(value) > 50:
         raise PydanticCustomError("scale_id", "a scale's id is 1 to 50 letters, digits, spaces and _ - . :")
+    return value
+
+
+def _gateway_name(value: str) -> str:
+    if not is_name(value):
+        raise PydanticCustomError("name", "a gateway's name is 1 to 64 letters, digits, spaces and _ - . :")
     return value
 
 
@@ -127,19 +134,30 @@ class LoggerSection(_Section):
 
 
 class Database(_Section):
-    """The store."""
+    """The store: embedded, or a PostgreSQL server and what waits for it."""
 
     path: Folder = "db"
     url: str | None = None
+    spool_mb: Count = 1024
 
     @field_validator("url")
     @classmethod
     def _check_url(cls, value: str | None) -> str | None:
         if value is not None:
-            raise PydanticCustomError(
-                "url", "this version keeps its data in the embedded store only: leave url out, and set path"
-            )
+            try:
+                parts = urlsplit(value)
+                sound = parts.scheme in {"postgresql", "postgres"} and parts.port != 0
+            except ValueError:
+                sound = False
+            if not sound:
+                raise PydanticCustomError("url", "it is no postgresql://user:password@host:port/database")
         return value
+
+
+class GatewaySection(_Section):
+    """What tells gateways apart that share a database."""
+
+    name: Annotated[str, AfterValidator(_gateway_name)] | None = None
 
 
 class Data(_Section):
@@ -181,6 +199,7 @@ class Settings(_Section):
     logger: LoggerSection = LoggerSection()
     stat: dict[str, Annotated[Literal["ABS", "REAL"], BeforeValidator(_upper)]] = {"vib": "ABS", "temp": "REAL"}
     database: Database = Database()
+    gateway: GatewaySection = GatewaySection()
     data: Data = Data()
     daq: Daq = Daq()
     limits: Limits = Limits()

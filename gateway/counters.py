@@ -97,6 +97,9 @@ class Counters:
         self.store_waiting = Gauge(
             "cynow_store_waiting", "Writes of statistics and anomalies that wait.", registry=registry
         )
+        self.spool_waiting = Gauge(
+            "cynow_spool_waiting", "Statistics and anomalies on the disk that wait for PostgreSQL.", registry=registry
+        )
         self.push_messages = Counter(
             "cynow_push_messages_total",
             "Push messages, by outcome (sent, failed, expired: too old, held: within the interval, "

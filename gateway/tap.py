@@ -4,6 +4,7 @@ What imports the reactor is imported in :func:`makeService` only: ``twistd`` rea
 """
 
 import os
+import platform
 import sys
 import threading
 from functools import partial
@@ -106,6 +107,8 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     from gateway.stats.rollup import Rollup
     from gateway.stats.statistics import Statistics
     from gateway.store.interface import StoreUnavailable
+    from gateway.store.postgres import PostgresStore
+    from gateway.store.spool import Spool
     from gateway.store.sqlite import SqliteStore
     from gateway.threads import pool_of
     from gateway.web.asyncapi import AsyncApiResource
@@ -144,7 +147,13 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     bus = Bus(clock, counters, limits.backlog_events, limits.backlog_bytes)
     lines = settings.lines()
     live = Live(bus, clock, {scale_id: _given(line.idle_timeout_sec) for scale_id, line in lines.items()})
-    store = SqliteStore(reactor, clock, counters, database_path)
+    database = settings.database
+    store: SqliteStore | PostgresStore
+    if database.url is None:
+        store = SqliteStore(reactor, clock, counters, database_path)
+    else:
+        spool = Spool(reactor, clock, counters, database_path, database.spool_mb * 2**20)
+        store = PostgresStore(reactor, clock, counters, spool, database.url, settings.gateway.name or platform.node())
     # Reading raw files must not wait for their being compressed.
     file_pool, retention_pool = pool_of(2, "files"), pool_of(1, "retention")
 
@@ -201,6 +210,8 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         found += [f"statistics of {machine} lack what came before the start" for machine in lacking]
         if writer.is_stuck:
             found.append("statistics cannot be written, and wait")
+        if isinstance(store, PostgresStore):
+            found += store.problems
         return found
 
     status = StatusApi(live, counters, problems).app.resource()

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import random
+import shutil
 import sqlite3
 import tempfile
 from array import array
@@ -15,7 +16,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from twisted.internet import reactor
-from twisted.internet.defer import gatherResults
+from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import TestCase
 
@@ -24,7 +25,7 @@ from gateway.clock import WallClock
 from gateway.counters import Counters
 from gateway.model import CommitEntry, Entry, Fault, HourEnd, PeriodEnd, Sighting, wall_time
 from gateway.period import PERIODS, end_of, minutes_of, start_of
-from gateway.store import tables
+from gateway.store import postgres_questions, tables
 from gateway.store.interface import (
     SEQ_BLOCK,
     DayMark,
@@ -35,8 +36,11 @@ from gateway.store.interface import (
     Store,
     StoreUnavailable,
 )
+from gateway.store.postgres import PostgresStore
+from gateway.store.spool import Spool
 from gateway.store.sqlite import SqliteStore
 from gateway.store.writing import run_together
+from tests.postgres import Server
 
 SEOUL = timezone(timedelta(hours=9))
 
@@ -129,6 +133,10 @@ class StoreSuite:
 
     async def write(self, *entries: Entry) -> None:
         self.assertEqual(await self.store.write(entries), [])  # type: ignore[attr-defined]  # the TestCase's
+        await self.written()
+
+    async def written(self) -> None:
+        """Wait until the store has what was written, where that is later."""
 
     # -- commits
 
@@ -1099,3 +1107,53 @@ class SqliteStoreTests(StoreSuite, TestCase):
                 if not isinstance(outcome, int):
                     outcome.raiseException()
         connection.close()
+
+
+class ForgetfulSpool(Spool):
+    """Says nothing of where sensors stand, so that the server is asked."""
+
+    def standing(self) -> Deferred[Standing | None]:
+        return succeed(None)
+
+
+class PostgresStoreTests(StoreSuite, TestCase):
+    """The suite on PostgreSQL."""
+
+    server: Server
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.server = Server()
+        cls.server.start()
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        cls.server.remove()
+
+    def setUp(self) -> None:
+        self.server.empty()
+        self.folder = Path(tempfile.mkdtemp(prefix="cynow-store-"))
+        self.counters = Counters()
+        self.store = self.open()
+
+    async def tearDown(self) -> None:
+        await self.store.close()
+        shutil.rmtree(self.folder)
+        self.assertEqual(self.counters.store_lost._value.get(), 0)
+
+    def open(self) -> PostgresStore:
+        spool = ForgetfulSpool(reactor, self.clock(), self.counters, str(self.folder), 10**8)
+        store = PostgresStore(reactor, self.clock(), self.counters, spool, self.server.url, "g")
+        store.open()
+        return store
+
+    async def written(self) -> None:
+        await self.store.drained()  # type: ignore[attr-defined]  # this store's
+
+    def committed(self) -> list[dict[str, Any]]:
+        names = list(CommitEntry.__slots__)
+        rows = self.server.sql(f"SELECT {', '.join(names)} FROM scale_weight_log ORDER BY id")
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def small_pages(self, size: int) -> None:
+        self.patch(postgres_questions, "PAGE", size)

@@ -1,0 +1,335 @@
+"""Connections to PostgreSQL: the one wrapper around txpostgres, which heals them and bounds every wait.
+
+Nothing here blocks the reactor but what libpq does by itself while it connects: it reads ``~/.pgpass``, ``service`` and
+certificate files, and computes for TLS. Names of hosts are looked up in a thread.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
+
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from txpostgres.reconnection import DeadConnectionDetector
+
+from gateway.store.interface import StoreUnavailable
+from gateway.store.session import SETTINGS, SILENCE, Connection, Session, Work, is_broken, is_last_word, one_line
+from gateway.store.target import Target
+
+log = Logger()
+
+T = TypeVar("T")
+
+#: How often an idle connection is asked whether it lives, and how long it may take to say so, in seconds; together no
+#: more than five.
+_ASK_EVERY: Final = 2.0
+_PULSE: Final = 3.0
+
+#: Seconds between two tries to connect. Steady: a restart of the server costs 0.55 s more than it takes.
+_RETRY: Final = 0.5
+
+#: Work waits so many seconds for a server that is away; later, work is refused at once until it is back.
+PATIENCE: Final = 2.0
+
+#: Work waits so many seconds for a connection in all, tries before this one included.
+_WAIT: Final = 5.0
+
+
+@dataclass(slots=True, eq=False)
+class _Job(Generic[T]):
+    """Work that waits for a connection.
+
+    :ivar again: whether it may be done again where it is not known what became of it.
+    :ivar until: when it has waited too long.
+    """
+
+    work: Work[T]
+    done: "Deferred[T]"
+    again: bool
+    until: float
+    timer: IDelayedCall | None = None
+
+
+class Pool:
+    """Some connections to one database, and the work that waits for them.
+
+    A Deferred that this gives out may be cancelled; that ends no work.
+
+    :param url: ``postgresql://...``
+    :param name: as which the server and the log know it.
+    :param size: how many connections.
+    :param prepare: done on each new connection, before any work.
+    :param most: work that may wait; more is refused.
+    :ivar problem: why there is no connection; ``None`` where there is one.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        url: str,
+        name: str,
+        size: int,
+        prepare: Work[None],
+        most: int = 1000,
+    ) -> None:
+        self._reactor = reactor
+        self._name = name
+        self.prepare = prepare
+        self._most = most
+        self.target = Target(reactor, url, f"cynow-gateway {name}")
+        self._links = [_Link(self, reactor) for _ in range(size)]
+        self._waiting: deque[_Job[Any]] = deque()
+        self._pulse = LoopingCall(self._ask_idle)
+        self._pulse.clock = reactor
+        self._away_since: float | None = None
+        self._refusing: IDelayedCall | None = None
+        self._open = False
+        self._idle: Deferred[None] | None = None
+        self.problem: str | None = "it is not connected yet"
+        self.on_connect: Callable[[], None] = lambda: None
+
+    def start(self) -> None:
+        """Begin to connect, and go on until :meth:`close`."""
+        self._open = True
+        self.target.start()
+        self._away(None)
+        for link in self._links:
+            link.begin()
+        self._pulse.start(_ASK_EVERY, now=False)
+
+    async def close(self, patience: float = 0.0) -> None:
+        """Take no more work, and let go of all connections.
+
+        :param patience: for what was begun, in seconds; after it, that is refused.
+        """
+        self._open = False
+        if self._pulse.running:
+            self._pulse.stop()
+        if patience and not self._is_idle():
+            self._idle = Deferred()
+            late = self._reactor.callLater(patience, self._idle.callback, None)
+            await self._idle
+            if late.active():
+                late.cancel()
+        if self._refusing is not None and self._refusing.active():
+            self._refusing.cancel()
+        for link in self._links:
+            link.end()
+        self._refuse("the gateway is stopping")
+        self.target.close()
+
+    def run(self, work: Work[T], *, again: bool = True) -> "Deferred[T]":
+        """Do some work on a connection; fires with what comes of it.
+
+        :param again: whether it may be done again where the connection is lost, for it is not known what became of it.
+        :raises StoreUnavailable: the server is away or silent, or too much waits.
+        :raises psycopg2.Error: the server has refused it.
+        """
+        done: Deferred[T] = Deferred()
+        refusal = None
+        if not self._open:
+            refusal = "closed"
+        elif self._away_since is not None and self._reactor.seconds() - self._away_since >= PATIENCE:
+            refusal = f"PostgreSQL is away: {self.problem}"
+        elif len(self._waiting) >= self._most:
+            refusal = "too many wait"
+        if refusal is not None:
+            done.errback(Failure(StoreUnavailable(refusal)))
+        else:
+            self._wait(_Job(work, done, again, self._reactor.seconds() + _WAIT))
+            self._next()
+        return done
+
+    def _wait(self, job: _Job[Any]) -> None:
+        job.timer = self._reactor.callLater(max(0.0, job.until - self._reactor.seconds()), self._late, job)
+        self._waiting.append(job)
+
+    def _late(self, job: _Job[Any]) -> None:
+        self._waiting.remove(job)
+        job.done.errback(Failure(StoreUnavailable("PostgreSQL takes too long")))
+
+    def _next(self) -> None:
+        for link in self._links:
+            if self._waiting and link.ready and not link.busy:
+                job = self._waiting.popleft()
+                if job.timer is not None:
+                    job.timer.cancel()
+                link.busy = True
+                Deferred.fromCoroutine(self._do(link, job)).addErrback(self._failed)
+
+    def _failed(self, failure: Failure) -> None:
+        log.failure("the connections to PostgreSQL", failure)
+
+    async def _do(self, link: "_Link", job: _Job[T]) -> None:
+        try:
+            try:
+                result = await job.work(link.session)
+            except Exception as error:
+                failure = Failure()
+                link.checkForDeadConnection(failure)
+                if not link.ready:
+                    self._interrupted(job, error)
+                    return
+                link.check_idle()
+                job.done.errback(failure)
+            else:
+                link.check_idle()
+                job.done.callback(result)
+        finally:
+            link.busy = False
+            self._next()
+            if self._idle is not None and not self._idle.called and self._is_idle():
+                self._idle.callback(None)
+
+    def _is_idle(self) -> bool:
+        return not self._waiting and not any(link.busy for link in self._links)
+
+    def _interrupted(self, job: _Job[Any], error: Exception) -> None:
+        if job.again and self._open and self._reactor.seconds() < job.until:
+            self._wait(job)
+            self._waiting.rotate(1)
+        else:
+            unavailable = StoreUnavailable(f"the connection to PostgreSQL was lost: {one_line(error)}")
+            unavailable.__cause__ = error
+            job.done.errback(Failure(unavailable))
+
+    def _ask_idle(self) -> None:
+        for link in self._links:
+            if link.ready and not link.busy:
+                link.busy = True
+                job = _Job(_pulse, Deferred(), again=False, until=0.0)
+                job.done.addErrback(lambda _: None)
+                Deferred.fromCoroutine(self._do(link, job)).addErrback(self._failed)
+
+    # -- told by links
+
+    def connected(self) -> None:
+        """A connection is ready."""
+        if self._away_since is not None:
+            self._away_since = None
+            log.info("{name}: PostgreSQL is there", name=self._name)
+            if self._refusing is not None and self._refusing.active():
+                self._refusing.cancel()
+        self.problem = None
+        self.on_connect()
+        self._next()
+
+    def lost(self, error: BaseException | None) -> None:
+        """A connection has died."""
+        if self._open and self._away_since is None and not any(link.ready for link in self._links):
+            self._away(error)
+
+    def refused(self, error: BaseException | None) -> None:
+        """A try to connect has failed."""
+        if self._away_since is not None:
+            text = "" if error is None else one_line(error)
+            if text != self.problem:
+                log.warn("{name}: PostgreSQL is away: {error}", name=self._name, error=text)
+            self.problem = text
+
+    def _away(self, error: BaseException | None) -> None:
+        self._away_since = self._reactor.seconds()
+        if error is not None:
+            self.problem = one_line(error)
+            log.warn("{name}: PostgreSQL is away: {error}", name=self._name, error=self.problem)
+        self._refusing = self._reactor.callLater(PATIENCE, self._refuse_away)
+
+    def _refuse_away(self) -> None:
+        self._refuse(f"PostgreSQL is away: {self.problem}")
+
+    def _refuse(self, why: str) -> None:
+        waiting, self._waiting = self._waiting, deque()
+        for job in waiting:
+            if job.timer is not None:
+                job.timer.cancel()
+            job.done.errback(Failure(StoreUnavailable(why)))
+
+
+class _Link(DeadConnectionDetector):  # type: ignore[misc]  # it has no annotations
+    """One connection and its healing.
+
+    :ivar ready: whether it can be given work.
+    :ivar busy: whether it has some.
+    """
+
+    def __init__(self, pool: Pool, reactor: Any) -> None:
+        super().__init__(self._has_died, reactor=reactor)
+        self._pool = pool
+        self._connection = Connection(reactor, detector=self)
+        self.session = Session(reactor, self._connection)
+        self.ready = False
+        self.busy = False
+        self._ended = False
+        self._retry: IDelayedCall | None = None
+
+    def begin(self) -> None:
+        # The first connection heals as every later one does.
+        self.connectionIsDead = True
+        self.startReconnecting(None)
+
+    def end(self) -> None:
+        self._ended = True
+        self.ready = False
+        if self._retry is not None and self._retry.active():
+            self._retry.cancel()
+        self._close()
+
+    def check_idle(self) -> None:
+        """Work leaves no transaction open: where it has, something went very wrong, and the connection is closed."""
+        if self._connection.pollable().info.transaction_status != TRANSACTION_STATUS_IDLE:
+            self._close()
+
+    def startReconnecting(self, failure: Failure | None) -> None:
+        self.ready = False
+        self._pool.lost(None if failure is None else failure.value)
+        self._again(0.0)
+
+    def _again(self, delay: float) -> None:
+        if not self._ended:
+            self._retry = self.reactor.callLater(delay, self._try)
+
+    def _try(self) -> None:
+        Deferred.fromCoroutine(self._reconnect()).addCallbacks(self._recovered, self._refused)
+
+    async def _reconnect(self) -> None:
+        self._close()
+        arguments = await self._pool.target.arguments()
+        if self._ended:
+            return
+        silence = self.reactor.callLater(SILENCE, self._close)
+        try:
+            await self._connection.connect(**arguments)
+        finally:
+            if silence.active():
+                silence.cancel()
+        await self.session.ask(SETTINGS)
+        await self._pool.prepare(self.session)
+
+    def _recovered(self, _: None) -> None:
+        if not self._ended:
+            self.connectionRecovered()
+            self.ready = True
+            self._pool.connected()
+
+    def _refused(self, failure: Failure) -> None:
+        if not self._ended:
+            self._close()
+            self._pool.refused(failure.value)
+            self._again(_RETRY)
+
+    def _close(self) -> None:
+        if self._connection.pollable() is not None:
+            self._connection.close()
+
+    def _has_died(self, failure: Failure) -> bool:
+        """Whether a failure is the connection's end: a deadlock, a full disk or a statement's time limit is none."""
+        return not self._ended and (is_broken(self._connection) or is_last_word(failure.value))
+
+
+async def _pulse(session: Session) -> None:
+    await session.ask("SELECT 1", limit=_PULSE)

@@ -1,0 +1,263 @@
+"""The store on PostgreSQL, with a spool on the gateway's own disk for what must not wait for the server.
+
+Statistics and anomalies go into the spool and from there to the server, in order and once each. Commits and questions
+go to the server at once, or are refused while it is away.
+"""
+
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from datetime import date, datetime
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import psycopg2
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+
+from gateway.clock import WallClock
+from gateway.counters import Counters
+from gateway.model import CommitEntry, Entry, is_name
+from gateway.store import postgres_questions as questions
+from gateway.store.interface import CommitResult, IdempotencyKey, Page, Standing, Store, StoreUnavailable
+from gateway.store.pool import Pool
+from gateway.store.postgres_bring import Bringer
+from gateway.store.postgres_commits import KEY_LIFE, Order, first_answer, prune
+from gateway.store.postgres_rows import InThread
+from gateway.store.postgres_schema import Schema
+from gateway.store.session import Session, Work, one_line
+from gateway.store.spool import Spool
+from gateway.threads import pool_of
+
+log = Logger()
+
+T = TypeVar("T")
+
+#: Connections for commits, and for questions, which may take long and must hold up no commit; one more is for entries.
+_COMMITS: Final = 2
+_QUESTIONS: Final = 2
+
+#: Keys that are too old are looked for so often, in seconds.
+_PRUNE_EVERY: Final = 600.0
+
+#: What is begun at the end has so many seconds.
+_PATIENCE: Final = 0.8
+
+
+class PostgresStore(Store):
+    """The store on a server that may be away.
+
+    :param spool: keeps what must survive without the server; opened and closed with this.
+    :param url: ``database.url``.
+    :param gateway: ``gateway.name``, which tells the gateways that share a database apart.
+    """
+
+    def __init__(
+        self, reactor: Any, clock: WallClock, counters: Counters, spool: Spool, url: str, gateway: str
+    ) -> None:
+        self._reactor = reactor
+        self._clock = clock
+        self._counters = counters
+        self._spool = spool
+        self._url = url
+        self._gateway = gateway
+        self._schema = Schema()
+        self._threads = pool_of(2, "pages")
+        self._in_thread: InThread = partial(deferToThreadPool, reactor, self._threads)
+        self._pruned = float("-inf")
+
+    def open(self) -> None:
+        pool = partial(Pool, self._reactor, self._url, prepare=self._schema.ensure)
+        self._entries: Pool = pool(name=f"{self._gateway} entries", size=1)
+        self._commits: Pool = pool(name=f"{self._gateway} commits", size=_COMMITS)
+        self._questions: Pool = pool(name=f"{self._gateway} questions", size=_QUESTIONS)
+        self._spool.open()
+        self.first_seq, self.reserved = self._spool.first_seq, self._spool.reserved
+        self._threads.start()
+        for each in self._pools:
+            each.start()
+        self._bringer = Bringer(
+            self._reactor, self._counters, self._spool, self._entries, self._gateway, self._in_thread
+        )
+        self._bringer.start()
+
+    @property
+    def _pools(self) -> list[Pool]:
+        return [self._entries, self._commits, self._questions]
+
+    @property
+    def problems(self) -> list[str]:
+        """What does not work, in words."""
+        away = next((pool.problem for pool in self._pools if pool.problem is not None), None)
+        found = [] if away is None else [f"PostgreSQL is away: {away}"]
+        if self._bringer.problem is not None:
+            found.append(f"PostgreSQL does not take statistics, and they wait: {self._bringer.problem}")
+        if self._spool.problem is not None:
+            found.append(self._spool.problem)
+        return found
+
+    # -- commits
+
+    def commit(self, entry: CommitEntry, key: IdempotencyKey | None) -> "Deferred[CommitResult]":
+        """See :class:`Store`.
+
+        Where the connection is lost, the same is tried again for some seconds, which writes nothing where it was
+        written. When the server is not back by then nothing was written, unless it went away between being told to
+        commit and its answer: a client that repeats the request with its key learns that. Without a key nobody does.
+        """
+        return Deferred.fromCoroutine(self._commit(entry, key))
+
+    async def _commit(self, entry: CommitEntry, key: IdempotencyKey | None) -> CommitResult:
+        order = Order.of(entry, key, self._clock.wall())
+        try:
+            result = await self._on(self._commits, order.write)
+        except StoreUnavailable:
+            if key is None and order.is_in_doubt:
+                log.error(
+                    "a commit of scale {scale} may have been written or not: the server went away before its answer,"
+                    " and the request has no Idempotency-Key",
+                    scale=entry.scale_id,
+                )
+            raise
+        if not 0 <= order.now - self._pruned < _PRUNE_EVERY:
+            self._pruned = order.now
+            self._commits.run(partial(prune, before=order.now - KEY_LIFE)).addErrback(
+                lambda failure: log.warn("old keys cannot be removed: {error}", error=failure.value)
+            )
+        return result
+
+    def replay(self, key: IdempotencyKey) -> "Deferred[dict[str, Any] | None]":
+        since = self._clock.wall() - KEY_LIFE
+
+        async def look(session: Session) -> dict[str, Any] | None:
+            found = await first_answer(session, key, since)
+            return None if found is None else found[0]
+
+        return Deferred.fromCoroutine(self._on(self._commits, look))
+
+    def reserve(self, up_to: int) -> "Deferred[None]":
+        return self._spool.reserve(up_to)
+
+    # -- entries
+
+    def write(self, entries: Sequence[Entry]) -> "Deferred[list[Entry]]":
+        """Let entries wait for the server; fires when they are on the disk."""
+        return self._spool.append(entries).addCallback(self._appended)
+
+    def _appended(self, _: None) -> list[Entry]:
+        self._bringer.wake()
+        return []
+
+    def drained(self) -> "Deferred[None]":
+        """Fires when nothing waits for the server any more."""
+        return self._bringer.drained()
+
+    # -- questions
+
+    def machines(self) -> "Deferred[list[str]]":
+        return Deferred.fromCoroutine(self._on(self._questions, questions.machines))
+
+    def standing(self, days: Mapping[tuple[str, str], Collection[date]], now: datetime) -> "Deferred[Standing]":
+        """What the spool knows; what the server does at the first start, or nothing where that is away."""
+        return Deferred.fromCoroutine(self._standing(days, now))
+
+    async def _standing(self, days: Mapping[tuple[str, str], Collection[date]], now: datetime) -> Standing:
+        own = await self._spool.standing()
+        if own is not None:
+            return own
+        question = partial(questions.standing, days=days, now=now, zone=self._clock.zone)
+        try:
+            found = Standing(await self._on(self._questions, question))
+        except StoreUnavailable as error:
+            log.error("PostgreSQL cannot say how far statistics are: {error}", error=error)
+            # Of what is not known, nothing must be counted again.
+            return Standing([], frozenset(machine for machine, _ in days))
+        await self._spool.adopt(found)
+        return found
+
+    def means(
+        self,
+        period: str,
+        machine: str,
+        start: date,
+        end: date,
+        *,
+        sensor: str | None = None,
+        detail: bool = False,
+        after: Any = None,
+    ) -> "Deferred[Page]":
+        question = partial(
+            questions.means,
+            period=period,
+            machine=machine,
+            bounds=(start, end),
+            sensor=sensor,
+            detail=detail,
+            after=after,
+        )
+        items = partial(questions.items_of, period, zone=self._clock.zone, detail=detail)
+        # No sensor has a name that the driver would not take.
+        is_known = is_name(machine) and (sensor is None or _is_text(sensor))
+        return Deferred.fromCoroutine(self._page(question, items, 4) if is_known else _no_page())
+
+    def anomalies(self, machine: str | None, start: date, end: date, after: Any = None) -> "Deferred[Page]":
+        bounds = start, end
+        if machine is None:
+            question: Any = partial(questions.newest_anomalies, bounds=bounds, after=after)
+            return Deferred.fromCoroutine(self._page(question, _newest_items, 4))
+        question = partial(questions.anomalies, machine=machine, bounds=bounds, after=after)
+        return Deferred.fromCoroutine(
+            self._page(question, partial(_anomaly_items, machine), 3) if is_name(machine) else _no_page()
+        )
+
+    async def _page(self, question: Work[list[Any]], items: Any, mark: int) -> Page:
+        """Ask for a page.
+
+        :param items: makes items of rows, in a thread.
+        :param mark: how many columns of the last row say where the next page begins.
+        """
+        rows = await self._on(self._questions, question)
+        after = rows[-1][:mark] if len(rows) == questions.PAGE else None
+        return Page(await self._in_thread(items, rows), after)
+
+    async def _on(self, pool: Pool, work: Work[T]) -> T:
+        try:
+            return await pool.run(work)
+        except psycopg2.Error as error:
+            if not isinstance(error, psycopg2.OperationalError):
+                log.error("PostgreSQL refuses a statement: {error}", error=one_line(error))
+            raise StoreUnavailable(one_line(error)) from error
+
+    # -- the end
+
+    def close(self) -> "Deferred[None]":
+        return Deferred.fromCoroutine(self._close())
+
+    async def _close(self) -> None:
+        self._bringer.stop()
+        await gatherResults([Deferred.fromCoroutine(pool.close(_PATIENCE)) for pool in self._pools])
+        await self._bringer.stopped()
+        await self._spool.close()
+        # A page may still be made; nobody waits for it.
+        threading.Thread(target=self._threads.stop, name="pages end", daemon=True).start()
+
+
+async def _no_page() -> Page:
+    return Page([])
+
+
+def _anomaly_items(machine: str, rows: list[Any]) -> list[dict[str, Any]]:
+    return [
+        {"name": machine, "time": time, "score": score, "threshold": threshold} for time, _, _, score, threshold in rows
+    ]
+
+
+def _newest_items(rows: list[Any]) -> list[dict[str, Any]]:
+    return [
+        {"name": machine, "time": time, "score": score, "threshold": threshold}
+        for time, machine, _, _, score, threshold in rows
+    ]
+
+
+def _is_text(text: str) -> bool:
+    return "\0" not in text and text.isprintable()

@@ -1,0 +1,64 @@
+"""The gateway's tables in PostgreSQL, made where they are missing."""
+
+import importlib.resources
+import re
+from typing import Final
+
+from psycopg2.errors import InsufficientPrivilege
+from twisted.logger import Logger
+
+from gateway.store.session import Session
+
+log = Logger()
+
+#: Held while steps are applied, so that two gateways may start at once; any number that nobody else is likely to take.
+_LOCK: Final = 0x63796E6F77_01
+
+_CREATED: Final = re.compile(r"CREATE TABLE (?:IF NOT EXISTS )?(\w+)")
+
+
+class Schema:
+    """Numbered steps, applied once in each database; ``cynow_schema`` has those that were."""
+
+    def __init__(self) -> None:
+        folder = importlib.resources.files("gateway.store.schema.postgres")
+        self._steps = {
+            int(step.name[:2]): step.read_text("utf-8") for step in folder.iterdir() if step.name.endswith(".sql")
+        }
+        self._is_there = False
+
+    async def ensure(self, session: Session) -> None:
+        """Apply the steps that this database has not seen, unless that was done before.
+
+        :raises psycopg2.Error: there are tables missing, and they cannot be made now.
+        """
+        if not self._is_there:
+            try:
+                await session.transaction(self._apply)
+            except InsufficientPrivilege:
+                # Somebody else makes the tables, and has them made.
+                if await self._missing(session):
+                    raise
+            self._is_there = True
+
+    async def _apply(self, session: Session) -> None:
+        await session.ask("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
+        done: set[int] = set()
+        if not await _absent(session, ["cynow_schema"]):
+            done = {step for (step,) in await session.ask("SELECT step FROM cynow_schema")}
+        if done >= set(self._steps):
+            return
+        await session.ask("CREATE TABLE IF NOT EXISTS cynow_schema (step integer NOT NULL PRIMARY KEY)")
+        for number in sorted(set(self._steps) - done):
+            await session.ask(self._steps[number])
+            await session.ask("INSERT INTO cynow_schema (step) VALUES (%s)", [number])
+            log.info("step {number} of the schema is applied", number=number)
+
+    async def _missing(self, session: Session) -> list[str]:
+        tables = sorted({table for text in self._steps.values() for table in _CREATED.findall(text)})
+        return await _absent(session, tables)
+
+
+async def _absent(session: Session, tables: list[str]) -> list[str]:
+    rows = await session.ask("SELECT t FROM unnest(%s) AS t WHERE to_regclass(t) IS NULL", [tables])
+    return [table for (table,) in rows]

@@ -1,0 +1,482 @@
+"""What the gateway keeps on its own disk while its statistics live in a server that may be away.
+
+``cynow-gateway-spool.sqlite3`` under ``database.path`` holds numbered entries that wait for the server, the event
+numbers that were reserved, and where each sensor's statistics stand: after a kill the recovery asks for that, whether
+the server is there or not. It is kept in one transaction with the entries that change it.
+"""
+
+import importlib.resources
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta, tzinfo
+from typing import Any, Final, NoReturn, TypeAlias, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from gateway.bucket import Bucket
+from gateway.clock import WallClock
+from gateway.counters import Counters
+from gateway.model import Entry, Fault, HourEnd, PeriodEnd, Sighting
+from gateway.period import PERIODS, start_of
+from gateway.store.interface import SEQ_BLOCK, DayMark, SensorState, Standing, StoreUnavailable
+from gateway.store.writing import GroupWriter, Job
+from gateway.threads import pool_of
+
+log = Logger()
+
+T = TypeVar("T")
+
+SPOOL_FILE: Final = "cynow-gateway-spool.sqlite3"
+
+#: How long the writer waits for a lock that somebody else holds, in seconds.
+_LOCK_WAIT: Final = 2.0
+
+#: The write-ahead log is cut to so many bytes once it is in the database.
+_LOG_BYTES: Final = 4 * 1024 * 1024
+
+#: What an entry takes beside its texts, in bytes: the head of its row, its kind and its numbers.
+_ENTRY_BYTES: Final = 32
+
+#: Marks of a sensor that stay: of this many days back, and this many in any case. Were there but one of these, hours
+#: that were written while the clock was ahead would take the place of the marks of the real days.
+_MARK_DAYS: Final = 10
+
+#: How bodies are written: a float in the fewest digits that give the same again, an infinity as a word, any integer.
+_FORM: Final = 1
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+_KINDS: Final[dict[str, type[Entry]]] = {"hour": HourEnd, "period": PeriodEnd, "anomaly": Fault, "sensor": Sighting}
+_KIND_OF: Final = {its: kind for kind, its in _KINDS.items()}
+
+#: Entries that wait: the number, form, kind, machine, sensor, cost and body of each.
+_Row: TypeAlias = tuple[int, int, str, str, str | None, int, str]
+_ROWS: Final = "SELECT number, form, kind, machine, sensor, cost, body FROM entry ORDER BY number"
+
+
+@dataclass(slots=True)
+class _Spell:
+    """A time in which entries are given up, and how many were.
+
+    :ivar text: why; ``None`` where none are.
+    """
+
+    text: str | None = None
+    given_up: int = 0
+
+
+class Spool:
+    """Entries that wait, event numbers, and where statistics stand.
+
+    Statistics may take nine tenths of the space: they can be made again from raw files. The last tenth is for anomalies
+    and sightings, which cannot. What comes when there is no room is given up, as is what the disk does not take: it is
+    counted and logged once a spell. It moves no mark, so that a start may find it in the raw files again.
+
+    What a method asks of the file may fail: all but :meth:`append` then raise :class:`StoreUnavailable`.
+
+    :param directory: ``database.path``; it exists, and no other gateway uses it.
+    :param most_bytes: that may wait.
+    :ivar first_seq: the first event number to give out; above any that was.
+    :ivar reserved: the last event number that may be given out before :meth:`reserve` has granted more.
+    :ivar identity: tells this file's numbers from those of one that was in its place.
+    :ivar waiting: entries that wait.
+    """
+
+    first_seq: int
+    reserved: int
+    identity: str
+
+    def __init__(
+        self, reactor: IReactorFromThreads, clock: WallClock, counters: Counters, directory: str, most_bytes: int
+    ) -> None:
+        self._reactor = reactor
+        self._clock = clock
+        self._counters = counters
+        self._path = os.path.join(directory, SPOOL_FILE)
+        self._most_bytes = most_bytes
+        self._pool = pool_of(1, "spool")
+        self._is_open = False
+        self.waiting = 0
+        #: Of the space, in bytes; what is being written has its share already.
+        self._used = 0
+        self._full = _Spell()
+        self._failing = _Spell()
+
+    @property
+    def problem(self) -> str | None:
+        """What does not work; ``None`` where all is well."""
+        return self._failing.text or self._full.text
+
+    def open(self) -> None:
+        """Open it, and make it where it is missing. This may block: the reactor is not running yet.
+
+        :raises StoreUnavailable: there is no starting with it.
+        """
+        try:
+            connection = sqlite3.connect(self._path, timeout=_LOCK_WAIT, isolation_level=None, check_same_thread=False)
+            try:
+                _prepare(connection)
+                self.identity, reserved = connection.execute("SELECT identity, reserved FROM state").fetchone()
+                waiting, self._used = connection.execute("SELECT count(*), ifnull(sum(cost), 0) FROM entry").fetchone()
+                connection.execute("UPDATE state SET reserved = ?", (reserved + SEQ_BLOCK,))
+            except BaseException:
+                connection.close()
+                raise
+        except sqlite3.Error as error:
+            raise StoreUnavailable(f"{SPOOL_FILE}: {error}") from error
+        self.first_seq = reserved + 1
+        self.reserved = reserved + SEQ_BLOCK
+        self._wait(waiting)
+        self._pool.start()
+        self._writer = GroupWriter(self._reactor, self._pool, connection, self._path)
+        self._is_open = True
+
+    def reserve(self, up_to: int) -> "Deferred[None]":
+        """Never again begin with an event number of ``up_to`` or less."""
+
+        def job(connection: sqlite3.Connection) -> None:
+            connection.execute("UPDATE state SET reserved = max(reserved, ?)", (up_to,))
+
+        return self._run(job)
+
+    # -- what waits
+
+    def append(self, entries: Sequence[Entry]) -> "Deferred[None]":
+        """Let entries wait, in this order; fires when they are durable, or given up."""
+        return Deferred.fromCoroutine(self._append(entries))
+
+    async def _append(self, entries: Sequence[Entry]) -> None:
+        admitted = self._admit(entries)
+        if not admitted:
+            return
+        today = self._clock.now().date()
+        try:
+            await self._run(lambda connection: _insert(connection, admitted, self._clock.zone, today))
+        except Exception as error:  # whatever it is, who brings entries has to go on
+            self._used -= sum(cost for _, (*_, cost, _) in admitted)
+            text = f"the spool cannot be written, and what comes is given up: {error}"
+            self._give_up(self._failing, text, len(admitted))
+        else:
+            self._end(self._failing)
+            self._wait(len(admitted))
+        self._look()
+
+    def _admit(self, entries: Sequence[Entry]) -> "list[tuple[Entry, tuple[Any, ...]]]":
+        """Those that there is room for, with their rows."""
+        admitted = []
+        for entry in entries:
+            try:
+                row = _row_of(entry)
+            except (TypeError, ValueError) as error:
+                log.error("an entry is lost, for it cannot be written down: {error}", error=error)
+                self._counters.store_lost.inc()
+                continue
+            *_, cost, _ = row
+            bound = self._most_bytes if isinstance(entry, Fault | Sighting) else self._most_bytes * 9 // 10
+            if self._used + cost <= bound:
+                self._used += cost
+                admitted.append((entry, row))
+            else:
+                text = "the spool is full (database.spool_mb), and what comes is given up"
+                self._give_up(self._full, text, 1)
+        return admitted
+
+    def first(self, most: int) -> "Deferred[Sequence[tuple[int, Entry]]]":
+        """The oldest entries that wait, at most so many, with their numbers; these ascend, and none comes twice."""
+        return Deferred.fromCoroutine(self._first(most))
+
+    async def _first(self, most: int) -> Sequence[tuple[int, Entry]]:
+        found, broken, cost = await self._run(lambda connection: _oldest(connection, most, self._clock.zone))
+        if broken:
+            log.error("{count} entries of the spool cannot be read, and are lost", count=broken)
+            self._counters.store_lost.inc(broken)
+            self._forget(broken, cost)
+        return found
+
+    def done(self, number: int) -> "Deferred[None]":
+        """Forget what waits, up to this number."""
+
+        def job(connection: sqlite3.Connection) -> Any:
+            count, cost = connection.execute(
+                "SELECT count(*), ifnull(sum(cost), 0) FROM entry WHERE number <= ?", (number,)
+            ).fetchone()
+            connection.execute("DELETE FROM entry WHERE number <= ?", (number,))
+            return count, cost
+
+        return self._run(job).addCallback(lambda gone: self._forget(*gone))
+
+    def _forget(self, count: int, cost: int) -> None:
+        self._used -= cost
+        self._wait(-count)
+        self._look()
+
+    def _wait(self, count: int) -> None:
+        self.waiting += count
+        self._counters.spool_waiting.set(self.waiting)
+
+    def _give_up(self, spell: _Spell, text: str, count: int) -> None:
+        self._counters.store_lost.inc(count)
+        if spell.text is None:
+            log.error("{text}; python -m gateway.recompute makes statistics again", text=text)
+        spell.text = text
+        spell.given_up += count
+
+    def _look(self) -> None:
+        """Say when there is room again: not at the first byte, or there would be a spell for every entry."""
+        if self._used <= self._most_bytes * 3 // 4:
+            self._end(self._full)
+
+    def _end(self, spell: _Spell) -> None:
+        if spell.text is not None:
+            log.info("the spool takes entries again; {count} were given up", count=spell.given_up)
+            spell.text, spell.given_up = None, 0
+
+    # -- where statistics stand
+
+    def standing(self) -> "Deferred[Standing | None]":
+        """Every sensor, and where its statistics stand; ``None`` before there was an :meth:`adopt`.
+
+        What waits is in it. It knows of no days beyond some marks, whichever are asked for, and of all periods that are
+        open: a store that looks only where the last hours are finds these or fewer. To say of a further one that it is
+        over costs nothing, for it is made of what there is.
+        """
+        return self._run(lambda connection: _standing(connection, self._clock.zone))
+
+    def adopt(self, standing: Standing) -> "Deferred[None]":
+        """Take what the server says for what is known; entries that wait, which it may not have, are added to it.
+
+        :raises ValueError: it cannot tell of some machines, and what these have would be counted again.
+        """
+        zone, today = self._clock.zone, self._clock.now().date()
+        return self._run(lambda connection: _adopt(connection, standing, zone, today))
+
+    def _run(self, job: Job[T]) -> "Deferred[T]":
+        return self._writer.run(job).addErrback(_explained)
+
+    async def _close(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            await self._writer.close()
+            self._pool.stop()
+
+    def close(self) -> "Deferred[None]":
+        """Finish what was begun and let go of the file."""
+        return Deferred.fromCoroutine(self._close())
+
+
+def _explained(failure: Failure) -> NoReturn:
+    """What the file refuses for good is said as what it refuses now: the gateway goes on without it."""
+    if failure.check(sqlite3.Error):
+        raise StoreUnavailable(str(failure.value)) from failure.value
+    failure.raiseException()
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    """Look whether it is whole, and apply the numbered steps of schema that it has not seen.
+
+    :raises StoreUnavailable: it is damaged, or of a later gateway.
+    """
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
+    (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        raise StoreUnavailable(f"{SPOOL_FILE}: it is damaged: {found}")
+    folder = importlib.resources.files("gateway.store.schema.spool")
+    (done,) = connection.execute("PRAGMA user_version").fetchone()
+    steps = {int(step.name[:2]): step for step in folder.iterdir() if step.name.endswith(".sql")}
+    if done > max(steps):
+        raise StoreUnavailable(f"{SPOOL_FILE}: a later version of the gateway has written it")
+    for number in sorted(steps):
+        if number > done:
+            text = steps[number].read_text("utf-8")
+            connection.executescript(f"BEGIN IMMEDIATE;\n{text}\nPRAGMA user_version = {number};\nCOMMIT;")
+
+
+# -- entries as rows
+
+
+def _row_of(entry: Entry) -> tuple[Any, ...]:
+    """Form, kind, machine, sensor, cost and body.
+
+    :raises ValueError: a text in it is none.
+    """
+    fields = {name: _plain(getattr(entry, name)) for name in type(entry).__slots__}
+    machine, sensor = fields.pop("machine"), fields.pop("sensor", None)
+    body = _ENCODER.encode(fields)
+    cost = _ENTRY_BYTES + len(f"{machine}{sensor or ''}{body}".encode())
+    return _FORM, _KIND_OF[type(entry)], machine, sensor, cost, body
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        # What the wall clock showed, for it may never have shown that: a day begins at midnight where that is skipped.
+        return [value.isoformat(), value.fold]
+    return {name: getattr(value, name) for name in Bucket.__slots__} if isinstance(value, Bucket) else value
+
+
+def _read(rows: Iterable[_Row], zone: tzinfo) -> Iterator[tuple[_Row, Entry | None]]:
+    """The entries of rows; ``None`` for a row that is none."""
+    for row in rows:
+        try:
+            entry = _entry_of(row, zone)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            entry = None
+        yield row, entry
+
+
+def _entry_of(row: _Row, zone: tzinfo) -> Entry:
+    _, form, kind, machine, sensor, _, body = row
+    if form != _FORM:
+        raise ValueError(f"form {form}")
+    fields = json.loads(body) | {"machine": machine} | ({} if sensor is None else {"sensor": sensor})
+    for name in {"start", "received_at"} & fields.keys():
+        text, fold = fields[name]
+        told = datetime.fromisoformat(text).replace(fold=fold)
+        time = told.replace(tzinfo=zone)
+        # Where the zone of the configuration was another one then, the moment stays.
+        fields[name] = time if time.utcoffset() == told.utcoffset() else told
+    if "bucket" in fields:
+        fields["bucket"] = Bucket(**fields["bucket"])
+    return _KINDS[kind](**fields)
+
+
+def _insert(
+    connection: sqlite3.Connection, admitted: "list[tuple[Entry, tuple[Any, ...]]]", zone: tzinfo, today: date
+) -> None:
+    connection.executemany(
+        "INSERT INTO entry (form, kind, machine, sensor, cost, body) VALUES (?, ?, ?, ?, ?, ?)",
+        [row for _, row in admitted],
+    )
+    for entry, _ in admitted:
+        _count(connection, entry, zone, today)
+
+
+def _oldest(connection: sqlite3.Connection, most: int, zone: tzinfo) -> tuple[list[tuple[int, Entry]], int, int]:
+    """The oldest entries; how many before them were none and are removed, and what these cost."""
+    found: list[tuple[int, Entry]] = []
+    broken: list[_Row] = []
+    while not found and (rows := connection.execute(_ROWS + " LIMIT ?", (most,)).fetchall()):
+        for row, entry in _read(rows, zone):
+            if entry is not None:
+                found.append((row[0], entry))
+            else:
+                # One that nobody can read must not keep the others waiting for ever.
+                broken.append(row)
+                connection.execute("DELETE FROM entry WHERE number = ?", row[:1])
+    return found, len(broken), sum(row[5] for row in broken)
+
+
+# -- where statistics stand
+
+
+def _count(connection: sqlite3.Connection, entry: Entry, zone: tzinfo, today: date) -> None:
+    """Let an entry change where its sensor stands."""
+    if isinstance(entry, Fault):
+        return
+    key = entry.machine, entry.sensor
+    connection.execute("INSERT OR IGNORE INTO sensor (machine, sensor) VALUES (?, ?)", key)
+    match entry:
+        case Sighting(type=kind):
+            connection.execute("UPDATE sensor SET type = ? WHERE machine = ? AND sensor = ?", (kind, *key))
+        case HourEnd():
+            _mark(connection, entry, today)
+            for period, start in _periods_of(int(entry.start.timestamp()), zone):
+                # What was closed stays so: the store makes the row of the longer period again by itself.
+                connection.execute("INSERT OR IGNORE INTO period VALUES (?, ?, ?, ?, 0)", (*key, period, start))
+        case PeriodEnd(period=period, start=start):
+            connection.execute(
+                "UPDATE period SET closed = 1 WHERE machine = ? AND sensor = ? AND period = ? AND start = ?",
+                (*key, period, start.date().isoformat()),
+            )
+
+
+def _mark(connection: sqlite3.Connection, hour: HourEnd, today: date) -> None:
+    key = hour.machine, hour.sensor, hour.start.date().isoformat()
+    moment, raw_end = int(hour.start.timestamp()), hour.raw_end
+    where = "WHERE machine = ? AND sensor = ? AND day = ?"
+    found = connection.execute(f"SELECT last, raw_end FROM mark {where}", key).fetchone()  # noqa: S608 - fixed text
+    if found is None:
+        connection.execute("INSERT INTO mark VALUES (?, ?, ?, ?, ?)", (*key, moment, raw_end))
+        _prune(connection, hour.machine, hour.sensor, today)
+        return
+    # An hour in the place of another is no news of the raw file.
+    if hour.replaces and moment <= found[0]:
+        raw_end = found[1]
+    connection.execute(
+        f"UPDATE mark SET last = ?, raw_end = ? {where}",  # noqa: S608 - fixed text
+        (max(moment, found[0]), raw_end, *key),
+    )
+
+
+def _prune(connection: sqlite3.Connection, machine: str, sensor: str, today: date) -> None:
+    """Forget old marks, and the periods that were closed before those that stay."""
+    found = connection.execute(
+        "SELECT day FROM mark WHERE machine = ? AND sensor = ? ORDER BY day DESC LIMIT 1 OFFSET ?",
+        (machine, sensor, _MARK_DAYS - 1),
+    ).fetchone()
+    if found is not None:
+        first = min(found[0], (today - timedelta(days=_MARK_DAYS)).isoformat())
+        connection.execute("DELETE FROM mark WHERE machine = ? AND sensor = ? AND day < ?", (machine, sensor, first))
+        connection.execute(
+            "DELETE FROM period WHERE machine = ? AND sensor = ? AND closed"
+            " AND start < CASE period WHEN 'day' THEN ? WHEN 'month' THEN ? ELSE ? END",
+            (machine, sensor, first, f"{first[:7]}-01", f"{first[:4]}-01-01"),
+        )
+
+
+def _periods_of(moment: int, zone: tzinfo) -> list[tuple[str, str]]:
+    """The day, the month and the year that a moment lies in, by their first days."""
+    time = datetime.fromtimestamp(moment, zone)
+    return [(period, start_of(period, time).date().isoformat()) for period in PERIODS[1:]]
+
+
+def _standing(connection: sqlite3.Connection, zone: tzinfo) -> Standing | None:
+    if connection.execute("SELECT adopted FROM state").fetchone() == (0,):
+        return None
+    marks: dict[tuple[str, str], dict[date, DayMark]] = {}
+    for machine, sensor, day, last, raw_end in connection.execute("SELECT * FROM mark"):
+        mark = DayMark(datetime.fromtimestamp(last, zone), raw_end)
+        marks.setdefault((machine, sensor), {})[date.fromisoformat(day)] = mark
+    opened: dict[tuple[str, str], list[tuple[str, datetime]]] = {}
+    for machine, sensor, period, start in connection.execute(
+        "SELECT machine, sensor, period, start FROM period WHERE NOT closed ORDER BY start"
+    ):
+        its = period, datetime.fromisoformat(start).replace(tzinfo=zone)
+        opened.setdefault((machine, sensor), []).append(its)
+    for several in opened.values():
+        several.sort(key=lambda its: PERIODS.index(its[0]))
+    return Standing(
+        [
+            SensorState(machine, sensor, kind, marks.get((machine, sensor), {}), opened.get((machine, sensor), ()))
+            for machine, sensor, kind in connection.execute("SELECT machine, sensor, type FROM sensor").fetchall()
+        ]
+    )
+
+
+def _adopt(connection: sqlite3.Connection, standing: Standing, zone: tzinfo, today: date) -> None:
+    if standing.unreadable:
+        raise ValueError("of some machines it is not known where they stand")
+    for table in ("sensor", "mark", "period"):
+        connection.execute(f"DELETE FROM {table}")  # noqa: S608 - fixed text
+    for state in standing.sensors:
+        key = state.machine, state.sensor
+        connection.execute("INSERT INTO sensor VALUES (?, ?, ?)", (*key, state.type))
+        for day, mark in state.days.items():
+            moment = int(mark.last.timestamp())
+            connection.execute("INSERT INTO mark VALUES (?, ?, ?, ?, ?)", (*key, day.isoformat(), moment, mark.raw_end))
+            for each in _periods_of(moment, zone):
+                # Of these it was asked whether they are open.
+                connection.execute("INSERT OR IGNORE INTO period VALUES (?, ?, ?, ?, 1)", (*key, *each))
+        for period, start in state.open:
+            row = *key, period, start.date().isoformat()
+            connection.execute("INSERT OR REPLACE INTO period VALUES (?, ?, ?, ?, 0)", row)
+    for _, entry in _read(connection.execute(_ROWS), zone):
+        if entry is not None:
+            _count(connection, entry, zone, today)
+    connection.execute("UPDATE state SET adopted = 1")
