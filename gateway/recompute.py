@@ -6,6 +6,7 @@ The gateway may run meanwhile: the day that is not over is left to it.
 import argparse
 import contextlib
 import os
+import platform
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from gateway.raw import files
 from gateway.raw.files import RawFile
 from gateway.raw.twice import timed_runs
 from gateway.stats.rollup import Rollup
+from gateway.store.direct import DirectStore
 from gateway.store.interface import Store, StoreUnavailable
 from gateway.store.rows import detail_of
 from gateway.store.sqlite import SqliteStore
@@ -296,10 +298,12 @@ async def _run(reactor: Any, options: argparse.Namespace, settings: Settings) ->
     if options.first > options.last:
         raise SystemExit("recompute: --from is after --to, or that day is not over")
     counters = Counters()
-    store = SqliteStore(reactor, clock, counters, settings.database.path, gives_numbers=False)
+    store = _store(reactor, clock, counters, settings)
     try:
         store.open()
     except StoreUnavailable as error:
+        if settings.database.url is not None:
+            raise SystemExit(f"recompute: database.url: {error}") from error
         raise SystemExit(f"recompute: database.path: {settings.database.path}, below {Path.cwd()}: {error}") from error
     try:
         standing = await store.standing({}, clock.now())
@@ -312,7 +316,7 @@ async def _run(reactor: Any, options: argparse.Namespace, settings: Settings) ->
                 lost = _lost(counters)
                 await recompute.run(job)
                 if _lost(counters) > lost:
-                    recompute.problems.append(f"{job.machine}.db is no database that can be written")
+                    recompute.problems.append(f"the database of {job.machine} cannot be written")
     except (StoreUnavailable, OSError) as error:
         raise SystemExit(f"recompute: {error}") from error
     finally:
@@ -325,6 +329,13 @@ async def _run(reactor: Any, options: argparse.Namespace, settings: Settings) ->
         sys.stderr.write(f"recompute: {problem}\n")
     if recompute.problems:
         raise SystemExit(1)
+
+
+def _store(reactor: Any, clock: WallClock, counters: Counters, settings: Settings) -> Store:
+    database = settings.database
+    if database.url is None:
+        return SqliteStore(reactor, clock, counters, database.path, gives_numbers=False)
+    return DirectStore(reactor, clock, counters, database.url, settings.gateway.name or platform.node(), "recompute")
 
 
 def _lost(counters: Counters) -> float:

@@ -2,7 +2,10 @@
 
 import contextlib
 import itertools
+import os
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.daemon import Daemon, Subscriber, until
 from tests.postgres import Server
 
@@ -258,3 +262,31 @@ def test_an_unknown_database_is_said_and_everything_else_works(plant: Daemon, se
     plant.start()
     until(lambda: any("nowhere" in problem for problem in problems(plant)), "it is said")
     what_needs_no_server_works(plant, plant.subscribe("scale/default"), 2.0)
+
+
+def test_recompute_makes_statistics_on_the_server_again(plant: Daemon, server: Server) -> None:
+    command = [sys.executable, "-m", "gateway.recompute", "--config", str(plant.config), "--from", "2025-12-18"]
+
+    def run() -> "subprocess.CompletedProcess[str]":
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, cwd=plant.folder, env=environment, capture_output=True, text=True, check=False)
+
+    # Beside the gateway, which has the folder of the spool.
+    plant.start()
+    until(lambda: is_well(plant), "PostgreSQL is there")
+    folder = plant.folder / "data" / "M"
+    folder.mkdir(parents=True)
+    lines = "".join(f"{hour:02}:00:{second:02},{hour + second / 8}\n" for hour in (9, 10) for second in range(8))
+    (folder / "20251218_v.csv").write_text(f"time,data\n{lines}", "ascii")
+    for outcome in ("new", "as they were"):
+        done = run()
+        assert f"rows: 5 {outcome}" in done.stdout, done
+    found = plant.get("/stat/hour?machine=M&start=2025-12-18&end=2025-12-18&detail=1")[1]
+    assert [(item["data"], item["count"]) for item in found] == [(9.4375, 8), (10.4375, 8)]
+    (day,) = plant.get("/stat/day?machine=M&start=2025-12-18&end=2025-12-18&detail=1")[1]
+    assert (day["data"], day["count"]) == (9.9375, 16)
+    server.stop()
+    done = run()
+    assert done.returncode == 1
+    assert "recompute: " in done.stderr
+    assert server.password not in done.stderr
