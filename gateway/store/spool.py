@@ -25,6 +25,7 @@ from gateway.counters import Counters
 from gateway.model import Entry, Fault, HourEnd, PeriodEnd, Sighting
 from gateway.period import PERIODS, start_of
 from gateway.store.interface import SEQ_BLOCK, DayMark, SensorState, Standing, StoreUnavailable
+from gateway.store.sqlite import GATEWAY_FILE, reserved_in
 from gateway.store.writing import GroupWriter, Job
 from gateway.threads import pool_of
 
@@ -122,6 +123,9 @@ class Spool:
             try:
                 _prepare(connection)
                 self.identity, reserved = connection.execute("SELECT identity, reserved FROM state").fetchone()
+                if not reserved:
+                    # The gateway may have been on the embedded store before: numbers of events do not go back.
+                    reserved = reserved_in(os.path.join(os.path.dirname(self._path), GATEWAY_FILE))
                 waiting, self._used = connection.execute("SELECT count(*), ifnull(sum(cost), 0) FROM entry").fetchone()
                 connection.execute("UPDATE state SET reserved = ?", (reserved + SEQ_BLOCK,))
             except BaseException:

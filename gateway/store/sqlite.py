@@ -5,6 +5,7 @@ and anomalies, as the old monitoring server had them. Each kind has a thread of 
 machine's file which somebody locked holds up no commit; reading is done by others, on connections that cannot write.
 """
 
+import contextlib
 import importlib.resources
 import os
 import sqlite3
@@ -398,6 +399,18 @@ class SqliteStore(Store):
 
     def close(self) -> "Deferred[None]":
         return Deferred.fromCoroutine(self._close())
+
+
+def reserved_in(path: str) -> int:
+    """The last event number that an embedded store has reserved; 0 where there is none.
+
+    :raises sqlite3.Error: it cannot be read.
+    """
+    if not os.path.exists(path):
+        return 0
+    with contextlib.closing(sqlite3.connect(Path(path).absolute().as_uri() + "?mode=ro", uri=True)) as connection:
+        (reserved,) = connection.execute("SELECT reserved FROM event_seq").fetchone()
+    return int(reserved)
 
 
 def _connect(path: str, *, synchronous: str) -> sqlite3.Connection:

@@ -181,6 +181,18 @@ class WaitingTests(SpoolCase):
         await self.again()
         self.assertEqual((self.spool.first_seq, self.spool.reserved), (SEQ_BLOCK + 6, 2 * SEQ_BLOCK + 5))
 
+    async def test_event_numbers_go_on_above_those_of_the_embedded_store(self) -> None:
+        await self.spool.close()
+        (self.folder / SPOOL_FILE).unlink()
+        clock = WallClock(self.zone, lambda: self.wall, lambda: self.wall)
+        embedded = SqliteStore(reactor, clock, self.counters, str(self.folder))
+        embedded.open()
+        await embedded.close()
+        self.spool = self.open()
+        self.assertEqual(self.spool.first_seq, embedded.reserved + 1)
+        await self.again()
+        self.assertEqual(self.spool.first_seq, embedded.reserved + SEQ_BLOCK + 1)
+
     async def test_a_file_is_told_from_one_in_its_place(self) -> None:
         identity = self.spool.identity
         await self.again()

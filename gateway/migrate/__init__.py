@@ -1,0 +1,1 @@
+"""Copy the embedded store into PostgreSQL."""
