@@ -111,7 +111,7 @@ class Bus:
         self._counters = counters
         self.seq = 0
         self._first_seq = 1
-        self._pending: deque[Record] = deque()
+        self._pending: deque[tuple[Record, bool, datetime | None]] = deque()
         self._backlog = Backlog(backlog_events)
         # Batches may be large and many: they must not push readings and commits out.
         self._batches = Backlog(backlog_events, backlog_bytes)
@@ -132,32 +132,36 @@ class Bus:
         self._watch = watch
 
     def attach(self, record_type: type[R], name: str, sink: Callable[[R], None]) -> None:
-        """Hand each record of a type to a part of the gateway, in the order of attaching, before any subscriber.
+        """Hand each of this gateway's records of a type to a part of it, in the order of attaching, before any
+        subscriber.
 
         :param name: of the part, for its counter.
         """
         self._sinks[record_type] = (*self._sinks.get(record_type, ()), (name, sink))
 
-    def publish(self, record: Record) -> None:
+    def publish(self, record: Record, *, remote: bool = False, time: datetime | None = None) -> None:
         """Number a record and hand it to its sinks and subscribers.
 
         What a sink publishes meanwhile comes after, so that everybody sees events in the order of their numbers.
+
+        :param remote: it is another gateway's, which stores it and sends its push messages: no sink gets it.
+        :param time: when that one published it; by default now.
         """
-        self._pending.append(record)
+        self._pending.append((record, remote, time))
         if len(self._pending) > 1:
             return
         while self._pending:
             try:
-                self._publish(self._pending[0])
+                self._publish(*self._pending[0])
             finally:
                 self._pending.popleft()
 
-    def _publish(self, record: Record) -> None:
+    def _publish(self, record: Record, remote: bool, time: datetime | None) -> None:
         self.seq += 1
-        event = Event(self.seq, record, self._clock.now())
+        event = Event(self.seq, record, time or self._clock.now())
         self._watch(self.seq)
         self._counters.events.inc()
-        for name, sink in self._sinks.get(type(record), ()):
+        for name, sink in () if remote else self._sinks.get(type(record), ()):
             try:
                 sink(record)
             except Exception:  # whatever a part of the gateway raises, the rest goes on

@@ -100,6 +100,28 @@ class Counters:
         self.spool_waiting = Gauge(
             "cynow_spool_waiting", "Statistics and anomalies on the disk that wait for PostgreSQL.", registry=registry
         )
+        self.relay_gateways = Gauge(
+            "cynow_relay_gateways", "Other gateways on the same database that are heard.", registry=registry
+        )
+        self.relay_sent = Counter(
+            "cynow_relay_sent_records_total", "Records that were sent to other gateways.", registry=registry
+        )
+        self.relay_received = Counter(
+            "cynow_relay_received_records_total", "Live events of other gateways.", registry=registry
+        )
+        self.relay_dropped = Counter(
+            "cynow_relay_dropped_records_total",
+            "Records that other gateways were not sent (away: PostgreSQL is, full: too many waited, long: over the "
+            "limit of NOTIFY, failed: PostgreSQL did not take them).",
+            ["reason"],
+            registry=registry,
+        )
+        self.relay_gaps = Counter(
+            "cynow_relay_gaps_total", "Times that notifications of another gateway were lost.", registry=registry
+        )
+        self.relay_rejected = Counter(
+            "cynow_relay_rejected_total", "Notifications, or parts of them, that no gateway sends.", registry=registry
+        )
         self.push_messages = Counter(
             "cynow_push_messages_total",
             "Push messages, by outcome (sent, failed, expired: too old, held: within the interval, "

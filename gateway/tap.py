@@ -102,10 +102,12 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     from gateway.raw.log import RawLog
     from gateway.raw.retention import Retention
     from gateway.recovery import Recovery, recover
+    from gateway.relay import Relay
     from gateway.sequence import SequenceReserve
     from gateway.service import Gateway, Listener, StartError
     from gateway.stats.rollup import Rollup
     from gateway.stats.statistics import Statistics
+    from gateway.store.channel import PostgresChannel
     from gateway.store.interface import StoreUnavailable
     from gateway.store.postgres import PostgresStore
     from gateway.store.spool import Spool
@@ -149,11 +151,24 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     live = Live(bus, clock, {scale_id: _given(line.idle_timeout_sec) for scale_id, line in lines.items()})
     database = settings.database
     store: SqliteStore | PostgresStore
+    relay: Relay | None = None
     if database.url is None:
         store = SqliteStore(reactor, clock, counters, database_path)
     else:
+        gateway_name = settings.gateway.name or platform.node()
         spool = Spool(reactor, clock, counters, database_path, database.spool_mb * 2**20)
-        store = PostgresStore(reactor, clock, counters, spool, database.url, settings.gateway.name or platform.node())
+        store = PostgresStore(reactor, clock, counters, spool, database.url, gateway_name)
+        relay = Relay(
+            reactor,
+            bus,
+            live,
+            clock,
+            counters,
+            LimitedLog(Logger("gateway.relay"), clock, counters),
+            PostgresChannel(reactor, database.url, gateway_name),
+            gateway_name,
+            settings.scale.idle_timeout_sec,
+        )
     # Reading raw files must not wait for their being compressed.
     file_pool, retention_pool = pool_of(2, "files"), pool_of(1, "retention")
 
@@ -197,6 +212,9 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         connect = partial(connect_firebase, os.path.join(below, settings.fcm.cred_path))
         parts.append(PushAlert(reactor, bus, clock, counters, settings.fcm.timeout, connect))
 
+    if relay is not None:
+        parts.append(relay)
+
     audience = Audience(counters, limits.subscribers)
     feed = Feed(reactor, bus, live, clock, counters, limits.subscriber_bytes)
     traffic = Traffic(counters, warnings, settings.server.cors_origins, limits.body_bytes)
@@ -211,7 +229,9 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         if writer.is_stuck:
             found.append("statistics cannot be written, and wait")
         if isinstance(store, PostgresStore):
-            found += store.problems
+            # Where PostgreSQL is away, that is all there is to be said.
+            unheard = None if relay is None else relay.problem
+            found += store.problems or ([] if unheard is None else [f"other gateways are not heard: {unheard}"])
         return found
 
     status = StatusApi(live, counters, problems).app.resource()
@@ -223,6 +243,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         counters,
         settings.default_scale(),
         {scale_id: line.commit_max_age_sec for scale_id, line in lines.items()},
+        settings.scale.commit_max_age_sec,
     ).app.resource()
     machine_api = MachineApi(reactor, clock, data_path, file_pool, rawlog.flush).app.resource()
     words: dict[str, IResource] = {

@@ -65,6 +65,7 @@ class Pool:
     :param size: how many connections.
     :param prepare: done on each new connection, before any work.
     :param most: work that may wait; more is refused.
+    :param heard: is given what others NOTIFY, on channels that ``prepare`` listens to. It must not raise.
     :ivar problem: why there is no connection; ``None`` where there is one.
     """
 
@@ -76,11 +77,13 @@ class Pool:
         size: int,
         prepare: Work[None],
         most: int = 1000,
+        heard: Callable[[str], None] | None = None,
     ) -> None:
         self._reactor = reactor
         self._name = name
         self.prepare = prepare
         self._most = most
+        self.heard = heard
         self.target = Target(reactor, url, f"cynow-gateway {name}")
         self._links = [_Link(self, reactor) for _ in range(size)]
         self._waiting: deque[_Job[Any]] = deque()
@@ -101,6 +104,11 @@ class Pool:
         for link in self._links:
             link.begin()
         self._pulse.start(_ASK_EVERY, now=False)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether a connection is ready."""
+        return any(link.ready for link in self._links)
 
     async def close(self, patience: float = 0.0) -> None:
         """Take no more work, and let go of all connections.
@@ -221,7 +229,7 @@ class Pool:
 
     def lost(self, error: BaseException | None) -> None:
         """A connection has died."""
-        if self._open and self._away_since is None and not any(link.ready for link in self._links):
+        if self._open and self._away_since is None and not self.is_there:
             self._away(error)
 
     def refused(self, error: BaseException | None) -> None:
@@ -261,6 +269,8 @@ class _Link(DeadConnectionDetector):  # type: ignore[misc]  # it has no annotati
         super().__init__(self._has_died, reactor=reactor)
         self._pool = pool
         self._connection = Connection(reactor, detector=self)
+        if (heard := pool.heard) is not None:
+            self._connection.addNotifyObserver(lambda notify: heard(notify.payload))
         self.session = Session(reactor, self._connection)
         self.ready = False
         self.busy = False

@@ -88,7 +88,10 @@ Work: TypeAlias = Callable[[Session], Awaitable[T]]
 
 
 class Connection(txpostgres.Connection):  # type: ignore[misc]  # it has no annotations
-    """A connection whose end is told to the detector only; txpostgres logs a traceback where it comes while idle."""
+    """A connection whose end is told to the detector only; txpostgres logs a traceback where it comes while idle.
+
+    Notifications are handed out at once: txpostgres would hand them out in turns, those of two reads mixed.
+    """
 
     def doRead(self) -> None:
         try:
@@ -100,6 +103,14 @@ class Connection(txpostgres.Connection):  # type: ignore[misc]  # it has no anno
         # What the statement says is to be heard, not that there is no socket any more to watch.
         with contextlib.suppress(ValueError, OSError):
             super().cursorFinished(cursor)
+
+    def checkForNotifies(self) -> None:
+        found = self.pollable().notifies
+        notifies = found[:]
+        del found[:]
+        for notify in notifies:
+            for observer in self.getNotifyObservers():
+                observer(notify)
 
 
 def is_broken(connection: Any) -> bool:

@@ -94,6 +94,7 @@ class ScaleApi:
 
     :param default_scale: the scale that a request without ``scale_id`` means.
     :param commit_max_age: for each scale, seconds after which a weight is too old to be committed; ``None``: never.
+    :param others_max_age: the same for the scales of other gateways.
     """
 
     app = Klein()
@@ -108,6 +109,7 @@ class ScaleApi:
         counters: Counters,
         default_scale: str,
         commit_max_age: dict[str, float | None],
+        others_max_age: float | None = None,
     ) -> None:
         self._live = live
         self._store = store
@@ -116,6 +118,7 @@ class ScaleApi:
         self._commits = counters.commits
         self._default_scale = default_scale
         self._commit_max_age = commit_max_age
+        self._others_max_age = others_max_age
 
     @app.route("/scale-gateway/latest/", methods=["GET"], strict_slashes=False)
     def latest(self, request: Request) -> bytes:
@@ -169,7 +172,7 @@ class ScaleApi:
         reading = self._live.latest(scale_id)
         if reading is None or reading.weight is None:
             raise Refusal(400, "no_stable_weight")
-        most = self._commit_max_age[scale_id]
+        most = self._commit_max_age.get(scale_id, self._others_max_age)
         if most is not None and self._live.age(scale_id) > most:
             raise Refusal(409, "stale_weight")
         return CommitEntry(

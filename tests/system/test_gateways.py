@@ -1,0 +1,324 @@
+"""Several gateways on one real server: each shows the whole site, whatever happens to the others or to the server."""
+
+import contextlib
+import json
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.daemon import Daemon, until
+from tests.postgres import Server
+
+
+def frame(event: str, data: Any) -> bytes:
+    return pickle.dumps((event, data)) + b"\\o"
+
+
+def fault(score: float) -> bytes:
+    return frame("FaultDetect", {"score": score, "threshold": 0.5})
+
+
+@pytest.fixture(scope="module")
+def the_server() -> Iterator[Server]:
+    server = Server()
+    server.start()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def server(the_server: Server) -> Server:
+    """A running server with nothing in it."""
+    the_server.resume()
+    if the_server._process is None:
+        the_server.start()
+    the_server.empty()
+    return the_server
+
+
+@pytest.fixture
+def start(server: Server, tmp_path: Path) -> Iterator[Callable[[str], Daemon]]:
+    """Starts a gateway with a scale of its name."""
+    with contextlib.ExitStack() as stack:
+
+        def start(name: str) -> Daemon:
+            (tmp_path / name).mkdir()
+            gateway = Daemon(
+                tmp_path / name,
+                database={"url": server.url},
+                gateway={"name": f"hall {name}"},
+                scale={"id": name, "idle_timeout_sec": 3},
+                timezone="Asia/Seoul",
+            )
+            stack.callback(gateway.end)
+            gateway.start()
+            until(lambda: gateway.get("/healthz")[1]["problems"] == [], "PostgreSQL is there")
+            return gateway
+
+        yield start
+
+
+def latest(gateway: Daemon, scale_id: str) -> Any:
+    return gateway.get(f"/api/scale-gateway/latest/?scale_id={scale_id}")[1]
+
+
+def weight(gateway: Daemon, scale_id: str) -> Any:
+    return latest(gateway, scale_id).get("weight")
+
+
+def machines(gateway: Daemon) -> Any:
+    return gateway.get("/sio/machineList")[1]["machine_list"]
+
+
+def others(gateway: Daemon, count: int) -> Callable[[], bool]:
+    return lambda: gateway.metric("cynow_relay_gateways") == count
+
+
+def test_each_gateway_shows_the_whole_site(server: Server, start: Callable[[str], Daemon]) -> None:
+    a, b = start("a"), start("b")
+    for gateway in (a, b):
+        until(others(gateway, 1), "they hear each other")
+    client = b.subscribe("scale/*", "machine/*")
+    until(lambda: latest(b, "a").get("error") == "no_data", "the other's scale")
+    # Readings, with their status and time as they came.
+    scale = a.scale()
+    scale.sendall(b"US,+00001.00 kg\r\nST,+00053.26 kg\r\nOL,+99999.99 kg\r\n")
+    first = client.events(4, "connected", "reading")
+    assert [event["event"] for event in first] == ["connected", "reading", "reading", "reading"]
+    assert {event["topic"] for event in first} == {"scale/a"}
+    assert [event["data"]["weight"] for event in first[1:]] == [1.0, 53.26, None]
+    assert first[2]["data"]["received_at"] == latest(a, "a")["received_at"]
+    assert [event["seq"] for event in first] == list(range(first[0]["seq"], first[0]["seq"] + 4))
+    assert latest(b, "a") == latest(a, "a")
+    # A commit of the other's scale.
+    status, answer, _ = b.commit("CY1", scale_id="a")
+    assert (status, answer["gross_kg"]) == (200, 53.26)
+    assert client.events(1, "commit")[0]["data"] == {**answer, "scale_id": "a"}
+    followed = a.subscribe("scale/a")
+    status, answer, _ = b.commit("CY2", scale_id="a")
+    until(lambda: followed.events(1, "commit")[0]["data"]["id"] == answer["id"], "the commit")
+    assert b.commit("CY3", scale_id="nowhere")[0] == 404
+    # A machine, by both kinds of clients.
+    polls = Polls(b)
+    polls.post("40/sio/M,")
+    polls.hear("40/sio/M")
+    machine = a.daq(frame("name", "M"), fault(1.5), frame("DataUpdate", {"v": {"type": "VIB", "data": [1.0, 3.0]}}))
+    events = client.events(2, "connected", "anomaly")
+    assert [(event["topic"], event["event"]) for event in events] == [
+        ("machine/M", "connected"),
+        ("machine/M", "anomaly"),
+    ]
+    assert events[1]["data"]["score"] == 1.5
+    assert polls.hear("42/sio/M") == ["anomaly", {"score": 1.5, "threshold": 0.5}]
+    assert machines(a) == machines(b) == ["/M"]
+    until(lambda: server.sql("SELECT score FROM cynow_anomaly") == [(1.5,)], "it is stored once")
+    day = server.sql("SELECT (time::date)::text FROM cynow_anomaly")[0][0]
+    found = [gateway.get(f"/stat/anomaly/all?start={day}&end={day}")[1] for gateway in (a, b)]
+    assert found[0] == found[1]
+    assert [event["score"] for event in found[0]] == [1.5]
+    for gateway in (a, b):
+        until(lambda gateway=gateway: gateway.get("/stat/machineList")[1] == {"machine_list": ["M"]}, "stored data")  # type: ignore[misc]  # its default
+    # The other goes, its machine first.
+    machine.close()
+    assert client.events(1, "disconnected")[0]["topic"] == "machine/M"
+    assert machines(b) == []
+    assert a.terminate() == 0
+    assert client.events(1, "disconnected")[0]["topic"] == "scale/a"
+    # Said at the end, not noticed later.
+    assert "hall a has stopped" in b.log()
+    # Its weight stays, and ages.
+    until(lambda: latest(b, "a")["stale"], "it is stale")
+    assert weight(b, "a") == 53.26
+    assert [row[0] for row in server.sql("SELECT cylinder_no FROM scale_weight_log ORDER BY id")] == ["CY1", "CY2"]
+    assert server.sql("SELECT count(*) FROM cynow_anomaly") == [(1,)]
+
+
+def test_a_gateway_that_dies(start: Callable[[str], Daemon]) -> None:
+    a, b = start("a"), start("b")
+    until(others(b, 1), "they hear each other")
+    client = b.subscribe("scale/a", "machine/M")
+    a.scale().sendall(b"ST,+00001.00 kg\r\n")
+    a.daq(frame("name", "M"))
+    client.events(2, "connected")
+    until(lambda: weight(b, "a") == 1.0, "the weight")
+    began = time.monotonic()
+    a.kill()
+    assert {event["topic"] for event in client.events(2, "disconnected")} == {"scale/a", "machine/M"}
+    assert time.monotonic() - began < 9
+    assert machines(b) == []
+    assert weight(b, "a") == 1.0
+    until(others(b, 0), "it is gone")
+    a.start()
+    a.scale().sendall(b"ST,+00002.00 kg\r\n")
+    a.daq(frame("name", "M"))
+    assert {event["topic"] for event in client.events(2, "connected")} == {"scale/a", "machine/M"}
+    until(lambda: weight(b, "a") == 2.0, "the weight")
+    assert machines(b) == ["/M"]
+
+
+def test_who_comes_later_is_told(start: Callable[[str], Daemon]) -> None:
+    a = start("a")
+    a.scale().sendall(b"ST,+00001.00 kg\r\n")
+    a.daq(frame("name", "M"), frame("DataUpdate", {"v": {"type": "TEMP", "data": [1.0, 3.0]}}))
+    until(lambda: weight(a, "a") == 1.0, "the weight")
+    time.sleep(1)
+    b = start("b")
+    until(lambda: weight(b, "a") == 1.0, "the weight")
+    until(lambda: machines(b) == ["/M"], "the machine")
+    until(lambda: latest(a, "a")["stale"], "stale")
+    # Both by the age that it has, not by when they heard of it.
+    until_stale = time.monotonic()
+    until(lambda: latest(b, "a")["stale"], "stale")
+    assert time.monotonic() - until_stale < 1
+    snapshots = [gateway.subscribe("scale/a", "machine/M").events(2, "snapshot") for gateway in (a, b)]
+    by_topic = [{event["topic"]: event["data"] for event in found} for found in snapshots]
+    assert by_topic[0] == by_topic[1]
+    # No stranger's name is a label.
+    assert b.metrics("cynow_scale_readings_total", scale_id="a") == []
+
+
+def test_a_minute_goes_out_on_each(start: Callable[[str], Daemon]) -> None:
+    a, b = start("a"), start("b")
+    until(others(b, 1), "they hear each other")
+    clients = [gateway.subscribe("machine/M") for gateway in (a, b)]
+    for client in clients:
+        # The end of a minute is up to 60 s away.
+        client.client.settimeout(70)
+    machine = a.daq(frame("name", "M"))
+    machine.sendall(frame("DataUpdate", {"v": {"type": "TEMP", "data": [1.0, 3.0]}}))
+    time.sleep(max(0.0, 60.5 - time.time() % 60))
+    updates = [client.events(1, "update")[0] for client in clients]
+    assert updates[0]["data"] == updates[1]["data"]
+    assert updates[0]["data"]["data"] == 2.0
+    snapshots = [gateway.subscribe("machine/M").events(1, "snapshot")[0]["data"] for gateway in (a, b)]
+    assert snapshots[0] == snapshots[1]
+    # Also for who comes later, and after a kill.
+    c = start("c")
+    until(lambda: machines(c) == ["/M"], "the machine")
+    until(lambda: c.subscribe("machine/M").events(1, "snapshot")[0]["data"] == snapshots[0], "its updates")
+
+
+@pytest.mark.parametrize("how", ["immediate", "silence"])
+def test_a_server_that_goes_and_comes(server: Server, start: Callable[[str], Daemon], how: str) -> None:
+    a, b = start("a"), start("b")
+    until(others(b, 1), "they hear each other")
+    client = b.subscribe("scale/*", "machine/*")
+    scale = a.scale()
+    scale.sendall(b"ST,+00001.00 kg\r\n")
+    machine = a.daq(frame("name", "M"))
+    client.events(2, "connected")
+    if how == "immediate":
+        server.stop()
+    else:
+        server.pause()
+    # Nobody hears anybody: what is elsewhere counts as gone, what is here does not.
+    assert {event["topic"] for event in client.events(2, "disconnected")} == {"scale/a", "machine/M"}
+    assert machines(a) == ["/M"]
+    assert machines(b) == []
+    scale.sendall(b"ST,+00002.00 kg\r\n")
+    machine.sendall(fault(2))
+    b.daq(frame("name", "N"))
+    until(lambda: weight(a, "a") == 2.0, "the weight")
+    assert weight(b, "a") == 1.0
+    if how == "immediate":
+        server.start()
+    else:
+        server.resume()
+    until(lambda: weight(b, "a") == 2.0, "the weight of meanwhile")
+    until(lambda: machines(a) == machines(b) == ["/M", "/N"], "all machines on each")
+    scale.sendall(b"ST,+00003.00 kg\r\n")
+    assert [event["data"]["weight"] for event in client.events(2, "reading")][-1] in {2.0, 3.0}
+    until(lambda: weight(b, "a") == 3.0, "the weight")
+    until(lambda: server.sql("SELECT score FROM cynow_anomaly") == [(2,)], "it is stored once")
+
+
+@pytest.mark.parametrize("what", ["the server", "sessions"])
+def test_a_restart_within_a_moment(server: Server, start: Callable[[str], Daemon], what: str) -> None:
+    a, b = start("a"), start("b")
+    until(others(a, 1), "they hear each other")
+    client = b.subscribe("scale/a")
+    scale = a.scale()
+    scale.sendall(b"ST,+00001.00 kg\r\n")
+    until(lambda: weight(b, "a") == 1.0, "the weight")
+    if what == "the server":
+        server.stop()
+    else:
+        server.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'cynow-gateway%events'"
+        )
+    scale.sendall(b"ST,+00002.00 kg\r\n")
+    if what == "the server":
+        server.start()
+    until(lambda: weight(b, "a") == 2.0, "the weight")
+    names = [event["event"] for event in client.events(4)]
+    assert names[:2] == ["snapshot", "connected"]
+    assert "disconnected" not in names
+
+
+def test_much_at_once_comes_in_order(start: Callable[[str], Daemon]) -> None:
+    a, b = start("a"), start("b")
+    until(others(b, 1), "they hear each other")
+    client = b.subscribe("scale/a")
+    a.scale().sendall(b"".join(b"US,+%05d.00 kg\r\n" % number for number in range(3000)))
+    events = client.events(3000, "reading")
+    assert [event["data"]["weight"] for event in events] == list(range(3000))
+    for gateway in (a, b):
+        assert gateway.metric("cynow_relay_gaps_total") == 0
+        assert gateway.metrics("cynow_relay_dropped_records_total") == []
+
+
+def test_what_others_notify_is_dropped(server: Server, start: Callable[[str], Daemon]) -> None:
+    a, b = start("a"), start("b")
+    until(others(b, 1), "they hear each other")
+    bad = [
+        "",
+        "x",
+        "[]",
+        "{}",
+        "null",
+        "[" * 7000,
+        '{"from": 1}',
+        json.dumps(
+            {
+                "from": "f",
+                "name": "n",
+                "number": 1,
+                "to": None,
+                "say": "records",
+                "items": [None, {"is": "reading"}, {"is": []}],
+            }
+        ),
+    ]
+    for payload in bad:
+        server.sql("SELECT pg_notify('cynow_events', %s)", [payload])
+    until(lambda: b.metric("cynow_relay_rejected_total") >= len(bad) - 1 + 3, "they are counted")
+    a.scale().sendall(b"ST,+00001.00 kg\r\n")
+    until(lambda: weight(b, "a") == 1.0, "the weight")
+    assert b.get("/healthz")[1]["problems"] == []
+
+
+class Polls:
+    """A Socket.IO client by long-polling."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._path = "/socket.io/?EIO=4&transport=polling"
+        opened = daemon.get(self._path)[1].decode()
+        self._path += f"&sid={json.loads(opened[1:])['sid']}"
+        self._heard: list[str] = []
+
+    def post(self, packet: str) -> None:
+        assert self._daemon.request("POST", self._path, packet.encode())[0] == 200
+
+    def hear(self, begin: str) -> Any:
+        """The value of the next packet with such a beginning."""
+        while True:
+            while self._heard:
+                packet = self._heard.pop(0)
+                if packet.startswith(begin):
+                    return json.loads(packet[len(begin) :].removeprefix(","))
+            self._heard += self._daemon.get(self._path)[1].decode().split("\x1e")
