@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import events, recovery
+from benchmarks import events, outage, recovery
 from benchmarks.idle import idle
 from benchmarks.scales import thousand_scales
 from benchmarks.table import Row, table
@@ -27,6 +27,8 @@ def main() -> None:
         rows += recovery.rows(Path(folder))
     with tempfile.TemporaryDirectory(prefix="cynow-benchmark-") as folder:
         rows += events.rows(Path(folder), options.seconds)
+    with tempfile.TemporaryDirectory(prefix="cynow-benchmark-") as folder:
+        rows += outage.rows(Path(folder), options.seconds)
     sys.stdout.write(table(rows))
     if options.save is not None:
         options.save.write_text(json.dumps([row.as_json() for row in rows], indent=1) + "\n", "utf-8")

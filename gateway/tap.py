@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -102,15 +103,11 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     from gateway.raw.log import RawLog
     from gateway.raw.retention import Retention
     from gateway.recovery import Recovery, recover
-    from gateway.relay import Relay
     from gateway.sequence import SequenceReserve
     from gateway.service import Gateway, Listener, StartError
     from gateway.stats.rollup import Rollup
     from gateway.stats.statistics import Statistics
-    from gateway.store.channel import PostgresChannel
-    from gateway.store.interface import StoreUnavailable
-    from gateway.store.postgres import PostgresStore
-    from gateway.store.spool import Spool
+    from gateway.store.interface import Store, StoreUnavailable
     from gateway.store.sqlite import SqliteStore
     from gateway.threads import pool_of
     from gateway.web.asyncapi import AsyncApiResource
@@ -150,25 +147,16 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     lines = settings.lines()
     live = Live(bus, clock, {scale_id: _given(line.idle_timeout_sec) for scale_id, line in lines.items()})
     database = settings.database
-    store: SqliteStore | PostgresStore
-    relay: Relay | None = None
+    store: Store
+    relays: list[IService] = []
     if database.url is None:
         store = SqliteStore(reactor, clock, counters, database_path)
+        database_problems: Callable[[], list[str]] = list
     else:
-        gateway_name = settings.gateway.name or platform.node()
-        spool = Spool(reactor, clock, counters, database_path, database.spool_mb * 2**20)
-        store = PostgresStore(reactor, clock, counters, spool, database.url, gateway_name)
-        relay = Relay(
-            reactor,
-            bus,
-            live,
-            clock,
-            counters,
-            LimitedLog(Logger("gateway.relay"), clock, counters),
-            PostgresChannel(reactor, database.url, gateway_name),
-            gateway_name,
-            settings.scale.idle_timeout_sec,
+        store, relay, database_problems = _on_server(
+            reactor, settings, database.url, database_path, bus, live, clock, counters
         )
+        relays.append(relay)
     # Reading raw files must not wait for their being compressed.
     file_pool, retention_pool = pool_of(2, "files"), pool_of(1, "retention")
 
@@ -212,8 +200,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         connect = partial(connect_firebase, os.path.join(below, settings.fcm.cred_path))
         parts.append(PushAlert(reactor, bus, clock, counters, settings.fcm.timeout, connect))
 
-    if relay is not None:
-        parts.append(relay)
+    parts += relays
 
     audience = Audience(counters, limits.subscribers)
     feed = Feed(reactor, bus, live, clock, counters, limits.subscriber_bytes)
@@ -228,11 +215,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         found += [f"statistics of {machine} lack what came before the start" for machine in lacking]
         if writer.is_stuck:
             found.append("statistics cannot be written, and wait")
-        if isinstance(store, PostgresStore):
-            # Where PostgreSQL is away, that is all there is to be said.
-            unheard = None if relay is None else relay.problem
-            found += store.problems or ([] if unheard is None else [f"other gateways are not heard: {unheard}"])
-        return found
+        return found + database_problems()
 
     status = StatusApi(live, counters, problems).app.resource()
     scale_api = ScaleApi(
@@ -299,7 +282,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         try:
             store.open()
         except StoreUnavailable as error:
-            raise StartError(f"database.path: {error}") from error
+            raise StartError(f"database.{'path' if database.url is None else 'url'}: {error}") from error
         bus.number_from(store.first_seq, SequenceReserve(store).used)
         file_pool.start()
         retention_pool.start()
@@ -337,6 +320,36 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         in_foreground=foreground,
     )
     return gateway
+
+
+def _on_server(
+    reactor: Any, settings: Settings, url: str, database_path: str, bus: Any, live: Any, clock: Any, counters: Any
+) -> tuple[Any, IService, Callable[[], list[str]]]:
+    """The store on PostgreSQL, what crosses between gateways there, and what does not work of it.
+
+    Imported only where it is configured: it takes 6 MB.
+    """
+    from twisted.logger import Logger
+
+    from gateway.logs import LimitedLog
+    from gateway.relay import Relay
+    from gateway.store.channel import PostgresChannel
+    from gateway.store.postgres import PostgresStore
+    from gateway.store.spool import Spool
+
+    name = settings.gateway.name or platform.node()
+    spool = Spool(reactor, clock, counters, database_path, settings.database.spool_mb * 2**20)
+    store = PostgresStore(reactor, clock, counters, spool, url, name)
+    warnings = LimitedLog(Logger("gateway.relay"), clock, counters)
+    channel = PostgresChannel(reactor, url, name)
+    relay = Relay(reactor, bus, live, clock, counters, warnings, channel, name, settings.scale.idle_timeout_sec)
+
+    def problems() -> list[str]:
+        # Where PostgreSQL is away, that is all there is to be said.
+        unheard = [] if relay.problem is None else [f"other gateways are not heard: {relay.problem}"]
+        return store.problems or unheard
+
+    return store, relay, problems
 
 
 def _given(value: float | None) -> float:

@@ -12,6 +12,8 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IReactorTime
 from txpostgres import txpostgres
 
+from gateway.store.watch import WatchingReactor
+
 T = TypeVar("T")
 
 #: Seconds that the server may work on a statement, and that it may be silent: then the connection is closed.
@@ -90,8 +92,16 @@ Work: TypeAlias = Callable[[Session], Awaitable[T]]
 class Connection(txpostgres.Connection):  # type: ignore[misc]  # it has no annotations
     """A connection whose end is told to the detector only; txpostgres logs a traceback where it comes while idle.
 
-    Notifications are handed out at once: txpostgres would hand them out in turns, those of two reads mixed.
+    Its sockets are watched by copies of them. Notifications are handed out at once: txpostgres would hand them out in
+    turns, those of two reads mixed.
     """
+
+    def __init__(self, reactor: Any, detector: Any = None) -> None:
+        super().__init__(WatchingReactor(reactor), detector=detector)
+
+    def close(self) -> None:
+        super().close()
+        self.reactor.forget()
 
     def doRead(self) -> None:
         try:
