@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg2
+from twisted.trial.unittest import TestCase
 
 from tests.conftest import missing
 from tests.daemon import PATIENCE, free_ports, until
@@ -188,3 +189,21 @@ def _children(pid: int) -> list[int]:
             break
         found = children
     return found
+
+
+class ServerCase(TestCase):
+    """Tests with a server of their own, of which each finds an empty database."""
+
+    server: Server
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.server = Server()
+        cls.server.start()
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        cls.server.remove()
+
+    def setUp(self) -> None:
+        self.server.empty()

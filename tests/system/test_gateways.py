@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import pickle
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,32 +11,7 @@ import pytest
 
 from tests.daemon import Daemon, until
 from tests.postgres import Server
-
-
-def frame(event: str, data: Any) -> bytes:
-    return pickle.dumps((event, data)) + b"\\o"
-
-
-def fault(score: float) -> bytes:
-    return frame("FaultDetect", {"score": score, "threshold": 0.5})
-
-
-@pytest.fixture(scope="module")
-def the_server() -> Iterator[Server]:
-    server = Server()
-    server.start()
-    yield server
-    server.remove()
-
-
-@pytest.fixture
-def server(the_server: Server) -> Server:
-    """A running server with nothing in it."""
-    the_server.resume()
-    if the_server._process is None:
-        the_server.start()
-    the_server.empty()
-    return the_server
+from tests.system.test_postgres import fault, frame
 
 
 @pytest.fixture

@@ -25,7 +25,6 @@ from zoneinfo import ZoneInfo
 import psycopg2
 import yaml
 from twisted.internet import reactor
-from twisted.trial.unittest import TestCase
 
 from gateway.clock import WallClock
 from gateway.counters import Counters
@@ -38,7 +37,7 @@ from gateway.store.spool import Spool
 from gateway.store.sqlite import SqliteStore
 from tests.conftest import ROOT
 from tests.daemon import until
-from tests.postgres import Server
+from tests.postgres import ServerCase
 from tests.unit.test_store import bucket_of
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -88,22 +87,11 @@ def hours_of(state: SensorState) -> tuple[Any, ...]:
     return state.machine, state.sensor, state.type, days, list(state.open)
 
 
-class MigrateTests(TestCase):
+class MigrateTests(ServerCase):
     """Each has an empty database and a folder of its own."""
 
-    server: Server
-
-    @classmethod
-    def setUpClass(cls) -> None:
-        cls.server = Server()
-        cls.server.start()
-
-    @classmethod
-    def tearDownClass(cls) -> None:
-        cls.server.remove()
-
     def setUp(self) -> None:
-        self.server.empty()
+        super().setUp()
         self.folder = Path(tempfile.mkdtemp(prefix="cynow-migrate-"))
         self.addCleanup(shutil.rmtree, self.folder)
         self.db = self.folder / "db"

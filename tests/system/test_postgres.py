@@ -27,24 +27,6 @@ def fault(score: float) -> bytes:
     return frame("FaultDetect", {"score": score, "threshold": 0.5})
 
 
-@pytest.fixture(scope="module")
-def the_server() -> Iterator[Server]:
-    server = Server()
-    server.start()
-    yield server
-    server.remove()
-
-
-@pytest.fixture
-def server(the_server: Server) -> Server:
-    """A running server with nothing in it."""
-    the_server.resume()
-    if the_server._process is None:
-        the_server.start()
-    the_server.empty()
-    return the_server
-
-
 @pytest.fixture
 def plant(server: Server, tmp_path: Path) -> Iterator[Daemon]:
     """A gateway on that server, not yet started."""

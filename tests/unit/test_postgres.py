@@ -16,7 +16,6 @@ from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.logger import capturedLogs, formatEvent
-from twisted.trial.unittest import TestCase
 
 from gateway.clock import WallClock
 from gateway.counters import Counters
@@ -25,7 +24,7 @@ from gateway.store.interface import DayMark, IdempotencyKey, SensorState, Standi
 from gateway.store.postgres import PostgresStore
 from gateway.store.session import Session
 from gateway.store.spool import Spool
-from tests.postgres import Server
+from tests.postgres import ServerCase
 from tests.unit.test_store import DAY, ENTRY, at, end, fault, hour
 
 #: As "manage.py sqlmigrate" prints it for the Django project.
@@ -78,22 +77,11 @@ class BrokenSpool(Spool):
         return super().done(number)
 
 
-class PostgresCase(TestCase):
+class PostgresCase(ServerCase):
     """Tests with a server of their own, of which each has an empty database."""
 
-    server: Server
-
-    @classmethod
-    def setUpClass(cls) -> None:
-        cls.server = Server()
-        cls.server.start()
-
-    @classmethod
-    def tearDownClass(cls) -> None:
-        cls.server.remove()
-
     def setUp(self) -> None:
-        self.server.empty()
+        super().setUp()
         self.counters = Counters()
         self.folders: list[Path] = []
         self.stores: list[PostgresStore] = []

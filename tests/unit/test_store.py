@@ -40,7 +40,7 @@ from gateway.store.postgres import PostgresStore
 from gateway.store.spool import Spool
 from gateway.store.sqlite import SqliteStore
 from gateway.store.writing import run_together
-from tests.postgres import Server
+from tests.postgres import ServerCase
 
 SEOUL = timezone(timedelta(hours=9))
 
@@ -1116,22 +1116,11 @@ class ForgetfulSpool(Spool):
         return succeed(None)
 
 
-class PostgresStoreTests(StoreSuite, TestCase):
+class PostgresStoreTests(StoreSuite, ServerCase):
     """The suite on PostgreSQL."""
 
-    server: Server
-
-    @classmethod
-    def setUpClass(cls) -> None:
-        cls.server = Server()
-        cls.server.start()
-
-    @classmethod
-    def tearDownClass(cls) -> None:
-        cls.server.remove()
-
     def setUp(self) -> None:
-        self.server.empty()
+        super().setUp()
         self.folder = Path(tempfile.mkdtemp(prefix="cynow-store-"))
         self.counters = Counters()
         self.store = self.open()
