@@ -14,7 +14,7 @@ demo: $(VENV)/.demo
 	$(VENV)/bin/python -m gateway.demo
 
 test: $(VENV)/.test $(NPM)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses 4 --dist worksteal
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .

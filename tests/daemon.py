@@ -27,11 +27,17 @@ TWISTD = [str(Path(sys.executable).parent / "twistd"), "-n", "--pidfile=", "cyno
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody listens on, below those that Linux gives to outgoing connections."""
+    """Ports of the loopback that nobody listens on, below those that Linux gives to outgoing connections.
+
+    Processes that share the tests have ports of their own: what one of them has found free, no other may take before
+    it is used.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    share = (32_000 - 10_000) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     with contextlib.ExitStack() as stack:
         ports: list[int] = []
         while len(ports) < count:
-            port = random.randrange(10_000, 32_000)
+            port = 10_000 + worker * share + random.randrange(share)
             each = stack.enter_context(socket.socket())
             with contextlib.suppress(OSError):
                 each.bind(("127.0.0.1", port))
