@@ -8,7 +8,7 @@ import bisect
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, Final, Protocol, TypeVar
@@ -34,13 +34,15 @@ class Event:
     :ivar time: when it was published.
     """
 
-    __slots__ = ("_text", "frames", "record", "seq", "time", "topic")
+    __slots__ = ("_text", "frames", "record", "seq", "time", "topic", "weight")
 
     def __init__(self, seq: int, record: Record, time: datetime) -> None:
         self.seq = seq
         self.record = record
         self.time = time
         self.topic = record.topic
+        #: Where its backlog keeps what it is counted as.
+        self.weight = 0
         self._text: bytes | None = None
         #: Where the stream keeps the event framed, by the window of its compression.
         self.frames: dict[int, bytes] = {}
@@ -50,12 +52,6 @@ class Event:
         if self._text is None:
             self._text = event_text(self.seq, self.topic, self.record.event, self.record.payload(), self.time)
         return self._text
-
-    def weight(self) -> int:
-        """About how many bytes of memory it holds, its text (20 bytes a sample) and its frames included."""
-        if isinstance(self.record, Batch):
-            return 600 + sum(600 + 58 * len(sensor.samples) for sensor in self.record.sensors.values())
-        return 2000
 
 
 def event_text(seq: int, topic: str, event: str, data: Any, time: datetime) -> bytes:
@@ -109,8 +105,10 @@ class Bus:
     ) -> None:
         self._clock = clock
         self._counters = counters
+        self._events = counters.events
         self.seq = 0
         self._first_seq = 1
+        self._publishing = False
         self._pending: deque[tuple[Record, bool, datetime | None]] = deque()
         self._backlog = Backlog(backlog_events)
         # Batches may be large and many: they must not push readings and commits out.
@@ -147,43 +145,48 @@ class Bus:
         :param remote: it is another gateway's, which stores it and sends its push messages: no sink gets it.
         :param time: when that one published it; by default now.
         """
-        self._pending.append((record, remote, time))
-        if len(self._pending) > 1:
-            return
-        while self._pending:
-            try:
-                self._publish(*self._pending[0])
-            finally:
-                self._pending.popleft()
+        pending = self._pending
+        if self._publishing or pending:
+            pending.append((record, remote, time))
+            if self._publishing:
+                return
+            record, remote, time = pending.popleft()
+        self._publishing = True
+        try:
+            self._publish(record, remote, time)
+            while pending:
+                self._publish(*pending.popleft())
+        finally:
+            self._publishing = False
 
     def _publish(self, record: Record, remote: bool, time: datetime | None) -> None:
-        self.seq += 1
-        event = Event(self.seq, record, time or self._clock.now())
-        self._watch(self.seq)
-        self._counters.events.inc()
-        for name, sink in () if remote else self._sinks.get(type(record), ()):
-            try:
-                sink(record)
-            except Exception:  # whatever a part of the gateway raises, the rest goes on
-                self._counters.sink_failures.labels(name).inc()
-                log.failure("{sink} failed on a record", sink=name)
-        for subscriber in self._subscribers_of(event.topic):
-            try:
-                subscriber.deliver(event)
-            except Exception:  # the same for a client
-                self._counters.sink_failures.labels("subscriber").inc()
-                log.failure("a subscriber failed on an event")
-        (self._batches if isinstance(record, Batch) else self._backlog).hold(event)
+        self.seq = seq = self.seq + 1
+        event = Event(seq, record, time or self._clock.now())
+        self._watch(seq)
+        self._events.inc()
+        if not remote:
+            for name, sink in self._sinks.get(type(record), ()):
+                try:
+                    sink(record)
+                except Exception:  # whatever a part of the gateway raises, the rest goes on
+                    self._counters.sink_failures.labels(name).inc()
+                    log.failure("{sink} failed on a record", sink=name)
+        if self._subscribers:
+            for subscriber in self._subscribers_of(event.topic):
+                try:
+                    subscriber.deliver(event)
+                except Exception:  # the same for a client
+                    self._counters.sink_failures.labels("subscriber").inc()
+                    log.failure("a subscriber failed on an event")
+        if type(record) is Batch:
+            self._batches.hold(event, _size_of(record))
+        else:
+            self._backlog.hold(event)
 
-    def _subscribers_of(self, topic: str) -> Iterator[Subscriber]:
-        if not self._subscribers:
-            return
-        seen: set[Subscriber] = set()
-        for pattern in _patterns_of(topic):
-            for subscriber in tuple(self._subscribers.get(pattern, ())):
-                if subscriber not in seen:
-                    seen.add(subscriber)
-                    yield subscriber
+    def _subscribers_of(self, topic: str) -> Collection[Subscriber]:
+        """Who follows a topic now, each once: whatever they do meanwhile, this stays."""
+        found = [followers for pattern in _patterns_of(topic) if (followers := self._subscribers.get(pattern))]
+        return tuple(found[0]) if len(found) == 1 else dict.fromkeys(itertools.chain.from_iterable(found))
 
     # -- clients
 
@@ -260,15 +263,19 @@ class Backlog:
         self._events: deque[Event] = deque()
         self._bytes = 0
 
-    def hold(self, event: Event) -> None:
-        """Hold an event, and forget what is too much."""
+    def hold(self, event: Event, weight: int = 0) -> None:
+        """Hold an event, and forget what is too much.
+
+        :param weight: about how many bytes of memory it holds, where these are bounded.
+        """
+        event.weight = weight
         self._events.append(event)
-        self._bytes += event.weight()
+        self._bytes += weight
         while len(self._events) > self._most or (
             self._most_bytes is not None and self._bytes > self._most_bytes and len(self._events) > 1
         ):
             oldest = self._events.popleft()
-            self._bytes -= oldest.weight()
+            self._bytes -= oldest.weight
             self.forgotten = oldest.seq
 
     def after(self, since: int, until: int, patterns: frozenset[tuple[str, ...]], most: int | None) -> list[Event]:
@@ -281,6 +288,15 @@ class Backlog:
             if not patterns.isdisjoint(_patterns_of(event.topic)):
                 found.append(event)
         return found
+
+
+def _size_of(batch: Batch) -> int:
+    """About how many bytes of memory a batch's event holds, its text (20 bytes a sample) and its frames included."""
+    sensors = batch.sensors
+    samples = 0
+    for sensor in sensors.values():
+        samples += len(sensor.samples)
+    return 600 + 600 * len(sensors) + 58 * samples
 
 
 def _seq_of(event: Event) -> int:

@@ -4,15 +4,16 @@ Every record that is a live event says its ``topic`` and its ``event`` name; ``p
 ``data`` (see ``docs/events.rst``). Weights are kilograms; times are aware datetimes in the configured zone.
 """
 
-import math
+import sys
 import unicodedata
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any, ClassVar, Final, Protocol, TypeAlias
+from math import isfinite
+from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeAlias
 
 from gateway.bucket import Bucket
 
@@ -68,20 +69,26 @@ class Record(Protocol):
         """The event's ``data``: JSON values only."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """One line of a scale.
+# What comes thousands of times a second is a tuple, which is built in a fifth of the time of a frozen dataclass.
 
-    :ivar weight: kilograms; ``None`` for an overload.
-    :ivar kind: ``gross``, ``net`` or ``tare``.
-    """
 
+class _Reading(NamedTuple):
     scale_id: str
     status: str
     weight: Decimal | None
     kind: str
     raw: str
     received_at: datetime
+
+
+class Reading(_Reading):
+    """One line of a scale.
+
+    :ivar weight: kilograms; ``None`` for an overload.
+    :ivar kind: ``gross``, ``net`` or ``tare``.
+    """
+
+    __slots__ = ()
 
     event: ClassVar[str] = "reading"
 
@@ -148,21 +155,23 @@ class Commit:
         return {**self.answer(), "scale_id": self.entry.scale_id}
 
 
-@dataclass(frozen=True, slots=True)
-class SensorBatch:
+class SensorBatch(NamedTuple):
     """Samples of one sensor, oldest first; ``type`` is the DAQ's word for what they are (``VIB``, ``TEMP``)."""
 
     type: str
     samples: "array[float]"
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One ``DataUpdate`` of a machine."""
-
+class _Batch(NamedTuple):
     machine: str
     sensors: Mapping[str, SensorBatch]
     received_at: datetime
+
+
+class Batch(_Batch):
+    """One ``DataUpdate`` of a machine."""
+
+    __slots__ = ()
 
     event: ClassVar[str] = "samples"
 
@@ -298,13 +307,15 @@ class Sighting:
 Entry: TypeAlias = HourEnd | PeriodEnd | Fault | Sighting
 
 
+#: Where the byte of a double stands that holds its sign and the upper seven bits of its exponent.
+_TOP_BYTE: Final = 7 if sys.byteorder == "little" else 0
+
+
 def finite(samples: "array[float]") -> "array[float]":
     """The samples without NaN and infinities; the same object where there are none."""
-    # A sum is finite only where every addend is, unless it overflows: then the slow way finds nothing to leave out.
-    if math.isfinite(sum(samples)):
+    # All bits of their exponent are set (IEEE 754), which is seldom so of the upper seven: from 1e304 on.
+    tops = samples.tobytes()[_TOP_BYTE::8]
+    if 0x7F not in tops and 0xFF not in tops:
         return samples
-    return array("d", _finite(samples))
-
-
-def _finite(samples: Iterable[float]) -> Iterable[float]:
-    return (x for x in samples if math.isfinite(x))
+    finite = array("d", (x for x in samples if isfinite(x)))
+    return samples if len(finite) == len(samples) else finite

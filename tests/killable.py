@@ -198,7 +198,7 @@ class Killable:
         for call in list(self.reactor.getDelayedCalls()):
             call.cancel()
         for path, lines in list(self.rawlog._waiting.items()):
-            self._tear(path, bytes(lines), tear)
+            self._tear(path, bytes(lines.text()), tear)
         while self.rawlog._files:
             self.rawlog._close(next(iter(self.rawlog._files)))
         self._date_files()

@@ -1,6 +1,7 @@
 """DAQ programs: frames in, batches and faults out."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any, Final
 
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
@@ -23,6 +24,9 @@ log = Logger()
 #: A connection has so many seconds to say which machine it is.
 NAME_TIMEOUT: Final = 60.0
 
+#: What is read of a connection before the others have their turn, in bytes: it holds some 7,000 samples.
+_READ_SIZE: Final = 64 * 1024
+
 #: Samples that are dealt with in one turn of the reactor: about a twentieth of a second.
 SLICE: Final = 65_536
 
@@ -35,13 +39,13 @@ def slices(update: DataUpdate) -> Iterator[DataUpdate]:
         samples = sensor.samples
         start = 0
         while len(samples) - start > room:
-            yield DataUpdate({**sensors, name: SensorBatch(sensor.type, samples[start : start + room])})
+            yield DataUpdate({**sensors, name: SensorBatch(sensor.type, samples[start : start + room])}, SLICE)
             start += room
             sensors = {}
             room = SLICE
         sensors[name] = SensorBatch(sensor.type, samples[start:]) if start else sensor
         room -= len(samples) - start
-    yield DataUpdate(sensors)
+    yield DataUpdate(sensors, SLICE - room)
 
 
 class DaqProtocol(Protocol):
@@ -64,10 +68,12 @@ class DaqProtocol(Protocol):
         self._early = b""
         self._next: IDelayedCall | None = None
         self._left: tuple[list[DataUpdate], Iterator[Message]] = ([], iter(()))
+        #: When what is being read came: all of one read has one time.
+        self._arrival: datetime | None = None
         self._in_hurry = False
 
     def connectionMade(self) -> None:
-        prepare(self.transport)
+        prepare(self.transport, _READ_SIZE)
         self.peer = peer_of(self.transport)
         self._name_timeout = self._daq.reactor.callLater(NAME_TIMEOUT, self.refuse, "it said no name in time")
         self._daq.joined(self)
@@ -82,12 +88,13 @@ class DaqProtocol(Protocol):
             # Some transports give what they have read already.
             self._early += data
         elif not self.closing:
+            self._arrival = self._daq.clock.now()
             self._go_through(self._reader.feed(data))
 
     def _go_through(self, messages: Iterator[Message]) -> None:
         try:
             for message in messages:
-                if isinstance(message, DataUpdate):
+                if isinstance(message, DataUpdate) and message.size > SLICE:
                     pieces = slices(message)
                     self._received(next(pieces))
                     if self._put_off(list(pieces), messages):
@@ -117,6 +124,7 @@ class DaqProtocol(Protocol):
         pieces, messages = self._left
         self._next = None
         self.busy = False
+        self._arrival = self._daq.clock.now()
         self._received(pieces[0])
         if self._put_off(pieces[1:], messages) or self.closing:
             return
@@ -154,8 +162,8 @@ class DaqProtocol(Protocol):
             self._stop_waiting()
             self.machine = message.machine
             self._daq.named(self, message.machine)
-        elif self.machine is not None:
-            self._daq.message(self, self.machine, message)
+        elif self.machine is not None and self._arrival is not None:
+            self._daq.message(self, self.machine, message, self._arrival)
 
 
 class DaqFactory(Factory):
@@ -185,7 +193,7 @@ class DaqFactory(Factory):
     ) -> None:
         self.reactor = reactor
         self._bus = bus
-        self._clock = clock
+        self.clock = clock
         self._warnings = warnings
         self._max_frame_bytes = max_frame_bytes
         self._most = most
@@ -271,17 +279,18 @@ class DaqFactory(Factory):
         )
         self._bus.publish(Presence("machine", machine, connected=True))
 
-    def message(self, protocol: DaqProtocol, machine: str, message: Message) -> None:
+    def message(self, protocol: DaqProtocol, machine: str, message: Message, time: datetime) -> None:
         match message:
-            case DataUpdate(sensors=sensors) if self._admit(machine, sensors.keys()):
+            case DataUpdate(sensors=sensors, size=size):
+                if not self._admit(machine, sensors):
+                    self._drop(protocol, machine, "more sensors than daq.max_sensors or daq.max_machine_sensors")
+                    return
                 self._messages["DataUpdate"].inc()
-                self._samples.inc(sum(len(sensor.samples) for sensor in sensors.values()))
-                self._bus.publish(Batch(machine, sensors, self._clock.now()))
-            case DataUpdate():
-                self._drop(protocol, machine, "more sensors than daq.max_sensors or daq.max_machine_sensors")
+                self._samples.inc(size)
+                self._bus.publish(Batch(machine, sensors, time), time=time)
             case FaultDetect(score=score, threshold=threshold):
                 self._messages["FaultDetect"].inc()
-                self._bus.publish(Fault(machine, score, threshold, self._clock.now()))
+                self._bus.publish(Fault(machine, score, threshold, time), time=time)
             case Misshapen(reason=reason):
                 self._drop(protocol, machine, reason)
 
@@ -305,10 +314,12 @@ class DaqFactory(Factory):
             reason=reason,
         )
 
-    def _admit(self, machine: str, sensors: Iterable[str]) -> bool:
+    def _admit(self, machine: str, sensors: Mapping[str, object]) -> bool:
         """Take new sensors into account, unless they are too many."""
         known = self._machines[machine]
-        new = {sensor for sensor in sensors if sensor not in known}
+        if sensors.keys() <= known:
+            return True
+        new = sensors.keys() - known
         if self._sensors + len(new) > self._most_sensors or len(known) + len(new) > self._most_machine_sensors:
             return False
         known |= new

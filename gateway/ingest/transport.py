@@ -14,12 +14,15 @@ KEEP_ALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT",
 READ_SIZE: Final = 16 * 1024
 
 
-def prepare(transport: Any) -> None:
-    """Let the operating system probe a silent TCP peer, and read in small pieces; other transports are left alone."""
+def prepare(transport: Any, read_size: int = READ_SIZE) -> None:
+    """Let the operating system probe a silent TCP peer, and read in small pieces; other transports are left alone.
+
+    :param read_size: of a piece, in bytes.
+    """
     if not ITCPTransport.providedBy(transport):
         return
     transport.setTcpKeepAlive(True)
-    transport.bufferSize = READ_SIZE  # type: ignore[attr-defined]  # of every transport that is a file descriptor
+    transport.bufferSize = read_size  # type: ignore[attr-defined]  # of every transport that is a file descriptor
     # Twisted's TCP transports have it, though their interface does not say so.
     handle: socket.socket = transport.getHandle()  # type: ignore[attr-defined]  # see above
     for option, seconds in KEEP_ALIVE:

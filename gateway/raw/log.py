@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from gateway.bucket import MANY
 from gateway.clock import WallClock
 from gateway.counters import Counters
 from gateway.logs import LimitedLog
@@ -27,6 +28,9 @@ log = Logger()
 FLUSH_SECONDS: Final = 0.5
 _FLUSH_BYTES: Final = 64 * 1024
 
+#: About how long a line is.
+_LINE_BYTES: Final = 28
+
 #: What may wait in all for files that cannot be written, in bytes, an equal share for each; then the oldest lines of
 #: a file are lost, and counted.
 _WAITING_BYTES: Final = 32 * 1024 * 1024
@@ -35,16 +39,56 @@ _WAITING_BYTES: Final = 32 * 1024 * 1024
 _OPEN_FILES: Final = 256
 
 
-def sample_lines(samples: "array[float]", time: datetime) -> bytes:
-    """One line a sample: ``HH:MM:SS,<shortest decimal that reads back as the same double>``."""
+#: Samples of one second and sensor that are made lines of together.
+_TOGETHER: Final = 1024
+
+
+def add_lines(text: bytearray, prefix: bytes, samples: "array[float]") -> None:
+    """Append a line for each sample: a prefix, and the shortest decimal that reads back as the same double."""
     if not samples:
-        return b""
-    prefix = time.strftime("%H:%M:%S,").encode()
+        return
     # orjson writes the shortest digits, thirty times as fast as the csv module; it has no word but null for NaN.
-    text = orjson.dumps(samples.tolist())
-    if b"n" in text:
-        return b"".join(b"%s%s\n" % (prefix, repr(sample).encode()) for sample in samples)
-    return prefix + text[1:-1].replace(b",", b"\n" + prefix) + b"\n"
+    if len(samples) >= MANY:
+        from gateway.vectors import json_list
+
+        numbers = json_list(samples)
+    else:
+        numbers = orjson.dumps(samples.tolist())
+    if b"n" in numbers:
+        text += b"".join(b"%s%s\n" % (prefix, repr(sample).encode()) for sample in samples)
+        return
+    text += prefix
+    text += memoryview(numbers.replace(b",", b"\n" + prefix))[1:-1]
+    text += b"\n"
+
+
+class Lines:
+    """What waits for one file: lines, and behind them the samples of the present second, which are no lines yet.
+
+    So few samples come at a time that most of the work of making lines would be in the calls.
+    """
+
+    __slots__ = ("_prefix", "_samples", "_text")
+
+    def __init__(self) -> None:
+        self._text = bytearray()
+        self._prefix = b""
+        self._samples = array("d")
+
+    def add(self, prefix: bytes, samples: "array[float]") -> bool:
+        """Take samples that came in the second which a prefix names; whether many bytes wait."""
+        if prefix is not self._prefix or len(self._samples) >= _TOGETHER:
+            self.text()
+            self._prefix = prefix
+        self._samples += samples
+        return len(self._text) + _LINE_BYTES * len(self._samples) >= _FLUSH_BYTES
+
+    def text(self) -> bytearray:
+        """All of it as lines; what is written may be taken from its beginning."""
+        if self._samples:
+            add_lines(self._text, self._prefix, self._samples)
+            self._samples = array("d")
+        return self._text
 
 
 class RawLog(Service):
@@ -70,8 +114,13 @@ class RawLog(Service):
         self._is_known = is_known
         self._counters = counters
         self._warnings = LimitedLog(log, clock, counters)
-        #: By path: the lines that wait.
-        self._waiting: dict[str, bytearray] = {}
+        #: By path: what waits.
+        self._waiting: dict[str, Lines] = {}
+        #: When the last batch came, how lines of that second begin, and the day's files by machine and sensor.
+        self._arrival: datetime | None = None
+        self._prefix = b""
+        self._day = ""
+        self._paths: dict[tuple[str, str], str] = {}
         self._files: OrderedDict[str, int] = OrderedDict()
         self._flushing = LoopingCall(self.flush)
         self._flushing.clock = reactor
@@ -104,18 +153,32 @@ class RawLog(Service):
 
     def write(self, batch: Batch) -> None:
         """Take a batch; its lines reach the operating system within half a second."""
+        if batch.received_at is not self._arrival:
+            self._arrive(batch.received_at)
+        machine, paths, waiting = batch.machine, self._paths, self._waiting
         for name, sensor in batch.sensors.items():
-            lines = sample_lines(sensor.samples, batch.received_at)
-            if not lines:
+            if not sensor.samples:
                 continue
-            path = self.path(batch.machine, name, batch.received_at)
-            waiting = self._waiting.get(path)
-            if waiting is None:
-                waiting = self._waiting[path] = bytearray()
-            waiting += lines
+            path = paths.get((machine, name))
+            if path is None:
+                path = paths[machine, name] = self.path(machine, name, batch.received_at)
+            lines = waiting.get(path)
+            if lines is None:
+                lines = waiting[path] = Lines()
             # Lines that a kill leaves must not be there before their type is: the flush that is due gives it time.
-            if len(waiting) >= _FLUSH_BYTES and self._is_known(batch.machine, name):
+            if lines.add(self._prefix, sensor.samples) and self._is_known(machine, name):
                 self._flush(path)
+
+    def _arrive(self, time: datetime) -> None:
+        """Samples come at another time than the last."""
+        self._arrival = time
+        prefix = f"{time:%H:%M:%S},".encode()
+        if prefix != self._prefix:
+            self._prefix = prefix
+        day = f"{time:%Y%m%d}"
+        if day != self._day:
+            self._day = day
+            self._paths.clear()
 
     def flush(self) -> None:
         """Hand all lines to the operating system, as far as it takes them."""
@@ -123,7 +186,7 @@ class RawLog(Service):
             self._flush(path)
 
     def _flush(self, path: str) -> None:
-        waiting = self._waiting[path]
+        waiting = self._waiting[path].text()
         # A disk that takes a part of some lines is full.
         problem = os.strerror(errno.ENOSPC)
         try:

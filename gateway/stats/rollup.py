@@ -5,7 +5,6 @@ are read back from raw files after a kill go the same way and give the same figu
 """
 
 import contextlib
-import math
 from array import array
 from bisect import bisect_right
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from gateway.period import PERIODS, start_of
 
 #: Samples of a minute are summed so many at a time, counted from the minute's first. A sum so depends on the minute's
 #: samples only, not on how they were cut into messages, which no raw file tells.
-CHUNK: Final = 1024
+CHUNK: Final = 4096
 
 #: Periods that are made of others' rows, in the order of their ends.
 _LONGER: Final = PERIODS[1:]
@@ -41,9 +40,11 @@ class Ended:
 class _Sensor:
     """One sensor's open periods.
 
+    :ivar kind: its type, as it was said last.
     :ivar mode: ``ABS`` or ``REAL``.
     :ivar minute: the start of the open minute; ``None`` where it has no samples.
     :ivar samples: of the open minute, since its last whole chunk.
+    :ivar is_finite: whether all of these are.
     :ivar arrivals: from which of these on which time holds.
     :ivar in_minute: the minute's whole chunks.
     :ivar hour: the start of the open hour; ``None`` where no minute of it is over.
@@ -53,8 +54,10 @@ class _Sensor:
     machine: str
     name: str
     mode: str
+    kind: str | None = None
     minute: datetime | None = None
     samples: "array[float]" = field(default_factory=lambda: array("d"))
+    is_finite: bool = True
     arrivals: list[tuple[int, datetime]] = field(default_factory=list)
     in_minute: Bucket = field(default_factory=Bucket)
     hour: datetime | None = None
@@ -78,15 +81,19 @@ class Rollup:
 
     def add(self, batch: Batch) -> None:
         """Count the samples of a batch into the open periods; :meth:`advance` to its time comes first."""
-        for name, received in batch.sensors.items():
-            sensor = self._sensor(batch.machine, name, received.type)
-            samples = received.samples
+        machine, time = batch.machine, batch.received_at
+        for name, (kind, samples) in batch.sensors.items():
+            sensor = self._sensors.get((machine, name))
+            if sensor is None or sensor.kind != kind:
+                sensor = self._sensor(machine, name, kind)
             if samples:
-                if not math.isfinite(sum(samples)):
-                    self.left_out += len(samples) - len(finite(samples))
+                kept = finite(samples)
+                if kept is not samples:
+                    sensor.is_finite = False
+                    self.left_out += len(samples) - len(kept)
                 if sensor.minute is None:
-                    sensor.minute = _minute_of(batch.received_at)
-                self._count(sensor, batch.received_at, samples)
+                    sensor.minute = _minute_of(time)
+                self._count(sensor, time, samples)
 
     def replay(self, machine: str, sensor: str, time: datetime, samples: "array[float]") -> Ended:
         """Count samples of one sensor that came earlier, in the order in which they came.
@@ -99,6 +106,7 @@ class Rollup:
         if its.minute is None or minute != its.minute or minute.fold != its.minute.fold:
             self._end(its, _starts(minute), ended)
             its.minute = minute
+        its.is_finite = its.is_finite and finite(samples) is samples
         self._count(its, time, samples)
         return ended
 
@@ -131,17 +139,19 @@ class Rollup:
         if sensor is None:
             sensor = self._sensors[machine, name] = _Sensor(machine, name, "REAL")
         if kind is not None:
+            sensor.kind = kind
             sensor.mode = self._modes.get(kind.lower(), "REAL")
         return sensor
 
     def _count(self, sensor: _Sensor, time: datetime, samples: "array[float]") -> None:
-        sensor.arrivals.append((len(sensor.samples), time))
+        arrivals = sensor.arrivals
+        if not arrivals or arrivals[-1][1] is not time:
+            arrivals.append((len(sensor.samples), time))
         sensor.samples += samples
-        whole = len(sensor.samples) // CHUNK * CHUNK
-        if whole:
+        if len(sensor.samples) >= CHUNK:
+            whole = len(sensor.samples) // CHUNK * CHUNK
             for begin in range(0, whole, CHUNK):
                 self._sum(sensor, begin, begin + CHUNK)
-            arrivals = sensor.arrivals
             first = bisect_right(arrivals, whole, key=_index_of) - 1
             del sensor.samples[:whole]
             sensor.arrivals = (
@@ -152,7 +162,7 @@ class Rollup:
         """Add some samples of the open minute to its bucket."""
         arrivals = sensor.arrivals
         chunk = sensor.samples[begin:end]
-        samples = finite(chunk)
+        samples = chunk if sensor.is_finite else finite(chunk)
         if not samples:
             return
 
@@ -187,6 +197,7 @@ class Rollup:
             self._sum(sensor, 0, len(sensor.samples))
             del sensor.samples[:]
             sensor.arrivals = []
+        sensor.is_finite = True
         sensor.minute = None
         bucket, sensor.in_minute = sensor.in_minute, Bucket()
         if not bucket.count:

@@ -63,6 +63,8 @@ class Statistics(Service):
         self._journal = journal
         self._store = store
         self._left_out = 0
+        #: When the last batch came: all those of one read have one time.
+        self._arrival: datetime | None = None
         self._ticking = LoopingCall(self._tick)
         self._ticking.clock = reactor
         bus.attach(Batch, "statistics", self._on_batch)
@@ -102,7 +104,9 @@ class Statistics(Service):
 
     def _on_batch(self, batch: Batch) -> None:
         # By its own time, which is its lines' too: a minute that ended since the last tick must not take it.
-        self._advance(batch.received_at)
+        if batch.received_at is not self._arrival:
+            self._arrival = batch.received_at
+            self._advance(batch.received_at)
         self._rollup.add(batch)
         left_out, self._left_out = self._rollup.left_out - self._left_out, self._rollup.left_out
         if left_out:

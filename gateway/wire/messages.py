@@ -3,7 +3,7 @@
 import math
 from array import array
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from gateway.model import SensorBatch, is_name
 from gateway.wire.values import Mapping, Sequence, Value
@@ -16,11 +16,11 @@ class Name:
     machine: str
 
 
-@dataclass(frozen=True, slots=True)
-class DataUpdate:
-    """Samples of one or more sensors."""
+class DataUpdate(NamedTuple):
+    """Samples of one or more sensors, and how many these are."""
 
     sensors: dict[str, SensorBatch]
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def _data_update(data: Value, size: int) -> Message:
                 return Misshapen("a sensor without a type or without a list of numbers")
     if samples > size + MAX_SHARED_SAMPLES:
         return Misshapen("more samples than the frame could hold")
-    return DataUpdate(sensors)
+    return DataUpdate(sensors, samples)
 
 
 def _is_type(text: str) -> bool:

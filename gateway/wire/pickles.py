@@ -11,7 +11,7 @@ import re
 import sys
 from array import array
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from gateway.wire.errors import WireError
 from gateway.wire.values import MAX_CONTAINERS, ODD, Mapping, Numbers, Sequence, Value
@@ -25,7 +25,6 @@ MAX_TEXT: Final = 1024
 #: An opcode, a sign, 1,000 digits, Python 2's ``L`` and the line end.
 _MAX_NUMBER_LINE: Final = 1004
 
-_FLOATS: Final = re.compile(rb"(?:G.{8})++", re.DOTALL)
 _DECIMAL: Final = rb"(?:F[-+0-9.eEinfa]{1,32}+|I(?!0[01]\n)[-+]?[0-9]{1,308}+|L[-+]?[0-9]{1,308}+L?)\n"
 # 309 digits may be a double, or beyond any.
 _HUGE: Final = re.compile(rb"[IL]([-+]?[0-9]{309,1000}+)L?\n")
@@ -35,6 +34,15 @@ _APPENDED: Final = re.compile(rb"(?:" + _DECIMAL + rb"a)++")
 _QUOTED: Final = re.compile(rb"(['\"])([ !#-&(-\[\]-~]*+)\1")
 _INTEGERS: Final = re.compile(rb"(?:K.|M.{2}|J.{4})++", re.DOTALL)
 
+
+_LITTLE_ENDIAN: Final = sys.byteorder == "little"
+
+#: Runs of doubles in one pickle that are kept track of; a message has one a sensor.
+_MOST_RUNS: Final = 1024
+
+#: Doubles that are looked at together: most runs are short, and the pickler writes at most 1,000 at a time.
+_GLANCE: Final = 64
+_STRETCH: Final = 1024
 
 #: By opcode: how many bytes its number, length or index takes.
 _WIDTHS: Final = {
@@ -53,11 +61,20 @@ _WIDTHS: Final = {
 }
 
 
+class Run(NamedTuple):
+    """Successive doubles: where they begin and end in the bytes that were handed in, and the array made of them."""
+
+    start: int
+    end: int
+    numbers: Numbers
+
+
 class PickleReader:
     """One pickle.
 
     :param limit: no text is longer than that many bytes.
     :ivar done: whether STOP was read; the pickle's value is then in ``value``.
+    :ivar runs: the runs of doubles, the first so many.
     """
 
     __slots__ = (
@@ -70,12 +87,14 @@ class PickleReader:
         "_skip",
         "_stack",
         "done",
+        "runs",
         "value",
     )
 
     def __init__(self, limit: int) -> None:
         self.done = False
         self.value: Value = ODD
+        self.runs: list[Run] = []
         self._limit = limit
         self._stack: list[Value] = []
         #: Where on the stack the innermost MARK stands; nothing may be taken from below it.
@@ -160,11 +179,13 @@ class PickleReader:
     # -- numbers
 
     def _floats(self, data: bytes, pos: int) -> int:
-        run = _FLOATS.match(data, pos)
-        if run is None:
-            return pos
-        self._push_numbers(_big_endian_doubles(run[0]))
-        return run.end()
+        end = pos + 9 * run_of_doubles(data, pos)
+        if end > pos:
+            numbers = doubles(data[pos:end])
+            if len(self.runs) < _MOST_RUNS:
+                self.runs.append(Run(pos, end, numbers))
+            self._push_numbers(numbers)
+        return end
 
     def _integers(self, data: bytes, pos: int) -> int:
         run = _INTEGERS.match(data, pos)
@@ -486,13 +507,28 @@ def _memo_index(data: bytes, pos: int) -> tuple[int, int]:
     return int(data[pos + 1 : end]), end + 1
 
 
-def _big_endian_doubles(run: bytes) -> Numbers:
-    # Each double stands behind its opcode.
+def run_of_doubles(data: bytes, pos: int) -> int:
+    """How many doubles (``G`` and eight bytes) stand one behind the other from ``pos`` on, all of them whole."""
+    count = 0
+    glance = _GLANCE
+    while True:
+        begin = pos + 9 * count
+        opcodes = data[begin : begin + 9 * glance : 9]
+        found = len(opcodes) - len(opcodes.lstrip(b"G"))
+        count += found
+        if found < glance:
+            # Of the last one the end may be missing.
+            return min(count, (len(data) - pos) // 9)
+        glance = _STRETCH
+
+
+def doubles(run: bytes) -> Numbers:
+    """The numbers of a run."""
+    # Each stands behind its opcode, the byte of its sign first.
     packed = bytearray(run)
     del packed[::9]
-    numbers = array("d")
-    numbers.frombytes(packed)
-    if sys.byteorder == "little":
+    numbers = array("d", packed)
+    if _LITTLE_ENDIAN:
         numbers.byteswap()
     return numbers
 

@@ -48,7 +48,11 @@ class Sequence:
     def extend(self, values: list[Value]) -> None:
         for value in values:
             if type(value) is array:
-                self.numbers.extend(value)
+                if self.numbers:
+                    self.numbers.extend(value)
+                else:
+                    # Nobody else has it.
+                    self.numbers = value
             else:
                 self.depth = max(self.depth, _depth_around(value))
                 self.others.append(value)

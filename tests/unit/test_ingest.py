@@ -302,7 +302,7 @@ class DaqTests(Ingest):
 
         for counts in ((), (0,), (10,), (11,), (3, 4), (9, 1, 1), (25, 0, 7), (10, 10), (1, 100)):
             whole = {f"s{index}": sensor(100 * index, count) for index, count in enumerate(counts)}
-            pieces = list(slices(DataUpdate(whole)))
+            pieces = list(slices(DataUpdate(whole, sum(map(len, (sensor.samples for sensor in whole.values()))))))
             joined: dict[str, array[float]] = {}
             for piece in pieces:
                 self.assertLessEqual(sum(len(its.samples) for its in piece.sensors.values()), 10)

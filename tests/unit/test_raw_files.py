@@ -6,7 +6,7 @@ import math
 import os
 from array import array
 from collections.abc import Sequence
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gateway.raw import files
 from gateway.raw.files import HEADER, LineClock, RawFile, Run
-from gateway.raw.log import sample_lines
+from gateway.raw.log import add_lines
 
 BERLIN = ZoneInfo("Europe/Berlin")
 DAY = date(2025, 12, 18)
@@ -101,7 +101,8 @@ def test_lines_of_the_old_server_end_with_cr_lf() -> None:
 
 def test_what_is_not_finite_reads_back() -> None:
     samples = array("d", [1.0, math.nan, math.inf, -math.inf, -0.0, 5e-324, 1.7976931348623157e308])
-    content = HEADER + sample_lines(samples, datetime(2025, 12, 18, 10, 11, 12, tzinfo=UTC))
+    content = bytearray(HEADER)
+    add_lines(content, b"10:11:12,", samples)
     (run,) = files.runs(io.BytesIO(content))
     assert run.samples.tobytes() == samples.tobytes()
 

@@ -134,7 +134,7 @@ class Gateway:
 
     def weigh(self, scale_id: str, kilograms: str = "1.25", **fields: Any) -> Reading:
         reading = Reading(scale_id, "ST", Decimal(kilograms), "gross", f"ST,+{kilograms} kg", self.clock.now())
-        reading = replace(reading, **fields)
+        reading = reading._replace(**fields)
         self.bus.publish(reading)
         return reading
 

@@ -15,7 +15,7 @@ from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from gateway.bucket import Bucket
+from gateway.bucket import MANY, Bucket
 from gateway.bus import Bus
 from gateway.clock import WallClock
 from gateway.counters import Counters
@@ -23,7 +23,7 @@ from gateway.live import Live
 from gateway.logs import LimitedLog
 from gateway.model import Batch, Entry, Fault, HourEnd, PeriodEnd, Presence, Reading, SensorBatch, Sighting, Update
 from gateway.raw import log as raw_log
-from gateway.raw.log import RawLog, sample_lines
+from gateway.raw.log import RawLog, add_lines
 from gateway.sequence import SequenceReserve
 from gateway.stats.rollup import Rollup
 from gateway.stats.statistics import Statistics
@@ -458,7 +458,12 @@ class RawLogTests(Parts):
 
     def test_every_double_reads_back(self) -> None:
         samples = array("d", [0.1, -0.0, 5e-324, 1.7976931348623157e308, 1e16, 1e22, 123456789.123456789, 3.0])
-        text = sample_lines(samples, self.clock.now())
+        self.reads_back(samples)
+        # Many are made text in another way.
+        self.reads_back(samples * MANY)
+
+    def reads_back(self, samples: "array[float]") -> None:
+        text = self.text_of(samples)
         read = array("d", [float(line.partition(b",")[2]) for line in text.splitlines()])
         self.assertEqual(read.tobytes(), samples.tobytes())
         # Shortest: no other text of fewer digits reads back, which is what repr promises.
@@ -467,9 +472,16 @@ class RawLogTests(Parts):
             self.assertLessEqual(len(digits), len(repr(sample)))
 
     def test_what_is_not_finite(self) -> None:
-        text = sample_lines(array("d", [1.0, float("nan"), float("inf"), float("-inf")]), self.clock.now())
-        self.assertEqual(text, b"10:11:00,1.0\n10:11:00,nan\n10:11:00,inf\n10:11:00,-inf\n")
-        self.assertEqual(sample_lines(array("d"), self.clock.now()), b"")
+        lines = b"10:11:00,1.0\n10:11:00,nan\n10:11:00,inf\n10:11:00,-inf\n"
+        samples = array("d", [1.0, float("nan"), float("inf"), float("-inf")])
+        self.assertEqual(self.text_of(samples), lines)
+        self.assertEqual(self.text_of(samples * MANY), lines * MANY)
+        self.assertEqual(self.text_of(array("d")), b"")
+
+    def text_of(self, samples: "array[float]") -> bytes:
+        text = bytearray()
+        add_lines(text, b"10:11:00,", samples)
+        return bytes(text)
 
     def test_the_end_of_a_file_is_after_all_that_came(self) -> None:
         now = self.clock.now()

@@ -1,0 +1,288 @@
+"""Pickles recognised by their shape: they must mean what the stack machine makes of them, in every respect."""
+
+import math
+import pickle
+import random
+import struct
+from array import array
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.wire import frames as frames_module
+from gateway.wire.frames import FrameReader
+from gateway.wire.messages import DataUpdate, message
+from gateway.wire.pickles import PickleReader
+from gateway.wire.shapes import Begun, Known, Shape
+from tests.unit.test_frames import NAME, Outcome, bytewise, cut, outcome, said
+
+QUIET = settings(max_examples=200, deadline=None, derandomize=True, database=None)
+
+LIMIT = 1_000_000
+
+#: Protocols that write doubles as BINFLOAT.
+BINARY = (1, 2, 3, 4, 5)
+
+
+def update(*counts: int, protocol: int = 4, kind: str = "VIB", seed: int = 1) -> bytes:
+    """A pickled message of sensors with so many samples each."""
+    chance = random.Random(seed)
+    data = {
+        f"vib{number}": {"type": kind, "data": [chance.gauss(0.0, 1.0) for _ in range(count)]}
+        for number, count in enumerate(counts)
+    }
+    return pickle.dumps(("DataUpdate", data), protocol)
+
+
+def update_of(*samples: list[Any]) -> bytes:
+    """A pickled message of sensors with these samples."""
+    data = {f"vib{number}": {"type": "VIB", "data": each} for number, each in enumerate(samples)}
+    return pickle.dumps(("DataUpdate", data))
+
+
+def shape_of(whole: bytes) -> Shape | None:
+    reader = PickleReader(len(whole))
+    assert reader.read(whole, 0) == len(whole)
+    read = message(reader.value, len(whole))
+    assert isinstance(read, DataUpdate)
+    return Shape.of(read, reader.runs, whole)
+
+
+def recognised(shape: Shape | None, whole: bytes) -> Any:
+    """What a shape makes of a message; it is all there."""
+    assert shape is not None
+    found = shape.read(whole + b"\0", 0, LIMIT)
+    if not isinstance(found, Known):
+        return found
+    assert found.end == len(whole) + 1
+    assert found.update.size == sum(len(sensor.samples) for sensor in found.update.sensors.values())
+    return said(found.update)
+
+
+def read_slowly(whole: bytes) -> Any:
+    """What the stack machine makes of it."""
+    reader = PickleReader(len(whole))
+    assert reader.read(whole, 0) == len(whole)
+    return said(message(reader.value, len(whole)))
+
+
+@pytest.fixture(params=BINARY)
+def protocol(request: pytest.FixtureRequest) -> Iterator[int]:
+    return request.param
+
+
+def test_other_samples_of_the_same_sensors(protocol: int) -> None:
+    # Protocol 1 appends a single number in another way.
+    shape = shape_of(update(30, 2, 65, protocol=protocol))
+    for counts in ((30, 2, 65), (30, 2, 65), (29, 3, 64), (1000, 128, 2), (64, 63, 66)):
+        whole = update(*counts, protocol=protocol, seed=2)
+        assert recognised(shape, whole) == read_slowly(whole)
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        (update(3, 4, kind="TEMP"), "a type"),
+        (update(3, 4, 5), "a sensor more"),
+        (update(3), "a sensor less"),
+        (update(3, 0), "none of one"),
+        (update(3, 1), "a single one, which is appended in another way"),
+        (update(3, 4, protocol=2), "a protocol"),
+        (update(3, 1001), "more than the pickler writes at a time"),
+        (update_of([1.5, 2], [1.0, 1.5]), "an int"),
+        (update_of([1.5, None], [1.0, 1.5]), "None"),
+        (pickle.dumps(("FaultDetect", {"score": 1.5, "threshold": 1.0})), "an event"),
+        (pickle.dumps(("name", "M")), "a name"),
+    ],
+)  # fmt: skip
+def test_what_differs_is_not_recognised(other: bytes, why: str) -> None:
+    assert recognised(shape_of(update(3, 4)), other) is None, why
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"v": {"type": "VIB", "data": []}},
+        {},
+        {"v": {"type": "VIB", "data": [1.5, 2.5], "more": 1.5}},
+        {"v": {"type": "VIB", "data": [1, 2]}},
+        {"v": {"type": "VIB", "data": [1.5, 2, 3.5]}},
+        {"v": {"type": "VIB", "data": [1.5] * 1001}},
+    ],
+    ids=str,
+)
+def test_what_has_no_shape(data: Any) -> None:
+    assert shape_of(pickle.dumps(("DataUpdate", data))) is None
+
+
+def number(value: float) -> bytes:
+    return b"G" + struct.pack(">d", value)
+
+
+def by_hand(data: bytes) -> bytes:
+    """A message whose dict of sensors is built by some instructions."""
+    return b"\x80\x02X\x0a\x00\x00\x00DataUpdate" + data + b"\x86."
+
+
+A, B, TYPE, DATA, VIB = (b"X" + struct.pack("<I", len(text)) + text for text in (b"a", b"b", b"type", b"data", b"VIB"))
+
+
+def test_runs_that_stand_in_another_order_than_their_sensors() -> None:
+    def run(value: float, index: bytes) -> bytes:
+        return b"](" + number(value) + number(value) + b"eq" + index
+
+    begin, more, end = b"}(" + TYPE + VIB, b"X\x01\0\0\0x", b"u"
+    straight = b"}(" + A + begin + DATA + run(1.0, b"\1") + end + B + begin + DATA + run(2.0, b"\2") + end + b"u"
+    assert shape_of(by_hand(straight)) is not None
+    # The second sensor's samples stand, by the way, in the first.
+    crossed = b"}(" + A + begin + more + run(1.0, b"\1") + DATA + run(2.0, b"\2") + end
+    crossed += B + begin + DATA + b"h\1" + end + b"u"
+    assert read_slowly(by_hand(crossed))[1][1] == ("b", "VIB", ["1.0", "1.0"])
+    assert shape_of(by_hand(crossed)) is None
+    # Two sensors share one list.
+    shared = b"}(" + A + begin + DATA + run(1.0, b"\1") + end + B + begin + DATA + b"h\1" + end + b"u"
+    assert shape_of(by_hand(shared)) is None
+
+
+def test_a_key_that_comes_twice() -> None:
+    sensor = b"}(" + TYPE + VIB + DATA + b"](" + number(1.0) + number(1.5) + b"eu"
+    assert shape_of(by_hand(b"}(" + A + sensor + B + sensor + b"u")) is not None
+    assert shape_of(by_hand(b"}(" + A + sensor + A + sensor + b"u")) is None
+
+
+def test_a_number_that_was_put_into_the_memo_and_comes_again() -> None:
+    run = b"](" + number(1.0) + number(1.5)
+    sensor = b"}(" + TYPE + VIB + DATA
+    assert shape_of(by_hand(b"}(" + A + sensor + run + b"q\1eu" + b"u")) is not None
+    # The list is longer than its run.
+    assert shape_of(by_hand(b"}(" + A + sensor + run + b"q\1h\1eu" + b"u")) is None
+
+
+doubles = st.lists(
+    st.lists(st.floats(width=64) | st.sampled_from([math.nan, math.inf, -0.0, 5e-324]), min_size=2, max_size=100),
+    min_size=1,
+    max_size=5,
+)
+
+
+@given(st.lists(doubles, min_size=1, max_size=6), st.sampled_from(BINARY), st.lists(st.integers(0, 10_000)))
+@QUIET
+def test_a_connection_means_the_same_with_shapes_and_without(
+    sent: list[list[list[float]]], protocol: int, places: list[int]
+) -> None:
+    stream = NAME + b"".join(
+        pickle.dumps(
+            ("DataUpdate", {f"s{index}": {"type": "VIB", "data": data} for index, data in enumerate(sensors)}), protocol
+        )
+        + (b"\0", b"\\o")[number % 2]
+        for number, sensors in enumerate(sent)
+    )
+    expected = without_shapes([stream])
+    assert outcome([stream]) == expected
+    assert outcome(cut(stream, places)) == expected
+    assert outcome(bytewise(stream)) == expected
+
+
+@given(st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=3), st.lists(st.integers(0, 2000)))
+@QUIET
+def test_changed_bytes_mean_the_same_with_shapes_and_without(changes: list[tuple[int, int]], places: list[int]) -> None:
+    known = update(5, 3) + b"\\o"
+    changed = bytearray(known)
+    for place, value in changes:
+        changed[place % len(changed)] = value
+    stream = NAME + known + bytes(changed) + known
+    expected = without_shapes([stream])
+    assert outcome([stream]) == expected
+    assert outcome(cut(stream, places)) == expected
+
+
+def without_shapes(pieces: list[bytes]) -> Outcome:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frames_module, "_MOST_TRIES", 0)
+        return outcome(pieces)
+
+
+def test_each_message_but_the_first_is_recognised_however_it_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = b"".join(update(30, 40, seed=seed) + b"\\o" for seed in range(20))
+    for pieces in ([stream], bytewise(stream), cut(stream, range(0, len(stream), 100))):
+        reader = FrameReader()
+        assert len(list(reader.feed(NAME + update(30, 40) + b"\\o"))) == 2
+        with monkeypatch.context() as patch:
+            patch.setattr(frames_module, "PickleReader", _no_more)
+            assert sum(len(list(reader.feed(piece))) for piece in pieces) == 20
+
+
+def test_a_message_that_comes_in_pieces_is_known_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = FrameReader()
+    for piece in bytewise(NAME + update(30, 40) + b"\\o"):
+        list(reader.feed(piece))
+    monkeypatch.setattr(frames_module, "PickleReader", _no_more)
+    assert len(list(reader.feed(update(31, 39) + b"\\o"))) == 1
+
+
+def test_several_kinds_of_messages_are_known_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = [update(3, kind=kind) + b"\\o" for kind in ("VIB", "TEMP", "X", "Y")]
+    reader = FrameReader()
+    list(reader.feed(NAME + b"".join(kinds)))
+    monkeypatch.setattr(frames_module, "PickleReader", _no_more)
+    assert len(list(reader.feed(b"".join(kinds * 3)))) == 12
+
+
+def _no_more(limit: int) -> PickleReader:
+    raise AssertionError("it is read instruction by instruction")
+
+
+def test_what_never_has_a_shape_is_not_gone_through_twice_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    class Counted(PickleReader):
+        def __init__(self, limit: int) -> None:
+            made.append(limit)
+            super().__init__(limit)
+
+    monkeypatch.setattr(frames_module, "PickleReader", Counted)
+    reader = FrameReader()
+    ints = pickle.dumps(("DataUpdate", {"v": {"type": "VIB", "data": [1, 2, 3]}})) + b"\0"
+    assert len(list(reader.feed(NAME + ints * 100))) == 101
+    assert len(made) == 101 + frames_module._MOST_TRIES
+
+
+def test_shapes_are_bounded() -> None:
+    reader = FrameReader()
+    list(reader.feed(NAME))
+    for number in range(100):
+        wide = {f"{number} {index}": {"type": "VIB", "data": [1.5, 2.5]} for index in range(300)}
+        list(reader.feed(pickle.dumps(("DataUpdate", wide)) + b"\0"))
+    assert 0 < sum(shape.size for shape in reader._shapes) <= frames_module._MOST_SHAPE_BYTES
+
+
+def test_a_length_that_is_a_lie_holds_nothing_up() -> None:
+    whole = bytearray(update(5, 6))
+    whole[3:11] = struct.pack("<Q", 60_000)
+    reader = FrameReader()
+    assert len(list(reader.feed(NAME + update(5, 6) + b"\0"))) == 2
+    assert len(list(reader.feed(bytes(whole) + b"\0"))) == 1
+
+
+def test_a_recognised_frame_is_no_larger_than_any() -> None:
+    limit = len(update(10)) + 2
+    reader = FrameReader(limit)
+    assert len(list(reader.feed(NAME + (update(10) + b"\\o") * 2))) == 3
+    with pytest.raises(Exception, match="more than"):
+        list(reader.feed(update(11) + b"\\o"))
+
+
+def test_what_is_begun_goes_on_where_it_stopped() -> None:
+    whole = update(50, 60) + b"\0"
+    shape = shape_of(whole[:-1])
+    assert shape is not None
+    begun = shape.read(whole[:600], 0, LIMIT)
+    assert isinstance(begun, Begun)
+    assert list(begun.sensors) == ["vib0"]
+    known = shape.read(whole, 0, LIMIT, begun)
+    assert isinstance(known, Known)
+    assert said(known.update) == read_slowly(whole[:-1])
+    assert all(isinstance(sensor.samples, array) for sensor in known.update.sensors.values())
