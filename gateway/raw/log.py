@@ -1,7 +1,9 @@
 """Raw samples in CSV files: ``data/<machine>/YYYYMMDD_<sensor>.csv``."""
 
 import errno
+import itertools
 import os
+import resource
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable
@@ -23,10 +25,13 @@ from gateway.raw.files import HEADER
 
 log = Logger()
 
-#: Lines are handed to the operating system at least every so many seconds, and once so many bytes of a sensor wait
-#: whose type is kept.
-FLUSH_SECONDS: Final = 0.5
+#: Lines are handed to the operating system when they have waited so many seconds, and once so many bytes of a sensor
+#: wait whose type is kept.
+FLUSH_SECONDS: Final = 0.4
 _FLUSH_BYTES: Final = 64 * 1024
+
+#: How often that is looked at, in seconds: those of many sensors go one after the other, as they came.
+_LOOK_SECONDS: Final = 0.1
 
 #: About how long a line is.
 _LINE_BYTES: Final = 28
@@ -35,8 +40,9 @@ _LINE_BYTES: Final = 28
 #: a file are lost, and counted.
 _WAITING_BYTES: Final = 32 * 1024 * 1024
 
-#: Files that are held open.
-_OPEN_FILES: Final = 256
+#: Files that are held open at most, and the share of those that the process may open: the rest are connections.
+_OPEN_FILES: Final = 4096
+_OPEN_SHARE: Final = 4
 
 
 #: Samples of one second and sensor that are made lines of together.
@@ -66,11 +72,14 @@ class Lines:
     """What waits for one file: lines, and behind them the samples of the present second, which are no lines yet.
 
     So few samples come at a time that most of the work of making lines would be in the calls.
+
+    :ivar since: when the first of it came, or could not be written, by the reactor's clock.
     """
 
-    __slots__ = ("_prefix", "_samples", "_text")
+    __slots__ = ("_prefix", "_samples", "_text", "since")
 
-    def __init__(self) -> None:
+    def __init__(self, since: float) -> None:
+        self.since = since
         self._text = bytearray()
         self._prefix = b""
         self._samples = array("d")
@@ -110,24 +119,29 @@ class RawLog(Service):
         is_known: Callable[[str, str], bool],
     ) -> None:
         self.problem: str | None = None
+        self._reactor = reactor
         self._directory = directory
         self._is_known = is_known
         self._counters = counters
         self._warnings = LimitedLog(log, clock, counters)
-        #: By path: what waits.
+        #: By path: what waits, the oldest first.
         self._waiting: dict[str, Lines] = {}
+        #: Of these, what could not be written.
+        self._failing: set[str] = set()
         #: When the last batch came, how lines of that second begin, and the day's files by machine and sensor.
         self._arrival: datetime | None = None
         self._prefix = b""
         self._day = ""
         self._paths: dict[tuple[str, str], str] = {}
         self._files: OrderedDict[str, int] = OrderedDict()
-        self._flushing = LoopingCall(self.flush)
+        self._most_files = _OPEN_FILES
+        self._flushing = LoopingCall(self._look)
         self._flushing.clock = reactor
 
     def startService(self) -> None:
         super().startService()
-        self._flushing.start(FLUSH_SECONDS, now=False)
+        self._most_files = min(_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _OPEN_SHARE)
+        self._flushing.start(_LOOK_SECONDS, now=False)
 
     def stopService(self) -> None:
         super().stopService()
@@ -164,7 +178,7 @@ class RawLog(Service):
                 path = paths[machine, name] = self.path(machine, name, batch.received_at)
             lines = waiting.get(path)
             if lines is None:
-                lines = waiting[path] = Lines()
+                lines = waiting[path] = Lines(self._reactor.seconds())
             # Lines that a kill leaves must not be there before their type is: the flush that is due gives it time.
             if lines.add(self._prefix, sensor.samples) and self._is_known(machine, name):
                 self._flush(path)
@@ -179,6 +193,15 @@ class RawLog(Service):
         if day != self._day:
             self._day = day
             self._paths.clear()
+            self.flush()
+            for path in list(self._files):
+                self._close(path)
+
+    def _look(self) -> None:
+        """Hand those lines to the operating system whose time has come."""
+        due = self._reactor.seconds() - FLUSH_SECONDS
+        for path in [path for path, _ in itertools.takewhile(lambda item: item[1].since <= due, self._waiting.items())]:
+            self._flush(path)
 
     def flush(self) -> None:
         """Hand all lines to the operating system, as far as it takes them."""
@@ -186,7 +209,8 @@ class RawLog(Service):
             self._flush(path)
 
     def _flush(self, path: str) -> None:
-        waiting = self._waiting[path].text()
+        lines = self._waiting.pop(path)
+        waiting = lines.text()
         # A disk that takes a part of some lines is full.
         problem = os.strerror(errno.ENOSPC)
         try:
@@ -195,10 +219,13 @@ class RawLog(Service):
             problem = error.strerror or str(error)
             self._close(path)
         if waiting:
+            lines.since = self._reactor.seconds()
+            self._waiting[path] = lines
+            self._failing.add(path)
             self._failed(waiting, problem)
             return
-        del self._waiting[path]
-        if self.problem is not None and not self._waiting:
+        self._failing.discard(path)
+        if self.problem is not None and not self._failing:
             self.problem = None
             log.info("raw samples can be written again")
 
@@ -230,7 +257,7 @@ class RawLog(Service):
             os.close(file)
             raise
         self._files[path] = file
-        if len(self._files) > _OPEN_FILES:
+        if len(self._files) > self._most_files:
             os.close(self._files.popitem(last=False)[1])
         return file
 

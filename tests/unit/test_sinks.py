@@ -348,6 +348,38 @@ class RawLogTests(Parts):
         self.assertEqual(self.lines(), ["time,data", "23:59:59,1.0"])
         self.assertEqual(self.lines("20251219_v.csv"), ["time,data", "00:00:00,2.0"])
 
+    def test_the_files_of_yesterday_are_closed(self) -> None:
+        self.reactor.rightNow = datetime(2025, 12, 18, 23, 59, 59, tzinfo=UTC).timestamp()
+        for number in range(20):
+            self.bus.publish(self.batch("M", f"v{number}", 1.0))
+        self.reactor.advance(0.5)
+        many = len(os.listdir("/proc/self/fd"))
+        self.reactor.advance(0.5)
+        self.bus.publish(self.batch("M", "v", 2.0))
+        self.assertLessEqual(len(os.listdir("/proc/self/fd")), many - 19)
+
+    def test_each_sensor_waits_for_its_own_time(self) -> None:
+        self.bus.publish(self.batch("M", "v", 1.0))
+        self.reactor.advance(0.3)
+        self.bus.publish(self.batch("M", "w", 2.0))
+        self.reactor.advance(0.2)
+        self.assertEqual(len(self.lines()), 2)
+        self.assertFalse((self.folder / "M" / "20251218_w.csv").exists())
+        self.reactor.advance(0.3)
+        self.assertEqual(len(self.lines("20251218_w.csv")), 2)
+
+    def test_a_problem_is_over_though_other_lines_wait(self) -> None:
+        (self.folder / "M").write_bytes(b"in the way")
+        self.bus.publish(self.batch("M", "v", 1.0))
+        self.reactor.advance(0.5)
+        self.assertIsNotNone(self.rawlog.problem)
+        (self.folder / "M").unlink()
+        self.reactor.advance(0.3)
+        self.bus.publish(self.batch("M", "w", 2.0))
+        self.reactor.advance(0.2)
+        self.assertIsNone(self.rawlog.problem)
+        self.assertFalse((self.folder / "M" / "20251218_w.csv").exists())
+
     def test_a_file_goes_on_and_a_torn_last_line_goes(self) -> None:
         (self.folder / "M").mkdir()
         for before, kept in (
@@ -447,7 +479,7 @@ class RawLogTests(Parts):
         self.assertEqual(len(self.lines()), 30_002)
 
     def test_more_files_than_are_held_open(self) -> None:
-        self.patch(raw_log, "_OPEN_FILES", 3)
+        self.rawlog._most_files = 3
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(2):
             for number in range(20):
