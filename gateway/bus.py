@@ -34,18 +34,28 @@ class Event:
     :ivar time: when it was published.
     """
 
-    __slots__ = ("_text", "frames", "record", "seq", "time", "topic", "weight")
+    __slots__ = ("_frames", "_text", "record", "seq", "time", "weight")
+
+    #: Where its backlog keeps what it is counted as.
+    weight: int
 
     def __init__(self, seq: int, record: Record, time: datetime) -> None:
         self.seq = seq
         self.record = record
         self.time = time
-        self.topic = record.topic
-        #: Where its backlog keeps what it is counted as.
-        self.weight = 0
         self._text: bytes | None = None
-        #: Where the stream keeps the event framed, by the window of its compression.
-        self.frames: dict[int, bytes] = {}
+        self._frames: dict[int, bytes] | None = None
+
+    @property
+    def topic(self) -> str:
+        return self.record.topic
+
+    @property
+    def frames(self) -> dict[int, bytes]:
+        """Where the stream keeps the event framed, by the window of its compression."""
+        if self._frames is None:
+            self._frames = {}
+        return self._frames
 
     def text(self) -> bytes:
         """The event as JSON; encoded once, and only if somebody asks."""
@@ -268,12 +278,14 @@ class Backlog:
 
         :param weight: about how many bytes of memory it holds, where these are bounded.
         """
-        event.weight = weight
         self._events.append(event)
+        if self._most_bytes is None:
+            if len(self._events) > self._most:
+                self.forgotten = self._events.popleft().seq
+            return
+        event.weight = weight
         self._bytes += weight
-        while len(self._events) > self._most or (
-            self._most_bytes is not None and self._bytes > self._most_bytes and len(self._events) > 1
-        ):
+        while len(self._events) > self._most or (self._bytes > self._most_bytes and len(self._events) > 1):
             oldest = self._events.popleft()
             self._bytes -= oldest.weight
             self.forgotten = oldest.seq

@@ -20,7 +20,7 @@ from gateway.ingest.transport import peer_of, prepare
 from gateway.logs import LimitedLog, shown
 from gateway.model import Presence, Reading
 from gateway.wire.errors import WireError
-from gateway.wire.scale import parse_line
+from gateway.wire.scale import ScaleLine, parse_line, read_lines
 
 log = Logger()
 
@@ -42,41 +42,37 @@ class ScaleLineProtocol(LineReceiver):
     transport: Any
 
     def __init__(self, scale: "ScaleFactory", peer: str = "") -> None:
+        self.peer = peer
         self._scale = scale
-        self._peer = peer
         #: In a line that is too long, up to its end.
         self._skipping = False
-        #: What followed the beginning of a line that is too long.
-        self._behind = b""
 
     def connectionMade(self) -> None:
         prepare(self.transport)
-        self._peer = self._peer or peer_of(self.transport)
+        self.peer = self.peer or peer_of(self.transport)
         self._scale.joined(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._scale.left(self)
 
     def dataReceived(self, data: bytes) -> None:
-        # CR LF and CR end a line as LF does; the blank line that a folded CR LF leaves is skipped with the others.
-        data = data.replace(b"\r", b"\n")
-        while data:
-            if self._skipping:
-                _, end, data = data.partition(b"\n")
-                if not end:
-                    return
-                self._skipping = False
-            super().dataReceived(data)
-            data, self._behind = self._behind, b""
+        if self._skipping:
+            _, end, data = data.replace(b"\r", b"\n").partition(b"\n")
+            if not end:
+                return
+            self._skipping = False
+        data = self.clearLineBuffer() + data
+        end_of_lines = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
+        if end_of_lines:
+            self._scale.lines(self, data[:end_of_lines])
+        # LineReceiver takes lines out of its buffer one by one, which costs more than to read them. So it only gets
+        # what is no whole line yet, to keep it and to see to its length.
+        if end_of_lines < len(data):
+            super().dataReceived(data[end_of_lines:])
 
     def lineLengthExceeded(self, line: bytes) -> None:
         self._skipping = True
-        self._behind = line
-        self._scale.overlong(self._peer, line)
-
-    def lineReceived(self, line: bytes) -> None:
-        if line.strip():
-            self._scale.line(self._peer, line)
+        self._scale.overlong(self.peer, line)
 
 
 class ScaleFactory(Factory):
@@ -128,7 +124,28 @@ class ScaleFactory(Factory):
         if not self._open:
             self._bus.publish(Presence("scale", self.scale_id, connected=False))
 
-    def line(self, peer: str, line: bytes) -> None:
+    def lines(self, protocol: ScaleLineProtocol, data: bytes) -> None:
+        """Take the whole lines of one read of a connection, as far as it is not being closed."""
+        transport = protocol.transport
+        # What was read together has come together.
+        now = self._clock.now()
+        for found in read_lines(data):
+            if transport.disconnecting:
+                return
+            says = self._parse(protocol.peer, found) if isinstance(found, bytes) else found
+            if says is not None:
+                status, weight, kind, raw = says
+                self._readings[status].inc()
+                self._bus.publish(Reading(self.scale_id, status, weight, kind, raw, now), time=now)
+
+    def _parse(self, peer: str, line: bytes) -> ScaleLine | None:
+        """What a line says; one that says nothing is counted and logged."""
+        if len(line) > MAX_LINE:
+            self.overlong(peer, line)
+            return None
+        # A blank line is nothing at all.
+        if not line.strip():
+            return None
         try:
             found = parse_line(line)
         except WireError as error:
@@ -141,11 +158,10 @@ class ScaleFactory(Factory):
                 error=error,
                 line=shown(line),
             )
-            return
-        self._readings[found.status].inc()
+            return None
         if found.status == "OL":
             self._warnings.warn(f"OL {self.scale_id}", "scale {scale_id}: overload", scale_id=self.scale_id)
-        self._bus.publish(Reading(self.scale_id, found.status, found.weight, found.kind, found.raw, self._clock.now()))
+        return found
 
     def overlong(self, peer: str, line: bytes) -> None:
         self._overlong.inc()

@@ -131,7 +131,6 @@ class RawLog(Service):
         #: When the last batch came, how lines of that second begin, and the day's files by machine and sensor.
         self._arrival: datetime | None = None
         self._prefix = b""
-        self._day = ""
         self._paths: dict[tuple[str, str], str] = {}
         self._files: OrderedDict[str, int] = OrderedDict()
         self._most_files = _OPEN_FILES
@@ -185,15 +184,13 @@ class RawLog(Service):
 
     def _arrive(self, time: datetime) -> None:
         """Samples come at another time than the last."""
-        self._arrival = time
-        prefix = f"{time:%H:%M:%S},".encode()
-        if prefix != self._prefix:
-            self._prefix = prefix
-        day = f"{time:%Y%m%d}"
-        if day != self._day:
-            self._day = day
-            self._paths.clear()
+        before, self._arrival = self._arrival, time
+        if before is not None and time.replace(microsecond=0) == before.replace(microsecond=0):
+            return
+        self._prefix = f"{time:%H:%M:%S},".encode()
+        if before is None or time.date() != before.date():
             self.flush()
+            self._paths.clear()
             for path in list(self._files):
                 self._close(path)
 

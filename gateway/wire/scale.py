@@ -6,9 +6,9 @@ add blanks, an underscore before the unit, an address (``@23``), framing bytes o
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
 from decimal import Decimal, localcontext
-from typing import Final
+from typing import Final, NamedTuple, TypeAlias
 
 from gateway.wire.errors import WireError
 
@@ -42,9 +42,14 @@ _OVERLOAD: Final = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 
+# What most scales send always is a part of _WEIGHT: gross, in kilograms, and too short to be too heavy. Any other line,
+# the last group, goes the long way. Latin-1 makes every byte one character, so that a line can be had back as it was.
+_LINES: Final = re.compile(
+    r"(?:((ST|US) ?, ?([+-]?[0-9]{1,7}+(?:\.[0-9]{1,9}+)?+) {0,9}+_?kg)|([^\r\n]*+))(?:\r\n?+|\n)"
+)
 
-@dataclass(frozen=True, slots=True)
-class ScaleLine:
+
+class ScaleLine(NamedTuple):
     """What one line says.
 
     :ivar status: ``ST`` stable, ``US`` unstable, ``OL`` overload.
@@ -59,9 +64,27 @@ class ScaleLine:
     raw: str
 
 
+#: The fields of a :class:`ScaleLine`.
+Fields: TypeAlias = tuple[str, Decimal | None, str, str]
+
+
 def text_of(line: bytes) -> str:
     """The line as it is kept: UTF-8 with replacement, control characters left out, stripped."""
     return _CONTROLS.sub("", line.decode("utf-8", "replace")).strip()
+
+
+def read_lines(data: bytes) -> Iterator[Fields | bytes]:
+    """Lines with their ends (CR LF, LF, CR): what each says or, where that is not plain, the line without its end.
+
+    For a plain line it is what :func:`parse_line` gives, at a fifth of the cost.
+    """
+    for raw, status, digits, line in _LINES.findall(data.decode("latin-1")):
+        if raw:
+            weight = Decimal(digits)
+            # Scales show -0.00.
+            yield status, weight if weight else weight.copy_abs(), "gross", raw
+        else:
+            yield line.encode("latin-1")
 
 
 def parse_line(line: bytes) -> ScaleLine:

@@ -1,6 +1,7 @@
 """Protocols of scales and DAQ programs on a transport in memory, with a clock of the tests'."""
 
 import pickle
+import random
 from array import array
 from datetime import UTC
 from typing import Any
@@ -21,6 +22,7 @@ from gateway.ingest.scale import MAX_LINE, ScaleFactory, SerialLine, SerialServi
 from gateway.logs import LimitedLog
 from gateway.model import Batch, Fault, Presence, Reading, SensorBatch
 from gateway.wire.messages import DataUpdate
+from gateway.wire.scale import parse_line
 
 
 class Lines:
@@ -124,6 +126,64 @@ class ScaleTests(Ingest):
         self.assertEqual(len(self.log.lines), 5)
         self.assertIn("b'bad line, of more than fifty bytes, which nobody w'...", self.log.lines[0])
         self.assertIn("192.168.1.1:54321", self.log.lines[0])
+
+    def test_however_a_stream_is_cut_it_says_the_same(self) -> None:
+        chance = random.Random(1)
+        good = [b"ST,+%d.50 kg" % number for number in range(20)] + [b" US , NT , -1 _KG ", b"\x02OL,+9E+19 kg\x03"]
+        bad = [b"ST,+1 pc", b"x" * MAX_LINE, b"\xff\x85", b"GET /"]
+        long = [b"y" * (MAX_LINE + 1), b"ST,+1" + b" " * MAX_LINE + b"kg", b"z" * 5000]
+        blank = [b"", b" \t "]
+        lines = chance.choices([*good, *bad, *long, *blank], k=300)
+        stream = b"".join(line + chance.choice((b"\r\n", b"\n", b"\r", b"\n\r")) for line in lines) + b"ST,+7 kg"
+        says = [parse_line(line) for line in lines if line in good]
+        cuttings = [[stream], [stream[at : at + 1] for at in range(len(stream))]]
+        for longest in (2, 10, 100, 1500, 20_000):
+            pieces = []
+            at = 0
+            while at < len(stream):
+                pieces.append(stream[at : at + chance.randint(1, longest)])
+                at += len(pieces[-1])
+            cuttings.append(pieces)
+        for pieces in cuttings:
+            self.assertEqual(b"".join(pieces), stream)
+            self.records.clear()
+            rejected = self.counters.scale_rejected.labels("dock")._value.get()
+            overlong = self.counters.scale_overlong.labels("dock")._value.get()
+            protocol, _ = self.connect(self.factory)
+            for piece in pieces:
+                protocol.dataReceived(piece)
+            self.lose(protocol)
+            found = [record for record in self.records if isinstance(record, Reading)]
+            self.assertEqual([(each.status, each.weight, each.kind, each.raw) for each in found], says)
+            self.assertEqual(
+                self.counters.scale_rejected.labels("dock")._value.get() - rejected,
+                sum(line in bad for line in lines),
+            )
+            self.assertEqual(
+                self.counters.scale_overlong.labels("dock")._value.get() - overlong,
+                sum(line in long for line in lines),
+            )
+        for status in ("ST", "US", "OL"):
+            counted = self.counters.scale_readings.labels("dock", status).value
+            self.assertEqual(counted, len(cuttings) * sum(line.status == status for line in says), status)
+
+    def test_what_is_behind_the_line_that_closes_a_connection_is_not_read(self) -> None:
+        protocol, transport = self.connect(self.factory)
+        self.bus.attach(Reading, "closes", lambda reading: self.factory.close() if reading.weight == 2 else None)
+        protocol.dataReceived(b"ST,+1 kg\nST,+2 kg\nST,+3 kg\nST,+4")
+        protocol.dataReceived(b" kg\nST,+5 kg\n")
+        self.assertTrue(transport.disconnecting)
+        self.assertEqual(self.weights(), [1.0, 2.0])
+
+    def test_a_reading_came_when_its_line_ended(self) -> None:
+        protocol, _ = self.connect(self.factory)
+        for data in (b"ST,+1 kg\nST,+2", b" kg\nST,+3 kg\n", b"ST,+4 kg\n"):
+            protocol.dataReceived(data)
+            self.reactor.advance(1)
+        times = [record.received_at.timestamp() for record in self.records if isinstance(record, Reading)]
+        self.assertEqual(times, [0.0, 1.0, 1.0, 2.0])
+        (events,) = [self.bus.missed(1, frozenset({("scale", "dock")}))]
+        self.assertEqual([event.time.timestamp() for event in events], times)
 
 
 class SerialTests(Ingest):

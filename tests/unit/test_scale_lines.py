@@ -1,5 +1,6 @@
 """Lines of scales: what each must parse to, and that nothing but a reading or a WireError ever comes out."""
 
+import itertools
 import subprocess
 import sys
 import unicodedata
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.wire.errors import WireError
-from gateway.wire.scale import HEAVIEST_KG, KILOGRAMS, ScaleLine, parse_line, text_of
+from gateway.wire.scale import HEAVIEST_KG, KILOGRAMS, ScaleLine, parse_line, read_lines, text_of
 
 CASES = Path(__file__).parent.parent / "cases" / "scale" / "lines.tsv"
 
@@ -246,6 +247,96 @@ def test_framing_bytes_change_no_reading(line: bytes, controls: list[tuple[int, 
     assert parse_line(noisy) == parse_line(line)
 
 
+#: Lines as most scales send them, which are read many at a time.
+PLAIN = [
+    b"ST,+00012.34 kg",
+    b"ST , +000053.26 _kg",
+    b"US,-00000.05 kg",
+    b"US , -000012.3 _kg",
+    b"ST,+0000150 kg",
+    b"ST,+00000.00 kg",
+    b"ST,-00000.00 kg",
+    b"ST,9999999.999999999  kg",
+]
+
+#: What a line is put together from: first what is plain, then what only some scales send and what none does.
+PARTS = [
+    ["", " ", "\x02", "@23", "@"],
+    ["ST", "US", "OL", "st", "Us", "SU", ""],
+    [",", " , ", " ,", ", ", "  ,  ", "", ",,", ",NT,", ",GS , "],
+    ["+", "-", "", "+ ", "--"],
+    ["00053", "0", "0000000", "9999999", "99999999", "000000000000001", "0000000000000001", "", "\u0665"],
+    [".26", "", ".0", ".995", ".999999999", ".9999999999", ".", ",5", "..5"],
+    [" ", "", "  ", " " * 9, " " * 10, "\t"],
+    ["", "_", "__", "_ "],
+    ["kg", "KG", "Kg", "g", "lb", "kgs", "\u212ag", ""],
+    ["", " ", "\x03", "\x85", "\xff"],
+]
+
+#: Plain lines in which any two parts are others.
+NEARLY_PLAIN = list(
+    dict.fromkeys(
+        "".join({first: one, second: other}.get(place, parts[0]) for place, parts in enumerate(PARTS)).encode()
+        for first, second in itertools.combinations(range(len(PARTS)), 2)
+        for one in PARTS[first]
+        for other in PARTS[second]
+    )
+)
+
+LINE_ENDS = st.sampled_from([b"\r\n", b"\n", b"\r"])
+
+
+def exactly(line: tuple[str, Decimal | None, str, str]) -> tuple[object, ...]:
+    """A line so that 1.0 is not 1.00 and -0 is not 0."""
+    status, weight, kind, raw = line
+    return status, None if weight is None else weight.as_tuple(), kind, raw
+
+
+def agree(line: bytes, found: tuple[str, Decimal | None, str, str] | bytes) -> bool:
+    """Whether what is found of a line is itself or what it says."""
+    return found == line if isinstance(found, bytes) else exactly(found) == exactly(parse_line(line))
+
+
+def test_what_is_nearly_plain_says_the_same() -> None:
+    data = b"".join(line + b"\n" for line in NEARLY_PLAIN)
+    found = list(read_lines(data))
+    differ = [line for line, says in zip(NEARLY_PLAIN, found, strict=True) if not agree(line, says)]
+    assert differ == []
+    # Lines of both kinds were among them.
+    assert 100 < sum(isinstance(says, bytes) for says in found) < len(found) - 100
+
+
+@QUIET
+@given(st.lists(st.tuples(st.sampled_from(PLAIN + NEARLY_PLAIN), LINE_ENDS), max_size=5))
+def test_many_lines_at_a_time_say_what_each_says(lines: list[tuple[bytes, bytes]]) -> None:
+    data = b"".join(line + end for line, end in lines)
+    found = list(read_lines(data))
+    # A blank line may begin with the LF of a CR that is none of its own; bytes.splitlines knows the same three ends.
+    assert len(found) == len(data.splitlines())
+    assert all(agree(line, says) for line, says in zip(data.splitlines(), found, strict=True))
+
+
+@QUIET
+@given(st.binary(max_size=200))
+def test_what_is_not_plain_comes_back_as_it_was(data: bytes) -> None:
+    assert list(read_lines(data + b"\n")) == (data + b"\n").splitlines()
+
+
+@pytest.mark.parametrize("line", PLAIN)
+def test_plain_lines_take_the_short_way(line: bytes) -> None:
+    (found,) = read_lines(line + b"\r\n")
+    assert not isinstance(found, bytes)
+    assert exactly(found) == exactly(parse_line(line))
+
+
+@pytest.mark.parametrize(("line", "expected"), ROWS, ids=[repr(line)[:60] for line, _ in ROWS])
+def test_case_among_others(line: bytes, expected: list[str]) -> None:
+    before, found, after = read_lines(b"ST,+1 kg\r" + line + b"\r\nUS,+2 kg\n")
+    assert (before, after) == (("ST", Decimal(1), "gross", "ST,+1 kg"), ("US", Decimal(2), "gross", "US,+2 kg"))
+    assert agree(line, found)
+    assert isinstance(found, bytes) or expected != ["reject"]
+
+
 BLANK_LINES = [
     start + " " * (1024 - len(start) - len(end)) + end
     for start in ("ST,", "ST", "US,NT,+", "ST,1", "OL", "OL,", "OL,+", "OL,NT,", "OL,9", "@23OL , ")
@@ -254,10 +345,11 @@ BLANK_LINES = [
 
 PARSE_ALL = """
 import resource, sys
-from gateway.wire.scale import WireError, parse_line
+from gateway.wire.scale import WireError, parse_line, read_lines
 resource.setrlimit(resource.RLIMIT_CPU, (5, 6))
 for line in sys.stdin.read().split("\\n"):
     print(repr(line[:12]), flush=True)
+    list(read_lines(line.encode() + b"\\n"))
     try:
         parse_line(line.encode())
     except WireError:
