@@ -24,12 +24,18 @@ from pydantic_core import PydanticCustomError
 
 from gateway.model import is_name
 
-#: The old scale gateway's environment variables, and the keys that they override.
+#: Environment variables, and the keys that they override: the old scale gateway's, and what differs where several
+#: processes are run by one file.
 ENVIRONMENT: Final = {
     "SCALE_GATEWAY_LISTEN_HOST": ("scale", "host"),
     "SCALE_GATEWAY_LISTEN_PORT": ("scale", "port"),
     "SCALE_GATEWAY_IDLE_TIMEOUT_SEC": ("scale", "idle_timeout_sec"),
+    "CYNOW_GATEWAY_NAME": ("gateway", "name"),
+    "CYNOW_GATEWAY_OWN_PORT": ("server", "own_port"),
 }
+
+#: Kinds of endpoints that several processes may listen on at a time.
+_SHAREABLE: Final = ("tcp:", "tcp6:", "systemd:")
 
 
 def _no_bool(value: object) -> object:
@@ -76,6 +82,8 @@ class Server(_Section):
     port: Port = 8080
     tcp_port: Port = 8082
     cors_origins: tuple[str, ...] = ()
+    share_ports: bool = False
+    own_port: Port | None = None
 
 
 class Scale(_Section):
@@ -292,9 +300,30 @@ def load(
         settings = Settings.model_validate(tree, context=check_line)
     except ValidationError as error:
         problems += [_problem(item, from_environment) for item in error.errors()]
+    else:
+        problems += _sharing_problems(settings)
     if problems:
         raise ConfigError(problems)
     return settings
+
+
+def _sharing_problems(settings: Settings) -> list[Problem]:
+    """What keeps several processes from sharing the ports."""
+    if not settings.server.share_ports:
+        return []
+    problems = []
+    if settings.database.url is None:
+        # Each would have commits and statistics of its own, and hear nothing of the others.
+        problems.append(Problem("server.share_ports", "processes that share ports share a database too: database.url"))
+    for scale_id, line in settings.scales.items():
+        key = f"scales.{scale_id}"
+        if line.connect is not None:
+            problems.append(Problem(f"{key}.connect", "with server.share_ports each process would dial it"))
+        elif line.serial is not None:
+            problems.append(Problem(f"{key}.serial", "with server.share_ports each process would open it"))
+        elif not (line.listen or "").startswith(_SHAREABLE):
+            problems.append(Problem(f"{key}.listen", f"with server.share_ports it begins with {', '.join(_SHAREABLE)}"))
+    return problems
 
 
 class _Loader(yaml.SafeLoader):

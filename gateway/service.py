@@ -22,6 +22,7 @@ from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
 from gateway.logs import HeldObserver
+from gateway.ports import SharedPort
 
 log = Logger()
 
@@ -56,10 +57,10 @@ class Listener:
         self._what = what
         self._endpoint = endpoint
         self._factory = factory
-        self._port: IListeningPort | None = None
+        self._port: IListeningPort | SharedPort | None = None
 
     def listen(self) -> None:
-        """Listen from now on; who connects waits until :meth:`accept`.
+        """Have the port from now on; who connects waits until :meth:`accept`, or goes to who shares the port.
 
         :raises StartError: the port cannot be had.
         """
@@ -68,18 +69,21 @@ class Listener:
         if failures:
             raise StartError(f"{self._what}: {_cannot_listen(failures[0].value)}")
 
-    def _listening(self, port: IListeningPort) -> None:
+    def _listening(self, port: IListeningPort | SharedPort) -> None:
         self._port = port
         if isinstance(port, FileDescriptor):
             port.stopReading()
         address = port.getHost()
         where = f"{address.host}:{address.port}" if isinstance(address, IPv4Address | IPv6Address) else str(address)
-        log.info("{what}: listening on {where}", what=self._what, where=where)
+        what = "shares" if isinstance(port, SharedPort) else "listening on"
+        log.info("{key}: {what} {where}", key=self._what, what=what, where=where)
 
     def accept(self) -> None:
         """Take who waits, and who comes."""
         if isinstance(self._port, FileDescriptor):
             self._port.startReading()
+        elif isinstance(self._port, SharedPort):
+            self._port.startListening()
 
     def stop(self) -> "Deferred[None] | None":
         """Take no more connections."""

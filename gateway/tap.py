@@ -3,12 +3,14 @@
 What imports the reactor is imported in :func:`makeService` only: ``twistd`` reads this module before it has chosen one.
 """
 
+import gc
 import os
 import platform
 import sys
 import threading
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -82,6 +84,16 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     :param options: read already.
     :param reactor: ``twistd`` hands none in, and means the installed one.
     """
+    # What is made now lives as long as the process: looking for garbage in it is a tenth of the start.
+    gc.disable()
+    try:
+        return _gateway(options, reactor)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _gateway(options: Options, reactor: Any) -> IService:
     if reactor is None:
         from twisted.internet import reactor
     from twisted.internet.endpoints import clientFromString, serverFromString
@@ -89,8 +101,6 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     from twisted.logger import Logger
     from twisted.web.resource import IResource
 
-    from gateway.alert.firebase import connect_firebase
-    from gateway.alert.push import PushAlert
     from gateway.bus import Bus
     from gateway.clock import WallClock, zone_named
     from gateway.counters import Counters
@@ -99,7 +109,8 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     from gateway.live import Live
     from gateway.lock import DirectoryInUse, DirectoryLock
     from gateway.logs import HeldObserver, LimitedLog, observer
-    from gateway.model import Batch
+    from gateway.model import Batch, Presence
+    from gateway.ports import Sharing
     from gateway.raw.log import RawLog
     from gateway.raw.retention import Retention
     from gateway.recovery import Recovery, recover
@@ -107,7 +118,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     from gateway.service import Gateway, Listener, StartError
     from gateway.stats.rollup import Rollup
     from gateway.stats.statistics import Statistics
-    from gateway.store.interface import Store, StoreUnavailable
+    from gateway.store.interface import SEQ_BLOCK, Store, StoreUnavailable
     from gateway.store.sqlite import SqliteStore
     from gateway.threads import pool_of
     from gateway.web.asyncapi import AsyncApiResource
@@ -149,11 +160,12 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     database = settings.database
     store: Store
     relays: list[IService] = []
+    spool: Any = None
     if database.url is None:
         store = SqliteStore(reactor, clock, counters, database_path)
         database_problems: Callable[[], list[str]] = list
     else:
-        store, relay, database_problems = _on_server(
+        store, relay, database_problems, spool = _on_server(
             reactor, settings, database.url, database_path, bus, live, clock, counters
         )
         relays.append(relay)
@@ -180,6 +192,13 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     rollup = new_rollup()
     statistics = Statistics(reactor, bus, clock, counters, rollup, rawlog, writer.add)
     bus.attach(Batch, rawlog.name, rawlog.write)
+
+    def warm_up(presence: Presence) -> None:
+        # It takes a twentieth of a second: better in a thread, before the first sensor has many samples.
+        if presence.source == "machine" and "gateway.vectors" not in sys.modules:
+            reactor.callInThread(import_module, "gateway.vectors")
+
+    bus.attach(Presence, "vectors", warm_up)
     data = settings.data
     retention = Retention(
         reactor,
@@ -197,6 +216,9 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     if settings.fcm.cred_path is None:
         Logger("gateway.alert").warn("push messages are off: fcm.cred_path is not set")
     else:
+        from gateway.alert.firebase import connect_firebase
+        from gateway.alert.push import PushAlert
+
         connect = partial(connect_firebase, os.path.join(below, settings.fcm.cred_path))
         parts.append(PushAlert(reactor, bus, clock, counters, settings.fcm.timeout, connect))
 
@@ -227,7 +249,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         settings.default_scale(),
         {scale_id: line.commit_max_age_sec for scale_id, line in lines.items()},
         settings.scale.commit_max_age_sec,
-    ).app.resource()
+    ).resource()
     machine_api = MachineApi(reactor, clock, data_path, file_pool, rawlog.flush).app.resource()
     words: dict[str, IResource] = {
         "api": Root({"v1": Root({"machines": machine_api}, scale_api)}, scale_api),
@@ -249,17 +271,21 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     site = GatewaySite(reactor, Root(words, status), traffic, counters, limits.connections)
 
     server = settings.server
+    ports: Any = Sharing(reactor) if server.share_ports else reactor
     listeners = [
-        Listener("server.port", serverFromString(reactor, tcp_endpoint(server.host, server.port)), site),
-        Listener("server.tcp_port", serverFromString(reactor, tcp_endpoint(server.host, server.tcp_port)), daq),
+        Listener("server.port", serverFromString(ports, tcp_endpoint(server.host, server.port)), site),
+        Listener("server.tcp_port", serverFromString(ports, tcp_endpoint(server.host, server.tcp_port)), daq),
     ]
+    if server.own_port is not None:
+        own = serverFromString(reactor, tcp_endpoint(server.host, server.own_port))
+        listeners.append(Listener("server.own_port", own, site))
     scale_factories = []
     for scale_id, line in lines.items():
         factory = ScaleFactory(scale_id, bus, clock, counters, warnings, limits.connections)
         scale_factories.append(factory)
         if line.listen is not None:
             key = f"scales.{scale_id}" if settings.scales else "scale.port"
-            listeners.append(Listener(key, serverFromString(reactor, line.listen), factory))
+            listeners.append(Listener(key, serverFromString(ports, line.listen), factory))
         elif line.connect is not None:
             parts.append(dialled(clientFromString(reactor, line.connect), factory, reactor))
         else:
@@ -294,6 +320,12 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         recovery = Recovery(data_path, clock.zone, rollup, new_rollup, lambda: not gateway.running)
         in_thread = partial(deferToThreadPool, reactor, file_pool)
         lacking[:] = sorted(await recover(recovery, in_thread, store, live, writer, clock))
+        if server.share_ports:
+            # A client comes back with its last number to any of the processes, and none may take another's for its own.
+            first = _first_number(spool.identity)
+            if store.first_seq < first:
+                await store.reserve(first + SEQ_BLOCK)
+                bus.number_from(first, SequenceReserve(store).used)
 
     async def close_store() -> None:
         # Nobody waits any more for what is being read.
@@ -324,8 +356,8 @@ def makeService(options: Options, reactor: Any = None) -> IService:
 
 def _on_server(
     reactor: Any, settings: Settings, url: str, database_path: str, bus: Any, live: Any, clock: Any, counters: Any
-) -> tuple[Any, IService, Callable[[], list[str]]]:
-    """The store on PostgreSQL, what crosses between gateways there, and what does not work of it.
+) -> tuple[Any, IService, Callable[[], list[str]], Any]:
+    """The store on PostgreSQL, what crosses between gateways there, what does not work of it, and the spool.
 
     Imported only where it is configured: it takes 6 MB.
     """
@@ -349,7 +381,17 @@ def _on_server(
         unheard = [] if relay.problem is None else [f"other gateways are not heard: {relay.problem}"]
         return store.problems or unheard
 
-    return store, relay, problems
+    return store, relay, problems, spool
+
+
+def _first_number(identity: str) -> int:
+    """Where a process begins to number its events, far from the others that share its ports.
+
+    There are 2**32 numbers from each beginning to the next, and all are below 2**52: JavaScript counts to 2**53.
+
+    :param identity: of the spool, in hexadecimal digits.
+    """
+    return (1 + int(identity, 16) % (2**20 - 1)) << 32
 
 
 def _given(value: float | None) -> float:

@@ -34,16 +34,18 @@ def binaries() -> Path:
 class Server:
     """A server on a free port of the loopback, with its files in memory where there is room for that.
 
+    :param on_disk: its files are on the disk, and it waits for that.
+
     :ivar url: of its database ``postgres``; the password is no secret, and nothing may log it.
     """
 
     password = "geheim%2Fwort"
 
-    def __init__(self, bin_folder: Path | None = None) -> None:
+    def __init__(self, bin_folder: Path | None = None, *, on_disk: bool = False) -> None:
         self._bin = bin_folder or binaries()
         # PostgreSQL refuses to run as root.
         self._user = _other_user() if os.geteuid() == 0 else None
-        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        memory = "/dev/shm" if not on_disk and os.access("/dev/shm", os.W_OK) else None
         self.folder = Path(tempfile.mkdtemp(prefix="cynow-postgres-", dir=memory))
         if self._user is not None:
             shutil.chown(self.folder, self._user)

@@ -1,7 +1,7 @@
 """How answers look: JSON, errors in one form."""
 
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import orjson
 from klein import Klein
@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 #: When a client may try again after the store could not take a request, in seconds.
 RETRY_AFTER = 2
+
+_PHRASES: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 _MESSAGES = {
     "invalid_json": "JSON 파싱 실패",
@@ -58,9 +60,14 @@ class Refusal(Exception):
 
 def answer(request: Request, value: Any, status: int = 200) -> bytes:
     """A JSON answer."""
+    return encoded_answer(request, orjson.dumps(value), status)
+
+
+def encoded_answer(request: Request, text: bytes, status: int = 200) -> bytes:
+    """A JSON answer, as text."""
     # Twisted knows no words for the younger codes.
-    request.setResponseCode(status, HTTPStatus(status).phrase.encode())
-    return body(request, orjson.dumps(value), b"application/json")
+    request.setResponseCode(status, _PHRASES[status])
+    return body(request, text, b"application/json")
 
 
 def body(request: Request, content: bytes, content_type: bytes) -> bytes:
@@ -77,19 +84,22 @@ def refuse(request: Request, refusal: Refusal) -> bytes:
     return answer(request, {"ok": False, "error": refusal.error, "message": refusal.message}, refusal.status)
 
 
+def failed(request: Request, failure: Failure) -> bytes:
+    """The answer to a request whose work has failed."""
+    error = failure.value
+    if isinstance(error, Refusal):
+        return refuse(request, error)
+    if isinstance(error, StoreUnavailable):
+        log.warn("the store is unavailable: {error}", error=error)
+        return refuse(request, Refusal(503, "store_unavailable"))
+    log.failure("a request failed: {method} {path}", failure, method=request.method, path=request.path)
+    return refuse(request, Refusal(500, "internal_error"))
+
+
 def handle_errors(app: Klein) -> None:
     """Let an app answer every error in the one form."""
 
     # Any: Klein hands in the failures of the named exceptions only, and our own requests, which its types cannot say.
-    @app.handle_errors(Refusal)
-    def _refused(self: Any, request: Any, failure: Any) -> bytes:
-        return refuse(request, failure.value)
-
-    @app.handle_errors(StoreUnavailable)
-    def _unavailable(self: Any, request: Any, failure: Any) -> bytes:
-        log.warn("the store is unavailable: {error}", error=failure.value)
-        return refuse(request, Refusal(503, "store_unavailable"))
-
     @app.handle_errors(MethodNotAllowed)
     def _method(self: Any, request: Any, failure: Any) -> bytes:
         allowed = sorted(set(failure.value.valid_methods or ()))
@@ -102,8 +112,7 @@ def handle_errors(app: Klein) -> None:
 
     @app.handle_errors(Exception)
     def _failed(self: Any, request: Any, failure: Any) -> bytes:
-        log.failure("a request failed: {method} {path}", failure, method=request.method, path=request.path)
-        return refuse(request, Refusal(500, "internal_error"))
+        return failed(request, failure)
 
 
 def shielded(work: "Deferred[T]") -> "Deferred[T]":

@@ -11,14 +11,16 @@ from klein import Klein
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.web.http import Request
+from twisted.web.resource import IResource
 
 from gateway.bus import Bus
 from gateway.clock import WallClock
 from gateway.counters import Counters
 from gateway.live import Live
-from gateway.model import CommitEntry
+from gateway.model import CommitEntry, Reading
 from gateway.store.interface import IdempotencyConflict, IdempotencyKey, Store, StoreUnavailable
-from gateway.web.answers import Refusal, answer, argument, handle_errors, shielded
+from gateway.web.answers import Refusal, answer, argument, encoded_answer, handle_errors, shielded
+from gateway.web.direct import DirectFirst
 
 log = Logger()
 
@@ -119,6 +121,13 @@ class ScaleApi:
         self._default_scale = default_scale
         self._commit_max_age = commit_max_age
         self._others_max_age = others_max_age
+        #: By scale: the last reading that was asked for and the answer's text, fresh and stale.
+        self._texts: dict[str, tuple[Reading, tuple[bytes, bytes]]] = {}
+
+    def resource(self) -> IResource:
+        """What answers."""
+        routes = {(b"GET", b"scale-gateway/latest"): self.latest, (b"POST", b"scale-gateway/commit"): self.begin_commit}
+        return DirectFirst(routes, self.app.resource())
 
     @app.route("/scale-gateway/latest/", methods=["GET"], strict_slashes=False)
     def latest(self, request: Request) -> bytes:
@@ -126,13 +135,18 @@ class ScaleApi:
         reading = self._live.latest(scale_id)
         if reading is None:
             raise Refusal(404, "no_data")
-        body = reading.payload()
-        del body["kind"]
-        return answer(request, {"ok": True, **body, "stale": self._live.is_stale(scale_id)})
+        known = self._texts.get(scale_id)
+        if known is None or known[0] is not reading:
+            self._texts[scale_id] = known = reading, _latest_texts(reading)
+        return encoded_answer(request, known[1][self._live.is_stale(scale_id)])
 
     @app.route("/scale-gateway/commit/", methods=["POST"], strict_slashes=False)
     def commit(self, request: Request) -> "Deferred[bytes]":
-        return shielded(Deferred.fromCoroutine(self._commit(request)))
+        return shielded(self.begin_commit(request))
+
+    def begin_commit(self, request: Request) -> "Deferred[bytes]":
+        """A commit that goes on whether its client waits or not."""
+        return Deferred.fromCoroutine(self._commit(request))
 
     async def _commit(self, request: Request) -> bytes:
         try:
@@ -192,6 +206,13 @@ class ScaleApi:
         if not self._live.has_scale(scale_id):
             raise Refusal(404, "unknown_scale")
         return scale_id
+
+
+def _latest_texts(reading: Reading) -> tuple[bytes, bytes]:
+    """The answer's JSON while the reading is fresh, and once it is stale."""
+    fields = {"ok": True, **reading.payload()}
+    del fields["kind"]
+    return orjson.dumps({**fields, "stale": False}), orjson.dumps({**fields, "stale": True})
 
 
 def _body(request: Request) -> bytes:

@@ -7,21 +7,18 @@ from urllib.parse import unquote_to_bytes
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IReactorTime
-from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel
+from twisted.web.http import parse_qs
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request, Site
 
 from gateway.counters import Counters
 from gateway.logs import LimitedLog, shown
 from gateway.web.answers import Refusal, refuse
+from gateway.web.channel import GatewayChannel
 
 #: A body beyond its bound is read no further than this, in bytes; up to there it gets its answer in peace.
 _PATIENCE: Final = 8 * 1024 * 1024
-
-#: What is read of a connection before the others have their turn, in bytes.
-_READ_SIZE: Final = 8 * 1024
 
 #: Answers that tell of no mistake: there is no weight yet, it is too old, the path is a WebSocket's.
 _EXPECTED: Final = frozenset({404, 409, 426})
@@ -69,7 +66,6 @@ class Traffic:
 
     def began(self, request: "GatewayRequest") -> None:
         self._in_flight.add(request)
-        request.notifyFinish().addBoth(lambda _: self.ended(request))
 
     def ended(self, request: "GatewayRequest") -> None:
         """A request is answered, its client has left, or its connection has become something else."""
@@ -94,7 +90,7 @@ class GatewayRequest(Request):
 
     channel: Any
 
-    def __init__(self, traffic: Traffic, channel: HTTPChannel, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, traffic: Traffic, channel: GatewayChannel, *args: Any, **kwargs: Any) -> None:
         super().__init__(channel, *args, **kwargs)
         self._traffic = traffic
         self._body = 0
@@ -105,6 +101,21 @@ class GatewayRequest(Request):
             super().handleContentChunk(data)
         elif self._body > self._traffic.max_body + _PATIENCE:
             self.channel.loseConnection()
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        # Twisted's also reads a body as a form where its type may be one's, and takes longer for the type of a commit
+        # than for the rest of it.
+        self.method, self.uri, self.clientproto = command, path, version
+        self.path, _, query = path.partition(b"?")
+        self.args = parse_qs(query, True) if query else {}
+        if self.content is not None:
+            self.content.seek(0)
+        self.process()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nobody waits for its answer any more."""
+        return getattr(self, "channel", None) is None
 
     def process(self) -> None:
         self._traffic.began(self)
@@ -119,9 +130,19 @@ class GatewayRequest(Request):
         else:
             super().process()
 
+    def write(self, data: bytes) -> None:
+        super().write(data)
+        if self.channel is not None:
+            self.channel.send_head()
+
     def finish(self) -> None:
         self._traffic.answered(self)
         super().finish()
+        self._traffic.ended(self)
+
+    def connectionLost(self, reason: Failure) -> None:
+        super().connectionLost(reason)
+        self._traffic.ended(self)
 
     def is_admitted(self) -> bool:
         """Whether its page may open a WebSocket: none, one of ours, or one of a configured origin.
@@ -165,30 +186,6 @@ class GatewayRequest(Request):
             self.setHeader(b"access-control-allow-headers", _ALLOWED_HEADERS)
             self.setHeader(b"access-control-max-age", b"600")
         return True
-
-
-class GatewayChannel(HTTPChannel):
-    """One HTTP connection, counted by its site until it is lost or has become something else."""
-
-    counted = False
-    site: "GatewaySite"
-    transport: Any
-
-    def connectionMade(self) -> None:
-        self.counted = True
-        # Few requests of a client that sends many at once are answered before it is another's turn.
-        self.transport.bufferSize = _READ_SIZE
-        super().connectionMade()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self.leave()
-        super().connectionLost(reason)
-
-    def leave(self) -> None:
-        """Be an HTTP connection no more."""
-        if self.counted:
-            self.counted = False
-            self.site.left()
 
 
 class GatewaySite(Site):
@@ -243,6 +240,8 @@ class Root(Resource):
 
 
 def _is_utf8(path: bytes) -> bool:
+    if b"%" not in path and path.isascii():
+        return True
     try:
         unquote_to_bytes(path).decode("utf-8")
     except UnicodeDecodeError:

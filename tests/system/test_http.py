@@ -1,12 +1,14 @@
 """What holds for every answer, on a real daemon."""
 
 import json
+import re
 import socket
+import threading
 from pathlib import Path
 
 import pytest
 
-from tests.daemon import Daemon, running
+from tests.daemon import Daemon, running, until
 
 PAGE = "https://plant.example"
 
@@ -143,3 +145,117 @@ def test_a_wrong_request_is_logged_with_its_peer_and_without_its_query(daemon: D
     assert "127.0.0.1" in lines[0]
     assert "422" in lines[0]
     assert "SECRET-QUERY" not in daemon.log()
+
+
+def exchange(daemon: Daemon, head: str, body: str = "") -> str:
+    """What is answered on a connection of its own up to its end, without the date."""
+    client = daemon.scale(daemon.port)
+    length = f"Content-Length: {len(body)}\r\n" if body else ""
+    client.sendall(f"{head}\r\nHost: x\r\nConnection: close\r\nOrigin: {PAGE}\r\n{length}\r\n{body}".encode())
+    answer = b""
+    while piece := client.recv(65536):
+        answer += piece
+    client.close()
+    return re.sub(r"\r\nDate: [^\r]+", "", answer.decode())
+
+
+#: What is answered beside Klein, and what only looks like it; and the status once there is a weight.
+DIRECT = [
+    ("GET", "scale-gateway/latest/", 200),
+    ("GET", "scale-gateway/latest", 200),
+    ("GET", "scale-gateway/latest/?scale_id=default", 200),
+    ("GET", "scale-gateway/latest/?scale_id=", 200),
+    ("GET", "scale-gateway/latest/?scale_id=none&scale_id=default", 200),
+    ("GET", "scale-gateway/latest/?scale_id=default&scale_id=none", 404),
+    ("GET", "scale-gateway/latest?scale_id=%ec%a0%80", 404),
+    ("GET", "scale-gateway/latest?scale_id=%ff", 404),
+    ("GET", "scale%2Dgateway/lat%65st/", 200),
+    ("GET", "scale-gateway%2Flatest", 200),
+    ("GET", "scale-gateway/latest//", 200),
+    ("GET", "scale-gateway/latest/more", 404),
+    ("GET", "scale-gateway/latest/%00", 404),
+    ("GET", "scale-gateway/Latest", 404),
+    ("GET", "scale-gateway/%ff", 400),
+    ("GET", "scale-gateway", 404),
+    ("HEAD", "scale-gateway/latest/", 200),
+    ("HEAD", "scale-gateway/latest?scale_id=none", 404),
+    ("POST", "scale-gateway/latest/", 405),
+    ("DELETE", "scale-gateway/latest/", 405),
+    ("OPTIONS", "scale-gateway/latest/", 405),
+    ("get", "scale-gateway/latest/", 200),
+    ("GET", "scale-gateway/commit/", 405),
+    ("PUT", "scale-gateway/commit/", 405),
+    ("PUT", "scale-gateway/commit", 404),
+    ("POST", "scale-gateway/commit/", 400),
+    ("POST", "scale-gateway/commit/more", 404),
+]
+
+
+@pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/1.0"])
+@pytest.mark.parametrize("weight", [False, True])
+def test_what_is_answered_beside_klein_is_answered_the_same(tmp_path: Path, weight: bool, version: str) -> None:
+    """Two slashes are a path that only Klein knows."""
+    with running(tmp_path, server={"cors_origins": [PAGE]}, scale={"idle_timeout_sec": 3600}) as daemon:
+        if weight:
+            daemon.weigh(b"ST , +000053.26 _kg")
+            until(daemon.latest_is(53.26), "the weight")
+        for method, path, status in DIRECT:
+            answer = exchange(daemon, f"{method} /api/{path} {version}")
+            assert answer == exchange(daemon, f"{method} /api//{path} {version}"), path
+            if status == 200 and not weight:
+                status = 404
+            assert answer.startswith(f"{version} {status} "), (method, path, answer)
+            assert f"\r\nAccess-Control-Allow-Origin: {PAGE}\r\n" in answer
+            assert ("\r\nAllow: " in answer) == (status == 405)
+
+
+def test_a_commit_beside_klein_is_answered_the_same(tmp_path: Path) -> None:
+    with running(tmp_path, server={"cors_origins": [PAGE]}) as daemon:
+        daemon.weigh(b"ST , +000053.26 _kg")
+        until(daemon.latest_is(53.26), "the weight")
+        good = '{"cylinder_no": "C", "event_type": "SHIP"'
+        for body, head, status in [
+            (good + "}", "", 200),
+            (good + "}", "Idempotency-Key: k\r\n", 200),
+            (good + ', "move_report_no": "M"}', "Idempotency-Key: k\r\n", 422),
+            (good + "}", "Content-Type: application/x-www-form-urlencoded\r\n", 200),
+            (good + "}", "Content-Type: multipart/form-data\r\n", 200),
+            (good + ', "scale_id": "none"}', "", 404),
+            (good, "", 400),
+            ("[]", "", 400),
+        ]:
+            answers = [
+                re.sub(r'"id":\d+|"committed_at":"[^"]+"', "", answer)
+                for path in ("/api/scale-gateway/commit", "/api//scale-gateway/commit")
+                if (answer := exchange(daemon, f"POST {path} HTTP/1.1\r\n{head}X: x", body))
+            ]
+            assert answers[0] == answers[1], body
+            assert answers[0].startswith(f"HTTP/1.1 {status} "), answers[0]
+        # Both of each good one, but one of those with the key.
+        assert daemon.commit()[1]["id"] == 8
+
+
+def test_a_client_that_asks_much_and_reads_late_gets_everything_in_order(shared_daemon: Daemon) -> None:
+    count = 200
+    client = shared_daemon.scale(shared_daemon.port)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    paths = ["/metrics" if number % 2 else f"/api/scale-gateway/latest?scale_id=s{number}" for number in range(count)]
+    asked = b"".join(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode() for path in paths)
+    sender = threading.Thread(target=client.sendall, args=(asked,))
+    sender.start()
+    # What is not read waits with the client and the operating system, not in the daemon's memory.
+    stream = client.makefile("rb")
+    for number in range(count):
+        status = stream.readline()
+        length = 0
+        while (line := stream.readline()) != b"\r\n":
+            name, _, value = line.lower().partition(b":")
+            length = int(value) if name == b"content-length" else length
+        body = stream.read(length)
+        if number % 2:
+            assert status == b"HTTP/1.1 200 OK\r\n"
+            assert b"cynow_http_requests_total" in body
+        else:
+            assert status == b"HTTP/1.1 404 Not Found\r\n"
+            assert json.loads(body)["error"] == "unknown_scale"
+    sender.join()

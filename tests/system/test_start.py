@@ -111,6 +111,8 @@ def test_an_empty_file_is_a_working_gateway(tmp_path: Path) -> None:
     daemon.run(env={"SCALE_GATEWAY_LISTEN_HOST": "localhost", "SCALE_GATEWAY_LISTEN_PORT": str(scale_port)})
     try:
         until(lambda: socket.socket().connect_ex(("127.0.0.1", scale_port)) == 0, "the environment's port")
+        # Ports are bound first.
+        until(lambda: len([path for path in tmp_path.iterdir() if path.is_dir()]) == 3, "its folders")
         assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["data", "db", "log"]
     finally:
         daemon.end()

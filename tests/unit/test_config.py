@@ -20,6 +20,7 @@ OTHER: dict[str, tuple[Any, Any]] = {
     "server.port": (8888, 8888),
     "server.tcp_port": (8889, 8889),
     "server.cors_origins": (["https://plant.example"], ("https://plant.example",)),
+    "server.own_port": (8890, 8890),
     "scale.host": ("::1", "::1"),
     "scale.port": (0, 0),
     "scale.id": ("저울 1", "저울 1"),
@@ -120,8 +121,8 @@ def test_defaults_are_the_contracts() -> None:
 
 
 def test_the_table_of_other_values_is_whole() -> None:
-    # Scales have tests of their own.
-    assert set(OTHER) == set(keys_of(Settings)) - {"scales"}
+    # Scales, and ports that are shared, have tests of their own.
+    assert set(OTHER) == set(keys_of(Settings)) - {"scales", "server.share_ports"}
 
 
 @pytest.mark.parametrize("case", [str.lower, str.upper, str.title])
@@ -424,6 +425,53 @@ def test_a_wrong_variable_is_named(file: Path, variable: str) -> None:
 
 def test_a_wrong_section_is_said_whatever_the_environment(file: Path) -> None:
     assert set(problems(file, "scale: 5", SCALE_GATEWAY_LISTEN_PORT="4002")) == {"scale"}
+
+
+# -- ports that several processes share
+
+
+SHARING = "server: {share_ports: true}\ndatabase: {url: postgresql://db.example/cynow}\n"
+
+
+def test_ports_are_shared_over_one_database_only(file: Path) -> None:
+    assert read(file, SHARING).server.share_ports is True
+    assert load(None, {}).server.share_ports is False
+    found = problems(file, "server: {share_ports: true}")
+    assert set(found) == {"server.share_ports"}
+    assert "database.url" in found["server.share_ports"]
+    # The other problems are said first.
+    assert set(problems(file, "server: {share_ports: maybe}")) == {"server.share_ports"}
+
+
+@pytest.mark.parametrize(
+    "line", ["tcp:4001", "tcp:4001:interface=127.0.0.1", "tcp6:4001", "systemd:domain=INET:name=a"]
+)
+def test_a_line_that_processes_can_share(file: Path, line: str) -> None:
+    assert read(file, f'{SHARING}scales: {{a: {{listen: "{line}"}}}}').scales["a"].listen == line
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        ("listen", "unix:/run/scale.sock"),
+        ("listen", "ssl:4001"),
+        ("connect", "tcp:192.0.2.7:4002"),
+        ("serial", "/dev/ttyUSB0"),
+    ],
+)
+def test_a_line_that_they_cannot(file: Path, kind: str, line: str) -> None:
+    text = f'scales: {{a: {{listen: "tcp:4001"}}, b: {{{kind}: "{line}"}}}}'
+    assert set(problems(file, SHARING + text)) == {f"scales.b.{kind}"}
+    assert read(file, text).scales["b"].model_dump()[kind] == line
+
+
+def test_processes_of_one_file_differ_by_their_environment(file: Path) -> None:
+    settings = read(file, SHARING, CYNOW_GATEWAY_NAME="hall-2", CYNOW_GATEWAY_OWN_PORT="18082")
+    assert settings.gateway.name == "hall-2"
+    assert (settings.server.own_port, settings.server.port) == (18082, 8080)
+    found = problems(file, SHARING, CYNOW_GATEWAY_NAME="a/b", CYNOW_GATEWAY_OWN_PORT="x")
+    assert found.keys() == {"gateway.name", "server.own_port"}
+    assert found["gateway.name"].endswith(", set by CYNOW_GATEWAY_NAME")
 
 
 # -- scales

@@ -1,0 +1,139 @@
+"""Answers beside Klein, on a site in memory."""
+
+from typing import Any
+
+import pytest
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionLost
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.logger import Logger, capturedLogs
+from twisted.python.failure import Failure
+from twisted.web.resource import Resource
+
+from gateway.clock import WallClock, zone_named
+from gateway.counters import Counters
+from gateway.logs import LimitedLog
+from gateway.store.interface import StoreUnavailable
+from gateway.web.answers import Refusal, encoded_answer
+from gateway.web.direct import DirectFirst
+from gateway.web.site import GatewaySite, Root, Traffic
+
+
+class Rest(Resource):
+    """Klein's place."""
+
+    isLeaf = True
+
+    def render(self, request: Any) -> bytes:
+        return b"rest " + b"/".join(request.postpath)
+
+
+class Plant:
+    """A site whose only direct route gives what a test says."""
+
+    def __init__(self, result: Any = None) -> None:
+        self.result = result
+        self.request: Any = None
+        counters = Counters()
+        warnings = LimitedLog(Logger("tests"), WallClock(zone_named("UTC")), counters)
+        self.traffic = Traffic(counters, warnings, [], 1000)
+        direct = DirectFirst({(b"POST", b"a/b"): self.route}, Rest())
+        self.site = GatewaySite(Clock(), Root({"api": direct}, Rest()), self.traffic, counters, 10)
+        self.transport = StringTransport(peerAddress=IPv4Address("TCP", "192.0.2.1", 1))
+        self.channel = self.site.buildProtocol(None)
+        self.channel.makeConnection(self.transport)
+
+    def route(self, request: Any) -> Any:
+        self.request = request
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
+
+    def post(self, path: str = "/api/a/b") -> None:
+        self.channel.dataReceived(f"POST {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+
+    def answers(self) -> list[bytes]:
+        """The first line of each answer."""
+        return [line for line in self.transport.value().split(b"\r\n") if b"HTTP/1.1 " in line]
+
+
+@pytest.mark.parametrize(
+    ("path", "answer"),
+    [("/api/a/b", b"direct"), ("/api/a/b/", b"direct"), ("/api/a", b"rest a"), ("/api/a/b/c", b"rest a/b/c")],
+)
+def test_what_is_no_route_goes_to_the_rest(path: str, answer: bytes) -> None:
+    plant = Plant(b"direct")
+    plant.post(path)
+    assert plant.transport.value().endswith(b"\r\n\r\n" + answer)
+    plant.channel.dataReceived(b"GET /api/a/b HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert plant.transport.value().endswith(b"rest a/b")
+
+
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize(
+    ("error", "status", "word"),
+    [
+        (Refusal(409, "stale_weight"), 409, b"stale_weight"),
+        (StoreUnavailable("away"), 503, b"store_unavailable"),
+        (KeyError("a mistake"), 500, b"internal_error"),
+    ],
+)
+def test_errors_have_the_one_form(error: Exception, status: int, word: bytes, later: bool) -> None:
+    waiting: Deferred[bytes] = Deferred()
+    plant = Plant(waiting if later else error)
+    with capturedLogs() as logs:
+        plant.post()
+        if later:
+            assert plant.answers() == []
+            waiting.errback(error)
+    (line,) = plant.answers()
+    assert line.startswith(b"HTTP/1.1 %d " % status)
+    assert b'"error":"%b"' % word in plant.transport.value()
+    assert (b"\r\nRetry-After: " in plant.transport.value()) == (status == 503)
+    assert len([event for event in logs if "log_failure" in event]) == (status == 500)
+    # And the next request is answered on the same connection.
+    plant.result = b"direct"
+    plant.post()
+    assert plant.transport.value().endswith(b"\r\n\r\ndirect")
+
+
+@pytest.mark.parametrize("error", [None, Refusal(409, "stale_weight"), KeyError("a mistake")])
+def test_a_client_that_has_left_is_answered_no_more(error: Exception | None) -> None:
+    waiting: Deferred[bytes] = Deferred()
+    plant = Plant(waiting)
+    plant.post()
+    drained = plant.traffic.drained()
+    assert not drained.called
+    plant.channel.connectionLost(Failure(ConnectionLost()))
+    assert drained.called
+    with capturedLogs() as logs:
+        if error is None:
+            waiting.callback(encoded_answer(plant.request, b"{}"))
+        else:
+            waiting.errback(error)
+    assert plant.transport.value() == b""
+    # A mistake is logged whether somebody waits or not; nothing else is.
+    assert len(logs) == isinstance(error, KeyError)
+
+
+def test_the_end_waits_for_what_is_not_answered() -> None:
+    waiting: Deferred[bytes] = Deferred()
+    plant = Plant(waiting)
+    plant.post()
+    drained = plant.traffic.drained()
+    assert not drained.called
+    waiting.callback(encoded_answer(plant.request, b"done"))
+    assert drained.called
+    assert plant.transport.value().endswith(b"\r\n\r\ndone")
+
+
+def test_a_form_is_read_as_any_body() -> None:
+    plant = Plant(b"")
+    plant.channel.dataReceived(
+        b"POST /api/a/b?x=1&x=2&y= HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+        b"Content-Length: 3\r\n\r\nz=3"
+    )
+    assert plant.request.args == {b"x": [b"1", b"2"], b"y": [b""]}
+    assert plant.request.path == b"/api/a/b"
