@@ -23,6 +23,7 @@ from gateway.store.interface import CommitResult, IdempotencyKey, Page, Standing
 from gateway.store.pool import Pool
 from gateway.store.postgres_bring import Bringer
 from gateway.store.postgres_commits import KEY_LIFE, Order, first_answer, prune
+from gateway.store.postgres_group import CommitQueue
 from gateway.store.postgres_rows import InThread
 from gateway.store.postgres_schema import Schema
 from gateway.store.session import Session, Work, one_line
@@ -71,6 +72,7 @@ class PostgresStore(Store):
         self._entries: Pool = pool(name=f"{self._gateway} entries", size=1)
         self._commits: Pool = pool(name=f"{self._gateway} commits", size=_COMMITS)
         self._questions: Pool = pool(name=f"{self._gateway} questions", size=_QUESTIONS)
+        self._orders = CommitQueue(self._reactor, self._commits.run, _COMMITS)
         self._spool.open()
         self.first_seq, self.reserved = self._spool.first_seq, self._spool.reserved
         self._threads.start()
@@ -110,7 +112,7 @@ class PostgresStore(Store):
     async def _commit(self, entry: CommitEntry, key: IdempotencyKey | None) -> CommitResult:
         order = Order.of(entry, key, self._clock.wall())
         try:
-            result = await self._on(self._commits, order.write)
+            result = await _explained(self._orders.write(order))
         except StoreUnavailable:
             if key is None and order.is_in_doubt:
                 log.error(
@@ -221,12 +223,7 @@ class PostgresStore(Store):
         return Page(await self._in_thread(items, rows), after)
 
     async def _on(self, pool: Pool, work: Work[T]) -> T:
-        try:
-            return await pool.run(work)
-        except psycopg2.Error as error:
-            if not isinstance(error, psycopg2.OperationalError):
-                log.error("PostgreSQL refuses a statement: {error}", error=one_line(error))
-            raise StoreUnavailable(one_line(error)) from error
+        return await _explained(pool.run(work))
 
     # -- the end
 
@@ -240,6 +237,16 @@ class PostgresStore(Store):
         await self._spool.close()
         # A page may still be made; nobody waits for it.
         threading.Thread(target=self._threads.stop, name="pages end", daemon=True).start()
+
+
+async def _explained(waiting: "Deferred[T]") -> T:
+    """What comes of some work; what the server has refused is unavailable."""
+    try:
+        return await waiting
+    except psycopg2.Error as error:
+        if not isinstance(error, psycopg2.OperationalError):
+            log.error("PostgreSQL refuses a statement: {error}", error=one_line(error))
+        raise StoreUnavailable(one_line(error)) from error
 
 
 async def _no_page() -> Page:

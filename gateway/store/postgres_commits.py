@@ -18,7 +18,8 @@ KEY_LIFE: Final = 48 * 3600.0
 #: Before a key of the gateway's own; no client's has a control character.
 _OWN: Final = "\x01"
 
-_COMMIT: Final = """
+#: Writes a commit and its record, unless there is a record of its key.
+COMMIT: Final = """
 WITH made AS (
     INSERT INTO scale_weight_log (scale_id, cylinder_no, event_type, gross_kg, raw_line, received_at, committed_at,
         arrival_shipping_no, move_report_no)
@@ -55,12 +56,16 @@ class Order:
         request = uuid4().hex
         return cls(entry, key or IdempotencyKey(_OWN + request, ""), request, now)
 
-    async def write(self, session: Session) -> CommitResult:
-        """Write it, unless that was done."""
+    def values(self) -> dict[str, Any]:
+        """What :data:`COMMIT` is told."""
         before, _, behind = orjson.dumps(Commit(0, self.entry).answer()).decode().partition('"id":0')
         values = {name: getattr(self.entry, name) for name in CommitEntry.__slots__}
         values |= {"key": self.key.key, "fingerprint": self.key.fingerprint, "request": self.request, "now": self.now}
-        values |= {"before": f'{before}"id":', "behind": behind}
+        return values | {"before": f'{before}"id":', "behind": behind}
+
+    async def write(self, session: Session) -> CommitResult:
+        """Write it, unless that was done."""
+        values = self.values()
         for _ in range(3):
             rows = await self._ask(session, values)
             if rows:
@@ -78,7 +83,7 @@ class Order:
 
     async def _ask(self, session: Session, values: dict[str, Any]) -> list[tuple[Any, ...]]:
         async def insert(session: Session) -> list[tuple[Any, ...]]:
-            return await session.ask(_COMMIT, values)
+            return await session.ask(COMMIT, values)
 
         try:
             # A statement that commits itself would be done by a server that was silent when it speaks again, long

@@ -12,15 +12,22 @@ from typing import Any
 
 import psycopg2
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
+from twisted.internet.defer import Deferred, DeferredList, ensureDeferred, gatherResults
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.logger import capturedLogs, formatEvent
 
 from gateway.clock import WallClock
 from gateway.counters import Counters
-from gateway.model import Fault, PeriodEnd, Sighting
-from gateway.store.interface import DayMark, IdempotencyKey, SensorState, Standing, StoreUnavailable
+from gateway.model import CommitEntry, Fault, PeriodEnd, Sighting
+from gateway.store.interface import (
+    DayMark,
+    IdempotencyConflict,
+    IdempotencyKey,
+    SensorState,
+    Standing,
+    StoreUnavailable,
+)
 from gateway.store.postgres import PostgresStore
 from gateway.store.session import Session
 from gateway.store.spool import Spool
@@ -561,3 +568,95 @@ class FaultTests(PostgresCase):
         self.assertLess(time.monotonic() - began, 3.0)
         with self.assertRaises(StoreUnavailable):
             await waiting
+
+
+class TogetherTests(PostgresCase):
+    """Commits that share a transaction."""
+
+    async def together(self, *orders: tuple[CommitEntry, IdempotencyKey | None]) -> tuple[list[Any], int]:
+        """What becomes of commits of one moment, and how many transactions that took."""
+        store = self.opened()
+        await store.machines()
+        transaction, count = Session.transaction, 0
+
+        async def counted(session: Session, work: Any) -> Any:
+            nonlocal count
+            count += 1
+            return await transaction(session, work)
+
+        self.patch(Session, "transaction", counted)
+        outcomes = await DeferredList([store.commit(*order) for order in orders], consumeErrors=True)
+        return [outcome for _, outcome in outcomes], count
+
+    async def test_a_moments_commits_share_one(self) -> None:
+        results, count = await self.together(*((replace(ENTRY, cylinder_no=f"C{n}"), None) for n in range(40)))
+        self.assertEqual(count, 1)
+        rows = self.server.sql("SELECT id, cylinder_no FROM scale_weight_log ORDER BY id")
+        self.assertEqual(rows, [(n + 1, f"C{n}") for n in range(40)])
+        self.assertEqual([(result.answer["id"], result.answer["cylinder_no"]) for result in results], rows)
+        self.assertEqual([(result.commit.id, result.commit.entry.cylinder_no) for result in results], rows)
+
+    async def test_keys_among_them(self) -> None:
+        other = replace(ENTRY, cylinder_no="CY2")
+        first, again, conflict, own = (
+            await self.together(
+                (ENTRY, IdempotencyKey("k", "f")),
+                (ENTRY, IdempotencyKey("k", "f")),
+                (other, IdempotencyKey("k", "g")),
+                (other, None),
+            )
+        )[0]
+        self.assertEqual((first.answer, first.commit.id), (again.answer, 1))
+        self.assertIsNone(again.commit)
+        conflict.trap(IdempotencyConflict)
+        self.assertEqual(own.answer["cylinder_no"], "CY2")
+        self.assertEqual(self.cylinders(), ["CY1", "CY2"])
+
+    async def test_a_key_that_is_too_old_is_new(self) -> None:
+        await self.opened().commit(ENTRY, IdempotencyKey("k", "f"))
+        self.server.sql("UPDATE cynow_idempotency SET made_at = made_at - interval '3 days'")
+        other = replace(ENTRY, cylinder_no="CY2")
+        results, _ = await self.together((other, IdempotencyKey("k", "g")), (other, None))
+        self.assertTrue(all(result.commit is not None for result in results))
+        self.assertEqual(self.cylinders(), ["CY1", "CY2", "CY2"])
+
+    async def test_one_that_no_column_holds_undoes_that_one_only(self) -> None:
+        heavy = replace(ENTRY, gross_kg=Decimal("123456789.00"))
+        entries = [replace(ENTRY, cylinder_no=f"C{n}") for n in range(5)]
+        results, _ = await self.together(*((entry, None) for entry in (*entries, heavy, *entries)))
+        results[5].trap(StoreUnavailable)
+        self.assertEqual(sorted(self.cylinders()), sorted(2 * [entry.cylinder_no for entry in entries]))
+
+    async def test_a_key_that_another_gateway_uses_in_the_same_moment(self) -> None:
+        stores = [self.opened(gateway) for gateway in "ab"]
+        await gatherResults([store.machines() for store in stores])
+        # Each the other way round: where they wait for each other, PostgreSQL ends one of them.
+        keys = [IdempotencyKey(f"k{n}", "f") for n in range(20)]
+        results = await gatherResults(
+            [stores[0].commit(ENTRY, key) for key in keys] + [stores[1].commit(ENTRY, key) for key in reversed(keys)]
+        )
+        ids = [result.answer["id"] for result in results]
+        self.assertEqual(ids[:20], ids[:19:-1])
+        self.assertEqual(sum(result.commit is not None for result in results), 20)
+        self.assertEqual(len(self.cylinders()), 20)
+
+    async def test_those_whose_answer_was_lost_are_found_again(self) -> None:
+        ask = Session.ask
+        said: dict[Session, str] = {}
+        lost: list[int] = []
+
+        async def losing(session: Session, statement: str, *rest: Any, **more: Any) -> Any:
+            rows = await ask(session, statement, *rest, **more)
+            before, said[session] = said.get(session, ""), statement
+            if statement == "COMMIT" and "INSERT INTO scale_weight_log" in before and not lost:
+                lost.append(before.count("INSERT INTO scale_weight_log"))
+                session._connection.close()
+                raise psycopg2.OperationalError("lost")
+            return rows
+
+        self.patch(Session, "ask", losing)
+        results, count = await self.together(*((replace(ENTRY, cylinder_no=f"C{n}"), None) for n in range(10)))
+        self.assertEqual((lost, count), ([10], 2))
+        # They are these requests' own, and are to be told as events.
+        self.assertEqual([result.commit.id for result in results], list(range(1, 11)))
+        self.assertEqual(self.cylinders(), [f"C{n}" for n in range(10)])

@@ -1,0 +1,163 @@
+"""Commits in PostgreSQL that wait together share a transaction: its price is three answers of the server and one wait
+for its disk, however many rows are in it.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+import orjson
+import psycopg2
+from psycopg2.errors import DeadlockDetected
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from gateway.model import Commit
+from gateway.store.interface import CommitResult, IdempotencyConflict, StoreUnavailable
+from gateway.store.postgres_commits import COMMIT, KEY_LIFE, Order
+from gateway.store.session import Session, Work
+
+log = Logger()
+
+#: Commits in one transaction. The server has some seconds for all of them.
+_BATCH: Final = 50
+
+#: Orders that have waited so many seconds are refused with those before them; so long the pool lets work wait.
+_WAIT: Final = 5.0
+
+_OUTCOMES: Final = "SELECT key, fingerprint, request, answer, made_at FROM cynow_idempotency WHERE key = ANY(%(keys)s)"
+
+#: What one commit may do to the others of its transaction: it cannot be written, or not in the connection's encoding.
+#: And two transactions with the same keys in another order wait for each other.
+_OF_ONE: Final = (psycopg2.IntegrityError, psycopg2.DataError, DeadlockDetected, ValueError)
+
+
+class CommitQueue:
+    """Orders that wait for one of a pool's connections.
+
+    Those that come in one turn of the reactor go together.
+
+    :param run: does work on one of these connections, and again where that is lost.
+    :param size: how many connections there are.
+    :param most: orders that may wait; more are refused.
+    """
+
+    def __init__(
+        self, reactor: IReactorTime, run: Callable[[Work[None]], "Deferred[None]"], size: int, most: int = 1000
+    ) -> None:
+        self._reactor = reactor
+        self._run = run
+        self._free = size
+        self._most = most
+        self._waiting: deque[tuple[Order, Deferred[CommitResult], float]] = deque()
+        self._turn: IDelayedCall | None = None
+
+    def write(self, order: Order) -> "Deferred[CommitResult]":
+        """Write an order, with others that wait; it may be cancelled, which ends nothing.
+
+        :raises IdempotencyConflict: its key was used for another request.
+        :raises StoreUnavailable: it cannot be written now, or too many wait.
+        :raises psycopg2.Error: the server has refused it.
+        """
+        done: Deferred[CommitResult] = Deferred()
+        if len(self._waiting) >= self._most:
+            done.errback(Failure(StoreUnavailable("too many wait")))
+        else:
+            self._waiting.append((order, done, self._reactor.seconds()))
+            if self._free and self._turn is None:
+                self._turn = self._reactor.callLater(0, self._next)
+        return done
+
+    def _next(self) -> None:
+        self._turn = None
+        while self._free and self._waiting:
+            self._free -= 1
+            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _BATCH))]
+            together = _Together([order for order, _, _ in batch])
+            self._run(together.write).addBoth(self._finish, together, [done for _, done, _ in batch])
+
+    def _finish(self, result: Any, together: "_Together", waiting: "list[Deferred[CommitResult]]") -> None:
+        self._free += 1
+        if isinstance(result, Failure):
+            self._refuse_late(result)
+        # The next transaction runs while these answers are given.
+        if self._turn is None:
+            self._next()
+        for order, done in zip(together.orders, waiting, strict=True):
+            outcome = together.outcomes.get(order.request, result)
+            if isinstance(outcome, CommitResult):
+                done.callback(outcome)
+            else:
+                done.errback(outcome)
+
+    def _refuse_late(self, failure: Failure) -> None:
+        """Refuse those that wait too long already; the others may hope that the server is back at once."""
+        since = self._reactor.seconds() - _WAIT
+        while self._waiting and self._waiting[0][2] <= since:
+            self._waiting.popleft()[1].errback(failure)
+
+
+class _Together:
+    """Orders of one transaction.
+
+    :ivar outcomes: what became of those that are settled, by their requests.
+    """
+
+    def __init__(self, orders: list[Order]) -> None:
+        self.orders = orders
+        self.outcomes: dict[str, CommitResult | Failure] = {}
+
+    async def write(self, session: Session) -> None:
+        """Write those that are not settled.
+
+        :raises psycopg2.Error: the server has refused them all, or is gone; nothing of it is known to be written.
+        """
+        orders = [order for order in self.orders if order.request not in self.outcomes]
+        if len(orders) > 1:
+            try:
+                await self._write_all(session, orders)
+            except _OF_ONE:
+                # One by one it is told which it was.
+                log.info("{count} commits are written one by one", count=len(orders))
+        for order in orders:
+            if order.request not in self.outcomes:
+                await self._write_one(session, order)
+
+    async def _write_one(self, session: Session, order: Order) -> None:
+        try:
+            self.outcomes[order.request] = await order.write(session)
+        except (IdempotencyConflict, StoreUnavailable, *_OF_ONE):
+            self.outcomes[order.request] = Failure()
+
+    async def _write_all(self, session: Session, orders: list[Order]) -> None:
+        statements: list[str] = []
+        values: dict[str, Any] = {"keys": [order.key.key for order in orders]}
+        for number, order in enumerate(orders):
+            statements.append(COMMIT.replace("%(", f"%({number} "))
+            values |= {f"{number} {name}": value for name, value in order.values().items()}
+
+        async def insert(session: Session) -> list[tuple[Any, ...]]:
+            return await session.ask(";".join([*statements, _OUTCOMES]), values)
+
+        try:
+            rows = await session.transaction(insert)
+        except psycopg2.Error as error:
+            if session.is_committing and session.is_lost(error):
+                for order in orders:
+                    order.is_in_doubt = True
+            raise
+        found = {row[0]: row[1:] for row in rows}
+        for order in orders:
+            order.is_in_doubt = False
+            fingerprint, request, answer, made_at = found.get(order.key.key, (None,) * 4)
+            # A key that is too old is left to be forgotten, and its order to be written alone.
+            if fingerprint is None or made_at.timestamp() < order.now - KEY_LIFE:
+                continue
+            if fingerprint != order.key.fingerprint:
+                self.outcomes[order.request] = Failure(IdempotencyConflict())
+                continue
+            told = orjson.loads(answer)
+            is_ours = request == order.request
+            self.outcomes[order.request] = CommitResult(told, Commit(told["id"], order.entry) if is_ours else None)
