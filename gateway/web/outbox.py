@@ -27,6 +27,19 @@ class Outbox(Generic[T]):
     :ivar held: bytes that wait, as their senders count them.
     """
 
+    __slots__ = (
+        "_closed",
+        "_judgement",
+        "_most",
+        "_paused",
+        "_reactor",
+        "_send",
+        "_too_slow",
+        "_turn",
+        "_waiting",
+        "held",
+    )
+
     def __init__(
         self, reactor: IReactorTime, most: int, send: Callable[[T], bool], too_slow: Callable[[], None]
     ) -> None:

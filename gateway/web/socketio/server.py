@@ -41,6 +41,8 @@ class Member:
     :ivar name: of the namespace, as the client wrote it.
     """
 
+    __slots__ = ("_session", "name", "namespace", "sid")
+
     def __init__(self, session: Session, name: str, namespace: Namespace) -> None:
         self.sid = secrets.token_urlsafe(15)
         self.name = name

@@ -75,12 +75,29 @@ class Session:
     :param pipe: the WebSocket that it came by; ``None`` where it polls.
     """
 
+    __slots__ = (
+        "_expires",
+        "_heartbeat",
+        "_outbox",
+        "_owner",
+        "_pipe",
+        "_poll",
+        "_probe",
+        "_probe_ends",
+        "_probed",
+        "_reactor",
+        "_send_frame",
+        "is_open",
+        "sid",
+    )
+
     def __init__(self, owner: Owner, pipe: Pipe | None) -> None:
         self.sid = secrets.token_urlsafe(15)
         self.is_open = True
         self._owner = owner
         self._reactor = owner.reactor
         self._pipe = pipe
+        self._send_frame = None if pipe is None else pipe.send_frame
         self._poll: Poll | None = None
         #: A WebSocket that may take the place of polling.
         self._probe: Pipe | None = None
@@ -118,15 +135,15 @@ class Session:
 
     def send(self, packet: Outgoing) -> None:
         """Send a packet when it is its turn."""
-        if self._outbox.is_clear and self._pipe is not None:
-            self._pipe.send_frame(packet.frame)
+        if self._outbox.is_clear and self._send_frame is not None:
+            self._send_frame(packet.frame)
         else:
             self._outbox.put(ENTRY + packet.cost, packet)
             self._answer_poll()
 
     def _send(self, packet: Outgoing) -> bool:
-        if self._pipe is not None:
-            self._pipe.send_frame(packet.frame)
+        if self._send_frame is not None:
+            self._send_frame(packet.frame)
         return True
 
     def _answer_poll(self) -> None:
@@ -217,6 +234,7 @@ class Session:
         elif kind is Engine.UPGRADE and self._probed:
             self._stop_probe()
             self._pipe = pipe
+            self._send_frame = pipe.send_frame
             self._end_poll(control(Engine.NOOP).content)
             pipe.pace(self._outbox)
         else:
