@@ -75,7 +75,8 @@ def observer(
     if directory is not None:
         os.makedirs(directory, exist_ok=True)
         outputs.append(MidnightLogFile(directory, clock, keep_days))
-    publisher = LogPublisher(*(FileLogObserver(output, _formatter(clock)) for output in outputs))
+    text = _formatter(clock)
+    publisher = LogPublisher(*(FileLogObserver(output, text) for output in outputs))
     levels = LogLevelFilterPredicate(LogLevel.levelWithName(level))
     # It has a line or two for whatever a client does wrong, without limit; we have our own.
     levels.setLogLevelForNamespace("autobahn", LogLevel.critical)
@@ -87,10 +88,16 @@ def _formatter(clock: WallClock) -> Callable[[Any], str | None]:
         moment = clock.now() if when is None else datetime.fromtimestamp(when, clock.zone)
         return moment.isoformat(" ", "milliseconds")
 
+    made: tuple[Any, str | None] = None, None
+
     def text(event: Any) -> str | None:
-        line = formatEventAsClassicLogText(event, formatTime=time_text)
-        # A name that a stranger chose must not be able to move the reader's cursor.
-        return None if line is None else line.translate(_NO_CONTROLS)
+        # Each output asks for the line of the same event, which takes longer to make than to write.
+        nonlocal made
+        if event is not made[0]:
+            line = formatEventAsClassicLogText(event, formatTime=time_text)
+            # A name that a stranger chose must not be able to move the reader's cursor.
+            made = event, None if line is None else line.translate(_NO_CONTROLS)
+        return made[1]
 
     return text
 

@@ -182,7 +182,8 @@ class Batch(_Batch):
     def payload(self) -> dict[str, Any]:
         # JSON has no NaN and no infinity: what is not finite is in the raw CSV only.
         return {
-            name: {"type": sensor.type, "data": list(finite(sensor.samples))} for name, sensor in self.sensors.items()
+            name: {"type": sensor.type, "data": finite(sensor.samples).tolist()}
+            for name, sensor in self.sensors.items()
         }
 
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import orjson
 from twisted.application.service import Service
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
@@ -33,6 +33,9 @@ _FLUSH_BYTES: Final = 64 * 1024
 #: How often that is looked at, in seconds: those of many sensors go one after the other, as they came.
 _LOOK_SECONDS: Final = 0.1
 
+#: What that takes at most before everybody else has a turn, in seconds.
+_TURN_SECONDS: Final = 0.01
+
 #: About how long a line is.
 _LINE_BYTES: Final = 28
 
@@ -44,6 +47,8 @@ _WAITING_BYTES: Final = 32 * 1024 * 1024
 _OPEN_FILES: Final = 4096
 _OPEN_SHARE: Final = 4
 
+
+_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
 
 #: Samples of one second and sensor that are made lines of together.
 _TOGETHER: Final = 1024
@@ -134,6 +139,7 @@ class RawLog(Service):
         self._paths: dict[tuple[str, str], str] = {}
         self._files: OrderedDict[str, int] = OrderedDict()
         self._most_files = _OPEN_FILES
+        self._more: IDelayedCall | None = None
         self._flushing = LoopingCall(self._look)
         self._flushing.clock = reactor
 
@@ -146,6 +152,9 @@ class RawLog(Service):
         super().stopService()
         if self._flushing.running:
             self._flushing.stop()
+        if self._more is not None:
+            self._more.cancel()
+            self._more = None
         self.flush()
         while self._files:
             os.close(self._files.popitem()[1])
@@ -195,9 +204,18 @@ class RawLog(Service):
                 self._close(path)
 
     def _look(self) -> None:
-        """Hand those lines to the operating system whose time has come."""
-        due = self._reactor.seconds() - FLUSH_SECONDS
-        for path in [path for path, _ in itertools.takewhile(lambda item: item[1].since <= due, self._waiting.items())]:
+        """Hand those lines to the operating system whose time has come; what takes long goes on in the next turns."""
+        self._more = None
+        now = self._reactor.seconds()
+        due = [
+            path
+            for path, _ in itertools.takewhile(lambda item: item[1].since <= now - FLUSH_SECONDS, self._waiting.items())
+        ]
+        for path in due:
+            if self._reactor.seconds() - now > _TURN_SECONDS:
+                # At midnight there is a new file for each sensor.
+                self._more = self._reactor.callLater(0, self._look)
+                return
             self._flush(path)
 
     def flush(self) -> None:
@@ -246,8 +264,11 @@ class RawLog(Service):
                 return file
             # Somebody has removed or moved the file.
             self._close(path)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            file = os.open(path, _FLAGS, 0o644)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            file = os.open(path, _FLAGS, 0o644)
         try:
             _prepare(file)
         except OSError:
