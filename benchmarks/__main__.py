@@ -1,34 +1,68 @@
-"""Run the benchmarks and print a table: what, this gateway's figure, the goal, whether it is met."""
+"""Run the benchmarks and print a table: what, this gateway's figure, what it is held against, the ratio, the goal.
+
+Daemons, peers and loads are processes of their own; what one of them uses is read from /proc.
+"""
 
 import argparse
 import json
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
-from benchmarks import events, outage, recovery
-from benchmarks.idle import idle
-from benchmarks.scales import thousand_scales
+from benchmarks import (
+    carbon,
+    connections,
+    daq,
+    events,
+    http,
+    lines,
+    outage,
+    processes,
+    recovery,
+    scales,
+    socketio_peer,
+    start,
+)
 from benchmarks.table import Row, table
+
+#: By name: the rows of a benchmark, which has a folder of its own and some seconds of load, and the part of
+#: ``--seconds`` that these are.
+BENCHMARKS: Final[dict[str, tuple[Callable[[Path, float], list[Row]], float]]] = {
+    "start": (start.rows, 1.0),
+    "connections": (connections.rows, 1.0),
+    "daq": (daq.rows, 1.0),
+    "lines": (lines.rows, 1.0),
+    "scales": (scales.thousand_scales, 0.5),
+    "carbon": (carbon.rows, 1.0),
+    "http": (http.rows, 0.15),
+    "events": (events.rows, 0.5),
+    "socketio": (socketio_peer.rows, 1.0),
+    "processes": (processes.rows, 1.0),
+    "recovery": (lambda folder, _: recovery.rows(folder), 0.0),
+    "outage": (outage.rows, 0.4),
+}
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60.0, help="of load (default %(default)s)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"only these: {', '.join(BENCHMARKS)}")
+    parser.add_argument("--seconds", type=float, default=60.0, help="the length of a long load (default %(default)s)")
     parser.add_argument("--save", type=Path, help="also write the rows as JSON to this file")
     options = parser.parse_args()
+    unknown = [name for name in options.names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"no benchmark: {', '.join(unknown)}")
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="cynow-benchmark-") as folder:
-        rows += idle(Path(folder))
-    with tempfile.TemporaryDirectory(prefix="cynow-benchmark-") as folder:
-        rows += thousand_scales(Path(folder), options.seconds)
-    with tempfile.TemporaryDirectory(prefix="cynow-benchmark-") as folder:
-        rows += recovery.rows(Path(folder))
-    with tempfile.TemporaryDirectory(prefix="cynow-benchmark-") as folder:
-        rows += events.rows(Path(folder), options.seconds)
-    with tempfile.TemporaryDirectory(prefix="cynow-benchmark-") as folder:
-        rows += outage.rows(Path(folder), options.seconds)
+    for name in options.names or BENCHMARKS:
+        work, part = BENCHMARKS[name]
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="cynow-benchmark-") as folder:
+            rows += work(Path(folder), options.seconds * part)
+        sys.stderr.write(f"{name}: {time.monotonic() - began:.0f} s\n")
     sys.stdout.write(table(rows))
     if options.save is not None:
         options.save.write_text(json.dumps([row.as_json() for row in rows], indent=1) + "\n", "utf-8")

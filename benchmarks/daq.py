@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import orjson
 
@@ -178,6 +178,11 @@ def many_machines(folder: Path, seconds: float) -> list[Row]:
         until(lambda: crowd.ask("count")["settled"] == 1, "the subscriber")
         load = stack.enter_context(_Load(daemon.daq_port, round(seconds * MACHINES)))
         load.ready()
+        # The first message that a machine ever sends makes its files and its database.
+        until(lambda: _lines(daemon) == MACHINES * SENSORS * SAMPLES, "the first messages")
+        until(lambda: daemon.metric("cynow_store_waiting") == 0, "the store knows all sensors")
+        time.sleep(1)
+        crowd.ask("events")
         before, began = cpu_seconds(daemon.process.pid), time.monotonic()
         sent = load.go()
         used, took = cpu_seconds(daemon.process.pid) - before, time.monotonic() - began
@@ -213,7 +218,7 @@ class _Load:
             bufsize=1,
         )
 
-    def __enter__(self) -> "_Load":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -288,6 +293,8 @@ def _machines(port: int, count: int) -> None:
         f"vib{number}": {"type": "VIB", "data": [chance.gauss(0.0, 1.0) for _ in range(SAMPLES)]}
         for number in range(SENSORS)
     }
+    for connection in connections:
+        connection.sendall(pickle.dumps(("DataUpdate", data)) + b"\\o")
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     sys.stdin.readline()
