@@ -69,11 +69,11 @@ class FrameReader:
             if self._pickle is None and self._json is None:
                 if self._shapes:
                     known = self._read_known(data, pos)
-                    if isinstance(known, Known):
+                    if isinstance(known, tuple):
                         if self._tries < _MOST_TRIES:
                             self._tries += 1
-                        yield known.update
-                        pos = known.end
+                        update, pos = known
+                        yield update
                         continue
                     if known is not None:
                         self._begun = known
@@ -103,8 +103,8 @@ class FrameReader:
         begun, self._begun = self._begun, None
         for shape in self._shapes:
             known = shape.read(data, pos, self._max, begun if begun is not None and begun.shape is shape else None)
-            if isinstance(known, Known):
-                return known if known.end - pos <= self._max else None
+            if isinstance(known, tuple):
+                return known if known[1] - pos <= self._max else None
             if known is not None:
                 return known if len(data) - pos <= min(_MOST_AWAITED, self._max) else None
         return None

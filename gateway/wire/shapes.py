@@ -8,7 +8,7 @@ pickle, and it is read in the usual way.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, Self
+from typing import Final, Self, TypeAlias
 
 from gateway.model import SensorBatch
 from gateway.wire.messages import DataUpdate
@@ -23,11 +23,8 @@ _LENGTH: Final = 8
 _CUT: Final = frozenset({b"", b"\\"})
 
 
-class Known(NamedTuple):
-    """A message, and where its frame ends."""
-
-    update: DataUpdate
-    end: int
+#: A message, and where its frame ends.
+Known: TypeAlias = tuple[DataUpdate, int]
 
 
 @dataclass(slots=True)
@@ -63,14 +60,14 @@ class Shape:
     :ivar size: bytes that it holds.
     """
 
-    __slots__ = ("_begin", "_sensors", "size")
+    __slots__ = ("_begin", "_literals", "_sensors", "size")
 
-    def __init__(self, begin: list[bytes | None], sensors: list[_Sensor]) -> None:
-        #: What stands before the samples; ``None`` is the length that the pickle says of itself.
+    def __init__(self, begin: bytes, literals: list[bytes | None], sensors: list[_Sensor]) -> None:
+        #: What stood before the samples of the last message; ``None`` is the length that a pickle says of itself.
         self._begin = begin
+        self._literals = literals
         self._sensors = sensors
-        self.size = sum(_LENGTH if literal is None else len(literal) for literal in begin)
-        self.size += sum(len(sensor.behind) for sensor in sensors)
+        self.size = len(begin) + sum(len(sensor.behind) for sensor in sensors)
 
     @classmethod
     def of(cls, update: DataUpdate, runs: Sequence[Run], data: bytes) -> Self | None:
@@ -91,12 +88,12 @@ class Shape:
             if sensor.samples is not run.numbers or 9 * len(run.numbers) != run.end - run.start:
                 return None
             its_sensors.append(_Sensor(name, sensor.type, data[run.end : its_end], b"G" * len(run.numbers)))
-        before = data[: runs[0].start]
-        begin: list[bytes | None] = [before]
-        if before[_FRAME_AT] == _FRAME:
+        begin = data[: runs[0].start]
+        literals: list[bytes | None] = [begin]
+        if begin[_FRAME_AT] == _FRAME:
             length_at = _FRAME_AT + 1
-            begin = [before[:length_at], None, before[length_at + _LENGTH :]]
-        return cls(begin, its_sensors)
+            literals = [begin[:length_at], None, begin[length_at + _LENGTH :]]
+        return cls(begin, literals, its_sensors)
 
     def read(self, data: bytes, start: int, limit: int, begun: Begun | None = None) -> Known | Begun | None:
         """The frame that begins at ``start``, or as much of it as is there; ``None`` where it has not this shape.
@@ -108,15 +105,20 @@ class Shape:
         if begun is None or not begun.size:
             pos = start
             sensors: dict[str, SensorBatch] = {}
-            for literal in self._begin:
-                if literal is None:
-                    if int.from_bytes(data[pos : pos + _LENGTH], "little") > limit:
-                        return None
-                    pos += _LENGTH
-                elif data.startswith(literal, pos):
-                    pos += len(literal)
-                else:
-                    return Begun(self) if _is_cut(literal, data, pos) else None
+            if data.startswith(self._begin, pos):
+                # It says the same length as the last one.
+                pos += len(self._begin)
+            else:
+                for literal in self._literals:
+                    if literal is None:
+                        if int.from_bytes(data[pos : pos + _LENGTH], "little") > limit:
+                            return None
+                        pos += _LENGTH
+                    elif data.startswith(literal, pos):
+                        pos += len(literal)
+                    else:
+                        return Begun(self) if _is_cut(literal, data, pos) else None
+                self._begin = data[start:pos]
         else:
             pos, sensors = start + begun.size, begun.sensors
             left = left[len(sensors) :]
@@ -138,7 +140,7 @@ class Shape:
         after = separated(data, pos)
         if after:
             # Nine bytes a sample, and what stands between them.
-            return Known(DataUpdate(sensors, (pos - start - self.size) // 9), after)
+            return DataUpdate(sensors, (pos - start - self.size) // 9), after
         return Begun(self, pos - start, sensors) if after is None else None
 
 
