@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 from gateway.bus import Bus
 from gateway.clock import WallClock
 from gateway.counters import Counters
-from gateway.ingest.transport import peer_of, prepare
+from gateway.ingest.transport import peer_of, prepare, read_by
 from gateway.logs import LimitedLog
 from gateway.model import Batch, Fault, Presence, SensorBatch
 from gateway.wire.errors import WireError
@@ -24,8 +24,10 @@ log = Logger()
 #: A connection has so many seconds to say which machine it is.
 NAME_TIMEOUT: Final = 60.0
 
-#: What is read of a connection before the others have their turn, in bytes: it holds some 7,000 samples.
-_READ_SIZE: Final = 64 * 1024
+#: What is read of a connection before the others have their turn, in bytes: at first room for a usual message, and
+#: more where that was full, up to some 7,000 samples. A buffer that is much too large would leave holes in the memory.
+_LEAST_READ: Final = 4 * 1024
+_MOST_READ: Final = 64 * 1024
 
 #: Samples that are dealt with in one turn of the reactor: about a twentieth of a second.
 SLICE: Final = 65_536
@@ -71,9 +73,10 @@ class DaqProtocol(Protocol):
         #: When what is being read came: all of one read has one time.
         self._arrival: datetime | None = None
         self._in_hurry = False
+        self._read_size = _LEAST_READ
 
     def connectionMade(self) -> None:
-        prepare(self.transport, _READ_SIZE)
+        prepare(self.transport, _LEAST_READ)
         self.peer = peer_of(self.transport)
         self._name_timeout = self._daq.reactor.callLater(NAME_TIMEOUT, self.refuse, "it said no name in time")
         self._daq.joined(self)
@@ -88,6 +91,9 @@ class DaqProtocol(Protocol):
             # Some transports give what they have read already.
             self._early += data
         elif not self.closing:
+            if len(data) == self._read_size < _MOST_READ:
+                self._read_size *= 4
+                read_by(self.transport, self._read_size)
             self._arrival = self._daq.clock.now()
             self._go_through(self._reader.feed(data))
 

@@ -22,13 +22,19 @@ def prepare(transport: Any, read_size: int = READ_SIZE) -> None:
     if not ITCPTransport.providedBy(transport):
         return
     transport.setTcpKeepAlive(True)
-    transport.bufferSize = read_size  # type: ignore[attr-defined]  # of every transport that is a file descriptor
+    read_by(transport, read_size)
     # Twisted's TCP transports have it, though their interface does not say so.
     handle: socket.socket = transport.getHandle()  # type: ignore[attr-defined]  # see above
     for option, seconds in KEEP_ALIVE:
         # Not every system has all three.
         if hasattr(socket, option):
             handle.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), seconds)
+
+
+def read_by(transport: Any, size: int) -> None:
+    """Let a transport be read in pieces of so many bytes."""
+    # Of every transport that is a file descriptor.
+    transport.bufferSize = size
 
 
 def peer_of(transport: Any) -> str:

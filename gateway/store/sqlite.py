@@ -39,6 +39,7 @@ from gateway.store.interface import (
     Store,
     StoreUnavailable,
 )
+from gateway.store.reading import Readers
 from gateway.store.tables import MachineTables
 from gateway.store.writing import GroupWriter, inode_of
 from gateway.threads import pool_of
@@ -118,6 +119,7 @@ class SqliteStore(Store):
         self._read_pool = pool_of(3, "reads")
         self._pools = (self._commit_pool, self._machine_pool, self._read_pool)
         self._closing = False
+        self._readers = Readers()
         #: The open files of machines, and the inode of each.
         self._machines: OrderedDict[str, tuple[sqlite3.Connection, MachineTables, int | None]] = OrderedDict()
 
@@ -239,7 +241,7 @@ class SqliteStore(Store):
                 raise
             self._machines[machine] = found
             if len(self._machines) > _OPEN_MACHINES:
-                self._machines.popitem(last=False)[1][0].close()
+                self._close_machine(next(iter(self._machines)))
         self._machines.move_to_end(machine)
         return found[0], found[1]
 
@@ -373,11 +375,8 @@ class SqliteStore(Store):
         if not is_name(machine) or not os.path.exists(path):
             return []
         try:
-            connection = sqlite3.connect(Path(path).absolute().as_uri() + "?mode=ro", uri=True, timeout=patience)
-            try:
+            with self._readers.connection(path, patience) as connection:
                 return query(connection)
-            finally:
-                connection.close()
         except sqlite3.DatabaseError as error:
             if _may_pass(error) or not or_empty:
                 raise StoreUnavailable(str(error)) from error
@@ -394,8 +393,13 @@ class SqliteStore(Store):
         threading.Thread(target=self._read_pool.stop, name="reads end", daemon=True).start()
 
     def _close_machines(self) -> None:
-        while self._machines:
-            self._machines.popitem()[1][0].close()
+        self._readers.close()
+        for machine in list(self._machines):
+            self._close_machine(machine)
+
+    def _close_machine(self, machine: str) -> None:
+        self._readers.leave(self._machine_path(machine))
+        self._machines.pop(machine)[0].close()
 
     def close(self) -> "Deferred[None]":
         return Deferred.fromCoroutine(self._close())

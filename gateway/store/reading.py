@@ -1,0 +1,88 @@
+"""Connections that read machines' files, and stay open for the next question."""
+
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from gateway.store.writing import inode_of
+
+#: Connections that stay open; SQLite keeps up to 2 MB of pages for each.
+_IDLE: Final = 8
+
+
+class Readers:
+    """Connections that cannot write, each for one question at a time, of any thread.
+
+    Those that were used last stay open: a new one has to read the schema and every page anew, which takes half as long
+    as the question itself.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        #: Their paths, the inodes that these had, and the connections; the one that was used last is the last.
+        self._idle: deque[tuple[str, int | None, sqlite3.Connection]] = deque()
+        self._closed = False
+
+    @contextmanager
+    def connection(self, path: str, patience: float) -> Iterator[sqlite3.Connection]:
+        """A connection to a file that is there.
+
+        :param patience: how long to wait for a lock that somebody else holds, in seconds.
+        :raises sqlite3.Error: it cannot be opened.
+        """
+        inode = inode_of(path)
+        connection = self._take(path, inode)
+        if connection is None:
+            uri = Path(path).absolute().as_uri() + "?mode=ro"
+            connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
+        try:
+            connection.execute(f"PRAGMA busy_timeout = {round(1000 * patience)}")
+            yield connection
+        except BaseException:
+            # Whatever state it is in.
+            connection.close()
+            raise
+        self._keep(path, inode, connection)
+
+    def leave(self, path: str) -> None:
+        """Close those of a file that wait for a question: who closes it last brings its log into it, and none can."""
+        with self._lock:
+            its = [found for found in self._idle if found[0] == path]
+            for found in its:
+                self._idle.remove(found)
+        for *_, connection in its:
+            connection.close()
+
+    def close(self) -> None:
+        """Close those that wait for a question, and the others when theirs is answered."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, deque()
+        for *_, connection in idle:
+            connection.close()
+
+    def _take(self, path: str, inode: int | None) -> sqlite3.Connection | None:
+        with self._lock:
+            its = [found for found in self._idle if found[0] == path]
+            for found in its:
+                if found[1] != inode:  # another file has taken its place
+                    self._idle.remove(found)
+                    found[2].close()
+            its = [found for found in its if found[1] == inode]
+            if not its:
+                return None
+            self._idle.remove(its[-1])
+            return its[-1][2]
+
+    def _keep(self, path: str, inode: int | None, connection: sqlite3.Connection) -> None:
+        with self._lock:
+            if not self._closed:
+                self._idle.append((path, inode, connection))
+                if len(self._idle) <= _IDLE:
+                    return
+                _, _, connection = self._idle.popleft()
+        connection.close()
