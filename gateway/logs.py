@@ -93,11 +93,13 @@ def _formatter(clock: WallClock) -> Callable[[Any], str | None]:
     def text(event: Any) -> str | None:
         # Each output asks for the line of the same event, which takes longer to make than to write.
         nonlocal made
-        if event is not made[0]:
+        # Other threads log too.
+        known = made
+        if event is not known[0]:
             line = formatEventAsClassicLogText(event, formatTime=time_text)
             # A name that a stranger chose must not be able to move the reader's cursor.
-            made = event, None if line is None else line.translate(_NO_CONTROLS)
-        return made[1]
+            made = known = event, None if line is None else line.translate(_NO_CONTROLS)
+        return known[1]
 
     return text
 

@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -96,6 +97,9 @@ def makeService(options: Options, reactor: Any = None) -> IService:
 def _gateway(options: Options, reactor: Any) -> IService:
     if reactor is None:
         from twisted.internet import reactor
+
+        # Twisted's own clock is the wall clock: when that is set back by an hour, every timer would be an hour late.
+        reactor.seconds = time.monotonic  # type: ignore[attr-defined]  # of every reactor of Twisted's
     from twisted.internet.endpoints import clientFromString, serverFromString
     from twisted.internet.threads import deferToThreadPool
     from twisted.logger import Logger

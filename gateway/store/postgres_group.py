@@ -24,14 +24,26 @@ log = Logger()
 #: Commits in one transaction. The server has some seconds for all of them.
 _BATCH: Final = 50
 
+#: A transaction that takes longer than so many seconds is followed by one with half as many commits: all of its rows
+#: together have to be written within the server's time limit.
+_LONG: Final = 1.0
+
 #: Orders that have waited so many seconds are refused with those before them; so long the pool lets work wait.
 _WAIT: Final = 5.0
 
 _OUTCOMES: Final = "SELECT key, fingerprint, request, answer, made_at FROM cynow_idempotency WHERE key = ANY(%(keys)s)"
 
-#: What one commit may do to the others of its transaction: it cannot be written, or not in the connection's encoding.
-#: And two transactions with the same keys in another order wait for each other.
-_OF_ONE: Final = (psycopg2.IntegrityError, psycopg2.DataError, DeadlockDetected, ValueError)
+#: What one commit may do to the others of its transaction: it cannot be written, a trigger or a policy of the table
+#: refuses it, or it has no form in the connection's encoding. And two transactions with the same keys in another order
+#: wait for each other.
+_OF_ONE: Final = (
+    psycopg2.IntegrityError,
+    psycopg2.DataError,
+    psycopg2.InternalError,
+    psycopg2.ProgrammingError,
+    DeadlockDetected,
+    ValueError,
+)
 
 
 class CommitQueue:
@@ -50,6 +62,7 @@ class CommitQueue:
         self._reactor = reactor
         self._run = run
         self._free = size
+        self._batch = _BATCH
         self._most = most
         self._waiting: deque[tuple[Order, Deferred[CommitResult], float]] = deque()
         self._turn: IDelayedCall | None = None
@@ -74,12 +87,20 @@ class CommitQueue:
         self._turn = None
         while self._free and self._waiting:
             self._free -= 1
-            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _BATCH))]
-            together = _Together([order for order, _, _ in batch])
-            self._run(together.write).addBoth(self._finish, together, [done for _, done, _ in batch])
+            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._batch))]
+            together = _Together(self._reactor, [order for order, _, _ in batch])
+            self._run(together.write).addBoth(
+                self._finish, together, [done for _, done, _ in batch], self._reactor.seconds()
+            )
 
-    def _finish(self, result: Any, together: "_Together", waiting: "list[Deferred[CommitResult]]") -> None:
+    def _finish(
+        self, result: Any, together: "_Together", waiting: "list[Deferred[CommitResult]]", began: float
+    ) -> None:
         self._free += 1
+        if self._reactor.seconds() - began > _LONG:
+            self._batch = max(1, min(self._batch, len(waiting)) // 2)
+        elif len(waiting) == self._batch:
+            self._batch = min(_BATCH, self._batch * 2)
         if isinstance(result, Failure):
             self._refuse_late(result)
         # The next transaction runs while these answers are given.
@@ -105,8 +126,10 @@ class _Together:
     :ivar outcomes: what became of those that are settled, by their requests.
     """
 
-    def __init__(self, orders: list[Order]) -> None:
+    def __init__(self, reactor: IReactorTime, orders: list[Order]) -> None:
         self.orders = orders
+        self._reactor = reactor
+        self._until = reactor.seconds() + _WAIT
         self.outcomes: dict[str, CommitResult | Failure] = {}
 
     async def write(self, session: Session) -> None:
@@ -122,8 +145,11 @@ class _Together:
                 # One by one it is told which it was.
                 log.info("{count} commits are written one by one", count=len(orders))
         for order in orders:
-            if order.request not in self.outcomes:
-                await self._write_one(session, order)
+            if order.request in self.outcomes:
+                continue
+            if self._reactor.seconds() > self._until:
+                raise StoreUnavailable("PostgreSQL takes too long")
+            await self._write_one(session, order)
 
     async def _write_one(self, session: Session, order: Order) -> None:
         try:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import pytest
+
 from tests.daemon import Daemon, until
 from tests.system.test_machines import frame
 
@@ -287,3 +289,26 @@ def test_sigterm_while_a_large_journal_is_read(tmp_path: Path) -> None:
         assert status == 0, f"after {time.monotonic() - asked:.1f} s:\n{daemon.log()}"
         assert "the gateway is ready" not in daemon.log()
         assert "Traceback" not in daemon.log()
+
+
+@pytest.mark.parametrize("step", [-3600, 3600])
+def test_a_wall_clock_that_is_set_stops_no_timer(tmp_path: Path, step: int) -> None:
+    ahead = tmp_path / "ahead"
+    ahead.write_text("0")
+    twistd = [sys.executable, AT_TIME, str(ahead), "-n", "--pidfile=", "cynow-gateway"]
+    daemon = Daemon(tmp_path, twistd=twistd, timezone=SEOUL.key)
+    try:
+        daemon.start()
+        machine = daemon.daq(frame("name", "M"), frame("DataUpdate", {"v": {"type": "VIB", "data": [1.0]}}))
+        until(lambda: len(lines(tmp_path, "v")) == 1, "the first sample")
+        (tmp_path / "set").write_text(str(step))
+        (tmp_path / "set").rename(ahead)
+        machine.sendall(frame("DataUpdate", {"v": {"type": "VIB", "data": [2.0]}}))
+        # By the wall clock that was set back it would be time for it in an hour.
+        until(lambda: len(lines(tmp_path, "v")) == 2, "the next sample")
+        until(lambda: f"jumped by {step:+}" in daemon.log(), "the step is logged")
+        # A connection that has just come is not an hour old.
+        daemon.daq(frame("name", "N"))
+        until(lambda: daemon.get("/sio/machineList")[1]["machine_list"] == ["/M", "/N"], "both machines")
+    finally:
+        daemon.end()
