@@ -168,6 +168,8 @@ class DaqProtocol(Protocol):
             self._stop_waiting()
             self.machine = message.machine
             self._daq.named(self, message.machine)
+            # Who was connected before may have had something left, which has come by now.
+            self._arrival = self._daq.clock.now()
         elif self.machine is not None and self._arrival is not None:
             self._daq.message(self, self.machine, message, self._arrival)
 

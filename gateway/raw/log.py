@@ -205,6 +205,8 @@ class RawLog(Service):
 
     def _look(self) -> None:
         """Hand those lines to the operating system whose time has come; what takes long goes on in the next turns."""
+        if self._more is not None and self._more.active():
+            self._more.cancel()
         self._more = None
         now = self._reactor.seconds()
         due = [
@@ -249,7 +251,7 @@ class RawLog(Service):
         self.problem = problem
         self._counters.raw_failures.inc()
         self._warnings.warn("write", "raw samples cannot be written: {problem}", problem=problem)
-        excess = len(waiting) - _WAITING_BYTES // len(self._waiting)
+        excess = len(waiting) - _WAITING_BYTES // len(self._failing)
         if excess > 0:
             # Whole lines only.
             excess = waiting.find(b"\n", excess - 1) + 1 or len(waiting)

@@ -21,7 +21,7 @@ _JSON_STARTS: Final = frozenset(b"[{")
 
 #: Shapes of messages that a connection is remembered for, and the bytes that they may hold in all.
 _MOST_SHAPES: Final = 4
-_MOST_SHAPE_BYTES: Final = 32 * 1024
+_MOST_SHAPE_BYTES: Final = 64 * 1024
 
 #: See ``FrameReader._tries``.
 _MOST_TRIES: Final = 16
@@ -153,7 +153,7 @@ class FrameReader:
         shape = Shape.of(update, pickle.runs, whole) if isinstance(update, DataUpdate) else None
         if shape is not None:
             shapes = (shape, *self._shapes)[:_MOST_SHAPES]
-            while sum(each.size for each in shapes) > _MOST_SHAPE_BYTES:
+            while sum(each.weight for each in shapes) > _MOST_SHAPE_BYTES:
                 shapes = shapes[:-1]
             self._shapes = shapes
 

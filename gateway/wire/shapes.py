@@ -15,9 +15,13 @@ from gateway.wire.messages import DataUpdate
 from gateway.wire.pickles import Run, doubles, run_of_doubles
 
 #: Where pickles of protocol 4 and 5 say how long they are: behind PROTO, FRAME and eight bytes.
-_FRAME: Final = 0x95
+_PROTO: Final = b"\x80"
+_FRAME: Final = b"\x95"
 _FRAME_AT: Final = 2
 _LENGTH: Final = 8
+
+#: What is held for each sensor, beside what stands between its samples.
+_SENSOR_BYTES: Final = 200
 
 #: What a separator may begin with.
 _CUT: Final = frozenset({b"", b"\\"})
@@ -57,10 +61,11 @@ class _Sensor:
 class Shape:
     """What a message of samples looks like without its samples.
 
-    :ivar size: bytes that it holds.
+    :ivar size: bytes of a message that are no samples.
+    :ivar weight: about how many bytes of memory it holds.
     """
 
-    __slots__ = ("_begin", "_literals", "_sensors", "size")
+    __slots__ = ("_begin", "_literals", "_sensors", "size", "weight")
 
     def __init__(self, begin: bytes, literals: list[bytes | None], sensors: list[_Sensor]) -> None:
         #: What stood before the samples of the last message; ``None`` is the length that a pickle says of itself.
@@ -68,6 +73,7 @@ class Shape:
         self._literals = literals
         self._sensors = sensors
         self.size = len(begin) + sum(len(sensor.behind) for sensor in sensors)
+        self.weight = self.size + _SENSOR_BYTES * len(sensors)
 
     @classmethod
     def of(cls, update: DataUpdate, runs: Sequence[Run], data: bytes) -> Self | None:
@@ -90,7 +96,7 @@ class Shape:
             its_sensors.append(_Sensor(name, sensor.type, data[run.end : its_end], b"G" * len(run.numbers)))
         begin = data[: runs[0].start]
         literals: list[bytes | None] = [begin]
-        if begin[_FRAME_AT] == _FRAME:
+        if begin.startswith(_PROTO) and begin.startswith(_FRAME, _FRAME_AT):
             length_at = _FRAME_AT + 1
             literals = [begin[:length_at], None, begin[length_at + _LENGTH :]]
         return cls(begin, literals, its_sensors)

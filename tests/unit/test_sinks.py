@@ -368,6 +368,35 @@ class RawLogTests(Parts):
         self.reactor.advance(0.3)
         self.assertEqual(len(self.lines("20251218_w.csv")), 2)
 
+    def test_one_look_at_a_time_goes_on_in_later_turns(self) -> None:
+        started = []
+
+        def flush(path: str) -> None:
+            started.append(path)
+            del self.rawlog._waiting[path]
+            # A slow disk.
+            self.reactor.rightNow += 0.02
+
+        self.patch(self.rawlog, "_flush", flush)
+        for number in range(50):
+            self.bus.publish(self.batch("M", f"v{number}", 1.0))
+        self.reactor.advance(0.5)
+        while len(started) < 50:
+            before = len(started)
+            self.reactor.advance(0.1)
+            # The next look, and what was put off to this turn, are one.
+            self.assertLessEqual(len(started) - before, 1)
+
+    def test_many_who_can_be_written_leave_their_share_to_one_who_cannot(self) -> None:
+        self.patch(raw_log, "_WAITING_BYTES", 2000)
+        (self.folder / "M").write_bytes(b"in the way")
+        for _ in range(20):
+            for number in range(50):
+                self.bus.publish(self.batch("N", f"v{number}", 1.0))
+            self.bus.publish(self.batch("M", "v", 1.0))
+            self.reactor.advance(0.5)
+        self.assertEqual(self.counters.raw_lost._value.get(), 0)
+
     def test_a_problem_is_over_though_other_lines_wait(self) -> None:
         (self.folder / "M").write_bytes(b"in the way")
         self.bus.publish(self.batch("M", "v", 1.0))
