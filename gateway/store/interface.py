@@ -1,10 +1,10 @@
 """What the gateway asks of a store. Everything answers by a Deferred; nothing blocks the reactor."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from twisted.internet.defer import Deferred
 
@@ -12,6 +12,10 @@ from gateway.model import Commit, CommitEntry, Entry
 
 #: Event numbers in one reservation; at 5,000 events a second they last over three minutes.
 SEQ_BLOCK: Final = 1_000_000
+
+
+#: What is made of some items of a page.
+Encode: TypeAlias = Callable[[list[dict[str, Any]]], Any]
 
 
 class StoreUnavailable(Exception):
@@ -50,10 +54,11 @@ class CommitResult:
 class Page:
     """Some of the items that were asked for.
 
+    :ivar items: dicts; or what was made of them, some at a time.
     :ivar after: what to ask for the next page with; ``None`` where there is none.
     """
 
-    items: list[dict[str, Any]]
+    items: list[Any]
     after: Any = None
 
 
@@ -167,22 +172,27 @@ class Store(ABC):
         sensor: str | None = None,
         detail: bool = False,
         after: Any = None,
+        encode: Encode | None = None,
     ) -> "Deferred[Page]":
         """Items of ``/stat/<period>``: from one day to another, both inclusive, by sensor and ascending in time.
 
         :param sensor: of this one only.
         :param detail: with count, extremes, rms, standard deviation and coverage.
         :param after: from the page before this one.
+        :param encode: called in a thread.
         """
 
     @abstractmethod
-    def anomalies(self, machine: str | None, start: date, end: date, after: Any = None) -> "Deferred[Page]":
+    def anomalies(
+        self, machine: str | None, start: date, end: date, after: Any = None, encode: Encode | None = None
+    ) -> "Deferred[Page]":
         """Items of ``/stat/anomaly``: of one machine, ascending in time; of all (``None``), newest first.
 
         Those of one time stand by machine, and then as they were written. Of all machines, those that cannot be read
         are left out.
 
         :param after: from the page before this one.
+        :param encode: called in a thread.
         :raises StoreUnavailable: the one machine cannot be read now.
         """
 

@@ -19,13 +19,14 @@ from gateway.clock import WallClock
 from gateway.counters import Counters
 from gateway.model import CommitEntry, Entry, is_name
 from gateway.store import postgres_questions as questions
-from gateway.store.interface import CommitResult, IdempotencyKey, Page, Standing, Store, StoreUnavailable
+from gateway.store.interface import CommitResult, Encode, IdempotencyKey, Page, Standing, Store, StoreUnavailable
 from gateway.store.pool import Pool
 from gateway.store.postgres_bring import Bringer
 from gateway.store.postgres_commits import KEY_LIFE, Order, first_answer, prune
 from gateway.store.postgres_group import CommitQueue
 from gateway.store.postgres_rows import InThread
 from gateway.store.postgres_schema import Schema
+from gateway.store.rows import encoded
 from gateway.store.session import Session, Work, one_line
 from gateway.store.spool import Spool
 from gateway.threads import pool_of
@@ -187,6 +188,7 @@ class PostgresStore(Store):
         sensor: str | None = None,
         detail: bool = False,
         after: Any = None,
+        encode: Encode | None = None,
     ) -> "Deferred[Page]":
         question = partial(
             questions.means,
@@ -200,19 +202,21 @@ class PostgresStore(Store):
         items = partial(questions.items_of, period, zone=self._clock.zone, detail=detail)
         # No sensor has a name that the driver would not take.
         is_known = is_name(machine) and (sensor is None or _is_text(sensor))
-        return Deferred.fromCoroutine(self._page(question, items, 4) if is_known else _no_page())
+        return Deferred.fromCoroutine(self._page(question, items, 4, encode) if is_known else _no_page())
 
-    def anomalies(self, machine: str | None, start: date, end: date, after: Any = None) -> "Deferred[Page]":
+    def anomalies(
+        self, machine: str | None, start: date, end: date, after: Any = None, encode: Encode | None = None
+    ) -> "Deferred[Page]":
         bounds = start, end
         if machine is None:
             question: Any = partial(questions.newest_anomalies, bounds=bounds, after=after)
-            return Deferred.fromCoroutine(self._page(question, _newest_items, 4))
+            return Deferred.fromCoroutine(self._page(question, _newest_items, 4, encode))
         question = partial(questions.anomalies, machine=machine, bounds=bounds, after=after)
         return Deferred.fromCoroutine(
-            self._page(question, partial(_anomaly_items, machine), 3) if is_name(machine) else _no_page()
+            self._page(question, partial(_anomaly_items, machine), 3, encode) if is_name(machine) else _no_page()
         )
 
-    async def _page(self, question: Work[list[Any]], items: Any, mark: int) -> Page:
+    async def _page(self, question: Work[list[Any]], items: Any, mark: int, encode: Encode | None) -> Page:
         """Ask for a page.
 
         :param items: makes items of rows, in a thread.
@@ -220,7 +224,7 @@ class PostgresStore(Store):
         """
         rows = await self._on(self._questions, question)
         after = rows[-1][:mark] if len(rows) == questions.PAGE else None
-        return Page(await self._in_thread(items, rows), after)
+        return Page(await self._in_thread(lambda: encoded(items(rows), encode)), after)
 
     async def _on(self, pool: Pool, work: Work[T]) -> T:
         return await _explained(pool.run(work))

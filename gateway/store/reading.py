@@ -2,7 +2,7 @@
 
 import sqlite3
 import threading
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,14 +17,14 @@ _IDLE: Final = 8
 class Readers:
     """Connections that cannot write, each for one question at a time, of any thread.
 
-    Those that were used last stay open: a new one has to read the schema and every page anew, which takes half as long
-    as the question itself.
+    One of each file stays open, of those that were asked last: a new one has to read the schema and every page anew,
+    which takes half as long as the question itself.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        #: Their paths, the inodes that these had, and the connections; the one that was used last is the last.
-        self._idle: deque[tuple[str, int | None, sqlite3.Connection]] = deque()
+        #: By their paths: the inodes that these had, and the connections; the one that was used last is the last.
+        self._idle: OrderedDict[str, tuple[int | None, sqlite3.Connection]] = OrderedDict()
         self._closed = False
 
     @contextmanager
@@ -35,7 +35,10 @@ class Readers:
         :raises sqlite3.Error: it cannot be opened.
         """
         inode = inode_of(path)
-        connection = self._take(path, inode)
+        its, connection = self._take(path) or (None, None)
+        if connection is not None and its != inode:  # another file has taken its place
+            connection.close()
+            connection = None
         if connection is None:
             uri = Path(path).absolute().as_uri() + "?mode=ro"
             connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
@@ -49,40 +52,28 @@ class Readers:
         self._keep(path, inode, connection)
 
     def leave(self, path: str) -> None:
-        """Close those of a file that wait for a question: who closes it last brings its log into it, and none can."""
-        with self._lock:
-            its = [found for found in self._idle if found[0] == path]
-            for found in its:
-                self._idle.remove(found)
-        for *_, connection in its:
-            connection.close()
+        """Close that of a file which waits for a question: who closes it last brings its log into it, and none can."""
+        found = self._take(path)
+        if found is not None:
+            found[1].close()
 
     def close(self) -> None:
         """Close those that wait for a question, and the others when theirs is answered."""
         with self._lock:
             self._closed = True
-            idle, self._idle = self._idle, deque()
-        for *_, connection in idle:
+            idle, self._idle = self._idle, OrderedDict()
+        for _, connection in idle.values():
             connection.close()
 
-    def _take(self, path: str, inode: int | None) -> sqlite3.Connection | None:
+    def _take(self, path: str) -> tuple[int | None, sqlite3.Connection] | None:
         with self._lock:
-            its = [found for found in self._idle if found[0] == path]
-            for found in its:
-                if found[1] != inode:  # another file has taken its place
-                    self._idle.remove(found)
-                    found[2].close()
-            its = [found for found in its if found[1] == inode]
-            if not its:
-                return None
-            self._idle.remove(its[-1])
-            return its[-1][2]
+            return self._idle.pop(path, None)
 
     def _keep(self, path: str, inode: int | None, connection: sqlite3.Connection) -> None:
         with self._lock:
-            if not self._closed:
-                self._idle.append((path, inode, connection))
+            if not self._closed and path not in self._idle:
+                self._idle[path] = inode, connection
                 if len(self._idle) <= _IDLE:
                     return
-                _, _, connection = self._idle.popleft()
+                _, (_, connection) = self._idle.popitem(last=False)
         connection.close()

@@ -11,6 +11,7 @@ from typing import Any, Final
 from gateway.bucket import Bucket
 from gateway.model import rfc3339
 from gateway.period import FULL_MINUTES, MADE_OF, minutes_of
+from gateway.store.interface import Encode
 
 #: Columns that hold a bucket, in the order of :func:`values_of`, and their types in SQL.
 BUCKET_COLUMNS: Final = {
@@ -29,6 +30,10 @@ BUCKET_COLUMNS: Final = {
 }
 
 
+#: Items that are encoded at a time. So few use the memory of those before them; all of a page at once are hundreds of
+#: new pages of memory, which take longer than the encoding.
+PIECE: Final = 256
+
 _NOTHING: Final = dict.fromkeys(("count", "min", "min_time", "max", "max_time", "rms", "std", "coverage"))
 
 
@@ -42,6 +47,13 @@ class Row:
 
     mean: float
     bucket: Bucket | None
+
+
+def encoded(items: list[dict[str, Any]], encode: Encode | None) -> list[Any]:
+    """The ``items`` of a page."""
+    if encode is None:
+        return items
+    return [encode(items[begin : begin + PIECE]) for begin in range(0, len(items), PIECE)]
 
 
 def values_of(bucket: Bucket | None) -> tuple[Any, ...]:

@@ -31,6 +31,7 @@ from gateway.store import tables
 from gateway.store.interface import (
     SEQ_BLOCK,
     CommitResult,
+    Encode,
     IdempotencyConflict,
     IdempotencyKey,
     Page,
@@ -40,6 +41,7 @@ from gateway.store.interface import (
     StoreUnavailable,
 )
 from gateway.store.reading import Readers
+from gateway.store.rows import encoded
 from gateway.store.tables import MachineTables
 from gateway.store.writing import GroupWriter, inode_of
 from gateway.threads import pool_of
@@ -303,18 +305,28 @@ class SqliteStore(Store):
         sensor: str | None = None,
         detail: bool = False,
         after: Any = None,
+        encode: Encode | None = None,
     ) -> "Deferred[Page]":
+        asked = partial(tables.page, only=sensor, detail=detail, after=after, encode=encode)
+
         def query(connection: sqlite3.Connection) -> list[Page]:
-            bounds = _bounds(start, end)
-            return [tables.page(connection, period, bounds, self._clock.zone, only=sensor, detail=detail, after=after)]
+            return [asked(connection, period, _bounds(start, end), self._clock.zone)]
 
         return self._read(lambda: next(iter(self._ask(machine, query)), Page([])))
 
-    def anomalies(self, machine: str | None, start: date, end: date, after: Any = None) -> "Deferred[Page]":
+    def anomalies(
+        self, machine: str | None, start: date, end: date, after: Any = None, encode: Encode | None = None
+    ) -> "Deferred[Page]":
         bounds = _bounds(start, end)
-        if machine is None:
-            return self._read(lambda: self._newest_anomalies(bounds, after or _Newest(bounds[1])))
-        return self._read(lambda: self._anomalies(machine, bounds, after or (bounds[0], tables.BEFORE_IDS)))
+
+        def page() -> Page:
+            if machine is None:
+                found = self._newest_anomalies(bounds, after or _Newest(bounds[1]))
+            else:
+                found = self._anomalies(machine, bounds, after or (bounds[0], tables.BEFORE_IDS))
+            return Page(encoded(found.items, encode), found.after)
+
+        return self._read(page)
 
     def _anomalies(self, machine: str, bounds: tuple[str, str], after: tuple[Any, int]) -> Page:
         rows = self._ask(machine, partial(tables.anomalies, bounds=bounds, after=after))

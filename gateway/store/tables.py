@@ -16,8 +16,8 @@ from typing import Any, Final
 from gateway.bucket import Bucket
 from gateway.model import HourEnd, PeriodEnd, wall_time
 from gateway.period import MADE_OF, PERIODS, end_of, start_of
-from gateway.store.interface import DayMark, Page
-from gateway.store.rows import BUCKET_COLUMNS, Row, bucket_of, detail_of, made_of, values_of
+from gateway.store.interface import DayMark, Encode, Page
+from gateway.store.rows import BUCKET_COLUMNS, PIECE, Row, bucket_of, detail_of, encoded, made_of, values_of
 
 #: What a table's name may add to its sensor's: see :meth:`MachineTables.means`. No sensor's name holds a tilde.
 _ADDED: Final = re.compile(r"^~|~[0-9]+$")
@@ -254,13 +254,15 @@ def page(
     only: str | None = None,
     detail: bool = False,
     after: tuple[str, str, int, int] | None = None,
+    encode: Encode | None = None,
 ) -> Page:
     """Items of ``/stat/<period>``.
 
     :param only: of this sensor.
     :param after: a table, and the time, start and id of a row in it.
     """
-    items: list[dict[str, Any]] = []
+    made: list[Any] = []
+    most = PAGE
     for sensor, table in sensors(connection, period):
         if (after is not None and after[0] != table) or only not in (None, sensor):
             continue
@@ -277,28 +279,32 @@ def page(
             where += f" AND ({mark}) > (?, ?, ?)"
             arguments = (after[1], bounds[1], *after[1:])
             after = None
-        most = PAGE - len(items)
         columns = "time, data" + (f", start, {_BUCKET}" if is_ours and detail else "")
-        rows = connection.execute(
+        asked = connection.execute(
             f"SELECT {columns} {where} ORDER BY {order} LIMIT ?",
             (*arguments, most),
-        ).fetchall()
+        )
         name = f"{sensor}_{period}_avg"
-        # Some have fractions of a second.
-        if detail:
-            items += [
-                {"name": name, "time": time[:19], "data": data, **_detail(period, zone, further)}
-                for time, data, *further in rows
-            ]
-        else:
-            items += [{"name": name, "time": time[:19], "data": data} for time, data in rows]
-        if len(rows) == most:
+        count = 0
+        while rows := asked.fetchmany(PIECE):
+            count += len(rows)
+            # Some have fractions of a second.
+            if detail:
+                items = [
+                    {"name": name, "time": time[:19], "data": data, **_detail(period, zone, further)}
+                    for time, data, *further in rows
+                ]
+            else:
+                items = [{"name": name, "time": time[:19], "data": data} for time, data in rows]
+            made += encoded(items, encode)
+        if count == most:
             last = connection.execute(
                 f"SELECT {mark} {where} ORDER BY {order} LIMIT 1 OFFSET ?",
                 (*arguments, most - 1),
             ).fetchone()
-            return Page(items, (table, *last))
-    return Page(items)
+            return Page(made, (table, *last))
+        most -= count
+    return Page(made)
 
 
 def anomalies(connection: sqlite3.Connection, bounds: tuple[str, str], after: tuple[Any, int]) -> list[Any]:

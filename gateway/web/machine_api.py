@@ -115,13 +115,15 @@ class MachineApi:
         head = {"machine": machine, "sensor": sensor, "from": begin, "to": end, "points": []}
         before, _, behind = orjson.dumps(head).rpartition(b"[]")
         table = Table(request, "samples", _COLUMNS, (before, behind))
-        return await table.send(self._pages(plot.points(its)))
+        return await table.send(self._pages(plot.points(its), table.encode))
 
-    async def _pages(self, points: "Generator[Page, None, None]") -> "AsyncGenerator[Page, None]":
+    async def _pages(
+        self, points: "Generator[Page, None, None]", encode: Callable[[Page], bytes]
+    ) -> AsyncGenerator[list[bytes], None]:
         reader = _Reader(points)
         try:
             while (page := await deferToThreadPool(self._reactor, self._pool, reader.next)) is not None:
-                yield page
+                yield [encode(page)] if page else []
         except UnreadableFile as error:
             log.error("a raw file cannot be read: {error}", error=error)
             raise Refusal(500, "unreadable_file") from error

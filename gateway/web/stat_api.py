@@ -121,18 +121,18 @@ async def _paged(request: Request, name: str, columns: Sequence[str], ask: "Call
     """The answer of a question that is asked page by page; that of one page says how long it is.
 
     :param name: of the table.
-    :param ask: takes ``after``, but for the first page.
+    :param ask: takes ``encode``, and ``after`` but for the first page.
     """
-    first = await ask()
     table = Table(request, name, columns)
+    first = await ask(encode=table.encode)
     if first.after is None:
         return table.whole(first.items)
 
-    async def pages() -> AsyncGenerator[list[dict[str, Any]], None]:
+    async def pages() -> AsyncGenerator[list[bytes], None]:
         page = first
         yield page.items
         while page.after is not None:
-            page = await ask(after=page.after)
+            page = await ask(encode=table.encode, after=page.after)
             yield page.items
 
     return await table.send(pages())

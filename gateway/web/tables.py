@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any, Final
 
@@ -21,6 +21,9 @@ log = Logger()
 
 _JSON: Final = "application/json"
 _CSV: Final = "text/csv"
+
+#: Pieces that are sent in one.
+_FEW: Final = 4
 
 
 def wants_csv(request: Request) -> bool:
@@ -47,17 +50,29 @@ class Table:
         self._before, self._behind = head
         self._csv = wants_csv(request)
         self._name = name
-        self._rows = 0
+        self._is_first = True
 
-    def whole(self, rows: Sequence[dict[str, Any]]) -> bytes:
-        """The answer with all its rows."""
-        begin, end = self._begin(), self._end()
-        # Half a megabyte is not copied again and again.
-        content = orjson.dumps(rows) if (begin, end) == (b"[", b"]") else begin + self._text(rows) + end
-        self._request.setHeader(b"content-length", b"%d" % len(content))
-        return content
+    def encode(self, rows: Sequence[dict[str, Any]]) -> bytes:
+        """Some rows, of which there is at least one, as they stand in the answer; for any thread."""
+        if self._csv:
+            return _csv_text(map(itemgetter(*self._columns), rows))
+        return orjson.dumps(rows)[1:-1]
 
-    async def send(self, pages: AsyncGenerator[Sequence[dict[str, Any]], None]) -> bytes:
+    def whole(self, pieces: Sequence[bytes]) -> bytes:
+        """Send the answer with all its rows; what is returned is the last of it.
+
+        A megabyte in one would be copied more than once on its way.
+        """
+        pieces = [self._begin(), *self._separated(pieces), self._end()]
+        self._request.setHeader(b"content-length", b"%d" % sum(map(len, pieces)))
+        if len(pieces) > _FEW:
+            # The head goes with the first of them, and at once.
+            for piece in (b"".join(pieces[:_FEW]), *pieces[_FEW:]):
+                self._request.write(piece)
+            return b""
+        return b"".join(pieces)
+
+    async def send(self, pages: AsyncGenerator[Sequence[bytes], None]) -> bytes:
         """Send the answer, page by page.
 
         What fails after the first page cuts the connection: by then the client has been told that all is well.
@@ -70,11 +85,11 @@ class Table:
         except BaseException:
             await pages.aclose()
             raise
-        self._request.write(self._begin() + self._text(first))
+        self._request.write(b"".join([self._begin(), *self._separated(first)]))
         self._request.registerProducer(drain, True)
         try:
-            while (rows := await anext(pages, None)) is not None:
-                self._request.write(self._text(rows))
+            while (pieces := await anext(pages, None)) is not None:
+                self._request.write(b"".join(self._separated(pieces)))
                 await drain.wait()
         except CancelledError:
             raise
@@ -98,15 +113,14 @@ class Table:
             self._request.setHeader(b"content-disposition", f'attachment; filename="{self._name}.csv"'.encode())
         return _csv_text([self._columns]) if self._csv else self._before + b"["
 
-    def _text(self, rows: Sequence[dict[str, Any]]) -> bytes:
-        if not rows:
-            return b""
-        if self._csv:
-            return _csv_text(map(itemgetter(*self._columns), rows))
-        text = orjson.dumps(rows)[1:-1]
-        text = b"," + text if self._rows else text
-        self._rows += len(rows)
-        return text
+    def _separated(self, pieces: Sequence[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            if self._is_first or self._csv:
+                self._is_first = False
+                yield piece
+            else:
+                yield b","
+                yield piece
 
     def _end(self) -> bytes:
         return b"" if self._csv else b"]" + self._behind

@@ -1061,6 +1061,38 @@ class SqliteStoreTests(StoreSuite, TestCase):
         await self.write(*(fault(name, 2) for name in reversed(names)))
         self.assertEqual(len(await self.anomalies(None)), 300)
 
+    async def test_a_machines_file_that_was_replaced_after_a_question_is_read_anew(self) -> None:
+        await self.write(fault("M", 1), fault("N", 2), fault("N", 3))
+        await self.again()
+        self.assertEqual(len(await self.anomalies("M")), 1)
+        (self.folder / "N.db").rename(self.folder / "M.db")
+        self.assertEqual(len(await self.anomalies("M")), 2)
+        (self.folder / "M.db").unlink()
+        self.assertEqual(await self.anomalies("M"), [])
+
+    async def test_a_machines_file_that_is_locked_after_a_question_is_read_when_it_is_free(self) -> None:
+        self.old_rows("hour", [("2025-12-18 10:00:00", 1.0)])
+        self.assertEqual(len(await self.items("hour", "M", DAY, DAY)), 1)
+        other = self.other("M.db")
+        other.execute("INSERT INTO v_hour_avg (time, data) VALUES ('2025-12-18 11:00:00', 2.0)")
+        with self.assertRaises(StoreUnavailable):
+            await self.items("hour", "M", DAY, DAY)
+        other.execute("COMMIT")
+        other.close()
+        self.assertEqual(len(await self.items("hour", "M", DAY, DAY)), 2)
+
+    async def test_files_of_machines_are_whole_after_the_end_and_when_others_are_open(self) -> None:
+        names = [f"M{number}" for number in range(80)]
+        await self.write(fault("M0", 1))
+        self.assertEqual(len(await self.anomalies("M0")), 1)
+        self.assertTrue((self.folder / "M0.db-wal").exists())
+        await self.write(*(fault(name, 1) for name in names[1:]))
+        self.assertFalse((self.folder / "M0.db-wal").exists())
+        self.assertEqual(len(await self.anomalies(names[-1])), 1)
+        await self.store.close()
+        self.assertEqual([path.name for path in self.folder.glob("M*.db-wal")], [])
+        self.store = self.open()
+
     async def test_too_many_commits_at_once_are_refused(self) -> None:
         other = self.other("cynow-gateway.sqlite3")
         waiting = [self.store.commit(ENTRY, None) for _ in range(1002)]
