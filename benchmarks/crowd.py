@@ -35,11 +35,11 @@ _MASK: Final = b"\0\0\0\0"
 
 
 class Helper:
-    """One of these processes; it ends with this one at the latest."""
+    """One of these processes, or of another module's; it ends with this one at the latest."""
 
-    def __init__(self, kind: str, **options: Any) -> None:
+    def __init__(self, kind: str, module: str = "benchmarks.crowd", **options: Any) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.crowd", kind, json.dumps(options)],
+            [sys.executable, "-m", module, kind, json.dumps(options)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import orjson
 
@@ -176,15 +176,17 @@ def many_machines(folder: Path, seconds: float) -> list[Row]:
             Helper("subscribers", port=daemon.port, count=1, topics=["machine/*/samples"], stuck=False)
         )
         until(lambda: crowd.ask("count")["settled"] == 1, "the subscriber")
-        load = stack.enter_context(_Load(daemon.daq_port, round(seconds * MACHINES)))
-        load.ready()
+        load = stack.enter_context(
+            Helper("machines", "benchmarks.daq", port=daemon.daq_port, count=round(seconds * MACHINES))
+        )
+        load.hear()
         # The first message that a machine ever sends makes its files and its database.
         until(lambda: _lines(daemon) == MACHINES * SENSORS * SAMPLES, "the first messages")
         until(lambda: daemon.metric("cynow_store_waiting") == 0, "the store knows all sensors")
         time.sleep(1)
         crowd.ask("events")
         before, began = cpu_seconds(daemon.process.pid), time.monotonic()
-        sent = load.go()
+        sent = load.ask("send")
         used, took = cpu_seconds(daemon.process.pid) - before, time.monotonic() - began
         until(lambda: crowd.ask("count")["heard"] >= len(sent), "every event")
         waits = [at - sent[number] for number, at in crowd.ask("events")]
@@ -204,42 +206,6 @@ def many_machines(folder: Path, seconds: float) -> list[Row]:
         Row(f"{text}: socket to /ws, p99", f"{p99:.1f} ms", "under 50 ms", p99 < 50),
         Row(f"{text}: resident", f"{size:.0f} MiB"),
     ]
-
-
-class _Load:
-    """The process that plays a thousand machines."""
-
-    def __init__(self, port: int, count: int) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.daq", "machines", json.dumps({"port": port, "count": count})],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
-
-    def ready(self) -> None:
-        """Wait until all machines are connected."""
-        assert self._process.stdout is not None
-        if self._process.stdout.readline() != "ready\n":
-            raise RuntimeError("the machines could not connect")
-
-    def go(self) -> list[float]:
-        """Let them send; when each message was."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write("go\n")
-        return list(json.loads(self._process.stdout.readline()))
 
 
 # -- the processes
@@ -295,7 +261,7 @@ def _machines(port: int, count: int) -> None:
     }
     for connection in connections:
         connection.sendall(pickle.dumps(("DataUpdate", data)) + b"\\o")
-    sys.stdout.write("ready\n")
+    sys.stdout.write('"connected"\n')
     sys.stdout.flush()
     sys.stdin.readline()
     times = []

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 with atheris.instrument_imports():
     from gateway.wire.errors import WireError
     from gateway.wire.frames import FrameReader
-    from gateway.wire.scale import parse_line
+    from gateway.wire.scale import parse_line, read_lines
 
 NAME = b'["name", "M"]\0'
 
@@ -45,6 +45,7 @@ def one(data: bytes) -> None:
         raise RuntimeError("it depends on where it is cut")
     if len(stream) < 200 and outcome([stream[index : index + 1] for index in range(len(stream))]) != whole:
         raise RuntimeError("it depends on being cut")
+    list(read_lines(data + b"\n"))
     with contextlib.suppress(WireError):
         parse_line(data)
 
