@@ -47,7 +47,6 @@ _WAITING_BYTES: Final = 32 * 1024 * 1024
 _OPEN_FILES: Final = 4096
 _OPEN_SHARE: Final = 4
 
-
 _FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
 
 #: Samples of one second and sensor that are made lines of together.

@@ -13,6 +13,11 @@ from twisted.web.http_headers import Headers
 _READ_SIZE: Final = 8 * 1024
 
 
+def has_sent_all(transport: Any) -> bool:
+    """Whether nothing waits in a TCP transport, which has no public way to ask."""
+    return not (transport.dataBuffer or transport._tempDataBuffer)
+
+
 class GatewayChannel(HTTPChannel):
     """One HTTP connection, counted by its site until it is lost or has become something else.
 
@@ -69,14 +74,10 @@ class GatewayChannel(HTTPChannel):
         if not self._head:
             return
         data, self._head = self._head + data, b""
-        if self._is_bare and self._has_sent_all():
+        if self._is_bare and has_sent_all(self.transport):
             sent = self.transport.writeSomeData(data)
             # It is none where the connection is lost, which the reactor will find out.
             if isinstance(sent, int):
                 data = data[sent:]
         if data:
             self.transport.write(data)
-
-    def _has_sent_all(self) -> bool:
-        """Whether nothing waits in the transport, which has no public way to ask."""
-        return not (self.transport.dataBuffer or self.transport._tempDataBuffer)

@@ -14,6 +14,7 @@ from gateway import __version__
 from gateway.counters import Counters
 from gateway.logs import LimitedLog
 from gateway.web.answers import Refusal, refuse
+from gateway.web.channel import has_sent_all
 from gateway.web.deflate import framed, sound_offer, window_of
 from gateway.web.outbox import Outbox
 from gateway.web.site import GatewayRequest
@@ -200,8 +201,8 @@ class _Frames:
         self._transport.write(frame)
 
     def _waits(self) -> bool:
-        """Whether something waits in the transport, which has no public way to ask."""
-        self.is_behind = bool(self._transport.dataBuffer or self._transport._tempDataBuffer)
+        """Whether something waits in the transport."""
+        self.is_behind = not has_sent_all(self._transport)
         return self.is_behind
 
 
