@@ -18,7 +18,7 @@ import sys
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Self
 
 #: Subscribers that are on their way in at a time: a crowd that comes at once is not what is measured.
@@ -86,9 +86,26 @@ def _orders() -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
-def _answer(answer: Any) -> None:
-    sys.stdout.write(json.dumps(answer) + "\n")
+def answer(value: Any) -> None:
+    """Answer an order."""
+    sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
+
+
+def obey_and_read(epoll: select.epoll, obey: Callable[[str], None], read: Callable[[int], None]) -> None:
+    """Do what orders say, and read sockets, by their numbers, until no more orders can come."""
+    epoll.register(sys.stdin, select.EPOLLIN)
+    while True:
+        for fd, _ in epoll.poll():
+            if fd != sys.stdin.fileno():
+                read(fd)
+                continue
+            # Not readline: it would keep a second line to itself.
+            lines = os.read(fd, 64 * 1024)
+            if not lines:
+                return
+            for line in lines.splitlines():
+                obey(json.loads(line)["order"])
 
 
 # -- subscribers
@@ -138,24 +155,13 @@ class _Subscribers:
         self._codes: Counter[int] = Counter()
 
     def run(self) -> None:
-        self._epoll.register(sys.stdin, select.EPOLLIN)
         self._join()
-        while True:
-            for fd, _ in self._epoll.poll():
-                if fd != sys.stdin.fileno():
-                    self._read(self._members[fd])
-                    continue
-                # Not readline: it would keep a second line to itself.
-                lines = os.read(fd, 64 * 1024)
-                if not lines:
-                    return
-                for line in lines.splitlines():
-                    self._obey(json.loads(line)["order"])
+        obey_and_read(self._epoll, self._obey, lambda fd: self._read(self._members[fd]))
 
     def _obey(self, order: str) -> None:
         if order == "count":
             heard = [member.heard for member in self._members.values()]
-            _answer(
+            answer(
                 {
                     "open": len(self._members),
                     "settled": self._settled,
@@ -165,12 +171,10 @@ class _Subscribers:
                 }
             )
         elif order == "first":
-            _answer(self._events[0].decode())
+            answer(self._events[0].decode())
         elif order == "events":
             # Of each event, in the order of coming: its number and when the last one got it.
-            _answer(
-                [[number_of(json.loads(event)), last] for event, last in zip(self._events, self._last, strict=True)]
-            )
+            answer([[number_of(json.loads(event)), last] for event, last in zip(self._events, self._last, strict=True)])
             self._events, self._times, self._last = [], [], []
             for member in self._members.values():
                 member.heard = 0
@@ -250,14 +254,14 @@ class _Subscribers:
             # As a browser does it, however short it is; the gateway asked for a window of 10 bits.
             compressor = zlib.compressobj(wbits=-10)
             text = (compressor.compress(text) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
-        _send(member.sock, _TEXT | (_COMPRESSED if self._offer else 0), text)
+        send_frame(member.sock, _TEXT | (_COMPRESSED if self._offer else 0), text)
 
     def _take(self, member: _Member, opcode: int, text: bytes) -> None:
         if opcode == _PING:
-            _send(member.sock, _PONG, text)
+            send_frame(member.sock, _PONG, text)
         elif opcode == _CLOSE:
             member.code = int.from_bytes(text[:2])
-            _send(member.sock, _CLOSE, text[:2])
+            send_frame(member.sock, _CLOSE, text[:2])
         elif not member.settled:
             # The answer to its subscription, compressed where that was agreed upon.
             if not self._offer and not text.startswith(b'{"type":"subscribed"'):
@@ -284,7 +288,8 @@ class _Subscribers:
             self._last[number] = time.monotonic()
 
 
-def _send(sock: socket.socket, opcode: int, text: bytes) -> None:
+def send_frame(sock: socket.socket, opcode: int, text: bytes) -> None:
+    """Send a client's frame of less than 64 KiB."""
     length = bytes([0x80 | len(text)]) if len(text) < 126 else b"\xfe" + len(text).to_bytes(2)
     try:
         sock.send(bytes([0x80 | opcode]) + length + _MASK + text)
@@ -311,7 +316,7 @@ def number_of(event: Any) -> int:
 def _send_bare(port: int, count: int) -> None:
     """Write frames to so many bare sockets, and answer when that is done."""
     with socket.create_server(("127.0.0.1", port), backlog=1024) as listening:
-        _answer("listening")
+        answer("listening")
         members = [listening.accept()[0] for _ in range(count)]
     for order in _orders():
         frame = bytes.fromhex(order["frame"])
@@ -319,7 +324,7 @@ def _send_bare(port: int, count: int) -> None:
             for member in members:
                 if member.send(frame) != len(frame):
                     raise RuntimeError("a socket took less than a frame")
-        _answer("sent")
+        answer("sent")
 
 
 class _Device:
@@ -352,7 +357,7 @@ class _Device:
                 times.append(time.monotonic())
                 self._send()
                 self._number += 1
-            _answer({"first": first, "times": times})
+            answer({"first": first, "times": times})
 
     def _send(self) -> None:
         number = self._number

@@ -9,15 +9,14 @@ import os
 import select
 import socket
 import sys
-from typing import Any, Final
+from typing import Final
+
+from benchmarks.crowd import answer, obey_and_read, send_frame
 
 #: Clients that are on their way in at a time.
 _AT_ONCE: Final = 20
 
 _TEXT, _PING, _PONG = 1, 9, 10
-
-#: A client has to mask; this mask changes nothing.
-_MASK: Final = b"\0\0\0\0"
 
 
 class _Client:
@@ -56,25 +55,15 @@ class Clients:
         self._different = 0
 
     def run(self) -> None:
-        self._epoll.register(sys.stdin, select.EPOLLIN)
         self._come()
-        while True:
-            for fd, _ in self._epoll.poll():
-                if fd != sys.stdin.fileno():
-                    self._read(self._clients[fd])
-                    continue
-                lines = os.read(fd, 64 * 1024)
-                if not lines:
-                    return
-                for line in lines.splitlines():
-                    self._obey(json.loads(line)["order"])
+        obey_and_read(self._epoll, self._obey, lambda fd: self._read(self._clients[fd]))
 
     def _obey(self, order: str) -> None:
         if order == "count":
-            _answer({"joined": self._joined, "heard": self._heard, "different": self._different})
+            answer({"joined": self._joined, "heard": self._heard, "different": self._different})
         elif order == "events":
             # The data of each event, in the order of coming.
-            _answer([json.loads(event.removeprefix(self._event)) for event in self._events])
+            answer([json.loads(event.removeprefix(self._event)) for event in self._events])
             self._events = []
             self._heard = 0
             for client in self._clients.values():
@@ -122,7 +111,7 @@ class Clients:
 
     def _take(self, client: _Client, opcode: int, packet: bytes) -> None:
         if opcode == _PING:
-            _send(client.sock, _PONG, packet)
+            send_frame(client.sock, _PONG, packet)
         elif opcode != _TEXT:
             raise RuntimeError("neither a text nor a ping")
         elif packet.startswith(self._event):
@@ -134,24 +123,15 @@ class Clients:
             elif packet != self._events[number]:
                 self._different += 1
         elif packet.startswith(b"0"):
-            _send(client.sock, _TEXT, self._join_packet)
+            send_frame(client.sock, _TEXT, self._join_packet)
         elif packet == b"2":
-            _send(client.sock, _TEXT, b"3")
+            send_frame(client.sock, _TEXT, b"3")
         elif packet.startswith(self._join_packet) and not client.joined:
             client.joined = True
             self._joined += 1
             self._come()
         else:
             raise RuntimeError(packet.decode())
-
-
-def _send(sock: socket.socket, opcode: int, packet: bytes) -> None:
-    sock.send(bytes([0x80 | opcode, 0x80 | len(packet)]) + _MASK + packet)
-
-
-def _answer(answer: Any) -> None:
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":
