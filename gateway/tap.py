@@ -9,7 +9,6 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -108,6 +107,7 @@ def _gateway(options: Options, reactor: Any) -> IService:
     from gateway.bus import Bus
     from gateway.clock import WallClock, zone_named
     from gateway.counters import Counters
+    from gateway.health import Health
     from gateway.ingest.daq import DaqFactory
     from gateway.ingest.scale import ScaleFactory, SerialService, dialled
     from gateway.live import Live
@@ -157,21 +157,19 @@ def _gateway(options: Options, reactor: Any) -> IService:
 
     limits = settings.limits
     counters = Counters()
+    health = Health()
     warnings = LimitedLog(Logger("gateway.ingest"), clock, counters)
     bus = Bus(clock, counters, limits.backlog_events, limits.backlog_bytes)
     lines = settings.lines()
     live = Live(bus, clock, {scale_id: _given(line.idle_timeout_sec) for scale_id, line in lines.items()})
     database = settings.database
     store: Store
-    relays: list[IService] = []
+    relays: list[Any] = []
     spool: Any = None
     if database.url is None:
         store = SqliteStore(reactor, clock, counters, database_path)
-        database_problems: Callable[[], list[str]] = list
     else:
-        store, relay, database_problems, spool = _on_server(
-            reactor, settings, database.url, database_path, bus, live, clock, counters
-        )
+        store, relay, spool = _on_server(reactor, settings, database.url, database_path, bus, live, clock, counters)
         relays.append(relay)
     # Reading raw files must not wait for their being compressed.
     file_pool, retention_pool = pool_of(2, "files"), pool_of(1, "retention")
@@ -232,18 +230,19 @@ def _gateway(options: Options, reactor: Any) -> IService:
     feed = Feed(reactor, bus, live, clock, counters, limits.subscriber_bytes)
     traffic = Traffic(counters, warnings, settings.server.cors_origins, limits.body_bytes)
 
-    def problems() -> list[str]:
-        found = []
-        if rawlog.problem is not None:
-            found.append(f"raw files cannot be written: {rawlog.problem}")
-        if retention.problem is not None:
-            found.append(retention.problem)
-        found += [f"statistics of {machine} lack what came before the start" for machine in lacking]
-        if writer.is_stuck:
-            found.append("statistics cannot be written, and wait")
-        return found + database_problems()
+    #: Whose statistics lack what came before the start.
+    lacking = ["all machines"]
 
-    status = StatusApi(live, counters, problems).app.resource()
+    health.watch(lambda: _one_of("raw files cannot be written: {}", rawlog.problem))
+    health.watch(lambda: _one_of("{}", retention.problem))
+    health.watch(lambda: [f"statistics of {machine} lack what came before the start" for machine in lacking])
+    health.watch(lambda: ["statistics cannot be written, and wait"] if writer.is_stuck else [])
+    health.watch(lambda: store.problems)
+    for relay in relays:
+        # Where the database is away, that is all there is to be said.
+        health.watch(partial(_unheard, store, relay))
+
+    status = StatusApi(live, counters, health.problems).app.resource()
     scale_api = ScaleApi(
         live,
         store,
@@ -317,9 +316,6 @@ def _gateway(options: Options, reactor: Any) -> IService:
         file_pool.start()
         retention_pool.start()
 
-    #: Whose statistics lack what came before the start.
-    lacking = ["all machines"]
-
     async def recover_all() -> None:
         recovery = Recovery(data_path, clock.zone, rollup, new_rollup, lambda: not gateway.running)
         in_thread = partial(deferToThreadPool, reactor, file_pool)
@@ -360,8 +356,8 @@ def _gateway(options: Options, reactor: Any) -> IService:
 
 def _on_server(
     reactor: Any, settings: Settings, url: str, database_path: str, bus: Any, live: Any, clock: Any, counters: Any
-) -> tuple[Any, IService, Callable[[], list[str]], Any]:
-    """The store on PostgreSQL, what crosses between gateways there, what does not work of it, and the spool.
+) -> tuple[Any, Any, Any]:
+    """The store on PostgreSQL, what crosses between gateways there, and the spool.
 
     Imported only where it is configured: it takes 6 MB.
     """
@@ -379,13 +375,7 @@ def _on_server(
     warnings = LimitedLog(Logger("gateway.relay"), clock, counters)
     channel = PostgresChannel(reactor, url, name)
     relay = Relay(reactor, bus, live, clock, counters, warnings, channel, name, settings.scale.idle_timeout_sec)
-
-    def problems() -> list[str]:
-        # Where PostgreSQL is away, that is all there is to be said.
-        unheard = [] if relay.problem is None else [f"other gateways are not heard: {relay.problem}"]
-        return store.problems or unheard
-
-    return store, relay, problems, spool
+    return store, relay, spool
 
 
 def _first_number(identity: str) -> int:
@@ -396,6 +386,14 @@ def _first_number(identity: str) -> int:
     :param identity: of the spool, in hexadecimal digits.
     """
     return (1 + int(identity, 16) % (2**20 - 1)) << 32
+
+
+def _unheard(store: Any, relay: Any) -> list[str]:
+    return [] if store.problems else _one_of("other gateways are not heard: {}", relay.problem)
+
+
+def _one_of(text: str, problem: str | None) -> list[str]:
+    return [] if problem is None else [text.format(problem)]
 
 
 def _given(value: float | None) -> float:

@@ -22,6 +22,17 @@ class StoreUnavailable(Exception):
     """The store cannot take it now, and nothing was written."""
 
 
+class OutcomeUnknown(Exception):
+    """A commit may have been written: the store was told to write it and has not said in time whether it did."""
+
+
+class RejectedByDatabase(Exception):
+    """The database will always refuse this row (a CHECK, a trigger, an encoding); nothing was written.
+
+    The text names the rule that refused the row, and nothing of the row itself.
+    """
+
+
 class IdempotencyConflict(Exception):
     """The key was used before, for another request."""
 
@@ -114,6 +125,11 @@ class Store(ABC):
     first_seq: int
     reserved: int
 
+    @property
+    @abstractmethod
+    def problems(self) -> list[str]:
+        """What does not work of it, one line each, for ``/healthz``; it does not block."""
+
     @abstractmethod
     def open(self) -> None:
         """Open it. This may block: the reactor is not running yet.
@@ -129,6 +145,8 @@ class Store(ABC):
 
         :raises IdempotencyConflict: the key was used for another request.
         :raises StoreUnavailable: it cannot be written now, and was not.
+        :raises OutcomeUnknown: it may have been written; the same request with the same key tells.
+        :raises RejectedByDatabase: it will never be written as it is.
         """
 
     @abstractmethod

@@ -125,6 +125,10 @@ class SqliteStore(Store):
         #: The open files of machines, and the inode of each.
         self._machines: OrderedDict[str, tuple[sqlite3.Connection, MachineTables, int | None]] = OrderedDict()
 
+    @property
+    def problems(self) -> list[str]:
+        return []
+
     def open(self) -> None:
         path = os.path.join(self._directory, GATEWAY_FILE)
         try:

@@ -32,6 +32,8 @@ _MESSAGES = {
     "unreadable_file": "원시 데이터 파일을 읽을 수 없습니다",
     "idempotency_conflict": "같은 Idempotency-Key가 다른 요청에 사용되었습니다",
     "store_unavailable": "저장소를 지금 사용할 수 없습니다. 잠시 후 다시 시도하세요",
+    "outcome_unknown": "저장 여부를 확인하지 못했습니다. 같은 Idempotency-Key로 다시 요청하면 알 수 있습니다",
+    "rejected_by_database": "데이터베이스가 이 내용을 거부했습니다. 기록되지 않았습니다",
     "method_not_allowed": "허용되지 않는 메서드입니다",
     "not_found": "요청한 경로가 없습니다",
     "invalid_url": "URL이 UTF-8이 아닙니다",

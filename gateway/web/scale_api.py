@@ -18,7 +18,14 @@ from gateway.clock import WallClock
 from gateway.counters import Counters
 from gateway.live import Live
 from gateway.model import CommitEntry, Reading
-from gateway.store.interface import IdempotencyConflict, IdempotencyKey, Store, StoreUnavailable
+from gateway.store.interface import (
+    IdempotencyConflict,
+    IdempotencyKey,
+    OutcomeUnknown,
+    RejectedByDatabase,
+    Store,
+    StoreUnavailable,
+)
 from gateway.web.answers import Refusal, answer, argument, encoded_answer, handle_errors, shielded
 from gateway.web.direct import DirectFirst
 
@@ -160,6 +167,12 @@ class ScaleApi:
         except StoreUnavailable:
             self._commits.labels("store_unavailable").inc()
             raise
+        except OutcomeUnknown as error:
+            self._commits.labels("outcome_unknown").inc()
+            raise Refusal(504, "outcome_unknown") from error
+        except RejectedByDatabase as error:
+            self._commits.labels("rejected_by_database").inc()
+            raise Refusal(409, "rejected_by_database") from error
         self._commits.labels(outcome).inc()
         return answer(request, body)
 
