@@ -1,6 +1,7 @@
 """The configuration: YAML and environment in, frozen settings or a list of every problem out."""
 
 import difflib
+import re
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,10 @@ ENVIRONMENT: Final = {
 _SHAREABLE: Final = ("tcp:", "tcp6:", "systemd:")
 
 
+#: A host's name in a URL; what is not ASCII stands there as punycode.
+_HOST_NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?")
+
+
 def _no_bool(value: object) -> object:
     if isinstance(value, bool):
         raise PydanticCustomError("number", "a number is needed")
@@ -71,6 +76,12 @@ def _gateway_name(value: str) -> str:
     return value
 
 
+def _host_name(value: str) -> str:
+    if not _HOST_NAME.fullmatch(value):
+        raise PydanticCustomError("host_name", "a name of this gateway as it stands in URLs, without a port")
+    return value
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
 
@@ -82,6 +93,7 @@ class Server(_Section):
     port: Port = 8080
     tcp_port: Port = 8082
     cors_origins: tuple[str, ...] = ()
+    names: tuple[Annotated[str, AfterValidator(_host_name)], ...] = ()
     share_ports: bool = False
     own_port: Port | None = None
 

@@ -122,6 +122,13 @@ class Counters:
         self.http_requests = Tallies(
             "cynow_http_requests_total", "Answers to HTTP requests, by status.", ("status",), registry=registry
         )
+        self.http_slow = Counter(
+            "cynow_http_slow_connections_total",
+            "HTTP connections closed for their slowness (head: of a request, body: of a request, reader: of an answer, "
+            "idle: no request).",
+            ["what"],
+            registry=registry,
+        )
         self.commits = Counter(
             "cynow_commits_total",
             "Commit requests, by outcome (ok, replayed, or the error).",

@@ -138,6 +138,7 @@ def _gateway(options: Options, reactor: Any) -> IService:
     from gateway.web.stat_api import SioApi, StatApi
     from gateway.web.status import StatusApi
     from gateway.web.stream import StreamFactory, StreamResource
+    from gateway.web.visitors import Visitors
     from gateway.writer import Writer
 
     settings = options.settings
@@ -228,7 +229,9 @@ def _gateway(options: Options, reactor: Any) -> IService:
 
     audience = Audience(counters, limits.subscribers)
     feed = Feed(reactor, bus, live, clock, counters, limits.subscriber_bytes)
-    traffic = Traffic(counters, warnings, settings.server.cors_origins, limits.body_bytes)
+    visitors = Visitors(settings.server.cors_origins, settings.server.names, platform.node())
+    web_warnings = LimitedLog(Logger("gateway.web"), clock, counters)
+    traffic = Traffic(counters, web_warnings, visitors, limits.body_bytes)
 
     #: Whose statistics lack what came before the start.
     lacking = ["all machines"]
@@ -242,7 +245,7 @@ def _gateway(options: Options, reactor: Any) -> IService:
         # Where the database is away, that is all there is to be said.
         health.watch(partial(_unheard, store, relay))
 
-    status = StatusApi(live, counters, health.problems).app.resource()
+    status = StatusApi(reactor, live, counters, health.problems).app.resource()
     scale_api = ScaleApi(
         live,
         store,
@@ -263,11 +266,11 @@ def _gateway(options: Options, reactor: Any) -> IService:
             SocketServer(reactor, MachineNamespaces(bus, live).find, max_attached=limits.body_bytes),
             audience,
             counters,
-            warnings,
+            web_warnings,
             max_payload=limits.body_bytes,
             max_waiting=limits.subscriber_bytes,
         ),
-        "ws": StreamResource(StreamFactory(feed, audience, warnings)),
+        "ws": StreamResource(StreamFactory(feed, audience, web_warnings)),
         "events": EventsResource(feed, audience),
         "asyncapi.json": AsyncApiResource(),
     }

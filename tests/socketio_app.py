@@ -24,6 +24,7 @@ from gateway.web.socketio.engine import EngineServer
 from gateway.web.socketio.packets import Engine, Outgoing
 from gateway.web.socketio.server import Member, SocketServer
 from gateway.web.socketio.session import Session
+from gateway.web.visitors import Visitors
 
 
 class EngineEcho:
@@ -87,7 +88,7 @@ def site(reactor: Any, ping_interval: float, ping_timeout: float, connect_timeou
     echo = Echo(reactor)
     sockets = SocketServer(reactor, {"/": echo, "/custom": echo}.get, connect_timeout=connect_timeout)
     root = Root({"engine.io": server(EngineEcho()), "socket.io": server(sockets)}, _Nothing())
-    return GatewaySite(reactor, root, Traffic(counters, warnings, (), 1_000_000), counters, 1000)
+    return GatewaySite(reactor, root, Traffic(counters, warnings, Visitors([]), 1_000_000), counters, 1000)
 
 
 class _Nothing(Root):

@@ -190,6 +190,7 @@ class Store(ABC):
         sensor: str | None = None,
         detail: bool = False,
         after: Any = None,
+        limit: int | None = None,
         encode: Encode | None = None,
     ) -> "Deferred[Page]":
         """Items of ``/stat/<period>``: from one day to another, both inclusive, by sensor and ascending in time.
@@ -197,12 +198,19 @@ class Store(ABC):
         :param sensor: of this one only.
         :param detail: with count, extremes, rms, standard deviation and coverage.
         :param after: from the page before this one.
+        :param limit: maximum number of items in the page; the store's own maximum by default.
         :param encode: called in a thread.
         """
 
     @abstractmethod
     def anomalies(
-        self, machine: str | None, start: date, end: date, after: Any = None, encode: Encode | None = None
+        self,
+        machine: str | None,
+        start: date,
+        end: date,
+        after: Any = None,
+        limit: int | None = None,
+        encode: Encode | None = None,
     ) -> "Deferred[Page]":
         """Items of ``/stat/anomaly``: of one machine, ascending in time; of all (``None``), newest first.
 
@@ -210,6 +218,7 @@ class Store(ABC):
         are left out.
 
         :param after: from the page before this one.
+        :param limit: maximum number of items in the page; the store's own maximum by default.
         :param encode: called in a thread.
         :raises StoreUnavailable: the one machine cannot be read now.
         """

@@ -188,6 +188,7 @@ class PostgresStore(Store):
         sensor: str | None = None,
         detail: bool = False,
         after: Any = None,
+        limit: int | None = None,
         encode: Encode | None = None,
     ) -> "Deferred[Page]":
         question = partial(
@@ -198,32 +199,41 @@ class PostgresStore(Store):
             sensor=sensor,
             detail=detail,
             after=after,
+            limit=limit,
         )
         items = partial(questions.items_of, period, zone=self._clock.zone, detail=detail)
         # No sensor has a name that the driver would not take.
         is_known = is_name(machine) and (sensor is None or _is_text(sensor))
-        return Deferred.fromCoroutine(self._page(question, items, 4, encode) if is_known else _no_page())
+        return Deferred.fromCoroutine(self._page(question, items, 4, limit, encode) if is_known else _no_page())
 
     def anomalies(
-        self, machine: str | None, start: date, end: date, after: Any = None, encode: Encode | None = None
+        self,
+        machine: str | None,
+        start: date,
+        end: date,
+        after: Any = None,
+        limit: int | None = None,
+        encode: Encode | None = None,
     ) -> "Deferred[Page]":
         bounds = start, end
         if machine is None:
-            question: Any = partial(questions.newest_anomalies, bounds=bounds, after=after)
-            return Deferred.fromCoroutine(self._page(question, _newest_items, 4, encode))
-        question = partial(questions.anomalies, machine=machine, bounds=bounds, after=after)
+            question: Any = partial(questions.newest_anomalies, bounds=bounds, after=after, limit=limit)
+            return Deferred.fromCoroutine(self._page(question, _newest_items, 4, limit, encode))
+        question = partial(questions.anomalies, machine=machine, bounds=bounds, after=after, limit=limit)
         return Deferred.fromCoroutine(
-            self._page(question, partial(_anomaly_items, machine), 3, encode) if is_name(machine) else _no_page()
+            self._page(question, partial(_anomaly_items, machine), 3, limit, encode) if is_name(machine) else _no_page()
         )
 
-    async def _page(self, question: Work[list[Any]], items: Any, mark: int, encode: Encode | None) -> Page:
+    async def _page(
+        self, question: Work[list[Any]], items: Any, mark: int, limit: int | None, encode: Encode | None
+    ) -> Page:
         """Ask for a page.
 
         :param items: makes items of rows, in a thread.
         :param mark: how many columns of the last row say where the next page begins.
         """
         rows = await self._on(self._questions, question)
-        after = rows[-1][:mark] if len(rows) == questions.PAGE else None
+        after = rows[-1][:mark] if len(rows) == questions.page_size(limit) else None
         return Page(await self._in_thread(lambda: encoded(items(rows), encode)), after)
 
     async def _on(self, pool: Pool, work: Work[T]) -> T:

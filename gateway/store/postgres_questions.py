@@ -18,6 +18,12 @@ PAGE: Final = 10_000
 #: Sensors in one question about where they stand.
 _SENSORS: Final = 2_000
 
+
+def page_size(limit: int | None) -> int:
+    """Return how many items a page has at most, of which no more than ``limit`` were asked for."""
+    return PAGE if limit is None else min(limit, PAGE)
+
+
 _MICROSECONDS: Final = "to_char(time, 'YYYY-MM-DD HH24:MI:SS.US')"
 
 
@@ -30,6 +36,7 @@ async def means(
     sensor: str | None,
     detail: bool,
     after: tuple[str, str, int, int] | None,
+    limit: int | None,
 ) -> list[tuple[Any, ...]]:
     """A page of rows: of each its sensor, time, start, origin, mean, and its bucket where there is to be detail.
 
@@ -48,7 +55,7 @@ async def means(
         f"SELECT m.sensor, m.time::text, m.start, m.origin, m.data{f', {BUCKET}' if detail else ''}"  # noqa: S608 - fixed text
         f" FROM cynow_mean AS m WHERE {where} AND m.data IS NOT NULL"
         " ORDER BY m.sensor, m.time, m.start, m.origin LIMIT %s",
-        [*arguments, PAGE],
+        [*arguments, page_size(limit)],
     )
 
 
@@ -64,7 +71,11 @@ def items_of(period: str, rows: Sequence[tuple[Any, ...]], zone: tzinfo, *, deta
 
 
 async def anomalies(
-    session: Session, machine: str, bounds: tuple[date, date], after: tuple[str, str, int] | None
+    session: Session,
+    machine: str,
+    bounds: tuple[date, date],
+    after: tuple[str, str, int] | None,
+    limit: int | None,
 ) -> list[tuple[Any, ...]]:
     """A page of one machine's anomalies, ascending: of each its time, gateway, entry, score and threshold.
 
@@ -77,12 +88,12 @@ async def anomalies(
     return await session.ask(
         f"SELECT {_MICROSECONDS}, gateway, entry, score, threshold FROM cynow_anomaly WHERE {where}"  # noqa: S608 - fixed text
         " ORDER BY time, gateway, entry LIMIT %s",
-        [*arguments, PAGE],
+        [*arguments, page_size(limit)],
     )
 
 
 async def newest_anomalies(
-    session: Session, bounds: tuple[date, date], after: tuple[str, str, str, int] | None
+    session: Session, bounds: tuple[date, date], after: tuple[str, str, str, int] | None, limit: int | None
 ) -> list[tuple[Any, ...]]:
     """A page of all machines' anomalies, newest first; those of one time by machine, and then as they were written.
 
@@ -95,7 +106,7 @@ async def newest_anomalies(
     return await session.ask(
         f"SELECT {_MICROSECONDS}, machine, gateway, entry, score, threshold FROM cynow_anomaly WHERE {where}"  # noqa: S608 - fixed text
         " ORDER BY time DESC, machine, gateway, entry LIMIT %s",
-        [*arguments, PAGE],
+        [*arguments, page_size(limit)],
     )
 
 

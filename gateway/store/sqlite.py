@@ -309,9 +309,10 @@ class SqliteStore(Store):
         sensor: str | None = None,
         detail: bool = False,
         after: Any = None,
+        limit: int | None = None,
         encode: Encode | None = None,
     ) -> "Deferred[Page]":
-        asked = partial(tables.page, only=sensor, detail=detail, after=after, encode=encode)
+        asked = partial(tables.page, only=sensor, detail=detail, after=after, limit=limit, encode=encode)
 
         def query(connection: sqlite3.Connection) -> list[Page]:
             return [asked(connection, period, _bounds(start, end), self._clock.zone)]
@@ -319,26 +320,33 @@ class SqliteStore(Store):
         return self._read(lambda: next(iter(self._ask(machine, query)), Page([])))
 
     def anomalies(
-        self, machine: str | None, start: date, end: date, after: Any = None, encode: Encode | None = None
+        self,
+        machine: str | None,
+        start: date,
+        end: date,
+        after: Any = None,
+        limit: int | None = None,
+        encode: Encode | None = None,
     ) -> "Deferred[Page]":
         bounds = _bounds(start, end)
 
         def page() -> Page:
             if machine is None:
-                found = self._newest_anomalies(bounds, after or _Newest(bounds[1]))
+                found = self._newest_anomalies(bounds, after or _Newest(bounds[1]), limit)
             else:
-                found = self._anomalies(machine, bounds, after or (bounds[0], tables.BEFORE_IDS))
+                found = self._anomalies(machine, bounds, after or (bounds[0], tables.BEFORE_IDS), limit)
             return Page(encoded(found.items, encode), found.after)
 
         return self._read(page)
 
-    def _anomalies(self, machine: str, bounds: tuple[str, str], after: tuple[Any, int]) -> Page:
-        rows = self._ask(machine, partial(tables.anomalies, bounds=bounds, after=after))
+    def _anomalies(self, machine: str, bounds: tuple[str, str], after: tuple[Any, int], limit: int | None) -> Page:
+        rows = self._ask(machine, partial(tables.anomalies, bounds=bounds, after=after, limit=limit))
         items = [_anomaly(machine, time, score, threshold) for time, _, score, threshold in rows]
-        return Page(items, rows[-1][:2] if len(rows) == tables.PAGE else None)
+        return Page(items, rows[-1][:2] if len(rows) == tables.page_size(limit) else None)
 
-    def _newest_anomalies(self, bounds: tuple[str, str], after: "_Newest") -> Page:
+    def _newest_anomalies(self, bounds: tuple[str, str], after: "_Newest", limit: int | None) -> Page:
         """A page of those of all machines; of what is read, no more is held at a time than two pages."""
+        most = tables.page_size(limit)
         left_out = set(after.left_out)
         since: Any = bounds[0]
         rows: list[tuple[Any, str, int, Any, Any]] = []
@@ -347,7 +355,7 @@ class SqliteStore(Store):
                 raise StoreUnavailable("the gateway is stopping")
             if machine in left_out:
                 continue
-            query = partial(tables.newest_anomalies, since=since, after=after.of(machine))
+            query = partial(tables.newest_anomalies, since=since, after=after.of(machine), limit=limit)
             try:
                 found = self._ask(machine, query, or_empty=False)
             except StoreUnavailable as error:
@@ -358,11 +366,11 @@ class SqliteStore(Store):
             rows += [(time, machine, *further) for time, *further in found]
             # It keeps the order of those of one time.
             rows.sort(key=lambda row: str(row[0]), reverse=True)
-            if len(rows) >= tables.PAGE:
-                del rows[tables.PAGE :]
+            if len(rows) >= most:
+                del rows[most:]
                 since = rows[-1][0]
         items = [_anomaly(machine, time, score, threshold) for time, machine, _, score, threshold in rows]
-        return Page(items, _Newest(*rows[-1][:3], frozenset(left_out)) if len(rows) == tables.PAGE else None)
+        return Page(items, _Newest(*rows[-1][:3], frozenset(left_out)) if len(rows) == most else None)
 
     def _read(self, question: Callable[[], T]) -> "Deferred[T]":
         return deferToThreadPool(self._reactor, self._read_pool, question)

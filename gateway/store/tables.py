@@ -245,6 +245,11 @@ def _has_row(connection: sqlite3.Connection, table: str, start: datetime) -> boo
     return found is not None
 
 
+def page_size(limit: int | None) -> int:
+    """Return how many items a page has at most, of which no more than ``limit`` were asked for."""
+    return PAGE if limit is None else min(limit, PAGE)
+
+
 def page(
     connection: sqlite3.Connection,
     period: str,
@@ -254,6 +259,7 @@ def page(
     only: str | None = None,
     detail: bool = False,
     after: tuple[str, str, int, int] | None = None,
+    limit: int | None = None,
     encode: Encode | None = None,
 ) -> Page:
     """Items of ``/stat/<period>``.
@@ -262,7 +268,7 @@ def page(
     :param after: a table, and the time, start and id of a row in it.
     """
     made: list[Any] = []
-    most = PAGE
+    most = page_size(limit)
     for sensor, table in sensors(connection, period):
         if (after is not None and after[0] != table) or only not in (None, sensor):
             continue
@@ -307,7 +313,9 @@ def page(
     return Page(made)
 
 
-def anomalies(connection: sqlite3.Connection, bounds: tuple[str, str], after: tuple[Any, int]) -> list[Any]:
+def anomalies(
+    connection: sqlite3.Connection, bounds: tuple[str, str], after: tuple[Any, int], limit: int | None = None
+) -> list[Any]:
     """A page of anomalies, ascending in time: of each its time, id, score and threshold.
 
     :param after: the time and id of the row before the first; one of ``BEFORE_IDS`` where there is none.
@@ -316,11 +324,13 @@ def anomalies(connection: sqlite3.Connection, bounds: tuple[str, str], after: tu
     return connection.execute(
         "SELECT time, id, score, threshold FROM anomaly WHERE time >= ? AND time < ? AND (time > ? OR id > ?)"
         " ORDER BY time, id LIMIT ?",
-        (time, bounds[1], time, number, PAGE),
+        (time, bounds[1], time, number, page_size(limit)),
     ).fetchall()
 
 
-def newest_anomalies(connection: sqlite3.Connection, since: Any, after: tuple[Any, int]) -> list[Any]:
+def newest_anomalies(
+    connection: sqlite3.Connection, since: Any, after: tuple[Any, int], limit: int | None = None
+) -> list[Any]:
     """A page of anomalies as :func:`anomalies`, but newest first; those of one time stand by their ids all the same.
 
     :param since: none is before this time.
@@ -331,7 +341,7 @@ def newest_anomalies(connection: sqlite3.Connection, since: Any, after: tuple[An
     return connection.execute(
         "SELECT time, id, score, threshold FROM anomaly WHERE time >= ? AND time <= ? AND (time < ? OR id > ?)"
         " ORDER BY time DESC, id LIMIT ?",
-        (since, time, time, number, PAGE),
+        (since, time, time, number, page_size(limit)),
     ).fetchall()
 
 

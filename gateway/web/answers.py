@@ -1,5 +1,7 @@
 """How answers look: JSON, errors in one form."""
 
+import time
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
@@ -8,9 +10,10 @@ from klein import Klein
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.http import Request
+from twisted.web.http import Request, datetimeToString
 from werkzeug.exceptions import MethodNotAllowed, NotFound
 
+from gateway import __version__
 from gateway.store.interface import StoreUnavailable
 
 log = Logger()
@@ -19,6 +22,11 @@ T = TypeVar("T")
 
 #: When a client may try again after the store could not take a request, in seconds.
 RETRY_AFTER = 2
+
+#: Older clients read a JSON answer without a charset as Latin-1.
+JSON: Final = b"application/json; charset=utf-8"
+
+_SERVER: Final = f"cynow-gateway/{__version__}".encode()
 
 _PHRASES: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
 
@@ -34,6 +42,12 @@ _MESSAGES = {
     "store_unavailable": "저장소를 지금 사용할 수 없습니다. 잠시 후 다시 시도하세요",
     "outcome_unknown": "저장 여부를 확인하지 못했습니다. 같은 Idempotency-Key로 다시 요청하면 알 수 있습니다",
     "rejected_by_database": "데이터베이스가 이 내용을 거부했습니다. 기록되지 않았습니다",
+    "bad_request": "잘못된 HTTP 요청입니다",
+    "request_timeout": "요청이 너무 느립니다",
+    "head_too_large": "요청 헤더가 너무 큽니다",
+    "misdirected_request": "이 게이트웨이의 이름이 아닙니다",
+    "unsupported_encoding": "압축된 요청 본문은 지원하지 않습니다",
+    "too_many_connections": "연결이 너무 많습니다. 잠시 후 다시 시도하세요",
     "method_not_allowed": "허용되지 않는 메서드입니다",
     "not_found": "요청한 경로가 없습니다",
     "invalid_url": "URL이 UTF-8이 아닙니다",
@@ -46,18 +60,56 @@ _MESSAGES = {
 }
 
 
+def common_headers() -> tuple[tuple[bytes, bytes], ...]:
+    """Return the headers that every answer bears, as names and values."""
+    # The date is the wall clock's, and changes once a second.
+    return _common_headers(int(time.time()))
+
+
+@lru_cache(maxsize=1)
+def _common_headers(second: int) -> tuple[tuple[bytes, bytes], ...]:
+    return (b"Server", _SERVER), (b"Date", datetimeToString(second)), (b"X-Content-Type-Options", b"nosniff")
+
+
 class Refusal(Exception):
     """A request that is answered with an error.
 
     :param error: the word for programs.
     :param message: for people; by default the error's own.
+    :param detail: the reason for the log, which the client is not told; by default the error.
     """
 
-    def __init__(self, status: int, error: str, message: str | None = None) -> None:
+    def __init__(self, status: int, error: str, message: str | None = None, *, detail: str = "") -> None:
         super().__init__(error)
         self.status = status
         self.error = error
         self.message = _MESSAGES[error] if message is None else message
+        self.detail = detail or (error if message is None else f"{error}: {message}")
+
+    @property
+    def status_line(self) -> bytes:
+        """The status as it stands in the first line of an answer."""
+        return b"%d %b" % (self.status, _PHRASES[self.status])
+
+    def text(self) -> bytes:
+        """Return the body of the answer."""
+        return orjson.dumps({"ok": False, "error": self.error, "message": self.message})
+
+    def whole_answer(self, *headers: tuple[bytes, bytes]) -> bytes:
+        """Return an answer for what is not a whole request: head and body of one that closes its connection."""
+        text = self.text()
+        lines = [
+            b"%b: %b" % header
+            for header in (
+                *common_headers(),
+                *headers,
+                *([(b"Retry-After", b"%d" % RETRY_AFTER)] if self.status == 503 else []),
+                (b"Content-Type", JSON),
+                (b"Content-Length", b"%d" % len(text)),
+                (b"Connection", b"close"),
+            )
+        ]
+        return b"HTTP/1.1 %b\r\n%b\r\n\r\n%b" % (self.status_line, b"\r\n".join(lines), text)
 
 
 def answer(request: Request, value: Any, status: int = 200) -> bytes:
@@ -69,7 +121,7 @@ def encoded_answer(request: Request, text: bytes, status: int = 200) -> bytes:
     """A JSON answer, as text."""
     # Twisted knows no words for the younger codes.
     request.setResponseCode(status, _PHRASES[status])
-    return body(request, text, b"application/json")
+    return body(request, text, JSON)
 
 
 def body(request: Request, content: bytes, content_type: bytes) -> bytes:
@@ -83,7 +135,8 @@ def refuse(request: Request, refusal: Refusal) -> bytes:
     """The answer to a refused request."""
     if refusal.status == 503:
         request.setHeader(b"retry-after", b"%d" % RETRY_AFTER)
-    return answer(request, {"ok": False, "error": refusal.error, "message": refusal.message}, refusal.status)
+    request.refusal = refusal  # type: ignore[attr-defined]  # every request is a GatewayRequest, which logs it
+    return encoded_answer(request, refusal.text(), refusal.status)
 
 
 def failed(request: Request, failure: Failure) -> bytes:
@@ -92,8 +145,7 @@ def failed(request: Request, failure: Failure) -> bytes:
     if isinstance(error, Refusal):
         return refuse(request, error)
     if isinstance(error, StoreUnavailable):
-        log.warn("the store is unavailable: {error}", error=error)
-        return refuse(request, Refusal(503, "store_unavailable"))
+        return refuse(request, Refusal(503, "store_unavailable", detail=f"the store is unavailable: {error}"))
     log.failure("a request failed: {method} {path}", failure, method=request.method, path=request.path)
     return refuse(request, Refusal(500, "internal_error"))
 

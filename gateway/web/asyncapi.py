@@ -118,10 +118,12 @@ class AsyncApiResource(Resource):
 
 
 def _host(request: GatewayRequest) -> str:
-    """The host that the client asked for; where it is none, the address that it reached."""
-    given = (request.getHeader(b"host") or b"").decode("ascii", "replace")
-    if _HOST.fullmatch(given):
-        return given
+    """Return the host that the client asked for; where it named none, the address that it reached."""
+    named = request.named_host
+    if named is not None:
+        given = f"{named.host}:{named.port}" if named.port else named.host
+        if _HOST.fullmatch(given):
+            return given
     address = request.getHost()
     host = f"[{address.host}]" if ":" in address.host else address.host
     return f"{host}:{address.port}"

@@ -1,5 +1,10 @@
-"""One HTTP connection, and how answers go to its socket."""
+"""One HTTP connection: its deadlines, its turns, and how answers go to its socket."""
 
+import fcntl
+import re
+import sys
+import termios
+from dataclasses import dataclass
 from typing import Any, Final
 
 from twisted.internet.interfaces import IAddress
@@ -9,17 +14,72 @@ from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 from twisted.web.http_headers import Headers
 
-#: What is read of a connection before the others have their turn, in bytes.
+from gateway.web.answers import Refusal
+
+#: Bytes read of a connection before the others have their turn.
 _READ_SIZE: Final = 8 * 1024
+
+#: Bytes of requests that may wait behind the one that is being answered; then nothing more is read.
+_MAX_WAITING: Final = 16 * 1024
+
+#: A refused request may send so many bytes more, for so many seconds: a connection that is closed with unread bytes
+#: is reset, and the client never sees its answer.
+_LINGER_BYTES: Final = 1024 * 1024
+_LINGER_SECONDS: Final = 2.0
+
+#: Digits of the longest Content-Length that is read as a number.
+_MAX_LENGTH_DIGITS: Final = 18
+
+_RAW_TEXT: Final = re.compile(rb"[\x80-\xff]")
+
+#: How a TLS handshake begins (RFC 8446, 5.1).
+_TLS: Final = b"\x16\x03"
+
+# What a connection is doing.
+_IDLE: Final = 0
+_HEAD: Final = 1
+_BODY: Final = 2
+_ANSWER: Final = 3
+_CLOSING: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """How long a connection may take, in seconds.
+
+    :ivar head: from the first byte of a request's head to its end.
+    :ivar idle: without a request.
+    :ivar grace: in which a body, or the reading of an answer, may fall behind its rate.
+    :ivar rate: bytes a second.
+    """
+
+    head: float = 10.0
+    idle: float = 75.0
+    grace: float = 10.0
+    rate: float = 1024.0
+
+
+def unread_bytes(transport: Any) -> int:
+    """Return how many bytes wait for a client to take them: in a TCP transport, which has no public way to ask, and in
+    the operating system (``SIOCOUTQ``, ``tcp(7)``), which takes a megabyte for a client that reads nothing.
+    """
+    waiting = len(transport.dataBuffer) - transport.offset + transport._tempDataLen
+    if transport.fileno() >= 0:
+        waiting += int.from_bytes(fcntl.ioctl(transport.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"), sys.byteorder)
+    return int(waiting)
 
 
 def has_sent_all(transport: Any) -> bool:
-    """Whether nothing waits in a TCP transport, which has no public way to ask."""
+    """Return whether nothing waits in a TCP transport."""
     return not (transport.dataBuffer or transport._tempDataBuffer)
 
 
 class GatewayChannel(HTTPChannel):
     """One HTTP connection, counted by its site until it is lost or has become something else.
+
+    A client that sends many requests at once gets one answer in each turn of the reactor, and none while it has not
+    read those before. The site calls :meth:`tick` about twice a second, which holds the deadlines: no request starts
+    or stops a timer.
 
     The head of an answer waits for the first of its body, and both go to the socket at once: a reactor that is told to
     wait until it can be written asks the operating system three times for it.
@@ -36,6 +96,20 @@ class GatewayChannel(HTTPChannel):
         # Every request asks for them, and they do not change.
         self._peer: IAddress = self.transport.getPeer()
         self._host: IAddress = self.transport.getHost()
+        #: What it is doing, and since how many seconds, as far as :meth:`tick` has said.
+        self._phase = _IDLE
+        self._age = 0.0
+        #: Bytes received and handed to the transport, and both (less what is not read) as the last tick found them.
+        self._received = 0
+        self._written = 0
+        self._received_before = 0
+        self._read_before = 0
+        #: Seconds that the body, and the reading of answers, may still fall behind.
+        self._body_credit = 0.0
+        self._reader_credit = self.site.deadlines.grace
+        #: Bytes of a request that were received after its refusal.
+        self._lingered = 0
+        self._is_in_request_line = True
         # Few requests of a client that sends many at once are answered before it is another's turn.
         self.transport.bufferSize = _READ_SIZE
         super().connectionMade()
@@ -48,13 +122,190 @@ class GatewayChannel(HTTPChannel):
         """Be an HTTP connection no more."""
         if self.counted:
             self.counted = False
-            self.site.left()
+            self.site.left(self)
 
     def getPeer(self) -> IAddress:
         return self._peer
 
     def getHost(self) -> IAddress:
         return self._host
+
+    # -- what comes in
+
+    def dataReceived(self, data: bytes) -> None:
+        self._received += len(data)
+        if self._phase == _CLOSING:
+            self._lingered += len(data)
+            if self._lingered > _LINGER_BYTES:
+                self.transport.abortConnection()
+            return
+        if self._phase == _IDLE:
+            self._enter(_HEAD)
+            if data.startswith(_TLS):
+                self.close_with(
+                    Refusal(400, "bad_request", detail="a TLS handshake; this port speaks HTTP without TLS")
+                )
+                return
+        super().dataReceived(data)
+        if self.paused and len(self._buffer) > _MAX_WAITING and self._phase != _CLOSING:
+            self._networkProducer.pauseProducing()
+
+    def lineReceived(self, line: bytes) -> None:
+        if self._is_in_request_line and line:
+            self._is_in_request_line = False
+            # Some clients send UTF-8 as it is, where RFC 3986 wants it escaped.
+            line = _RAW_TEXT.sub(lambda found: b"%%%02X" % found[0][0], line)
+        super().lineReceived(line)
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        self.close_with(Refusal(431, "head_too_large", detail=f"a line of more than {self.MAX_LENGTH} bytes"))
+
+    def headerReceived(self, line: bytes) -> bool:
+        name, _, value = line.partition(b":")
+        if len(value) > _MAX_LENGTH_DIGITS and name.lower() == b"content-length":
+            digits = value.strip(b" \t").lstrip(b"0")
+            if len(digits) > _MAX_LENGTH_DIGITS and digits.isdigit():
+                self.close_with(Refusal(413, "body_too_large", detail="Content-Length of more than 18 digits"))
+                return False
+        return bool(super().headerReceived(line))
+
+    def allHeadersReceived(self) -> None:
+        # Before the client is told to continue.
+        most: int = self.site.max_refused_body
+        if self.length is not None and self.length > most:
+            self.close_with(Refusal(413, "body_too_large", detail=f"Content-Length {self.length}"))
+            return
+        super().allHeadersReceived()
+        self._body_credit = self.site.deadlines.grace
+        self._enter(_BODY)
+
+    def allContentReceived(self) -> None:
+        if self._phase != _CLOSING:
+            self._enter(_ANSWER)
+            super().allContentReceived()
+
+    def requestDone(self, request: Any) -> None:
+        # What the client has sent already waits for the next turn.
+        self.paused = True
+        self._is_in_request_line = True
+        self._enter(_IDLE)
+        super().requestDone(request)
+        if not self.counted:
+            return
+        if self._waitingForTransport:
+            # It goes on in resumeProducing, when the answer is read.
+            self._networkProducer.pauseProducing()
+        elif self._buffer:
+            self.site.queue_turn(self)
+        else:
+            self.paused = False
+
+    def go_on(self) -> None:
+        """Answer the next of the requests that have come, in a turn of the connection's own."""
+        if self._waitingForTransport or self._phase == _CLOSING or not self.counted:
+            return
+        self.paused = False
+        if self._buffer:
+            self._enter(_HEAD)
+            super().dataReceived(b"")
+        if not self._handlingRequest and len(self._buffer) <= _MAX_WAITING:
+            self._networkProducer.resumeProducing()
+
+    def resumeProducing(self) -> None:
+        super().resumeProducing()
+        if self.paused and not self._handlingRequest and self.counted:
+            self.site.queue_turn(self)
+
+    # -- deadlines
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it waits for a request of which nothing has come."""
+        return self._phase == _IDLE
+
+    def _enter(self, phase: int) -> None:
+        self._phase = phase
+        self._age = 0.0
+
+    def tick(self, seconds: float) -> None:
+        """Close the connection where its client was too slow.
+
+        :param seconds: since the last tick.
+        """
+        self._age += seconds
+        if self._phase == _CLOSING:
+            if self._age > _LINGER_SECONDS:
+                self.transport.abortConnection()
+            return
+        deadlines = self.site.deadlines
+        # Where all was read at the last tick and nothing was written since, nobody need be asked.
+        unread = unread_bytes(self.transport) if self._is_bare and self._written != self._read_before else 0
+        read = self._written - unread
+        progress, self._read_before = max(0, read - self._read_before), read
+        received, self._received_before = self._received - self._received_before, self._received
+        if unread:
+            credit = self._reader_credit + progress / deadlines.rate
+            self._reader_credit = min(deadlines.grace, credit) - seconds
+            if self._reader_credit < 0:
+                self._abandon("reader", "its client does not read the answer")
+                return
+        else:
+            self._reader_credit = deadlines.grace
+        if self.paused or (unread and self._phase == _IDLE):
+            # The gateway takes its time, or the last answer is being read.
+            self._age = 0.0
+        elif self._phase == _HEAD and self._age > deadlines.head:
+            self._refuse_slow("head", f"the head took more than {deadlines.head:g} s")
+        elif self._phase == _BODY:
+            credit = self._body_credit + received / deadlines.rate
+            self._body_credit = min(deadlines.grace, credit) - seconds
+            if self._body_credit < 0:
+                self._refuse_slow("body", f"the body came slower than {deadlines.rate:g} bytes a second")
+        elif self._phase == _IDLE and self._age > deadlines.idle:
+            self._enter(_CLOSING)
+            self.site.count_slow("idle")
+            self.loseConnection()
+
+    def give_way(self) -> None:
+        """Close the connection, which waits for nothing, in favour of a new one."""
+        self._enter(_CLOSING)
+        self.site.count_slow("idle")
+        self.transport.abortConnection()
+
+    def _refuse_slow(self, what: str, detail: str) -> None:
+        self.site.count_slow(what)
+        self.close_with(Refusal(408, "request_timeout", detail=detail))
+
+    def _abandon(self, what: str, reason: str) -> None:
+        self._enter(_CLOSING)
+        self.site.count_slow(what)
+        self.site.traffic.log_closed(self._peer, reason)
+        self.transport.abortConnection()
+
+    def close_with(self, refusal: Refusal) -> None:
+        """Refuse what is not a whole request, and close the connection once the client can have read why."""
+        if self._phase == _CLOSING:
+            return
+        self._enter(_CLOSING)
+        # Nothing of what has come is looked at any more.
+        self.paused = True
+        self._head = b""
+        self.write(refusal.whole_answer())
+        self.site.traffic.refused(self._peer, refusal)
+        # The client's last words are read, and dropped, whether it reads its answer or not.
+        self.transport.unregisterProducer()
+        self.transport.resumeProducing()
+        self.transport.loseWriteConnection()
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        # Twisted's own writes a bare status line, and tells nobody.
+        if self._receivedHeaderSize > self.totalHeadersSize or self._receivedHeaderCount > self.maxHeaders:
+            detail = f"a head of more than {self.totalHeadersSize} bytes or {self.maxHeaders} lines"
+            self.close_with(Refusal(431, "head_too_large", detail=detail))
+        else:
+            self.close_with(Refusal(400, "bad_request", detail="not a valid HTTP/1 request"))
+
+    # -- what goes out
 
     def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
         lines = [b"%b: %b\r\n" % (name, value) for name, values in headers.getAllRawHeaders() for value in values]
@@ -64,6 +315,7 @@ class GatewayChannel(HTTPChannel):
         if self._head:
             self.send_head(data)
         else:
+            self._written += len(data)
             self.transport.write(data)
 
     def writeSequence(self, iovec: Any) -> None:
@@ -74,6 +326,7 @@ class GatewayChannel(HTTPChannel):
         if not self._head:
             return
         data, self._head = self._head + data, b""
+        self._written += len(data)
         if self._is_bare and has_sent_all(self.transport):
             sent = self.transport.writeSomeData(data)
             # It is none where the connection is lost, which the reactor will find out.

@@ -114,9 +114,10 @@ class EventsResource(Resource):
             patterns, since = _asked(request)
         except ValueError as error:
             return refuse(request, Refusal(400, "invalid_request", str(error)))
-        if not request.is_admitted():
+        refusal = request.page_refusal()
+        if refusal is not None:
             # The page could not read the answer, but would hold a place.
-            return refuse(request, Refusal(403, "origin_not_allowed"))
+            return refuse(request, refusal)
         if not self._audience.has_room():
             return refuse(request, Refusal(503, "too_many_subscribers"))
         request.setHeader(b"content-type", b"text/event-stream")

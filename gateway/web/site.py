@@ -1,12 +1,15 @@
 """One Site for everything: its requests, and which resource answers what."""
 
-from collections.abc import Iterable
+import io
+import re
 from functools import partial
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IReactorTime
+from twisted.internet.protocol import Protocol
+from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 from twisted.web.http import parse_qs
 from twisted.web.resource import IResource, Resource
@@ -14,8 +17,9 @@ from twisted.web.server import Request, Site
 
 from gateway.counters import Counters
 from gateway.logs import LimitedLog, shown
-from gateway.web.answers import Refusal, refuse
-from gateway.web.channel import GatewayChannel
+from gateway.web.answers import Refusal, common_headers, refuse
+from gateway.web.channel import Deadlines, GatewayChannel
+from gateway.web.visitors import HostPort, Visitors, host_of
 
 #: A body beyond its bound is read no further than this, in bytes; up to there it gets its answer in peace.
 _PATIENCE: Final = 8 * 1024 * 1024
@@ -23,46 +27,78 @@ _PATIENCE: Final = 8 * 1024 * 1024
 #: Answers that tell of no mistake: there is no weight yet, it is too old, the path is a WebSocket's.
 _EXPECTED: Final = frozenset({404, 409, 426})
 
-#: Ports that URLs leave out.
-_DEFAULT_PORTS: Final = {b"http": b":80", b"https": b":443"}
-
 _ALLOWED_METHODS: Final = b"GET, HEAD, POST, OPTIONS"
 _ALLOWED_HEADERS: Final = b"Content-Type, Idempotency-Key, Authorization, Last-Event-ID"
+_EXPOSED_HEADERS: Final = b"Retry-After, Allow"
+
+#: Names of headers that a page may ask for (RFC 9110, 5.6.2), and how many bytes of them.
+_HEADER_NAMES: Final = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2000}")
+
+#: RFC 9112, 3.2.2: a target with the gateway's name in it, as proxies send it.
+_ABSOLUTE: Final = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
+
+#: Seconds between two looks at the deadlines of all connections, and the longest that one of them counts: what the
+#: gateway itself was late is no client's fault.
+_LOOK: Final = 1.0
+_LONGEST_LOOK: Final = 2.0
+
+#: Seconds that answers to requests sent at once, or looks at deadlines, may take of one turn of the reactor.
+_TURN_SECONDS: Final = 0.01
+
+#: Connections that are looked at for one that can be closed in favour of a new one.
+_SEARCH: Final = 64
 
 
 class Traffic:
     """The requests in flight, and what holds for all of them.
 
-    :param origins: ``server.cors_origins``; ``*`` is any.
+    :param warnings: of the web's own logger.
     :param max_body: of a request, in bytes.
     """
 
-    def __init__(self, counters: Counters, warnings: LimitedLog, origins: Iterable[str], max_body: int) -> None:
+    def __init__(self, counters: Counters, warnings: LimitedLog, visitors: Visitors, max_body: int) -> None:
         self._answers = counters.http_requests
         self._warnings = warnings
+        self.visitors = visitors
         self.max_body = max_body
-        self._origins = frozenset(origin.encode() for origin in origins)
         self._in_flight: set[GatewayRequest] = set()
         self._idle: Deferred[None] | None = None
 
-    def allows(self, origin: bytes) -> bool:
-        return origin in self._origins or b"*" in self._origins
-
     def answered(self, request: "GatewayRequest") -> None:
-        """Count an answer, and log a request that was wrong."""
+        """Count an answer, and log a request that was refused."""
         self._answers.labels(str(request.code)).inc()
-        if 400 <= request.code < 500 and request.code not in _EXPECTED:
-            address = request.getClientAddress()
-            peer = getattr(address, "host", str(address))
-            # Without the query: what it holds is nobody's business.
+        if request.code >= 400 and request.code not in _EXPECTED:
+            refusal = request.refusal
             self._warnings.warn(
-                f"http {peer}",
-                "HTTP request of {peer} is refused: {code} {method} {path}",
-                peer=peer,
+                f"http {request.code} {_name_of(request.getClientAddress())}",
+                "HTTP request from {peer} refused with {code}: {method} {path}: {reason}",
+                peer=_name_of(request.getClientAddress()),
                 code=request.code,
                 method=shown(request.method),
-                path=shown(request.path),
+                # Without the query: what it holds is nobody's business.
+                path=shown(request.path, 100),
+                reason="invalid request" if refusal is None else refusal.detail,
             )
+
+    def refused(self, peer: IAddress | None, refusal: Refusal) -> None:
+        """Count and log what was refused before it was a request."""
+        self._answers.labels(str(refusal.status)).inc()
+        self._warnings.warn(
+            f"http {refusal.status} {_name_of(peer)}",
+            "HTTP connection from {peer} closed with {code}: {reason}",
+            peer=_name_of(peer),
+            code=refusal.status,
+            reason=refusal.detail,
+        )
+
+    def log_closed(self, peer: IAddress | None, reason: str) -> None:
+        """Log a connection that is closed without an answer."""
+        self._warnings.warn(
+            f"http closed {_name_of(peer)}",
+            "HTTP connection from {peer} closed: {reason}",
+            peer=_name_of(peer),
+            reason=reason,
+        )
 
     def began(self, request: "GatewayRequest") -> None:
         self._in_flight.add(request)
@@ -85,29 +121,61 @@ class Traffic:
         return self._idle
 
 
+def _name_of(address: Any) -> str:
+    return str(getattr(address, "host", address))
+
+
 class GatewayRequest(Request):
-    """A request with a bounded body, whose every answer allows the configured origins."""
+    """A request with a bounded body, judged by where it comes from before anything is done for it.
+
+    :ivar refusal: why it was refused, for the log.
+    :ivar named_host: what it calls the gateway; ``None`` where it names none.
+    """
 
     channel: Any
+    refusal: Refusal | None = None
+    named_host: HostPort | None = None
 
     def __init__(self, traffic: Traffic, channel: GatewayChannel, *args: Any, **kwargs: Any) -> None:
         super().__init__(channel, *args, **kwargs)
         self._traffic = traffic
         self._body = 0
+        self._invalid: Refusal | None = None
+
+    def gotLength(self, length: int | None) -> None:
+        # Twisted's own makes a file on the disk for what may be longer than 100 kB.
+        self.content = io.BytesIO()
 
     def handleContentChunk(self, data: bytes) -> None:
         self._body += len(data)
         if self._body <= self._traffic.max_body:
             super().handleContentChunk(data)
-        elif self._body > self._traffic.max_body + _PATIENCE:
-            self.channel.loseConnection()
+        elif self._body > self._traffic.max_body + _PATIENCE and self.channel is not None:
+            self.channel.close_with(Refusal(413, "body_too_large", detail=f"a body of more than {self._body} bytes"))
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         # Twisted's also reads a body as a form where its type may be one's, and takes longer for the type of a commit
         # than for the rest of it.
-        self.method, self.uri, self.clientproto = command, path, version
+        self.method, self.clientproto = command, version
+        hosts = self.requestHeaders.getRawHeaders(b"host", ())
+        host: bytes | None = hosts[0] if hosts else None
+        if not path.startswith(b"/") and path != b"*":
+            absolute = _ABSOLUTE.fullmatch(path)
+            if absolute is None or not absolute[1]:
+                self._invalid = Refusal(400, "invalid_url", detail="the request target is neither a path nor a URL")
+            else:
+                # RFC 9112, 3.2.2: what the target says stands for the Host header.
+                host, path = absolute[1], absolute[2] or b"/"
+                path = path if path.startswith(b"/") else b"/" + path
+        self.uri = path
         self.path, _, query = path.partition(b"?")
         self.args = parse_qs(query, True) if query else {}
+        if len(hosts) != 1 and (hosts or version != b"HTTP/1.0"):
+            self._invalid = Refusal(400, "bad_request", detail=f"{len(hosts)} Host headers; one is needed")
+        elif host:
+            self.named_host = host_of(host)
+            if self.named_host is None:
+                self._invalid = Refusal(400, "bad_request", detail=f"Host {shown(host)} is not a name or an address")
         if self.content is not None:
             self.content.seek(0)
         self.process()
@@ -118,17 +186,52 @@ class GatewayRequest(Request):
         return getattr(self, "channel", None) is None
 
     def process(self) -> None:
-        self._traffic.began(self)
-        self._allow_origin()
-        if self._body > self._traffic.max_body:
-            self._refuse(Refusal(413, "body_too_large"))
+        traffic = self._traffic
+        traffic.began(self)
+        for name, value in common_headers():
+            self.setHeader(name, value)
+        origin = b", ".join(self.requestHeaders.getRawHeaders(b"origin", ()))
+        self._allow_origin(origin)
+        refusal = self._invalid or self._judge(origin)
+        if refusal is not None:
+            self._refuse(refusal)
         elif self._is_preflight():
             self.setResponseCode(204)
             self.finish()
-        elif not _is_utf8(self.path):
-            self._refuse(Refusal(400, "invalid_url"))
         else:
-            super().process()
+            self._find_and_render()
+
+    def _judge(self, origin: bytes) -> Refusal | None:
+        """Return why this request is not answered as asked, whatever it asks for."""
+        fetch_site = b""
+        if self.method not in {b"GET", b"HEAD"}:
+            fetch_site = self.requestHeaders.getRawHeaders(b"sec-fetch-site", (b"",))[0]
+        refusal = self._traffic.visitors.refusal(self.method, self.named_host, origin, fetch_site)
+        if refusal is not None:
+            return refusal
+        if self._body > self._traffic.max_body:
+            return Refusal(413, "body_too_large", detail=f"a body of {self._body} bytes")
+        if self._body:
+            encoding = b", ".join(self.requestHeaders.getRawHeaders(b"content-encoding", ()))
+            if encoding.strip().lower() not in {b"", b"identity"}:
+                self.setHeader(b"accept-encoding", b"identity")
+                return Refusal(415, "unsupported_encoding", detail=f"Content-Encoding {shown(encoding)}")
+        if not _is_utf8(self.path):
+            return Refusal(400, "invalid_url", detail="the path is not UTF-8")
+        return None
+
+    def _find_and_render(self) -> None:
+        # As Twisted's own process(), which sets the headers of every answer once more.
+        self.site = self.channel.site
+        self.prepath = []
+        self.postpath = list(map(unquote_to_bytes, self.path[1:].split(b"/")))
+        if self.path == b"*":
+            self._handleStar()
+            return
+        try:
+            self.render(self.site.getResourceFor(self))
+        except Exception:  # whatever a resource raises, its client gets an answer
+            self.processingFailed(Failure())
 
     def write(self, data: bytes) -> None:
         super().write(data)
@@ -144,19 +247,15 @@ class GatewayRequest(Request):
         super().connectionLost(reason)
         self._traffic.ended(self)
 
-    def is_admitted(self) -> bool:
-        """Whether its page may open a WebSocket: none, one of ours, or one of a configured origin.
+    def page_refusal(self) -> Refusal | None:
+        """Return why its page may not follow live events, if so: it is neither the gateway's own nor a listed one.
 
-        Browsers ask nobody before they open one.
+        Browsers ask nobody before they open a WebSocket.
         """
-        origin = self.requestHeaders.getRawHeaders(b"origin", [b""])[0]
-        host = self.requestHeaders.getRawHeaders(b"host", [b""])[0]
-        if not origin or self._traffic.allows(origin):
-            return True
-        scheme, _, its_host = origin.lower().partition(b"://")
-        # A proxy may have ended TLS: what the port is left out for is told by the page's scheme.
-        port = _DEFAULT_PORTS.get(scheme, b"")
-        return bool(its_host) and its_host.removesuffix(port) == host.lower().removesuffix(port)
+        origin = b", ".join(self.requestHeaders.getRawHeaders(b"origin", ()))
+        if not origin or self._traffic.visitors.is_admitted(origin, self.named_host):
+            return None
+        return Visitors.not_listed(origin)
 
     def lasts(self) -> None:
         """Its answer has no end of its own: the end of the daemon does not wait for it."""
@@ -171,54 +270,160 @@ class GatewayRequest(Request):
         self.write(refuse(self, refusal))
         self.finish()
 
-    def _allow_origin(self) -> None:
-        origin = self.requestHeaders.getRawHeaders(b"origin", [b""])[0]
+    def _allow_origin(self, origin: bytes) -> None:
         self.setHeader(b"vary", b"Origin")
-        if origin and self._traffic.allows(origin):
+        if origin and self._traffic.visitors.is_listed(origin):
             self.setHeader(b"access-control-allow-origin", origin)
-            self.setHeader(b"access-control-expose-headers", b"Retry-After, Allow")
+            self.setHeader(b"access-control-allow-credentials", b"true")
+            self.setHeader(b"access-control-expose-headers", _EXPOSED_HEADERS)
 
     def _is_preflight(self) -> bool:
         if self.method != b"OPTIONS" or not self.requestHeaders.hasHeader(b"access-control-request-method"):
             return False
         if self.responseHeaders.hasHeader(b"access-control-allow-origin"):
+            asked = b", ".join(self.requestHeaders.getRawHeaders(b"access-control-request-headers", ()))
             self.setHeader(b"access-control-allow-methods", _ALLOWED_METHODS)
-            self.setHeader(b"access-control-allow-headers", _ALLOWED_HEADERS)
+            # The old server allowed whatever was asked for.
+            is_sound = _HEADER_NAMES.fullmatch(asked) is not None
+            self.setHeader(b"access-control-allow-headers", asked if is_sound else _ALLOWED_HEADERS)
             self.setHeader(b"access-control-max-age", b"600")
+            if self.requestHeaders.hasHeader(b"access-control-request-private-network"):
+                self.setHeader(b"access-control-allow-private-network", b"true")
         return True
 
 
 class GatewaySite(Site):
     """The site.
 
-    :param most: connections that may be open at a time.
+    :param most: connections that may be open at a time. Where one more comes, one that waits for nothing is closed.
     """
 
     noisy = False
     protocol: Any = GatewayChannel
 
-    def __init__(self, reactor: IReactorTime, root: IResource, traffic: Traffic, counters: Counters, most: int) -> None:
-        super().__init__(root, requestFactory=partial(GatewayRequest, traffic), timeout=60, reactor=reactor)
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        root: IResource,
+        traffic: Traffic,
+        counters: Counters,
+        most: int,
+        deadlines: Deadlines | None = None,
+    ) -> None:
+        super().__init__(root, requestFactory=partial(GatewayRequest, traffic), timeout=None, reactor=reactor)
+        self.traffic = traffic
+        self.deadlines = deadlines or Deadlines()
+        #: Bytes of a body that is refused, but read to its end.
+        self.max_refused_body = traffic.max_body + _PATIENCE
         self._most = most
-        self._open = 0
+        self._open: dict[GatewayChannel, None] = {}
         self._connections = counters.connections.labels("http")
         self._refused = counters.connections_refused.labels("http")
+        self._slow = {what: counters.http_slow.labels(what) for what in ("head", "body", "reader", "idle")}
+        #: Connections with further requests, in the order of their turns.
+        self._queue: dict[GatewayChannel, None] = {}
+        self._to_look: list[GatewayChannel] = []
+        self._looked = reactor.seconds()
+        self._looking = LoopingCall(self._look)
+        self._looking.clock = reactor
+
+    def startFactory(self) -> None:
+        super().startFactory()
+        if not self._looking.running:
+            self._looked = self.reactor.seconds()
+            self._looking.start(_LOOK, now=False)
+
+    def stopFactory(self) -> None:
+        super().stopFactory()
+        if self._looking.running:
+            self._looking.stop()
+
+    def _look(self) -> None:
+        """Hold the deadlines of all connections."""
+        if self._to_look:
+            # The last look is not done yet.
+            return
+        now = self.reactor.seconds()
+        seconds, self._looked = min(now - self._looked, _LONGEST_LOOK), now
+        self._to_look = list(self._open)
+        self._look_on(seconds)
+
+    def _look_on(self, seconds: float) -> None:
+        until = self.reactor.seconds() + _TURN_SECONDS
+        while self._to_look:
+            channel = self._to_look.pop()
+            if channel.counted:
+                channel.tick(seconds)
+            if self.reactor.seconds() > until:
+                self.reactor.callLater(0, self._look_on, seconds)
+                return
+
+    def queue_turn(self, channel: GatewayChannel) -> None:
+        """Let a connection whose client has sent several requests at once answer the next one in a later turn.
+
+        However many such connections there are, others are served between their answers.
+        """
+        if not self._queue:
+            self.reactor.callLater(0, self._give_turns)
+        self._queue[channel] = None
+
+    def _give_turns(self) -> None:
+        queue, self._queue = self._queue, {}
+        until = self.reactor.seconds() + _TURN_SECONDS
+        while queue:
+            channel = next(iter(queue))
+            del queue[channel]
+            channel.go_on()
+            if self.reactor.seconds() > until:
+                break
+        if queue and not self._queue:
+            self.reactor.callLater(0, self._give_turns)
+        # Those that got no turn come before those that got one.
+        self._queue = queue | self._queue
+
+    def count_slow(self, what: str) -> None:
+        """Count a connection that was closed at a deadline: of a ``head``, a ``body``, its ``reader`` or ``idle``."""
+        self._slow[what].inc()
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
-        if self._open >= self._most:
+        if len(self._open) >= self._most and not self._close_idle():
             self._refused.inc()
-            return None
-        self._open += 1
-        self._connections.inc()
-        return super().buildProtocol(addr)
+            self.traffic.refused(addr, Refusal(503, "too_many_connections", detail="limits.connections is reached"))
+            return _TooMany()
+        channel = super().buildProtocol(addr)
+        if channel is not None:
+            self._open[channel] = None
+            self._connections.inc()
+        return channel
 
-    def left(self) -> None:
+    def left(self, channel: GatewayChannel) -> None:
         """One connection less."""
-        self._open -= 1
+        del self._open[channel]
         self._connections.dec()
+
+    def _close_idle(self) -> bool:
+        """Close a connection that waits for nothing, of those that were opened first; whether there was one."""
+        for channel in [channel for channel, _ in zip(self._open, range(_SEARCH), strict=False)]:
+            if channel.is_idle and channel.transport is not None:
+                channel.give_way()
+                return True
+            # It is not looked at again before all others were.
+            del self._open[channel]
+            self._open[channel] = None
+        return False
 
     def log(self, request: object) -> None:
         """No line a request: they are counted."""
+
+
+class _TooMany(Protocol):
+    """A connection beyond the bound: it is told so at once, and closed."""
+
+    transport: Any
+
+    def connectionMade(self) -> None:
+        self.transport.write(Refusal(503, "too_many_connections").whole_answer())
+        self.transport.loseConnection()
 
 
 class Root(Resource):

@@ -18,6 +18,10 @@ from gateway.web.tables import Table
 _DATE: Final = TypeAdapter(date)
 _FLAG: Final = TypeAdapter(bool)
 
+#: Items of the first page of an answer, and of a later one at most: about 90 bytes each, and 300 with details.
+_FIRST_PAGE: Final = 1000
+_LARGEST_PAGE: Final = 4000
+
 #: Columns of the answers.
 _MEAN: Final = ("name", "time", "data")
 _DETAIL: Final = (*_MEAN, "count", "min", "min_time", "max", "max_time", "rms", "std", "coverage", "start")
@@ -118,21 +122,25 @@ class StatApi:
 
 
 async def _paged(request: Request, name: str, columns: Sequence[str], ask: "Callable[..., Awaitable[Page]]") -> bytes:
-    """The answer of a question that is asked page by page; that of one page says how long it is.
+    """Answer a question that is asked page by page; an answer of one page says how long it is.
+
+    The first page is small, and each is larger than the one before that the client has read: a client that reads
+    nothing costs the first one only.
 
     :param name: of the table.
-    :param ask: takes ``encode``, and ``after`` but for the first page.
+    :param ask: takes ``encode``, ``limit``, and ``after`` but for the first page.
     """
     table = Table(request, name, columns)
-    first = await ask(encode=table.encode)
+    first = await ask(encode=table.encode, limit=_FIRST_PAGE)
     if first.after is None:
         return table.whole(first.items)
 
     async def pages() -> AsyncGenerator[list[bytes], None]:
-        page = first
+        page, limit = first, _FIRST_PAGE
         yield page.items
         while page.after is not None:
-            page = await ask(encode=table.encode, after=page.after)
+            limit = min(2 * limit, _LARGEST_PAGE)
+            page = await ask(encode=table.encode, limit=limit, after=page.after)
             yield page.items
 
     return await table.send(pages())

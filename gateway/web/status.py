@@ -1,16 +1,24 @@
 """How the daemon is: ``/healthz`` for a supervisor, ``/metrics`` for Prometheus, ``/`` for who looks in."""
 
 from collections.abc import Callable
+from typing import Final
+from weakref import WeakSet
 
 from klein import Klein
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.web.http import Request
 
 from gateway import __version__
 from gateway.counters import Counters
 from gateway.live import Live
 from gateway.web.answers import answer, body, handle_errors
+
+#: Making the text of ``/metrics`` takes 10 ms: it is made once a second at most, and so many times in a row for those
+#: who seldom ask. One more waits for the next, but a connection that was given the last one gets that again.
+_FRESH: Final = 5.0
 
 
 class StatusApi:
@@ -22,8 +30,18 @@ class StatusApi:
     app = Klein()
     handle_errors(app)
 
-    def __init__(self, live: Live, counters: Counters, problems: Callable[[], list[str]]) -> None:
+    def __init__(
+        self, reactor: IReactorTime, live: Live, counters: Counters, problems: Callable[[], list[str]]
+    ) -> None:
+        self._reactor = reactor
         self._live = live
+        #: How many times the text of ``/metrics`` may be made at once, and when that was counted.
+        self._fresh = _FRESH
+        self._counted_at = reactor.seconds()
+        #: The last text, the connections that were given it, and who waits for the next.
+        self._metrics = b""
+        self._given: WeakSet[object] = WeakSet()
+        self._waiting: list[Deferred[None]] = []
         self._problems = problems
         self._counters = counters
 
@@ -73,5 +91,39 @@ class StatusApi:
         )
 
     @app.route("/metrics", methods=["GET"], strict_slashes=False)
-    def metrics(self, request: Request) -> bytes:
-        return body(request, generate_latest(self._counters.registry), CONTENT_TYPE_LATEST.encode())
+    async def metrics(self, request: Request) -> bytes:
+        channel = request.channel
+        if not self._make_if_due() and channel not in self._given:
+            await self._next_metrics()
+        self._given.add(channel)
+        return body(request, self._metrics, CONTENT_TYPE_LATEST.encode())
+
+    def _make_if_due(self) -> bool:
+        """Make the text anew, unless that was done too often; return whether it was made."""
+        now = self._reactor.seconds()
+        self._fresh = min(_FRESH, self._fresh + now - self._counted_at)
+        self._counted_at = now
+        if self._fresh < 1:
+            return False
+        self._fresh -= 1
+        self._make_metrics()
+        return True
+
+    def _make_metrics(self) -> None:
+        self._metrics = generate_latest(self._counters.registry)
+        self._given.clear()
+
+    def _next_metrics(self) -> "Deferred[None]":
+        """Fires when the text is made again, in less than a second."""
+        waiting: Deferred[None] = Deferred()
+        self._waiting.append(waiting)
+        if len(self._waiting) == 1:
+            self._reactor.callLater(1 - self._fresh, self._give_metrics)
+        return waiting
+
+    def _give_metrics(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        self._fresh, self._counted_at = 0.0, self._reactor.seconds()
+        self._make_metrics()
+        for each in waiting:
+            each.callback(None)

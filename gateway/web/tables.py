@@ -15,11 +15,12 @@ from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 from zope.interface import implementer
 
-from gateway.web.answers import Refusal
+from gateway.web.answers import JSON, Refusal
 
 log = Logger()
 
 _JSON: Final = "application/json"
+_JSON_TYPE: Final = JSON.decode()
 _CSV: Final = "text/csv"
 
 #: Pieces that are sent in one.
@@ -72,7 +73,7 @@ class Table:
             return b""
         return b"".join(pieces)
 
-    async def send(self, pages: AsyncGenerator[Sequence[bytes], None]) -> bytes:
+    async def send(self, pages: AsyncGenerator[list[bytes], None]) -> bytes:
         """Send the answer, page by page.
 
         What fails after the first page cuts the connection: by then the client has been told that all is well.
@@ -81,15 +82,17 @@ class Table:
         """
         drain = _Drain()
         try:
-            first = await anext(pages, ())
+            first: list[bytes] = await anext(pages, [])
         except BaseException:
             await pages.aclose()
             raise
-        self._request.write(b"".join([self._begin(), *self._separated(first)]))
+        # Before the first piece, which may already be more than the client reads.
         self._request.registerProducer(drain, True)
+        self._request.write(self._begin() + self._joined(first))
         try:
+            await drain.wait()
             while (pieces := await anext(pages, None)) is not None:
-                self._request.write(b"".join(self._separated(pieces)))
+                self._request.write(self._joined(pieces))
                 await drain.wait()
         except CancelledError:
             raise
@@ -101,17 +104,24 @@ class Table:
             self._request.channel.forceAbortClient()
             return b""
         finally:
-            if not drain.gone:
+            # A client that has left has taken its channel with it.
+            if not getattr(self._request, "is_gone", False):
                 self._request.unregisterProducer()
             await pages.aclose()
         return self._end()
 
     def _begin(self) -> bytes:
-        kind = f"{_CSV}; charset=utf-8" if self._csv else _JSON
+        kind = f"{_CSV}; charset=utf-8" if self._csv else _JSON_TYPE
         self._request.setHeader(b"content-type", kind.encode())
         if self._csv:
             self._request.setHeader(b"content-disposition", f'attachment; filename="{self._name}.csv"'.encode())
         return _csv_text([self._columns]) if self._csv else self._before + b"["
+
+    def _joined(self, pieces: list[bytes]) -> bytes:
+        """Return a page in one piece, and let go of its own: a client that does not read would hold it twice."""
+        text = b"".join(self._separated(pieces))
+        pieces.clear()
+        return text
 
     def _separated(self, pieces: Sequence[bytes]) -> Iterator[bytes]:
         for piece in pieces:
@@ -135,14 +145,16 @@ def _csv_text(rows: Iterable[Sequence[Any]]) -> bytes:
 
 @implementer(IPushProducer)
 class _Drain:
-    """Says when a client can take more."""
+    """Says when a client can take more.
+
+    Nobody is woken when the client has left: Klein cancels what waits then.
+    """
 
     def __init__(self) -> None:
-        self.gone = False
         self._paused: Deferred[None] | None = None
 
     def wait(self) -> "Deferred[None]":
-        """Fires when the client has read enough, or has left."""
+        """Fires when the client has read enough."""
         waiting: Deferred[None] = Deferred()
         if self._paused is None:
             waiting.callback(None)
@@ -160,5 +172,4 @@ class _Drain:
             paused.callback(None)
 
     def stopProducing(self) -> None:
-        self.gone = True
-        self.resumeProducing()
+        self.pauseProducing()

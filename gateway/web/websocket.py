@@ -13,7 +13,7 @@ from zope.interface import implementer
 from gateway import __version__
 from gateway.counters import Counters
 from gateway.logs import LimitedLog
-from gateway.web.answers import Refusal, refuse
+from gateway.web.answers import Refusal, common_headers, refuse
 from gateway.web.channel import has_sent_all
 from gateway.web.deflate import framed, sound_offer, window_of
 from gateway.web.outbox import Outbox
@@ -69,8 +69,9 @@ class PacedWebSocket(WebSocketServerProtocol):
         """Without offers that cannot be accepted: RFC 7692, 5.1, declines them, where Autobahn refuses the client."""
         return list(filter(None, map(sound_offer, super()._parseExtensionsHeader(header, removeQuotes))))
 
-    def onConnect(self, request: ConnectionRequest) -> None:
-        """Accept; subprotocols are none of ours."""
+    def onConnect(self, request: ConnectionRequest) -> tuple[None, dict[str, str]]:
+        """Accept, without a subprotocol; the answer bears the headers of every answer but the server's name."""
+        return None, {name.decode(): value.decode() for name, value in common_headers() if name != b"Server"}
 
     def failHandshake(self, reason: str, *args: Any, **kwargs: Any) -> None:
         self.factory.counters.websocket_errors.inc()
@@ -78,6 +79,12 @@ class PacedWebSocket(WebSocketServerProtocol):
             "websocket handshake", "WebSocket handshake of {peer} is refused: {reason}", peer=self.peer, reason=reason
         )
         super().failHandshake(reason, *args, **kwargs)
+
+    def sendHttpErrorResponse(self, code: int, reason: str, responseHeaders: Any = None) -> None:
+        # Autobahn's own answer has no body and bears no headers.
+        refusal = Refusal(code, "invalid_request", reason)
+        headers = [(name.encode(), value.encode()) for name, value in responseHeaders or ()]
+        self.sendData(refusal.whole_answer(*headers))
 
     def onOpen(self) -> None:
         self.window = window_of(self.websocket_extensions_in_use)
@@ -235,7 +242,7 @@ class PacedFactory(WebSocketServerFactory):
             # Who talks but does not read has to answer too.
             autoPingRestartOnAnyTraffic=False,
             closeHandshakeTimeout=_CLOSE,
-            # Origins are checked before: see Traffic.admits.
+            # Origins are checked before: see GatewayRequest.page_refusal.
             allowedOrigins=["*"],
             **({} if accept is None else {"perMessageCompressionAccept": accept}),
         )
@@ -262,8 +269,11 @@ def asks_for_websocket(request: GatewayRequest) -> bool:
 
 def take_over(request: GatewayRequest, factory: PacedFactory, protocol: PacedWebSocket) -> Any:
     """Make a request's connection a WebSocket; the answer where its page may not have one."""
-    if not request.is_admitted():
-        return refuse(request, Refusal(403, "origin_not_allowed"))
+    refusal = request.page_refusal()
+    if refusal is not None:
+        return refuse(request, refusal)
+    # Its origin has been judged; Autobahn would refuse some that server.cors_origins may list.
+    request.requestHeaders.removeHeader(b"origin")
     protocol.factory = factory
     request.taken_over()
     return WebSocketResource(_One(protocol)).render(request)

@@ -45,7 +45,7 @@ def test_an_allowed_page_may_read_every_answer(open_daemon: Daemon, method: str,
         assert body["error"]
         assert body["message"]
     found, _, headers = open_daemon.request(method, path, Origin="https://evil.example")
-    assert found == status
+    assert found == (status if method == "GET" else 403)
     assert "access-control-allow-origin" not in headers
 
 
@@ -140,7 +140,7 @@ def test_headers_that_are_no_text(shared_daemon: Daemon) -> None:
 def test_a_wrong_request_is_logged_with_its_peer_and_without_its_query(daemon: Daemon) -> None:
     for _ in range(20):
         daemon.get("/stat/hour?machine=SECRET-QUERY&start=x")
-    lines = [line for line in daemon.log().splitlines() if "is refused" in line]
+    lines = [line for line in daemon.log().splitlines() if "refused with" in line]
     assert len(lines) == 5
     assert "127.0.0.1" in lines[0]
     assert "422" in lines[0]

@@ -44,7 +44,7 @@ def test_latest_in_full(shared_daemon: Daemon) -> None:
     until(daemon.latest_is(53.26), "the weight")
     status, body, headers = daemon.get(LATEST)
     assert status == 200
-    assert headers["content-type"] == "application/json"
+    assert headers["content-type"] == "application/json; charset=utf-8"
     assert RFC3339.fullmatch(body.pop("received_at"))
     assert body == {
         "ok": True,

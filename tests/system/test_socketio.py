@@ -392,7 +392,8 @@ def test_the_end_of_the_daemon_closes_sessions(tmp_path: Path) -> None:
 
 
 def test_foreign_pages_open_no_websocket(tmp_path: Path) -> None:
-    with running(tmp_path, server={"cors_origins": ["http://friend.example"]}) as daemon:
+    server = {"cors_origins": ["http://friend.example"], "names": ["plant.example"]}
+    with running(tmp_path, server=server) as daemon:
         for path in ("/ws", "/socket.io/?EIO=4&transport=websocket"):
             url = f"ws://127.0.0.1:{daemon.port}{path}"
             for origin in ("http://foe.example", "null", "http://127.0.0.1", "http://friend.example.foe"):

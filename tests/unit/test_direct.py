@@ -19,6 +19,7 @@ from gateway.store.interface import StoreUnavailable
 from gateway.web.answers import Refusal, encoded_answer
 from gateway.web.direct import DirectFirst
 from gateway.web.site import GatewaySite, Root, Traffic
+from gateway.web.visitors import Visitors
 
 
 class Rest(Resource):
@@ -38,7 +39,7 @@ class Plant:
         self.request: Any = None
         counters = Counters()
         warnings = LimitedLog(Logger("tests"), WallClock(zone_named("UTC")), counters)
-        self.traffic = Traffic(counters, warnings, [], 1000)
+        self.traffic = Traffic(counters, warnings, Visitors([]), 1000)
         direct = DirectFirst({(b"POST", b"a/b"): self.route}, Rest())
         self.site = GatewaySite(Clock(), Root({"api": direct}, Rest()), self.traffic, counters, 10)
         self.transport = StringTransport(peerAddress=IPv4Address("TCP", "192.0.2.1", 1))

@@ -103,7 +103,8 @@ class EngineServer(Resource):
             return _refuse(request, "transport")
         if (transport == "websocket") != asks_for_websocket(request):
             return _refuse(request, "request")
-        if not request.is_admitted():
+        request.refusal = request.page_refusal()
+        if request.refusal is not None:
             # Its page could not read the answer, but would hold a place.
             return answer(request, _FORBIDDEN, 403)
         sid = argument(request, "sid")
