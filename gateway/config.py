@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from gateway.model import is_name
+from gateway.origins import normal_origin
 
 #: Environment variables, and the keys that they override: the old scale gateway's, and what differs where several
 #: processes are run by one file.
@@ -76,10 +77,22 @@ def _gateway_name(value: str) -> str:
     return value
 
 
-def _host_name(value: str) -> str:
-    if not _HOST_NAME.fullmatch(value):
-        raise PydanticCustomError("host_name", "a name of this gateway as it stands in URLs, without a port")
+def _as_list(value: object) -> object:
+    """Take a text for a list of one."""
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, list) and None in value:
+        # YAML's null is also what an empty entry is, and must not let in the pages of sandboxed frames.
+        raise PydanticCustomError("origin", 'an empty entry; for pages without an origin write "null", in quotes')
     return value
+
+
+def _origin(value: str) -> str:
+    """Return an origin in its normal form; one that can match nothing stays, and `--check` and the start say so."""
+    try:
+        return normal_origin(value)
+    except ValueError:
+        return value
 
 
 class _Section(BaseModel):
@@ -92,8 +105,7 @@ class Server(_Section):
     host: str = "127.0.0.1"
     port: Port = 8080
     tcp_port: Port = 8082
-    cors_origins: tuple[str, ...] = ()
-    names: tuple[Annotated[str, AfterValidator(_host_name)], ...] = ()
+    cors_origins: Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_as_list)] = ()
     share_ports: bool = False
     own_port: Port | None = None
 

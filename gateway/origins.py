@@ -1,64 +1,153 @@
-"""Origins of web pages (RFC 6454), in the one form that browsers send."""
+"""Origins of web pages in the one form in which browsers send them, so that two of them can be compared as texts."""
 
 import ipaddress
 import re
+from collections.abc import Iterable
 from typing import Final
 
-_ORIGIN: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(\[[^\]/?#@]*\]|[^:/?#@\[\]]*)(?::([0-9]*))?(.*)", re.DOTALL)
+#: Any page, of any origin.
+ANY: Final = "*"
 
-#: A host's name: labels of letters, digits, hyphens and underscores.
-_NAME: Final = re.compile(r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)*")
+#: What browsers send for pages that have no origin: sandboxed frames, and files in most of them.
+NULL: Final = "null"
 
-#: Ports that an origin leaves out.
-DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+#: What some browsers and apps send for pages that were opened from a file.
+FILE: Final = "file://"
 
-#: What browsers send for pages that have no origin of their own, and for files.
-_SPECIAL: Final = frozenset({"*", "null", "file://"})
+_SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*", re.ASCII)
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+#: Characters that no host name has in a URL (the URL standard's forbidden ones, and `*` and `,`, which match nothing).
+_FORBIDDEN: Final = re.compile(r"[\x00-\x20\x7f\"#%*,/<>?@\[\\\]^`{|}]")
+
+#: A last label that makes browsers read the host as an IPv4 address.
+_NUMERIC: Final = re.compile(r"(?:[0-9]+|0x[0-9a-f]*)", re.ASCII)
 
 
 def normal_origin(text: str) -> str:
-    """Return an origin as browsers send it: ``http://plant.example:9090``, ``null``, ``file://`` or, for any, ``*``.
+    """Return an origin as browsers send it: lower case, punycode, no default port, no slash at the end.
 
-    Scheme and host are in lower case, a name that is not ASCII is punycode, the default port and a final slash are
-    left out.
+    ``*`` (any), ``null`` and ``file://`` are returned as they are.
 
-    :raises ValueError: no page can have this origin; the text says why, and what to write.
+    :raises ValueError: no browser can send such an origin; the text says why, and what to write instead.
     """
-    if text.lower() in _SPECIAL:
-        return text.lower()
-    if text.lower() == "file:///":
-        return "file://"
-    found = _ORIGIN.fullmatch(text)
-    if found is None:
-        raise ValueError("an origin is a scheme, a host and a port, such as http://plant.example:8080; or null or *")
-    scheme, host, port, rest = found[1].lower(), found[2], found[3] or "", found[4]
-    if "@" in text:
-        raise ValueError("an origin has no user; leave it out")
-    if rest not in {"", "/"}:
-        raise ValueError(f"an origin has no path; write {scheme}://{host}{f':{port}' if port else ''}")
+    given = text.strip()
+    lower = given.lower()
+    if not given:
+        raise ValueError("blank; write an origin such as https://plant.example, or leave it out")
+    if lower in {ANY, NULL}:
+        return lower
+    if lower in {FILE, FILE + "/"}:
+        return FILE
+    if re.search(r"[\s,]", given):
+        raise ValueError("blanks or commas in an origin; write each origin as an entry of its own")
+    scheme, separator, rest = given.partition("://")
+    scheme = scheme.lower()
+    if not separator:
+        raise ValueError(f"no scheme; write {_suggested('http', given)}")
+    if not _SCHEME.fullmatch(scheme):
+        raise ValueError(f"not a valid scheme; write {_suggested('http', rest)}")
+    if scheme == "file":
+        raise ValueError("a page from a file has no path in its origin; write file://, and null for other browsers")
     if scheme in {"ws", "wss"}:
-        raise ValueError(f"a page's scheme is http or https; write http{scheme[2:]}://...")
-    if "*" in host:
-        raise ValueError("names cannot be left open; list every origin, or write * alone for any")
-    host = _normal_host(host)
-    if not port:
-        return f"{scheme}://{host}"
-    if not 1 <= int(port[:6]) <= 65535:
-        raise ValueError("a port is 1 to 65535")
-    number = int(port)
-    return f"{scheme}://{host}" if number == DEFAULT_PORTS.get(scheme) else f"{scheme}://{host}:{number}"
+        # A WebSocket bears the origin of its page.
+        raise ValueError(f"a page has no {scheme}:// origin; write {_suggested('http' + scheme[2:], rest)}")
+    authority, tail = re.fullmatch(r"([^/?#\\]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]  # matches any text
+    if tail not in {"", "/"}:
+        raise ValueError(f"an origin has no path, query or fragment; write {_suggested(scheme, authority)}")
+    if "@" in authority:
+        raise ValueError(f"an origin has no user; write {_suggested(scheme, authority)}")
+    host, port = _split_port(authority)
+    name = normal_host(host)
+    number = _port_number(port)
+    return f"{scheme}://{name}" + ("" if number in {None, _DEFAULT_PORTS.get(scheme)} else f":{number}")
 
 
-def _normal_host(host: str) -> str:
-    if host.startswith("["):
+def normal_origins(texts: Iterable[str]) -> frozenset[str]:
+    """Return those entries of ``server.cors_origins`` that an origin can match, each as browsers send it."""
+    normal = set()
+    for text in texts:
         try:
-            return f"[{ipaddress.IPv6Address(host[1:-1]).compressed}]"
+            normal.add(normal_origin(text))
         except ValueError:
-            raise ValueError("not an IPv6 address in brackets") from None
+            # `--check` and the start say so.
+            continue
+    return frozenset(normal)
+
+
+def normal_host(text: str) -> str:
+    """Return a host as browsers send it: lower case, non-ASCII names in punycode, IPv6 addresses short, in brackets.
+
+    :param text: without a port; an IPv6 address in brackets.
+    :raises ValueError: not a valid host; the text says why.
+    """
+    if not text:
+        raise ValueError("no host; write one, such as https://plant.example")
+    if text.startswith("["):
+        return _ipv6(text)
+    if "*" in text:
+        raise ValueError("a wildcard inside an origin matches nothing; write each origin, or * alone for any")
+    if _FORBIDDEN.search(text):
+        raise ValueError("not a valid host name")
+    host = text.lower() if text.isascii() else _punycode(text)
+    labels = host.removesuffix(".").split(".")
+    if not all(labels):
+        raise ValueError("not a valid host name: an empty label")
+    if _NUMERIC.fullmatch(labels[-1]):
+        try:
+            return str(ipaddress.IPv4Address(host))
+        except ValueError as error:
+            raise ValueError("not a valid IPv4 address; write four decimal numbers, such as 192.0.2.7") from error
+    return host
+
+
+def _split_port(authority: str) -> tuple[str, str]:
+    if authority.startswith("["):
+        host, bracket, rest = authority.partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise ValueError("not a valid IPv6 address; write it in brackets, such as http://[2001:db8::7]:9090")
+        return host + bracket, rest[1:]
+    host, _, port = authority.partition(":")
+    if ":" in port:
+        raise ValueError("an IPv6 address stands in brackets; write it such as http://[2001:db8::7]:9090")
+    return host, port
+
+
+def _port_number(port: str) -> int | None:
+    """Return the number of a port; ``None`` where there is none."""
+    if not port:
+        return None
+    if not re.fullmatch(r"[0-9]{1,9}", port, re.ASCII) or not 1 <= int(port) <= 65535:
+        raise ValueError(f"not a valid port: {port}; write a number from 1 to 65535")
+    return int(port)
+
+
+def _ipv6(text: str) -> str:
     try:
-        name = host.encode("idna").decode("ascii").lower()
-    except UnicodeError:
-        name = ""
-    if not _NAME.fullmatch(name.removesuffix(".")):
-        raise ValueError("not a host's name or address")
-    return name
+        # Browsers take no zone, such as %eth0.
+        address = ipaddress.IPv6Address(text[1:].removesuffix("]") if "%" not in text else "")
+    except ValueError as error:
+        raise ValueError("not a valid IPv6 address; write it such as http://[2001:db8::7]:9090") from error
+    mapped = address.ipv4_mapped
+    if mapped is not None:
+        # Python's form of these differs by its version; browsers write hexadecimal digits.
+        return f"[::ffff:{int(mapped) >> 16:x}:{int(mapped) & 0xFFFF:x}]"
+    return f"[{address.compressed}]"
+
+
+def _punycode(text: str) -> str:
+    import idna  # 5 ms, for host names that few have
+
+    try:
+        return idna.encode(text, uts46=True).decode("ascii")
+    except (idna.IDNAError, UnicodeError) as error:
+        raise ValueError(f"not a valid host name: {error}") from error
+
+
+def _suggested(scheme: str, rest: str) -> str:
+    """Return the origin that was probably meant, or an example where that cannot be told."""
+    authority = re.split(r"[/?#\\]", rest.lstrip("/"), maxsplit=1)[0].rpartition("@")[2]
+    try:
+        return normal_origin(f"{scheme}://{authority}")
+    except ValueError:
+        return "an origin such as https://plant.example"

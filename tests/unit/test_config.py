@@ -184,6 +184,20 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(file: Path) -> None:
     assert read(file, b"\xef\xbb\xbfserver: {port: 9}").server.port == 9
 
 
+@pytest.mark.parametrize(
+    ("text", "origins"),
+    [
+        ("'*'", ("*",)),
+        ("https://plant.example", ("https://plant.example",)),
+        ("[http://h:9090/, HTTP://H, 'null', file://]", ("http://h:9090", "http://h", "null", "file://")),
+        ("[]", ()),
+        ("", ()),
+    ],
+)
+def test_origins_as_text_or_list_are_read_in_their_normal_form(file: Path, text: str, origins: tuple[str, ...]) -> None:
+    assert read(file, f"server: {{cors_origins: {text}}}").server.cors_origins == origins
+
+
 def test_korean_values(file: Path) -> None:
     assert read(file, "data: {path: 데이터}").data.path == "데이터"
 
@@ -308,7 +322,9 @@ servr: {}
         ("server: {port: 80.5}", "server.port"),
         ("server: {port: []}", "server.port"),
         ("server: {host: 5}", "server.host"),
-        ("server: {cors_origins: https://plant.example}", "server.cors_origins"),
+        ("server: {cors_origins: 5}", "server.cors_origins"),
+        ("server: {cors_origins: {https://plant.example: 1}}", "server.cors_origins"),
+        ("server: {cors_origins: [null]}", "server.cors_origins"),
         ("server: []", "server"),
         ("server: yes", "server"),
         ("scale: {idle_timeout_sec: .inf}", "scale.idle_timeout_sec"),
