@@ -24,7 +24,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from gateway.model import is_name
-from gateway.origins import normal_origin
+from gateway.origins import normal_host, normal_origin
 
 #: Environment variables, and the keys that they override: the old scale gateway's, and what differs where several
 #: processes are run by one file.
@@ -83,7 +83,7 @@ def _as_list(value: object) -> object:
         return (value,)
     if isinstance(value, list) and None in value:
         # YAML's null is also what an empty entry is, and must not let in the pages of sandboxed frames.
-        raise PydanticCustomError("origin", 'an empty entry; for pages without an origin write "null", in quotes')
+        raise PydanticCustomError("origin", 'an empty entry; pages without an origin are "null", in quotes')
     return value
 
 
@@ -93,6 +93,14 @@ def _origin(value: str) -> str:
         return normal_origin(value)
     except ValueError:
         return value
+
+
+def _host(value: str) -> str:
+    try:
+        return normal_host(value)
+    except ValueError as error:
+        message = "a name of this gateway as it stands in URLs, without scheme and port: {reason}"
+        raise PydanticCustomError("host", message, {"reason": str(error)}) from error
 
 
 class _Section(BaseModel):
@@ -106,6 +114,7 @@ class Server(_Section):
     port: Port = 8080
     tcp_port: Port = 8082
     cors_origins: Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_as_list)] = ()
+    names: Annotated[tuple[Annotated[str, AfterValidator(_host)], ...], BeforeValidator(_as_list)] = ()
     share_ports: bool = False
     own_port: Port | None = None
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from gateway.origins import DEFAULT_PORTS, normal_origin
+from gateway.origins import normal_origin, normal_origins
 from gateway.web.answers import Refusal
 
 #: RFC 9110, 7.2: a name, an IPv4 address or an IPv6 address in brackets, and a port or none.
@@ -35,7 +35,7 @@ def host_of(header: bytes) -> HostPort | None:
     found = _HOST.fullmatch(header)
     if found is None:
         return None
-    return HostPort(found[1].decode("ascii").lower().removesuffix("."), (found[2] or b"").decode("ascii"))
+    return HostPort(found[1].decode("ascii").lower(), (found[2] or b"").decode("ascii"))
 
 
 class Visitors:
@@ -47,7 +47,7 @@ class Visitors:
     """
 
     def __init__(self, origins: Iterable[str], names: Iterable[str] = (), machine: str = "") -> None:
-        self._origins = frozenset(map(normal_origin, origins))
+        self._origins = normal_origins(origins)
         self._any = "*" in self._origins
         configured = {name.lower().removesuffix(".") for name in names}
         machine = machine.lower().removesuffix(".")
@@ -61,7 +61,7 @@ class Visitors:
 
     def is_own_name(self, host: str) -> bool:
         """Return whether a host is an IP address, ``localhost``, the machine's name or in ``server.names``."""
-        return host in self._names or _is_address(host)
+        return host.removesuffix(".") in self._names or _is_address(host)
 
     def is_admitted(self, origin: bytes, host: HostPort | None) -> bool:
         """Return whether a page may do more than read: it is listed, or it is the gateway's own.
@@ -72,11 +72,10 @@ class Visitors:
             return True
         if host is None or not self.is_own_name(host.host):
             return False
-        scheme, _, rest = origin.lower().decode("latin-1").partition("://")
-        page = host_of(rest.encode("latin-1"))
-        default = str(DEFAULT_PORTS.get(scheme, ""))
         # A proxy may have ended TLS: what port is left out is told by the page's scheme.
-        return page is not None and (page.host, page.port or default) == (host.host, host.port or default)
+        scheme = origin.partition(b"://")[0]
+        own = b"%b://%b:%b" % (scheme, host.host.encode(), host.port.encode())
+        return bool(_normal(origin)) and _normal(origin) == _normal(own)
 
     def refusal(self, method: bytes, host: HostPort | None, origin: bytes, fetch_site: bytes) -> Refusal | None:
         """Return why a request is refused for where it comes from, if it is.

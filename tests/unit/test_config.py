@@ -20,7 +20,7 @@ OTHER: dict[str, tuple[Any, Any]] = {
     "server.port": (8888, 8888),
     "server.tcp_port": (8889, 8889),
     "server.cors_origins": (["https://plant.example"], ("https://plant.example",)),
-    "server.names": (["Plant.example"], ("Plant.example",)),
+    "server.names": (["Plant.example"], ("plant.example",)),
     "server.own_port": (8890, 8890),
     "scale.host": ("::1", "::1"),
     "scale.port": (0, 0),

@@ -21,7 +21,7 @@ def judged(
     [
         (b"10.0.0.7", ("10.0.0.7", "")),
         (b"10.0.0.7:8080", ("10.0.0.7", "8080")),
-        (b"Plant.Example.:80", ("plant.example", "80")),
+        (b"Plant.Example.:80", ("plant.example.", "80")),
         (b"[::1]:8080", ("[::1]", "8080")),
         (b"[fe80::1]", ("[fe80::1]", "")),
         (b"scale_gateway:8080", ("scale_gateway", "8080")),
@@ -86,6 +86,7 @@ def test_writing_request_of_an_own_or_a_listed_page_is_taken() -> None:
         (b"SCALE-PC.plant.local:8080", "http://scale-pc.plant.local:8080"),
         (b"scale-pc.local:8080", "http://scale-pc.local:8080"),
         (b"plant.example", "https://plant.example"),
+        (b"plant.example.:8080", "http://plant.example.:8080"),
         (ADDRESS, "http://friend.example"),
         (ADDRESS, "HTTP://Friend.example:80"),
         (ADDRESS, "null"),
