@@ -6,7 +6,6 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
@@ -183,15 +182,15 @@ class Database(_Section):
 
     @field_validator("url")
     @classmethod
-    def _check_url(cls, value: str | None) -> str | None:
+    def _check_url(cls, value: str | None, info: ValidationInfo) -> str | None:
+        problem = ""
         if value is not None:
-            try:
-                parts = urlsplit(value)
-                sound = parts.scheme in {"postgresql", "postgres"} and parts.port != 0
-            except ValueError:
-                sound = False
-            if not sound:
-                raise PydanticCustomError("url", "it is no postgresql://user:password@host:port/database")
+            if not value.startswith(("postgresql://", "postgres://")):
+                problem = "not a PostgreSQL URL; expected postgresql://user:password@host:port/database"
+            elif info.context is not None:
+                problem = info.context("url", value)
+        if problem:
+            raise PydanticCustomError("url", "{problem}", {"problem": problem})
         return value
 
 
@@ -312,8 +311,8 @@ def load(
 ) -> Settings:
     """The settings of a file (``None``: all defaults) and the environment.
 
-    :param check_line: told the kind of a scale's line (``listen``, ``connect``, ``serial``) and its text, says what is
-        wrong with it, or nothing.
+    :param check_line: told the kind of a scale's line (``listen``, ``connect``, ``serial``) and its text, or ``url``
+        and that of a database, returns what is wrong with it, or nothing.
     :raises ConfigError: with every problem that there is.
     """
     given = {} if path is None else _read(path)

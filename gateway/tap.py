@@ -60,7 +60,11 @@ def zone_problems(settings: Settings) -> list[Problem]:
 
 
 def line_problem(kind: str, text: str) -> str:
-    """What Twisted or pyserial has against the line of a scale; nothing where it is sound."""
+    """Return what Twisted, pyserial or libpq has against the line of a scale or the URL of a database, if anything."""
+    if kind == "url":
+        from gateway.store.target import url_problem
+
+        return url_problem(text)
     from twisted.internet.endpoints import clientFromString, serverFromString
     from twisted.internet.testing import MemoryReactorClock
 

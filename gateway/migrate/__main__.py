@@ -25,7 +25,7 @@ from gateway.migrate.source import Row, opened
 from gateway.migrate.target import Target
 from gateway.model import is_name
 from gateway.period import PERIODS
-from gateway.store.session import one_line
+from gateway.store.postgres_refusals import error_text
 from gateway.store.sqlite import GATEWAY_FILE
 from gateway.store.tables import columns_of, quoted, sensors
 
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         raise SystemExit(f"migrate: --from: {directory}, below {Path.cwd()}: {error.strerror}") from error
     except psycopg2.Error as error:
-        raise SystemExit(f"migrate: PostgreSQL: {one_line(error)}") from error
+        raise SystemExit(f"migrate: PostgreSQL: {error_text(error)}") from error
     except KeyboardInterrupt:
         raise SystemExit("migrate: stopped; run it again, and it goes on") from None
     sys.stdout.write(_table(migration, is_dry=options.dry_run))

@@ -18,7 +18,8 @@ from twisted.python.failure import Failure
 from txpostgres.reconnection import DeadConnectionDetector
 
 from gateway.store.interface import StoreUnavailable
-from gateway.store.session import SETTINGS, SILENCE, Connection, Session, Work, is_broken, is_last_word, one_line
+from gateway.store.postgres_refusals import error_text, explain
+from gateway.store.session import SETTINGS, SILENCE, Connection, Session, Work, is_broken, is_last_word
 from gateway.store.target import Target
 
 log = Logger()
@@ -67,6 +68,7 @@ class Pool:
     :param most: work that may wait; more is refused.
     :param heard: is given what others NOTIFY, on channels that ``prepare`` listens to. It must not raise.
     :ivar problem: why there is no connection; ``None`` where there is one.
+    :ivar refuses: whether the server is there, and refuses.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Pool:
         self._open = False
         self._idle: Deferred[None] | None = None
         self.problem: str | None = "it is not connected yet"
+        self.refuses = False
         self.on_connect: Callable[[], None] = lambda: None
 
     def start(self) -> None:
@@ -104,6 +107,11 @@ class Pool:
         for link in self._links:
             link.begin()
         self._pulse.start(_ASK_EVERY, now=False)
+
+    @property
+    def state(self) -> str:
+        """Why there is no connection, in a sentence."""
+        return f"PostgreSQL {'refuses' if self.refuses else 'is away'}: {self.problem}"
 
     @property
     def is_there(self) -> bool:
@@ -143,7 +151,7 @@ class Pool:
         if not self._open:
             refusal = "closed"
         elif self._away_since is not None and self._reactor.seconds() - self._away_since >= PATIENCE:
-            refusal = f"PostgreSQL is away: {self.problem}"
+            refusal = self.state
         elif len(self._waiting) >= self._most:
             refusal = "too many wait"
         if refusal is not None:
@@ -202,7 +210,7 @@ class Pool:
             self._wait(job)
             self._waiting.rotate(1)
         else:
-            unavailable = StoreUnavailable(f"the connection to PostgreSQL was lost: {one_line(error)}")
+            unavailable = StoreUnavailable(f"the connection to PostgreSQL was lost: {error_text(error)}")
             unavailable.__cause__ = error
             job.done.errback(Failure(unavailable))
 
@@ -223,7 +231,7 @@ class Pool:
             log.info("{name}: PostgreSQL is there", name=self._name)
             if self._refusing is not None and self._refusing.active():
                 self._refusing.cancel()
-        self.problem = None
+        self.problem, self.refuses = None, False
         self.on_connect()
         self._next()
 
@@ -235,20 +243,24 @@ class Pool:
     def refused(self, error: BaseException | None) -> None:
         """A try to connect has failed."""
         if self._away_since is not None:
-            text = "" if error is None else one_line(error)
-            if text != self.problem:
-                log.warn("{name}: PostgreSQL is away: {error}", name=self._name, error=text)
-            self.problem = text
+            self._explain(error)
 
     def _away(self, error: BaseException | None) -> None:
         self._away_since = self._reactor.seconds()
-        if error is not None:
-            self.problem = one_line(error)
-            log.warn("{name}: PostgreSQL is away: {error}", name=self._name, error=self.problem)
+        self._explain(error)
         self._refusing = self._reactor.callLater(PATIENCE, self._refuse_away)
 
+    def _explain(self, error: BaseException | None) -> None:
+        """Keep why there is no connection, and log it where that is news."""
+        if error is None:
+            return
+        before = self.state
+        self.refuses, self.problem = explain(error, self.target.parameters)
+        if self.state != before:
+            log.warn("{name}: {state}", name=self._name, state=self.state)
+
     def _refuse_away(self) -> None:
-        self._refuse(f"PostgreSQL is away: {self.problem}")
+        self._refuse(self.state)
 
     def _refuse(self, why: str) -> None:
         waiting, self._waiting = self._waiting, deque()
@@ -275,6 +287,7 @@ class _Link(DeadConnectionDetector):  # type: ignore[misc]  # it has no annotati
         self.ready = False
         self.busy = False
         self._ended = False
+        self._turned = 0
         self._retry: IDelayedCall | None = None
 
     def begin(self) -> None:
@@ -308,10 +321,11 @@ class _Link(DeadConnectionDetector):  # type: ignore[misc]  # it has no annotati
 
     async def _reconnect(self) -> None:
         self._close()
+        self._turned = self._pool.target.turned
         arguments = await self._pool.target.arguments()
         if self._ended:
             return
-        silence = self.reactor.callLater(SILENCE, self._close)
+        silence = self.reactor.callLater(SILENCE, self._silent)
         try:
             await self._connection.connect(**arguments)
         finally:
@@ -331,6 +345,11 @@ class _Link(DeadConnectionDetector):  # type: ignore[misc]  # it has no annotati
             self._close()
             self._pool.refused(failure.value)
             self._again(_RETRY)
+
+    def _silent(self) -> None:
+        # The driver tries one host after the other, and has no patience of its own: the next try begins with another.
+        self._pool.target.turn(self._turned)
+        self._close()
 
     def _close(self) -> None:
         if self._connection.pollable() is not None:

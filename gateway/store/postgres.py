@@ -11,23 +11,37 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 import psycopg2
+from psycopg2.errors import ReadOnlySqlTransaction
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from gateway.clock import WallClock
 from gateway.counters import Counters
+from gateway.logs import LimitedLog
 from gateway.model import CommitEntry, Entry, is_name
 from gateway.store import postgres_questions as questions
-from gateway.store.interface import CommitResult, Encode, IdempotencyKey, Page, Standing, Store, StoreUnavailable
+from gateway.store.interface import (
+    CommitResult,
+    Encode,
+    IdempotencyKey,
+    OutcomeUnknown,
+    Page,
+    RejectedByDatabase,
+    Standing,
+    Store,
+    StoreUnavailable,
+)
 from gateway.store.pool import Pool
 from gateway.store.postgres_bring import Bringer
 from gateway.store.postgres_commits import KEY_LIFE, Order, first_answer, prune
 from gateway.store.postgres_group import CommitQueue
+from gateway.store.postgres_health import CommitHealth
+from gateway.store.postgres_refusals import error_text, is_of_the_row
 from gateway.store.postgres_rows import InThread
 from gateway.store.postgres_schema import Schema
 from gateway.store.rows import encoded
-from gateway.store.session import Session, Work, one_line
+from gateway.store.session import Session, Work
 from gateway.store.spool import Spool
 from gateway.threads import pool_of
 
@@ -64,15 +78,19 @@ class PostgresStore(Store):
         self._url = url
         self._gateway = gateway
         self._schema = Schema()
+        self._warnings = LimitedLog(log, clock, counters)
         self._threads = pool_of(2, "pages")
         self._in_thread: InThread = partial(deferToThreadPool, reactor, self._threads)
         self._pruned = float("-inf")
 
     def open(self) -> None:
-        pool = partial(Pool, self._reactor, self._url, prepare=self._schema.ensure)
-        self._entries: Pool = pool(name=f"{self._gateway} entries", size=1)
-        self._commits: Pool = pool(name=f"{self._gateway} commits", size=_COMMITS)
-        self._questions: Pool = pool(name=f"{self._gateway} questions", size=_QUESTIONS)
+        pool = partial(Pool, self._reactor, self._url)
+        writing = partial(pool, prepare=self._prepare_to_write)
+        self._entries: Pool = writing(name=f"{self._gateway} entries", size=1)
+        self._commits: Pool = writing(name=f"{self._gateway} commits", size=_COMMITS)
+        # A server that cannot be written can still be asked.
+        self._questions: Pool = pool(name=f"{self._gateway} questions", size=_QUESTIONS, prepare=self._schema.ensure)
+        self._health = CommitHealth(self._reactor, self._questions)
         self._orders = CommitQueue(self._reactor, self._commits.run, _COMMITS)
         self._spool.open()
         self.first_seq, self.reserved = self._spool.first_seq, self._spool.reserved
@@ -80,9 +98,23 @@ class PostgresStore(Store):
         for each in self._pools:
             each.start()
         self._bringer = Bringer(
-            self._reactor, self._counters, self._spool, self._entries, self._gateway, self._in_thread
+            self._reactor,
+            self._counters,
+            self._warnings,
+            self._spool,
+            self._entries,
+            self._gateway,
+            self._in_thread,
         )
         self._bringer.start()
+        self._health.start()
+
+    async def _prepare_to_write(self, session: Session) -> None:
+        await self._schema.ensure(session)
+        # A session keeps what the database's setting was when it began: this one is given up, and made again.
+        ((is_read_only,),) = await session.ask("SELECT current_setting('transaction_read_only')::boolean")
+        if is_read_only:
+            raise ReadOnlySqlTransaction("the session is read-only")
 
     @property
     def _pools(self) -> list[Pool]:
@@ -91,10 +123,15 @@ class PostgresStore(Store):
     @property
     def problems(self) -> list[str]:
         """What does not work, in words."""
-        away = next((pool.problem for pool in self._pools if pool.problem is not None), None)
-        found = [] if away is None else [f"PostgreSQL is away: {away}"]
+        away = next((pool.state for pool in self._pools if pool.problem is not None), None)
+        found = [] if away is None else [away]
+        if away is None and self._health.problem is not None:
+            found.append(f"commits are refused: {self._health.problem}")
         if self._bringer.problem is not None:
             found.append(f"PostgreSQL does not take statistics, and they wait: {self._bringer.problem}")
+        count, why = self._bringer.lost
+        if count:
+            found.append(f"{count} statistics and anomalies are lost, for PostgreSQL refuses them for good: {why}")
         if self._spool.problem is not None:
             found.append(self._spool.problem)
         return found
@@ -106,28 +143,49 @@ class PostgresStore(Store):
 
         Where the connection is lost, the same is tried again for some seconds, which writes nothing where it was
         written. When the server is not back by then nothing was written, unless it went away between being told to
-        commit and its answer: a client that repeats the request with its key learns that. Without a key nobody does.
+        commit and its answer: then the outcome is unknown, and the same request with the same key tells it.
         """
         return Deferred.fromCoroutine(self._commit(entry, key))
 
     async def _commit(self, entry: CommitEntry, key: IdempotencyKey | None) -> CommitResult:
         order = Order.of(entry, key, self._clock.wall())
         try:
-            result = await _explained(self._orders.write(order))
-        except StoreUnavailable:
-            if key is None and order.is_in_doubt:
-                log.error(
-                    "a commit of scale {scale} may have been written or not: the server went away before its answer,"
-                    " and the request has no Idempotency-Key",
+            result = await self._orders.write(order)
+        except psycopg2.Error as error:
+            text = error_text(error)
+            if is_of_the_row(error):
+                self._warnings.warn(
+                    "rejected",
+                    "scale {scale}: the database rejects a commit: {error}",
                     scale=entry.scale_id,
+                    error=text,
                 )
-            raise
+                raise RejectedByDatabase(text) from None
+            self._health.refused(error)
+            raise self._unwritten(order, text) from None
+        except StoreUnavailable as error:
+            if self._commits.is_there:
+                self._health.refused(error.__cause__ or error)
+            raise self._unwritten(order, str(error)) from None
+        self._health.written()
         if not 0 <= order.now - self._pruned < _PRUNE_EVERY:
             self._pruned = order.now
             self._commits.run(partial(prune, before=order.now - KEY_LIFE)).addErrback(
                 lambda failure: log.warn("old keys cannot be removed: {error}", error=failure.value)
             )
         return result
+
+    def _unwritten(self, order: Order, why: str) -> Exception:
+        """The error of a commit that the store has not seen written."""
+        if not order.is_in_doubt:
+            return StoreUnavailable(why)
+        self._warnings.warn(
+            "doubt",
+            "scale {scale}: a commit may have been written or not: the server was told to, and gave no answer: {why}",
+            scale=order.entry.scale_id,
+            why=why,
+        )
+        return OutcomeUnknown(why)
 
     def replay(self, key: IdempotencyKey) -> "Deferred[dict[str, Any] | None]":
         since = self._clock.wall() - KEY_LIFE
@@ -237,7 +295,13 @@ class PostgresStore(Store):
         return Page(await self._in_thread(lambda: encoded(items(rows), encode)), after)
 
     async def _on(self, pool: Pool, work: Work[T]) -> T:
-        return await _explained(pool.run(work))
+        try:
+            return await pool.run(work)
+        except psycopg2.Error as error:
+            text = error_text(error)
+            if not isinstance(error, psycopg2.OperationalError):
+                self._warnings.warn("refused", "PostgreSQL refuses a statement: {error}", error=text)
+            raise StoreUnavailable(text) from None
 
     # -- the end
 
@@ -245,22 +309,13 @@ class PostgresStore(Store):
         return Deferred.fromCoroutine(self._close())
 
     async def _close(self) -> None:
+        self._health.stop()
         self._bringer.stop()
         await gatherResults([Deferred.fromCoroutine(pool.close(_PATIENCE)) for pool in self._pools])
         await self._bringer.stopped()
         await self._spool.close()
         # A page may still be made; nobody waits for it.
         threading.Thread(target=self._threads.stop, name="pages end", daemon=True).start()
-
-
-async def _explained(waiting: "Deferred[T]") -> T:
-    """What comes of some work; what the server has refused is unavailable."""
-    try:
-        return await waiting
-    except psycopg2.Error as error:
-        if not isinstance(error, psycopg2.OperationalError):
-            log.error("PostgreSQL refuses a statement: {error}", error=one_line(error))
-        raise StoreUnavailable(one_line(error)) from error
 
 
 async def _no_page() -> Page:

@@ -11,11 +11,13 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from gateway.counters import Counters
+from gateway.logs import LimitedLog
 from gateway.model import Entry
 from gateway.store.interface import StoreUnavailable
 from gateway.store.pool import Pool
+from gateway.store.postgres_refusals import error_text
 from gateway.store.postgres_rows import EntryWriter, InThread, Known
-from gateway.store.session import Session, one_line
+from gateway.store.session import Session
 from gateway.store.spool import Spool
 
 log = Logger()
@@ -37,10 +39,18 @@ class Bringer:
     :param gateway: ``gateway.name``: how far its entries are is kept on the server by it and the spool's identity.
     :param in_thread: for what would hold up the reactor.
     :ivar problem: why the server, which is there, does not take them.
+    :ivar lost: how many it will never take, and why it does not take the last of them.
     """
 
     def __init__(
-        self, reactor: Any, counters: Counters, spool: Spool, pool: Pool, gateway: str, in_thread: InThread
+        self,
+        reactor: Any,
+        counters: Counters,
+        warnings: LimitedLog,
+        spool: Spool,
+        pool: Pool,
+        gateway: str,
+        in_thread: InThread,
     ) -> None:
         self._reactor = reactor
         self._counters = counters
@@ -48,6 +58,7 @@ class Bringer:
         self._pool = pool
         self._gateway = gateway
         self._in_thread = in_thread
+        self._warnings = warnings
         self._known = Known()
         self._closing = False
         self._woken = False
@@ -57,6 +68,7 @@ class Bringer:
         self._pausing: tuple[IDelayedCall, Deferred[None]] | None = None
         self._drained: list[Deferred[None]] = []
         self.problem: str | None = None
+        self.lost: tuple[int, str] = 0, ""
 
     def start(self) -> None:
         # It may be another database than it was.
@@ -109,7 +121,7 @@ class Bringer:
                 log.debug("entries wait: {error}", error=error)
                 await self._pause()
             except psycopg2.Error as error:
-                self._refused(one_line(error))
+                self._refused(error_text(error))
                 # There may be too many for a statement's time limit.
                 most = max(1, len(numbered) // 2)
                 await self._pause()
@@ -146,7 +158,8 @@ class Bringer:
                 raise
             if len(numbered) > 1:
                 return len(numbered) // 2
-            log.error("an entry is lost: {error}", error=one_line(error))
+            self.lost = self.lost[0] + 1, error_text(error)
+            self._warnings.warn("lost", "PostgreSQL refuses an entry for good: {error}", error=self.lost[1])
             self._counters.store_lost.inc()
         else:
             self._refused(None)

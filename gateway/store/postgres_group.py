@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from gateway.model import Commit
 from gateway.store.interface import CommitResult, IdempotencyConflict, StoreUnavailable
 from gateway.store.postgres_commits import COMMIT, KEY_LIFE, Order
+from gateway.store.postgres_refusals import is_of_the_row
 from gateway.store.session import Session, Work
 
 log = Logger()
@@ -44,6 +45,10 @@ _OF_ONE: Final = (
     DeadlockDetected,
     ValueError,
 )
+
+
+def _may_be_of_one(error: psycopg2.Error | ValueError) -> bool:
+    return isinstance(error, _OF_ONE) or (isinstance(error, psycopg2.Error) and is_of_the_row(error))
 
 
 class CommitQueue:
@@ -141,7 +146,9 @@ class _Together:
         if len(orders) > 1:
             try:
                 await self._write_all(session, orders)
-            except _OF_ONE:
+            except (psycopg2.Error, ValueError) as error:
+                if not _may_be_of_one(error) or session.is_lost(error):
+                    raise
                 # One by one it is told which it was.
                 log.info("{count} commits are written one by one", count=len(orders))
         for order in orders:
@@ -154,7 +161,11 @@ class _Together:
     async def _write_one(self, session: Session, order: Order) -> None:
         try:
             self.outcomes[order.request] = await order.write(session)
-        except (IdempotencyConflict, StoreUnavailable, *_OF_ONE):
+        except (IdempotencyConflict, StoreUnavailable):
+            self.outcomes[order.request] = Failure()
+        except (psycopg2.Error, ValueError) as error:
+            if not _may_be_of_one(error) or session.is_lost(error):
+                raise
             self.outcomes[order.request] = Failure()
 
     async def _write_all(self, session: Session, orders: list[Order]) -> None:

@@ -7,6 +7,7 @@ from typing import Final
 from psycopg2.errors import InsufficientPrivilege
 from twisted.logger import Logger
 
+from gateway.store.postgres_refusals import DatabaseRefuses
 from gateway.store.session import Session
 
 log = Logger()
@@ -31,8 +32,10 @@ class Schema:
         """Apply the steps that this database has not seen, unless that was done before.
 
         :raises psycopg2.Error: there are tables missing, and they cannot be made now.
+        :raises DatabaseRefuses: this database cannot be used: another encoding, or the schema of a later version.
         """
         if not self._is_there:
+            await self._check(session)
             try:
                 await session.transaction(self._apply)
             except InsufficientPrivilege:
@@ -41,11 +44,29 @@ class Schema:
                     raise
             self._is_there = True
 
+    async def _check(self, session: Session) -> None:
+        """Look whether this database can hold every name.
+
+        :raises DatabaseRefuses: it has another encoding than UTF8.
+        """
+        ((database, encoding),) = await session.ask("SELECT current_database(), current_setting('server_encoding')")
+        if encoding != "UTF8":
+            raise DatabaseRefuses(
+                f"database {database} has the encoding {encoding}, and the gateway needs UTF8: create another, move the"
+                " data there, and name it in database.url: CREATE DATABASE cynow_utf8 ENCODING 'UTF8' LOCALE 'C'"
+                " TEMPLATE template0;"
+            )
+
     async def _apply(self, session: Session) -> None:
         await session.ask("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
         done: set[int] = set()
         if not await _absent(session, ["cynow_schema"]):
             done = {step for (step,) in await session.ask("SELECT step FROM cynow_schema")}
+        if max(done, default=0) > max(self._steps):
+            raise DatabaseRefuses(
+                f"the schema of the database is at step {max(done)}, and this version knows {max(self._steps)}: install"
+                " the gateway's newer version"
+            )
         if done >= set(self._steps):
             return
         await session.ask("CREATE TABLE IF NOT EXISTS cynow_schema (step integer NOT NULL PRIMARY KEY)")

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias, TypeVar
 
 import psycopg2
-from psycopg2.errors import QueryCanceled
+from psycopg2.errors import QueryCanceled, ReadOnlySqlTransaction
 from psycopg2.extensions import TRANSACTION_STATUS_UNKNOWN
 from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectionDone
@@ -55,7 +55,9 @@ class Session:
             raise psycopg2.OperationalError(f"no answer within {limit:g} s") from error
         except CancelledError as error:
             # So txpostgres calls it; it has forgotten what the server said.
-            raise QueryCanceled("the server has ended a statement, by statement_timeout or for somebody") from error
+            raise QueryCanceled(
+                f"the server has ended a statement: statement_timeout ({SERVER_LIMIT:g} s), or somebody ended it"
+            ) from error
         finally:
             if silence.active():
                 silence.cancel()
@@ -133,10 +135,8 @@ def is_last_word(error: BaseException | None) -> bool:
     """Whether the server ends a connection with what it says."""
     if not isinstance(error, psycopg2.Error):
         return False
+    if isinstance(error, ReadOnlySqlTransaction):
+        # A session keeps what it began with: a new one may write again.
+        return True
     severity = error.diag.severity_nonlocalized if error.diag is not None else None
     return severity in {"FATAL", "PANIC"} or (error.pgcode or "").startswith("08")
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, on a line."""
-    return " ".join(str(error).split()) or type(error).__name__

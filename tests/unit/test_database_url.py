@@ -1,0 +1,122 @@
+"""``database.url``: what libpq takes, what it does not, and how hosts are tried."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet import reactor
+from twisted.trial.unittest import TestCase
+
+from gateway.config import ConfigError, load
+from gateway.store.interface import StoreUnavailable
+from gateway.store.target import Target, url_problem
+from gateway.tap import line_problem
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://",
+        "postgres://db",
+        "postgresql://cynow:s3cret@db.example:5433/cynow",
+        "postgresql://u@h1:1,h2:5432/db?target_session_attrs=read-write",
+        "postgresql://u@h1,h2/db",
+        "postgresql://u@h1,h2:5433/db",
+        "postgresql://u@[::1]:5432,10.0.0.7/db",
+        "postgresql:///db?host=/run/postgresql&port=5433",
+        "postgresql://%2Frun%2Fpostgresql/db",
+        "postgresql://u:p%40ss@h/db?sslmode=verify-full&sslrootcert=/etc/ca.pem&connect_timeout=3",
+        "postgresql:///?service=plant",
+        "postgresql://h/db?options=-c%20search_path%3Dplant",
+        "postgresql://h/db?application_name=x",
+    ],
+)
+def test_url_that_libpq_takes_is_taken(url: str) -> None:
+    assert url_problem(url) == ""
+    assert Target(reactor, url, "test").parameters
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("mysql://u:s3cret@h/db", "not a PostgreSQL URL; expected postgresql://user:password@host:port/database"),
+        ("host=h user=u password=s3cret", "not a PostgreSQL URL"),
+        ("postgresql:/u:s3cret@h/db", "not a PostgreSQL URL"),
+        ("postgresql://u:s3cret%zz@h/db", "not a PostgreSQL URL"),
+        ("postgresql://u:s3cret@[h/db", "not a PostgreSQL URL"),
+        ("postgresql://u:s3cret@h/db?nonsense=s3cret", "unknown parameter nonsense"),
+        ("postgresql://u:s3cret@h:99999/db", "not a valid port"),
+        ("postgresql://u:s3cret@h:0/db", "not a valid port"),
+        ("postgresql://u:s3cret@h:x/db", "not a valid port"),
+        ("postgresql://h1,h2,h3/db?port=1,2", "ports for"),
+        ("postgresql://h/db?target_session_attrs=writable", "target_session_attrs is not one of"),
+    ],
+)
+def test_url_that_libpq_does_not_take_is_a_problem_without_its_password(tmp_path: Path, url: str, said: str) -> None:
+    assert said in url_problem(url)
+    assert "s3cret" not in url_problem(url)
+    file = tmp_path / "gateway.yaml"
+    file.write_text(f"database: {{url: '{url}'}}", "utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load(file, {}, line_problem)
+    (problem,) = caught.value.problems
+    assert problem.key == "database.url"
+    assert said in problem.message
+    assert "s3cret" not in str(problem)
+
+
+class TargetTests(TestCase):
+    """Hosts as they are handed to the driver."""
+
+    def target(self, url: str) -> Target:
+        target = Target(reactor, url, "test")
+        target.start()
+        self.addCleanup(target.close)
+        return target
+
+    async def hosts(self, url: str, turns: int = 0) -> list[tuple[str, str, str]]:
+        target = self.target(url)
+        for _ in range(turns):
+            target.turn(target.turned)
+        found = await target.arguments()
+        return list(zip(*(found.get(key, "").split(",") for key in ("host", "hostaddr", "port")), strict=True))
+
+    async def test_host_whose_name_is_not_known_is_left_out(self) -> None:
+        found = await self.hosts("postgresql://u@no-such-host.invalid:1,127.0.0.1:2/db")
+        self.assertEqual(found, [("127.0.0.1", "127.0.0.1", "2")])
+
+    async def test_no_host_is_known(self) -> None:
+        target = self.target("postgresql://u@no-such-host.invalid,nor-this.invalid/db")
+        with self.assertRaisesRegex(OSError, "the name of host nor-this.invalid cannot be looked up"):
+            await target.arguments()
+
+    async def test_silent_first_host_is_tried_last(self) -> None:
+        url = "postgresql://u@127.0.0.1:1,127.0.0.2:2,127.0.0.3:3/db"
+        for turns, first in ((0, "1"), (1, "2"), (2, "3"), (3, "1")):
+            found = await self.hosts(url, turns)
+            self.assertEqual(found[0][2], first)
+            self.assertEqual(len(found), 3)
+
+    async def test_host_that_several_find_silent_is_turned_away_once(self) -> None:
+        target = self.target("postgresql://u@127.0.0.1:1,127.0.0.2:2/db")
+        target.turn(0)
+        target.turn(0)
+        self.assertEqual((await target.arguments())["port"], "2,1")
+
+    async def test_one_port_is_for_all_hosts(self) -> None:
+        found = await self.hosts("postgresql://u@127.0.0.1,127.0.0.2/db?port=7")
+        self.assertEqual([port for _, _, port in found], ["7", "7"])
+
+    async def test_socket_directory_beside_a_host(self) -> None:
+        found = await self.hosts("postgresql://u@%2Frun%2Fpostgresql:5,127.0.0.1:6/db")
+        self.assertEqual(found, [("/run/postgresql", "", "5"), ("127.0.0.1", "127.0.0.1", "6")])
+
+    async def test_single_socket_directory_and_address_are_left_as_they_are(self) -> None:
+        for url in ("postgresql:///db?host=/run/postgresql", "postgresql://u@127.0.0.1/db", "postgresql:///db"):
+            found: dict[str, Any] = await self.target(url).arguments()
+            self.assertNotIn("hostaddr", found)
+
+    def test_url_that_is_not_valid_is_refused(self) -> None:
+        with self.assertRaises(StoreUnavailable) as caught:
+            Target(reactor, "postgresql://u:s3cret%zz@h/db", "test")
+        self.assertNotIn("s3cret", str(caught.exception))

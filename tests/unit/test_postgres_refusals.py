@@ -1,0 +1,386 @@
+"""A real server that is there and refuses: what is said, what mends it, and that it heals by itself."""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC
+from typing import Any
+
+import psycopg2
+from twisted.internet import reactor
+from twisted.internet.defer import DeferredList, gatherResults
+from twisted.internet.task import deferLater
+from twisted.logger import capturedLogs, formatEvent
+
+from gateway.clock import WallClock
+from gateway.counters import Counters
+from gateway.store.interface import IdempotencyKey, OutcomeUnknown, RejectedByDatabase, StoreUnavailable
+from gateway.store.postgres import PostgresStore
+from gateway.store.postgres_refusals import explain
+from gateway.store.session import Session
+from gateway.store.spool import Spool
+from tests.daemon import PATIENCE
+from tests.postgres import Server, ServerCase
+from tests.unit.test_store import DAY, ENTRY, fault
+
+SECRET = "CY-SECRET-77"
+
+
+async def until(condition: Callable[[], Any], what: str) -> None:
+    end = reactor.seconds() + PATIENCE
+    while not condition():
+        if reactor.seconds() > end:
+            raise AssertionError(f"waited in vain: {what}")
+        await deferLater(reactor, 0.02)
+
+
+async def _read_only(session: Session) -> None:
+    await session.ask("SET default_transaction_read_only = on")
+
+
+class RefusalCase(ServerCase):
+    def opened(self, url: str | None = None, gateway: str = "hall-1") -> PostgresStore:
+        folder = tempfile.mkdtemp(prefix="cynow-refusals-")
+        self.addCleanup(shutil.rmtree, folder, ignore_errors=True)
+        clock, counters = WallClock(UTC), Counters()
+        spool = Spool(reactor, clock, counters, folder, 2**20)
+        store = PostgresStore(reactor, clock, counters, spool, url or self.server.url, gateway)
+        store.open()
+        self.addCleanup(store.close)
+        return store
+
+    async def said(self, store: PostgresStore, *words: str) -> str:
+        """What the store says is wrong, once that has all these words in it."""
+
+        def found() -> list[str]:
+            return [problem for problem in store.problems if all(word in problem for word in words)]
+
+        try:
+            await until(found, f"{words}")
+        except AssertionError as error:
+            raise AssertionError(f"{words} are not in {store.problems}") from error
+        return found()[0]
+
+    async def heals(self, store: PostgresStore) -> None:
+        await until(lambda: not store.problems, "it heals")
+        await store.commit(ENTRY, None)
+
+    def cylinders(self) -> list[str]:
+        return [name for (name,) in self.server.sql("SELECT cylinder_no FROM scale_weight_log ORDER BY id")]
+
+    def drop(self, *statements: str) -> None:
+        """Undo, whatever the test did, on a server that others share."""
+        for statement in statements:
+            self.addCleanup(self.server.sql, statement)
+
+
+class ConnectionTests(RefusalCase):
+    """The server refuses the connection, or the database."""
+
+    async def test_database_that_does_not_exist(self) -> None:
+        store = self.opened(self.server.url_of("nowhere"))
+        text = await self.said(store, "PostgreSQL refuses", "nowhere")
+        self.assertNotIn("away", text)
+        statement = text.partition("create it: ")[2]
+        self.assertEqual(statement, "CREATE DATABASE \"nowhere\" ENCODING 'UTF8' TEMPLATE template0;")
+        with self.assertRaisesRegex(StoreUnavailable, "refuses"):
+            await store.commit(ENTRY, None)
+        self.drop('DROP DATABASE "nowhere" WITH (FORCE)')
+        self.server.sql(statement)
+        await self.heals(store)
+
+    async def test_role_that_does_not_exist(self) -> None:
+        store = self.opened(self.server.url_of("postgres", "nobody-1"))
+        text = await self.said(store, "PostgreSQL refuses", 'CREATE ROLE "nobody-1" LOGIN')
+        self.assertNotIn("geheim", text)
+
+    async def test_role_that_must_not_log_in(self) -> None:
+        self.server.sql("CREATE ROLE locked")
+        self.drop("DROP ROLE locked")
+        store = self.opened(self.server.url_of("postgres", "locked"))
+        await self.said(store, "PostgreSQL refuses", 'ALTER ROLE "locked" LOGIN;')
+
+    async def test_role_without_rights_on_the_schema(self) -> None:
+        self.server.sql("CREATE ROLE newcomer LOGIN")
+        self.drop("DROP OWNED BY newcomer; DROP ROLE newcomer")
+        store = self.opened(self.server.url_of("postgres", "newcomer"))
+        text = await self.said(store, "PostgreSQL refuses", "permission denied for schema public")
+        self.assertTrue(text.endswith('GRANT USAGE, CREATE ON SCHEMA public TO "newcomer";'), text)
+        self.server.sql(text.rpartition("; ")[2])
+        await self.heals(store)
+
+    async def test_role_without_rights_on_a_table(self) -> None:
+        first = self.opened()
+        await first.commit(ENTRY, None)
+        self.server.sql("CREATE ROLE reader LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
+        self.drop("DROP OWNED BY reader; DROP ROLE reader")
+        store = self.opened(self.server.url_of("postgres", "reader"), "hall-2")
+        text = await self.said(store, "commits are refused", "scale_weight_log")
+        self.assertTrue(text.endswith('ON TABLE scale_weight_log TO "reader";'), text)
+        self.server.sql("GRANT ALL ON ALL TABLES IN SCHEMA public TO reader")
+        await self.heals(store)
+
+    async def test_too_many_connections(self) -> None:
+        self.server.sql("CREATE ROLE few LOGIN CONNECTION LIMIT 0; GRANT ALL ON SCHEMA public TO few")
+        self.drop("DROP OWNED BY few; DROP ROLE few")
+        store = self.opened(self.server.url_of("postgres", "few"))
+        await self.said(store, "PostgreSQL refuses", "too many connections")
+        self.server.sql("ALTER ROLE few CONNECTION LIMIT 20")
+        await self.heals(store)
+
+    async def test_database_in_another_encoding(self) -> None:
+        self.server.sql("CREATE DATABASE korean ENCODING 'EUC_KR' LOCALE 'C' TEMPLATE template0")
+        self.drop("DROP DATABASE korean WITH (FORCE)")
+        store = self.opened(self.server.url_of("korean"))
+        await self.said(store, "PostgreSQL refuses", "korean has the encoding EUC_KR", "ENCODING 'UTF8'")
+        with self.assertRaises(StoreUnavailable):
+            await store.commit(replace(ENTRY, cylinder_no="뷁1"), None)
+        # Nothing of what waits is lost.
+        self.assertEqual(await store.write([fault("뷁", 1)]), [])
+        self.assertEqual(store._spool.waiting, 1)
+
+    async def test_schema_of_a_later_version(self) -> None:
+        await self.opened().commit(ENTRY, None)
+        self.server.sql("INSERT INTO cynow_schema (step) VALUES (99)")
+        store = self.opened(gateway="hall-2")
+        await self.said(store, "PostgreSQL refuses", "is at step 99", "newer version")
+        self.server.sql("DELETE FROM cynow_schema WHERE step = 99")
+        await self.heals(store)
+
+    async def test_read_only_sessions_are_replaced(self) -> None:
+        store = self.opened()
+        await store.commit(ENTRY, None)
+        self.drop("ALTER DATABASE postgres RESET default_transaction_read_only")
+        self.server.sql("ALTER DATABASE postgres SET default_transaction_read_only = on")
+        self.server.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'cynow-gateway%'"
+        )
+        await self.said(store, "PostgreSQL refuses", "read-only", "default_transaction_read_only = off")
+        # The past can still be asked.
+        self.assertEqual((await store.means("hour", "M", DAY, DAY)).items, [])
+        self.server.sql("SET transaction_read_only = off; ALTER DATABASE postgres RESET default_transaction_read_only")
+        await self.heals(store)
+        self.assertEqual(len(self.cylinders()), 2)
+
+    async def test_session_that_became_read_only_is_replaced(self) -> None:
+        store = self.opened()
+        await store.commit(ENTRY, None)
+        await until(lambda: all(link.ready for link in store._commits._links), "both are connected")
+        # At once, so that each has one.
+        await gatherResults([store._commits.run(_read_only) for _ in store._commits._links])
+        await store.commit(ENTRY, None)
+        self.assertEqual(len(self.cylinders()), 2)
+
+    async def test_server_that_goes_away_is_away(self) -> None:
+        store = self.opened()
+        await store.commit(ENTRY, None)
+        self.server.stop()
+        try:
+            text = await self.said(store, "PostgreSQL is away")
+            self.assertNotIn("refuses", text)
+        finally:
+            self.server.start()
+        await self.heals(store)
+
+    async def test_news_are_logged_once(self) -> None:
+        with capturedLogs() as events:
+            store = self.opened(self.server.url_of("nowhere"))
+            await self.said(store, "nowhere")
+            await deferLater(reactor, 2.0)
+        lines = [formatEvent(event) for event in events if "nowhere" in (formatEvent(event) or "")]
+        # One for each of its pools, however often they tried.
+        self.assertEqual(len(lines), 3)
+
+
+class TwoServersTests(RefusalCase):
+    """Several hosts in one URL."""
+
+    async def test_host_that_can_be_written_is_found(self) -> None:
+        other = Server()
+        other.start()
+        try:
+            other.sql("ALTER SYSTEM SET default_transaction_read_only = on")
+            other.sql("SELECT pg_reload_conf()")
+            hosts = f"127.0.0.1:{other.port},localhost:{self.server.port}"
+            url = f"postgresql://cynow:{Server.password}@{hosts}/postgres?target_session_attrs=read-write"
+            store = self.opened(url)
+            await store.commit(ENTRY, None)
+            self.assertEqual(len(self.cylinders()), 1)
+        finally:
+            other.remove()
+
+    async def test_host_that_does_not_listen_or_has_no_name_is_passed_over(self) -> None:
+        hosts = f"no-such-host.invalid:1,127.0.0.1:1,127.0.0.1:{self.server.port}"
+        store = self.opened(f"postgresql://cynow:{Server.password}@{hosts}/postgres")
+        await store.commit(ENTRY, None)
+
+    async def test_host_that_is_silent_is_passed_over(self) -> None:
+        other = Server()
+        other.start()
+        other.pause()
+        try:
+            hosts = f"127.0.0.1:{other.port},127.0.0.1:{self.server.port}"
+            store = self.opened(f"postgresql://cynow:{Server.password}@{hosts}/postgres")
+            await until(lambda: not store.problems, "the second host is there")
+            await store.commit(ENTRY, None)
+        finally:
+            other.remove()
+
+    async def test_socket_directory(self) -> None:
+        folder = str(self.server.folder).replace("/", "%2F")
+        store = self.opened(f"postgresql://cynow@{folder}:{self.server.port}/postgres")
+        await store.commit(ENTRY, None)
+
+
+class CommitTests(RefusalCase):
+    """The server refuses a commit, or says nothing of it."""
+
+    async def ready(self) -> PostgresStore:
+        store = self.opened()
+        await store.commit(replace(ENTRY, cylinder_no="FIRST"), None)
+        return store
+
+    def trigger(self, what: str) -> None:
+        self.server.sql(
+            "CREATE FUNCTION plant() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            f"IF NEW.cylinder_no = '{SECRET}' THEN {what}; END IF; RETURN NEW; END $$"
+        )
+        self.server.sql("CREATE TRIGGER plant BEFORE INSERT ON scale_weight_log FOR EACH ROW EXECUTE FUNCTION plant()")
+
+    async def rejected(self, store: PostgresStore, entry: Any = None) -> list[str]:
+        """The log of a commit that the database will never take, with one beside it that it takes."""
+        with capturedLogs() as events:
+            outcomes = await DeferredList(
+                [
+                    store.commit(entry or replace(ENTRY, cylinder_no=SECRET), None),
+                    store.commit(replace(ENTRY, cylinder_no="BESIDE"), None),
+                ],
+                consumeErrors=True,
+            )
+        (refused, failure), (taken, _) = outcomes
+        self.assertEqual((refused, taken), (False, True))
+        failure.trap(RejectedByDatabase)
+        self.assertNotIn(SECRET, str(failure.value))
+        self.assertEqual(self.cylinders()[-1], "BESIDE")
+        self.assertFalse([problem for problem in store.problems if "refused" in problem])
+        text = "\n".join(f"{formatEvent(event)} {event.get('log_failure')} {event}" for event in events)
+        self.assertNotIn(SECRET, text)
+        return [formatEvent(event) or "" for event in events]
+
+    async def test_check_that_refuses_a_row(self) -> None:
+        store = await self.ready()
+        self.server.sql(f"ALTER TABLE scale_weight_log ADD CONSTRAINT no_secret CHECK (cylinder_no <> '{SECRET}')")
+        lines = await self.rejected(store)
+        self.assertTrue([line for line in lines if "refused by no_secret of scale_weight_log (23514)" in line], lines)
+
+    async def test_trigger_that_refuses_a_row(self) -> None:
+        store = await self.ready()
+        self.trigger("RAISE EXCEPTION 'not %', NEW.cylinder_no USING DETAIL = NEW.raw_line")
+        lines = await self.rejected(store)
+        self.assertTrue([line for line in lines if "a trigger or a function" in line], lines)
+
+    async def test_trigger_that_refuses_a_row_with_a_code_of_its_own(self) -> None:
+        store = await self.ready()
+        self.trigger("RAISE EXCEPTION 'not %', NEW.cylinder_no USING ERRCODE = 'ZZ001'")
+        await self.rejected(store)
+
+    async def test_column_that_is_too_short(self) -> None:
+        store = await self.ready()
+        self.server.sql("ALTER TABLE scale_weight_log ALTER COLUMN cylinder_no TYPE varchar(8)")
+        await self.rejected(store)
+
+    async def test_value_that_is_missing(self) -> None:
+        store = await self.ready()
+        self.server.sql("UPDATE scale_weight_log SET move_report_no = 'M'")
+        self.server.sql("ALTER TABLE scale_weight_log ALTER COLUMN move_report_no SET NOT NULL")
+        outcomes = await DeferredList(
+            [store.commit(replace(ENTRY, move_report_no=number), None) for number in (None, "M1")], consumeErrors=True
+        )
+        outcomes[0][1].trap(RejectedByDatabase)
+        self.assertTrue(outcomes[1][0])
+
+    async def test_table_that_was_renamed(self) -> None:
+        store = await self.ready()
+        self.server.sql("ALTER TABLE scale_weight_log RENAME TO gone")
+        # Nobody commits.
+        await self.said(store, "commits are refused", "scale_weight_log", "restore it")
+        with self.assertRaises(StoreUnavailable):
+            await store.commit(ENTRY, None)
+        self.server.sql("ALTER TABLE gone RENAME TO scale_weight_log")
+        await self.heals(store)
+
+    async def test_table_that_is_locked(self) -> None:
+        store = await self.ready()
+        with contextlib.closing(psycopg2.connect(self.server.url)) as other:
+            with other.cursor() as cursor:
+                cursor.execute("LOCK TABLE scale_weight_log")
+            await self.said(store, "commits are refused", "another session has locked the table")
+            with self.assertRaises(StoreUnavailable):
+                await store.commit(ENTRY, None)
+        await self.heals(store)
+        self.assertEqual(len(self.cylinders()), 2)
+
+    async def test_slow_trigger_is_waited_for(self) -> None:
+        store = await self.ready()
+        self.trigger("PERFORM pg_sleep(3)")
+        result = await store.commit(replace(ENTRY, cylinder_no=SECRET), None)
+        self.assertEqual(result.answer["id"], 2)
+
+    async def test_trigger_that_takes_too_long_leaves_nothing_written(self) -> None:
+        store = await self.ready()
+        self.trigger("PERFORM pg_sleep(60)")
+        with self.assertRaises(StoreUnavailable):
+            await store.commit(replace(ENTRY, cylinder_no=SECRET), None)
+        await self.said(store, "commits are refused", "statement_timeout")
+        await deferLater(reactor, 1.0)
+        self.assertEqual(self.cylinders(), ["FIRST"])
+        self.server.sql("DROP TRIGGER plant ON scale_weight_log")
+        await until(lambda: not store.problems, "it heals without a commit")
+
+    async def test_outcome_is_unknown_where_the_server_falls_silent_at_the_commit(self) -> None:
+        store = await self.ready()
+        key = IdempotencyKey("k", "f")
+        ask, paused = store._commits._links[0].session.__class__.ask, []
+
+        async def pausing(session: Any, statement: str, *rest: Any, **more: Any) -> Any:
+            if statement == "COMMIT" and not paused and session in [link.session for link in store._commits._links]:
+                paused.append(statement)
+                self.server.pause()
+            return await ask(session, statement, *rest, **more)
+
+        self.patch(store._commits._links[0].session.__class__, "ask", pausing)
+        try:
+            with capturedLogs() as events, self.assertRaises(OutcomeUnknown):
+                await store.commit(replace(ENTRY, cylinder_no=SECRET), key)
+        finally:
+            self.server.resume()
+        text = "\n".join(f"{formatEvent(event)}" for event in events)
+        self.assertIn("may have been written or not", text)
+        self.assertNotIn(SECRET, text)
+        await until(lambda: not store.problems, "it is back")
+        # The same request with the same key tells, and there is one row in any case.
+        result = await store.commit(replace(ENTRY, cylinder_no=SECRET), key)
+        self.assertEqual(self.cylinders(), ["FIRST", SECRET])
+        self.assertEqual(result.answer["cylinder_no"], SECRET)
+
+    async def test_statistics_that_are_refused_for_good_are_said(self) -> None:
+        store = await self.ready()
+        self.server.sql("ALTER TABLE cynow_anomaly ALTER COLUMN gateway TYPE varchar(3)")
+        await store.write([fault("M", 1)])
+        await self.said(store, "1 statistics and anomalies are lost")
+
+
+def test_explanation_never_repeats_more_than_names() -> None:
+    error = psycopg2.OperationalError('connection to server at "h", port 1 failed: FATAL:  database "d" does not exist')
+    text = explain(error, {"dbname": "d", "user": "u", "password": "s3cret"}).text
+    assert "s3cret" not in text
+    korean = psycopg2.OperationalError('connection to server at "h", port 1 failed: 치명적오류:  "d" 데이터베이스 없음')
+    refuses, text = explain(korean, {})
+    assert refuses
+    assert "데이터베이스 없음" in text
+    refuses, _ = explain(psycopg2.OperationalError("connection refused"), {})
+    assert not refuses
+    starting = psycopg2.OperationalError("failed: FATAL:  the database system is starting up")
+    assert not explain(starting, {}).refuses
