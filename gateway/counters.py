@@ -74,6 +74,24 @@ class Counters:
             ["scale_id"],
             registry=registry,
         )
+        self.scale_http_requests = Counter(
+            "cynow_scale_http_requests_total",
+            "Connections of a scale that were closed for an HTTP request.",
+            ["scale_id"],
+            registry=registry,
+        )
+        self.scale_silent_closed = Counter(
+            "cynow_scale_silent_connections_closed_total",
+            "Connections of a scale without a reading that were closed for a new one: the limit is reached.",
+            ["scale_id"],
+            registry=registry,
+        )
+        self.scale_failed_attempts = Counter(
+            "cynow_scale_failed_attempts_total",
+            "Failed attempts to dial a scale or to open its serial line.",
+            ["scale_id"],
+            registry=registry,
+        )
         self.connections = Gauge(
             "cynow_connections",
             "Open connections: scale, daq, http, websocket, events, socketio.",

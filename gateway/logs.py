@@ -80,6 +80,8 @@ def observer(
     levels = LogLevelFilterPredicate(LogLevel.levelWithName(level))
     # It has a line or two for whatever a client does wrong, without limit; we have our own.
     levels.setLogLevelForNamespace("autobahn", LogLevel.critical)
+    # Its line about a dial-out names an object, not the scale, and comes without limit; `ingest.scale` has its own.
+    levels.setLogLevelForNamespace("twisted.application._client_service", LogLevel.critical)
     return FilteringLogObserver(publisher, [levels])
 
 
@@ -148,6 +150,10 @@ class LimitedLog:
         self._kinds = kinds
         #: When a kind's period began, lines in it, lines left out.
         self._seen: dict[str, tuple[float, int, int]] = {}
+
+    def limited(self, burst: int, period: float = 60.0) -> "LimitedLog":
+        """Return a log to the same place with a limit of its own."""
+        return LimitedLog(self._log, self._clock, self._counters, burst, period, self._kinds)
 
     def warn(self, kind: str, message: str, **fields: object) -> None:
         """Log a warning, unless this kind has had its share."""

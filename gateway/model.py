@@ -85,7 +85,8 @@ class Reading(_Reading):
     """One line of a scale.
 
     :ivar weight: kilograms; ``None`` for an overload.
-    :ivar kind: ``gross``, ``net`` or ``tare``.
+    :ivar status: ``ST`` stable, ``US`` unstable, ``HD`` hold or ``OL`` overload.
+    :ivar kind: ``gross``, ``net``, ``tare`` or ``hold``.
     """
 
     __slots__ = ()
@@ -98,7 +99,7 @@ class Reading(_Reading):
 
     @property
     def settled(self) -> bool:
-        """Whether it becomes its scale's latest value: stable, and neither net nor tare."""
+        """Whether it becomes its scale's latest value: stable, and no net, tare or held weight."""
         return self.status == "ST" and self.kind == "gross"
 
     def payload(self) -> dict[str, Any]:

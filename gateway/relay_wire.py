@@ -29,6 +29,9 @@ BYE: Final = "bye"
 
 _SAYS: Final = frozenset({HELLO, STATE, RECORDS, HERE, BYE})
 
+_STATUSES: Final = frozenset({"ST", "US", "HD", "OL"})
+_KINDS: Final = frozenset({"gross", "net", "tare", "hold"})
+
 #: A scale's line in bytes, which are no fewer than its characters.
 _MOST_RAW: Final = 1024
 
@@ -278,7 +281,7 @@ def _item(item: Mapping[str, Any], zone: tzinfo) -> Happened | ScaleIs | Machine
 
 def _reading(item: Mapping[str, Any], zone: tzinfo) -> Reading:
     status, kind, weight = item["status"], item["kind"], item["kg"]
-    if status not in {"ST", "US", "OL"} or kind not in {"gross", "net", "tare"} or (status == "OL") != (weight is None):
+    if status not in _STATUSES or kind not in _KINDS or (status == "OL") != (weight is None):
         raise WireError("no reading")
     kilograms = None if weight is None else _weight(weight)
     return Reading(_scale(item), status, kilograms, kind, _text(item["raw"], _MOST_RAW), _time(item["received"], zone))

@@ -113,7 +113,7 @@ def _gateway(options: Options, reactor: Any) -> IService:
     from gateway.counters import Counters
     from gateway.health import Health
     from gateway.ingest.daq import DaqFactory
-    from gateway.ingest.scale import ScaleFactory, SerialService, dialled
+    from gateway.ingest.scale import ScaleFactory, SerialService, address_of, dialled
     from gateway.live import Live
     from gateway.lock import DirectoryInUse, DirectoryLock
     from gateway.logs import HeldObserver, LimitedLog, observer
@@ -297,7 +297,8 @@ def _gateway(options: Options, reactor: Any) -> IService:
             key = f"scales.{scale_id}" if settings.scales else "scale.port"
             listeners.append(Listener(key, serverFromString(ports, line.listen), factory))
         elif line.connect is not None:
-            parts.append(dialled(clientFromString(reactor, line.connect), factory, reactor))
+            endpoint = clientFromString(reactor, line.connect)
+            parts.append(dialled(endpoint, factory, reactor, address_of(line.connect)))
         else:
             parts.append(SerialService(_serial(line), factory, reactor, partial(_open_serial, reactor)))
 
@@ -416,9 +417,25 @@ def _serial(line: ScaleLine) -> Any:
 
 
 def _open_serial(reactor: Any, protocol: Any, line: Any) -> Any:
+    import serial
     from twisted.internet.serialport import SerialPort
 
-    return SerialPort(
+    from gateway.ingest.scale import check_parity
+
+    class CheckedSerial(serial.Serial):
+        def open(self) -> None:
+            super().open()
+            try:
+                check_parity(self.fileno(), line.parity)
+            except BaseException:
+                self.close()
+                raise
+
+    class CheckedPort(SerialPort):
+        # What came before this was made is dropped by SerialPort, so that no byte goes unchecked.
+        _serialFactory = CheckedSerial
+
+    return CheckedPort(
         protocol,
         line.device,
         reactor,

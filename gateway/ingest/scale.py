@@ -1,51 +1,77 @@
-"""Weighing scales: lines in, readings out, whichever way the line comes."""
+"""Weighing scales: lines in, readings out, for lines that dial in, are dialled, or come from a serial port."""
 
 import termios
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from twisted.application.internet import ClientService, backoffPolicy
 from twisted.application.service import Service
-from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime, IStreamClientEndpoint
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IProtocol,
+    IProtocolFactory,
+    IReactorTime,
+    IStreamClientEndpoint,
+)
 from twisted.internet.protocol import Factory, connectionDone
-from twisted.logger import Logger
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from gateway.bus import Bus
 from gateway.clock import WallClock
 from gateway.counters import Counters
-from gateway.ingest.transport import peer_of, prepare
+from gateway.ingest.transport import end_reason, failure_reason, host_of, peer_of, prepare
 from gateway.logs import LimitedLog, shown
 from gateway.model import Presence, Reading
 from gateway.wire.errors import WireError
-from gateway.wire.scale import ScaleLine, parse_line, read_lines
+from gateway.wire.scale import HTTP_OVERLAP, ScaleLine, has_http_request, parse_line, read_lines
 
-log = Logger()
-
-#: A line's longest, in bytes; A&D's are 20.
+#: Maximum length of a line, in bytes; A&D's are 20.
 MAX_LINE: Final = 1024
 
-#: Waits between tries to dial out or to open a serial line: 1 s, then longer, 30 s at most, spread a little.
+#: Waits between attempts to dial out or to open a serial line: 1 s, then longer, 30 s at most, spread a little.
 _RETRY: Final = backoffPolicy(initialDelay=1.0, maxDelay=30.0, factor=1.5)
+
+#: A dialled connection or serial line that ends without a reading within so many seconds counts as a failed attempt.
+_GOOD_AFTER: Final = 5.0
+
+#: Log lines about connections of one scale and host in a minute. Only a peer that does nothing but reconnect has more.
+_CONNECTION_LINES: Final = 30
+
+#: Log lines about failed attempts of one scale and reason, in ten minutes.
+_RETRY_LINES: Final = 5
+_RETRY_PERIOD: Final = 600.0
 
 
 class ScaleLineProtocol(LineReceiver):
-    """One line of one scale.
+    """One connection of one scale.
 
-    :param peer: for log lines; by default what the transport says.
+    :param peer: name for log lines; by default the transport's peer.
+    :param lost: called when the connection has ended, with whether it was a good one: it has sent a reading, or lasted
+        for some seconds.
     """
 
     delimiter = b"\n"
     MAX_LENGTH = MAX_LINE
     transport: Any
 
-    def __init__(self, scale: "ScaleFactory", peer: str = "") -> None:
+    def __init__(
+        self,
+        scale: "ScaleFactory",
+        peer: str = "",
+        lost: Callable[[bool], None] | None = None,
+    ) -> None:
         self.peer = peer
         self._scale = scale
-        #: In a line that is too long, up to its end.
-        self._skipping = False
+        self._lost = lost
+        #: The end of what was skipped of a line that is too long; ``None`` outside of such a line.
+        self._skipped: bytes | None = None
+        self._refused = False
 
     def connectionMade(self) -> None:
         prepare(self.transport)
@@ -53,15 +79,20 @@ class ScaleLineProtocol(LineReceiver):
         self._scale.joined(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._scale.left(self)
+        was_good = self._scale.left(self, reason)
+        if self._lost is not None:
+            self._lost(was_good)
 
     def dataReceived(self, data: bytes) -> None:
-        if self._skipping:
-            _, end, data = data.replace(b"\r", b"\n").partition(b"\n")
-            if not end:
-                return
-            self._skipping = False
+        if self._refused:
+            return
+        if self._skipped is not None:
+            data = self._skip(self._skipped + data, len(self._skipped))
         data = self.clearLineBuffer() + data
+        if has_http_request(data):
+            # A web page can make a browser send any bytes behind its request: nothing of this read is a scale's.
+            self._refuse()
+            return
         end_of_lines = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
         if end_of_lines:
             self._scale.lines(self, data[:end_of_lines])
@@ -69,16 +100,39 @@ class ScaleLineProtocol(LineReceiver):
         # what is no whole line yet, to keep it and to see to its length.
         if end_of_lines < len(data):
             super().dataReceived(data[end_of_lines:])
+            if not end_of_lines:
+                self._scale.stirred(self)
 
     def lineLengthExceeded(self, line: bytes) -> None:
-        self._skipping = True
+        self._skipped = line[-HTTP_OVERLAP:]
         self._scale.overlong(self.peer, line)
+
+    def _skip(self, data: bytes, seen: int) -> bytes:
+        """Skip the rest of a line that is too long; return what follows it.
+
+        :param seen: bytes at the start of ``data`` that were skipped before.
+        """
+        # A request line may be longer than any line of a scale, and what a page has chosen comes behind it.
+        skipped, end, rest = data[seen:].replace(b"\r", b"\n").partition(b"\n")
+        if has_http_request(data[: seen + len(skipped)]):
+            self._refuse()
+            return b""
+        self._skipped = None if end else data[-HTTP_OVERLAP:]
+        self._scale.stirred(self)
+        return rest
+
+    def _refuse(self) -> None:
+        self._refused = True
+        self._scale.refuse_http(self.peer)
+        self.transport.loseConnection()
 
 
 class ScaleFactory(Factory):
     """All connections of one scale.
 
-    :param most: connections that may be open at a time.
+    :param warnings: log for lines about bad input; lines about connections and failed attempts are limited apart.
+    :param most: connections that may be open at a time. Beyond it, the one that has been silent the longest and has
+        never sent a reading is closed in favour of a new one.
     """
 
     noisy = False
@@ -90,43 +144,124 @@ class ScaleFactory(Factory):
         self._bus = bus
         self._clock = clock
         self._warnings = warnings
+        self._connection_log = warnings.limited(_CONNECTION_LINES)
+        self._retry_log = warnings.limited(_RETRY_LINES, _RETRY_PERIOD)
         self._most = most
-        self._open: set[ScaleLineProtocol] = set()
+        #: Open connections and when they were made, by the monotonic clock.
+        self._open: dict[ScaleLineProtocol, float] = {}
+        #: Those that have never sent a reading, the one that has been silent the longest first.
+        self._unproven: dict[ScaleLineProtocol, None] = {}
+        #: Those that are being closed in favour of a new one.
+        self._evicted: set[ScaleLineProtocol] = set()
         self._connections = counters.connections.labels("scale")
         self._refused = counters.connections_refused.labels("scale")
-        self._readings = {status: counters.scale_readings.labels(scale_id, status) for status in ("ST", "US", "OL")}
+        self._readings = {
+            status: counters.scale_readings.labels(scale_id, status) for status in ("ST", "US", "HD", "OL")
+        }
         self._rejected = counters.scale_rejected.labels(scale_id)
         self._overlong = counters.scale_overlong.labels(scale_id)
+        self._http_requests = counters.scale_http_requests.labels(scale_id)
+        self._silent_closed = counters.scale_silent_closed.labels(scale_id)
+        self._failed_attempts = counters.scale_failed_attempts.labels(scale_id)
 
     def buildProtocol(self, addr: IAddress | None) -> ScaleLineProtocol | None:
-        if len(self._open) >= self._most:
+        return self.admit()
+
+    def admit(self, lost: Callable[[bool], None] | None = None) -> ScaleLineProtocol | None:
+        """Return the protocol of a new connection, or ``None`` where the scale has too many.
+
+        :param lost: see :class:`ScaleLineProtocol`.
+        """
+        if len(self._open) - len(self._evicted) >= self._most and not self._close_silent():
             self._refused.inc()
-            self._warnings.warn("connections", "scale {scale_id}: too many connections", scale_id=self.scale_id)
+            self._warnings.warn(
+                f"connections {self.scale_id}",
+                "scale {scale_id}: a connection is refused: limits.connections ({most}) are open and all have sent "
+                "readings",
+                scale_id=self.scale_id,
+                most=self._most,
+            )
             return None
-        return ScaleLineProtocol(self)
+        return ScaleLineProtocol(self, lost=lost)
+
+    def _close_silent(self) -> bool:
+        """Close the connection that has been silent the longest of those without a reading, if there is one."""
+        silent = next(iter(self._unproven), None)
+        if silent is None:
+            return False
+        del self._unproven[silent]
+        self._evicted.add(silent)
+        self._silent_closed.inc()
+        self._warnings.warn(
+            f"silent {self.scale_id}",
+            "scale {scale_id}: {peer} is closed for a new connection: it has sent no reading, and limits.connections "
+            "({most}) are open",
+            scale_id=self.scale_id,
+            peer=silent.peer,
+            most=self._most,
+        )
+        silent.transport.loseConnection()
+        return True
 
     def close(self) -> None:
         """Close every connection."""
         for protocol in list(self._open):
             protocol.transport.loseConnection()
 
-    # -- what its lines say
+    # -- events of its connections
 
     def joined(self, protocol: ScaleLineProtocol) -> None:
-        self._open.add(protocol)
+        """Take a connection that was made."""
+        others = list(self._open)
+        self._open[protocol] = self._clock.monotonic()
+        self._unproven[protocol] = None
         self._connections.inc()
-        if len(self._open) == 1:
+        kind = f"connection {self.scale_id} {host_of(protocol.peer)}"
+        if others:
+            self._connection_log.warn(
+                kind,
+                "scale {scale_id}: {peer} connected while {others} connected too: the newest reading of all wins",
+                scale_id=self.scale_id,
+                peer=protocol.peer,
+                others=f"{others[-1].peer} is"
+                if len(others) == 1
+                else f"{others[-1].peer} and {len(others) - 1} more are",
+            )
+        else:
+            self._connection_log.info(
+                kind, "scale {scale_id}: {peer} connected", scale_id=self.scale_id, peer=protocol.peer
+            )
             self._bus.publish(Presence("scale", self.scale_id, connected=True))
 
-    def left(self, protocol: ScaleLineProtocol) -> None:
-        self._open.remove(protocol)
+    def left(self, protocol: ScaleLineProtocol, reason: Failure) -> bool:
+        """Forget a connection that has ended; return whether it was good."""
+        is_ours = protocol.transport.disconnecting
+        age = self._clock.monotonic() - self._open.pop(protocol)
+        was_good = protocol not in self._unproven or age >= _GOOD_AFTER
+        self._unproven.pop(protocol, None)
+        self._evicted.discard(protocol)
         self._connections.dec()
+        self._connection_log.info(
+            f"connection {self.scale_id} {host_of(protocol.peer)}",
+            "scale {scale_id}: {peer} disconnected ({reason})",
+            scale_id=self.scale_id,
+            peer=protocol.peer,
+            reason="closed by the gateway" if is_ours else end_reason(reason.value),
+        )
         if not self._open:
             self._bus.publish(Presence("scale", self.scale_id, connected=False))
+        return was_good
+
+    def stirred(self, protocol: ScaleLineProtocol) -> None:
+        """Note that a connection has sent bytes that are no reading yet."""
+        if protocol in self._unproven:
+            del self._unproven[protocol]
+            self._unproven[protocol] = None
 
     def lines(self, protocol: ScaleLineProtocol, data: bytes) -> None:
         """Take the whole lines of one read of a connection, as far as it is not being closed."""
         transport = protocol.transport
+        is_unproven = protocol in self._unproven
         # What was read together has come together.
         now = self._clock.now()
         for found in read_lines(data):
@@ -136,10 +271,15 @@ class ScaleFactory(Factory):
             if says is not None:
                 status, weight, kind, raw = says
                 self._readings[status].inc()
+                if is_unproven:
+                    is_unproven = False
+                    del self._unproven[protocol]
                 self._bus.publish(Reading(self.scale_id, status, weight, kind, raw, now), time=now)
+        if is_unproven:
+            self.stirred(protocol)
 
     def _parse(self, peer: str, line: bytes) -> ScaleLine | None:
-        """What a line says; one that says nothing is counted and logged."""
+        """Parse a line that is not plain; count and log one that is no reading."""
         if len(line) > MAX_LINE:
             self.overlong(peer, line)
             return None
@@ -151,7 +291,7 @@ class ScaleFactory(Factory):
         except WireError as error:
             self._rejected.inc()
             self._warnings.warn(
-                peer.rpartition(":")[0],
+                host_of(peer),
                 "scale {scale_id}, {peer}: {error}: {line}",
                 scale_id=self.scale_id,
                 peer=peer,
@@ -164,9 +304,10 @@ class ScaleFactory(Factory):
         return found
 
     def overlong(self, peer: str, line: bytes) -> None:
+        """Count and log a line that is too long."""
         self._overlong.inc()
         self._warnings.warn(
-            peer.rpartition(":")[0],
+            host_of(peer),
             "scale {scale_id}, {peer}: a line beyond {most} bytes is skipped: {line}",
             scale_id=self.scale_id,
             peer=peer,
@@ -174,10 +315,114 @@ class ScaleFactory(Factory):
             line=shown(line),
         )
 
+    def refuse_http(self, peer: str) -> None:
+        """Count and log a connection that is closed for an HTTP request."""
+        self._http_requests.inc()
+        self._warnings.warn(
+            f"http {host_of(peer)}",
+            "scale {scale_id}, {peer}: connection closed, nothing of it is read: this is an HTTP request, not a scale",
+            scale_id=self.scale_id,
+            peer=peer,
+        )
 
-def dialled(endpoint: IStreamClientEndpoint, factory: ScaleFactory, reactor: IReactorTime) -> ClientService:
-    """A service that dials out to a serial-to-Ethernet converter, again and again."""
-    service: ClientService = ClientService(endpoint, factory, retryPolicy=_RETRY, clock=reactor)
+    # -- attempts to reach it
+
+    def attempt_failed(self, problem: str, delay: float) -> None:
+        """Count and log a failed attempt to reach the scale.
+
+        :param problem: address or device, and reason.
+        :param delay: seconds until the next attempt.
+        """
+        self._failed_attempts.inc()
+        self._retry_log.warn(
+            f"retry {self.scale_id} {problem}",
+            "scale {scale_id}: {problem}; retrying in {delay:.0f} s",
+            scale_id=self.scale_id,
+            problem=problem,
+            delay=delay,
+        )
+
+
+class _Attempts:
+    """Failed attempts in a row to reach one scale, and the growing waits between them."""
+
+    def __init__(self, factory: ScaleFactory) -> None:
+        self._factory = factory
+        self._count = 0
+        self._problem: str | None = None
+
+    def failed(self, problem: str) -> None:
+        """Note why the next attempt will be needed."""
+        self._problem = problem
+
+    def ended(self, name: str, was_good: bool) -> None:
+        """Note that a connection has ended, which is a failed attempt unless the connection was good.
+
+        :param name: address or device.
+        """
+        if was_good:
+            self._count = 0
+            self._problem = None
+        else:
+            self._problem = f"the connection to {name} ended at once, without a reading"
+
+    def delay(self) -> float:
+        """Return the seconds until the next attempt; say so where the last one failed."""
+        self._count += 1
+        delay = _RETRY(self._count)
+        problem, self._problem = self._problem, None
+        if problem is not None:
+            self._factory.attempt_failed(problem, delay)
+        return delay
+
+
+@implementer(IStreamClientEndpoint)
+class _SpeakingEndpoint:
+    """An endpoint that tells why it could not connect."""
+
+    def __init__(self, endpoint: IStreamClientEndpoint, failed: Callable[[BaseException | None], None]) -> None:
+        self._endpoint = endpoint
+        self._failed = failed
+
+    def connect(self, protocolFactory: IProtocolFactory) -> "Deferred[IProtocol]":
+        def failed(failure: Failure) -> Failure:
+            self._failed(failure.value)
+            return failure
+
+        return self._endpoint.connect(protocolFactory).addErrback(failed)
+
+
+class _DialFactory(Factory):
+    """Makes the protocols of connections that are dialled."""
+
+    noisy = False
+
+    def __init__(self, scale: ScaleFactory, lost: Callable[[bool], None]) -> None:
+        self._scale = scale
+        self._lost = lost
+
+    def buildProtocol(self, addr: IAddress | None) -> ScaleLineProtocol | None:
+        return self._scale.admit(lost=self._lost)
+
+
+def dialled(
+    endpoint: IStreamClientEndpoint, factory: ScaleFactory, reactor: IReactorTime, address: str
+) -> ClientService:
+    """Return a service that dials out to a serial-to-Ethernet converter, again and again.
+
+    :param address: of the converter, for log lines.
+    """
+    attempts = _Attempts(factory)
+    speaking = _SpeakingEndpoint(
+        endpoint, lambda error: attempts.failed(f"cannot connect to {address}: {failure_reason(error)}")
+    )
+    # ClientService takes every connection that is made for a success, so the attempts are counted here.
+    service: ClientService = ClientService(
+        speaking,
+        _DialFactory(factory, partial(attempts.ended, address)),
+        retryPolicy=lambda _: attempts.delay(),
+        clock=reactor,
+    )
     return service
 
 
@@ -209,9 +454,9 @@ class SerialService(Service):
         self._factory = factory
         self._reactor = reactor
         self._open_port = open_port
-        self._failed = 0
+        self._attempts = _Attempts(factory)
         self._retry: IDelayedCall | None = None
-        self._protocol: _SerialProtocol | None = None
+        self._protocol: ScaleLineProtocol | None = None
 
     def startService(self) -> None:
         super().startService()
@@ -227,34 +472,60 @@ class SerialService(Service):
 
     def _open(self) -> None:
         self._retry = None
-        protocol = _SerialProtocol(self._factory, self._line.device, self._lost)
+        device = self._line.device
+        protocol = ScaleLineProtocol(self._factory, device, self._lost)
         try:
             self._open_port(protocol, self._line)
         except (OSError, ValueError, termios.error) as error:  # pyserial's own is an OSError
-            if self._failed == 0:
-                log.warn("serial line {device} cannot be opened: {error}", device=self._line.device, error=error)
+            self._attempts.failed(f"{device} cannot be opened: {failure_reason(error)}")
             self._try_again()
             return
-        log.info("serial line {device} is open", device=self._line.device)
-        self._failed = 0
         self._protocol = protocol
 
-    def _lost(self) -> None:
+    def _lost(self, was_good: bool) -> None:
         self._protocol = None
+        self._attempts.ended(self._line.device, was_good)
         if self.running:
-            log.warn("serial line {device} is lost", device=self._line.device)
             self._try_again()
 
     def _try_again(self) -> None:
-        self._retry = self._reactor.callLater(_RETRY(self._failed), self._open)
-        self._failed += 1
+        self._retry = self._reactor.callLater(self._attempts.delay(), self._open)
 
 
-class _SerialProtocol(ScaleLineProtocol):
-    def __init__(self, scale: ScaleFactory, device: str, lost: Callable[[], None]) -> None:
-        super().__init__(scale, device)
-        self._lost = lost
+def check_parity(descriptor: int, parity: str) -> None:
+    """Let a serial port turn a byte of wrong parity into NUL, which spoils its line.
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        super().connectionLost(reason)
-        self._lost()
+    :param descriptor: of the open port.
+    :param parity: of the line; with ``N`` there is nothing to check.
+    """
+    settings = termios.tcgetattr(descriptor)
+    # Without INPCK such a byte would come as another character; with PARMRK or IGNPAR it would be marked or left out.
+    settings[0] &= ~(termios.INPCK | termios.PARMRK | termios.IGNPAR)
+    if parity != "N":
+        settings[0] |= termios.INPCK
+    termios.tcsetattr(descriptor, termios.TCSANOW, settings)
+
+
+def address_of(endpoint: str) -> str:
+    """Return the address that a description of a client endpoint names: ``10.0.0.7:4002`` of ``tcp:10.0.0.7:4002``."""
+    kind, *rest = _arguments(endpoint)
+    named = dict(each.partition("=")[::2] for each in rest if "=" in each)
+    places = [each for each in rest if "=" not in each]
+    if kind.lower() not in {"tcp", "tls", "ssl"}:
+        return endpoint
+    host = named.get("host", places[0] if places else "")
+    port = named.get("port", places[-1] if len(places) > ("host" not in named) else "")
+    return f"{host}:{port}"
+
+
+def _arguments(endpoint: str) -> list[str]:
+    """Split a description of an endpoint at its colons; one behind a backslash is part of an argument."""
+    arguments = [""]
+    escaped = False
+    for character in endpoint:
+        if escaped or character not in ":\\":
+            arguments[-1] += character
+        elif character == ":":
+            arguments.append("")
+        escaped = character == "\\" and not escaped
+    return arguments

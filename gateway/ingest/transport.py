@@ -1,8 +1,10 @@
 """What scale lines and DAQ connections have in common below their bytes."""
 
+import os
 import socket
 from typing import Any, Final
 
+from twisted.internet import error as errors
 from twisted.internet.interfaces import ITCPTransport
 
 #: A peer that is gone without a word (a cable, a power cut) is noticed after 15 + 3 x 5 seconds of silence.
@@ -41,3 +43,43 @@ def peer_of(transport: Any) -> str:
     """The peer of a transport, for a log line."""
     peer: Any = transport.getPeer()
     return f"{peer.host}:{peer.port}" if hasattr(peer, "port") else str(peer)
+
+
+def host_of(peer: str) -> str:
+    """Return a peer of :func:`peer_of` without its port: log lines are limited for each host."""
+    return peer.rpartition(":")[0] or peer
+
+
+_REASONS: Final[tuple[tuple[type[BaseException], str], ...]] = (
+    (errors.ConnectionRefusedError, "connection refused"),
+    (errors.TCPTimedOutError, "timed out"),
+    (errors.TimeoutError, "timed out"),
+    (errors.NoRouteError, "no route to the host"),
+    (errors.DNSLookupError, "host name not found"),
+    (errors.UnknownHostError, "host name not found"),
+)
+
+
+def failure_reason(error: BaseException | None) -> str:
+    """Return in plain words why a connection could not be made, or a device not be opened."""
+    for kind, words in _REASONS:
+        if isinstance(error, kind):
+            return words
+    # Twisted's errors of connecting keep the operating system's, with its number or as it is.
+    number = getattr(error, "osError", None)
+    number = getattr(number, "errno", number) or getattr(error, "errno", None)
+    if number is None and error is not None and error.args and isinstance(error.args[0], int):
+        number = error.args[0]
+    text = os.strerror(number) if isinstance(number, int) else str(error).partition("\n")[0]
+    return text[:1].lower() + text[1:] if text else type(error).__name__
+
+
+def end_reason(error: BaseException | None) -> str:
+    """Return in plain words why a connection has ended that the gateway did not close."""
+    if isinstance(error, errors.ConnectionDone):
+        return "closed by the peer"
+    if isinstance(error, errors.ConnectionAborted):
+        return "closed by the gateway"
+    # "Connection to the other side was lost in a non-clean fashion: Connection reset by peer."
+    text = str(error).rpartition(": ")[2].rstrip(".")
+    return text[:1].lower() + text[1:] if text else type(error).__name__

@@ -64,11 +64,11 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
     },
     "Reading": _object(
         scale_id=_ref("Name"),
-        status={"enum": ["ST", "US", "OL"], "description": "Stable, unstable, overload."},
+        status={"enum": ["ST", "US", "HD", "OL"], "description": "Stable, unstable, hold, overload."},
         weight={"anyOf": [_ref("Kilograms"), {"type": "null"}], "description": "null for an overload."},
-        raw={"type": "string", "description": "The line as received, without control characters."},
+        raw={"type": "string", "description": "The line as received, without framing."},
         received_at=_ref("Time"),
-        kind={"enum": ["gross", "net", "tare"]},
+        kind={"enum": ["gross", "net", "tare", "hold"]},
     ),
     "Commit": _object(
         ok={"const": True},

@@ -108,7 +108,6 @@ class ScaleTests(Ingest):
     def test_presence_is_of_the_first_and_the_last(self) -> None:
         first, _ = self.connect(self.factory)
         second, _ = self.connect(self.factory)
-        self.assertIsNone(self.factory.buildProtocol(None))
         self.lose(first)
         self.lose(second)
         self.assertEqual([record.connected for record in self.records], [True, False])
@@ -123,9 +122,10 @@ class ScaleTests(Ingest):
         protocol, _ = self.connect(self.factory)
         protocol.dataReceived(b"bad line, of more than fifty bytes, which nobody wants to read whole\n" * 100)
         self.assertEqual(self.counters.scale_rejected.labels("dock")._value.get(), 100)
-        self.assertEqual(len(self.log.lines), 5)
-        self.assertIn("b'bad line, of more than fifty bytes, which nobody w'...", self.log.lines[0])
-        self.assertIn("192.168.1.1:54321", self.log.lines[0])
+        lines = [line for line in self.log.lines if "bad line" in line]
+        self.assertEqual(len(lines), 5)
+        self.assertIn("b'bad line, of more than fifty bytes, which nobody w'...", lines[0])
+        self.assertIn("192.168.1.1:54321", lines[0])
 
     def test_however_a_stream_is_cut_it_says_the_same(self) -> None:
         chance = random.Random(1)
