@@ -40,6 +40,8 @@ _RETRY: Final = backoffPolicy(initialDelay=1.0, maxDelay=30.0, factor=1.5)
 #: A dialled connection or serial line that ends without a reading within so many seconds counts as a failed attempt.
 _GOOD_AFTER: Final = 5.0
 
+_SLASH: Final = ord("/")
+
 #: Log lines about connections of one scale and host in a minute. Only a peer that does nothing but reconnect has more.
 _CONNECTION_LINES: Final = 30
 
@@ -69,6 +71,8 @@ class ScaleLineProtocol(LineReceiver):
         self.peer = peer
         self._scale = scale
         self._lost = lost
+        #: Takes whole lines; another function until the first reading.
+        self.take = scale.lines_of_unproven
         #: The end of what was skipped of a line that is too long; ``None`` outside of such a line.
         self._skipped: bytes | None = None
         self._refused = False
@@ -84,18 +88,17 @@ class ScaleLineProtocol(LineReceiver):
             self._lost(was_good)
 
     def dataReceived(self, data: bytes) -> None:
-        if self._refused:
-            return
         if self._skipped is not None:
-            data = self._skip(self._skipped + data, len(self._skipped))
+            data = self._skip(data)
         data = self.clearLineBuffer() + data
-        if has_http_request(data):
+        # A lone byte is found in a tenth of a word's time, and hardly any line of a scale has a slash.
+        if _SLASH in data and has_http_request(data):
             # A web page can make a browser send any bytes behind its request: nothing of this read is a scale's.
             self._refuse()
             return
         end_of_lines = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
         if end_of_lines:
-            self._scale.lines(self, data[:end_of_lines])
+            self.take(self, data[:end_of_lines])
         # LineReceiver takes lines out of its buffer one by one, which costs more than to read them. So it only gets
         # what is no whole line yet, to keep it and to see to its length.
         if end_of_lines < len(data):
@@ -107,22 +110,23 @@ class ScaleLineProtocol(LineReceiver):
         self._skipped = line[-HTTP_OVERLAP:]
         self._scale.overlong(self.peer, line)
 
-    def _skip(self, data: bytes, seen: int) -> bytes:
-        """Skip the rest of a line that is too long; return what follows it.
-
-        :param seen: bytes at the start of ``data`` that were skipped before.
-        """
+    def _skip(self, data: bytes) -> bytes:
+        """Skip the rest of a line that is too long, or all of a refused connection; return what follows it."""
+        if self._refused:
+            return b""
+        seen = self._skipped or b""
+        skipped, end, rest = data.replace(b"\r", b"\n").partition(b"\n")
         # A request line may be longer than any line of a scale, and what a page has chosen comes behind it.
-        skipped, end, rest = data[seen:].replace(b"\r", b"\n").partition(b"\n")
-        if has_http_request(data[: seen + len(skipped)]):
+        if has_http_request(seen + skipped):
             self._refuse()
             return b""
-        self._skipped = None if end else data[-HTTP_OVERLAP:]
+        self._skipped = None if end else (seen + skipped)[-HTTP_OVERLAP:]
         self._scale.stirred(self)
         return rest
 
     def _refuse(self) -> None:
         self._refused = True
+        self._skipped = b""
         self._scale.refuse_http(self.peer)
         self.transport.loseConnection()
 
@@ -258,10 +262,19 @@ class ScaleFactory(Factory):
             del self._unproven[protocol]
             self._unproven[protocol] = None
 
+    def lines_of_unproven(self, protocol: ScaleLineProtocol, data: bytes) -> None:
+        """Take whole lines of a connection that has sent no reading yet."""
+        before = sum(tally.value for tally in self._readings.values())
+        self.lines(protocol, data)
+        if sum(tally.value for tally in self._readings.values()) > before:
+            protocol.take = self.lines
+            self._unproven.pop(protocol, None)
+        else:
+            self.stirred(protocol)
+
     def lines(self, protocol: ScaleLineProtocol, data: bytes) -> None:
         """Take the whole lines of one read of a connection, as far as it is not being closed."""
         transport = protocol.transport
-        is_unproven = protocol in self._unproven
         # What was read together has come together.
         now = self._clock.now()
         for found in read_lines(data):
@@ -271,12 +284,7 @@ class ScaleFactory(Factory):
             if says is not None:
                 status, weight, kind, raw = says
                 self._readings[status].inc()
-                if is_unproven:
-                    is_unproven = False
-                    del self._unproven[protocol]
                 self._bus.publish(Reading(self.scale_id, status, weight, kind, raw, now), time=now)
-        if is_unproven:
-            self.stirred(protocol)
 
     def _parse(self, peer: str, line: bytes) -> ScaleLine | None:
         """Parse a line that is not plain; count and log one that is no reading."""

@@ -30,20 +30,23 @@ HEAVIEST_KG: Final = Decimal("99999999.995")
 _KINDS: Final = {
     "": "gross",
     "G": "gross",
+    "G ": "gross",
     "GS": "gross",
     "N": "net",
+    "N ": "net",
     "NT": "net",
     "T": "tare",
+    "T ": "tare",
     "TR": "tare",
     "PT": "tare",
     "HD": "hold",
 }
 
-# Runs are possessive (``*+``): a line of blanks costs its length, not its fourth power. Patterns of bytes know no
-# letter and no digit but ASCII's.
-_FLAGS: Final = re.IGNORECASE | re.DOTALL | re.VERBOSE
+# Runs are possessive (``*+``): a line of blanks costs its length, not its fourth power. re.ASCII: without it a Kelvin
+# sign is a K and an Arabic digit a digit. Latin-1 makes every byte of a line one character.
+_FLAGS: Final = re.ASCII | re.IGNORECASE | re.DOTALL | re.VERBOSE
 
-_FRAMING: Final = rb"""(?:
+_FRAMING: Final = r"""(?:
     [\x00-\x20\x7f]                                     # blanks and control bytes
   | \xc2[\x80-\x9f]                                     # C1 control characters, as UTF-8
   | \xff[\xfb-\xfe].                                    # telnet: WILL, WONT, DO, DONT and an option
@@ -51,60 +54,38 @@ _FRAMING: Final = rb"""(?:
   | \xff[\x00-\x1f\x7f-\xf9\xff]                        # telnet: any other command
 )*+"""
 
-_BEFORE: Final = re.compile(_FRAMING, _FLAGS)
+_ADDRESS: Final = r"(?:@[0-9]{2})?+"
+_HEADER: Final = r"(?:(GS?+|NT?+|TR?+|PT|HD)\ *+,\ *+)?+"
+_UNIT: Final = r"(KG|G|LB|OZ|T)"
 
-_ADDRESS: Final = rb"(?:@[0-9]{2})?+"
-_HEADER: Final = rb"(?:(GS?+|NT?+|TR?+|PT|HD)\ *+,\ *+)?+"
-_UNIT: Final = rb"(KG|G|LB|OZ|T)"
+
+def _form(core: str) -> "re.Pattern[str]":
+    """Compile a form of lines: framing, what the line says, which is the first group, and framing."""
+    return re.compile(f"{_FRAMING}({_ADDRESS}{core}){_FRAMING}", _FLAGS)
+
 
 # 15 digits are more than any scale shows (A&D: 8) and keep a weight in any unit far from the decimal context's
 # precision. A decimal comma has at most 5 digits after it: a CAS line that lost its lamp byte, `ST,GS,1,00005326 kg`,
 # must not be read as 1.00005326 kg.
-_WEIGHT: Final = re.compile(
-    rb"("
-    + _ADDRESS
-    + rb"(ST|US|HD)\ *+,\ *+"
-    + _HEADER
-    + rb"([+-]?+)\ *+([0-9]{1,15}+)(?:\.([0-9]{1,9}+)|,([0-9]{1,5}+))?+\ *+[,_]?+\ *+"
-    + _UNIT
-    + rb")"
-    + _FRAMING,
-    _FLAGS,
+_WEIGHT: Final = _form(
+    rf"(ST|US|HD)\ *+,\ *+{_HEADER}([+-]?+)\ *+([0-9]{{1,15}}+)(?:\.([0-9]{{1,9}}+)|,([0-9]{{1,5}}+))?+"
+    rf"\ *+[,_]?+\ *+{_UNIT}"
 )
 
 # CAS, 22 bytes with CR LF: the lamp byte is eight bits and may have any value.
-_CAS_START: Final = rb"(GS|NT|TR|PT|HD|[GNT]\ ),[!-~].,"
-_CAS_WEIGHT: Final = re.compile(
-    rb"("
-    + _ADDRESS
-    + rb"(ST|US|HD),"
-    + _CAS_START
-    + rb"(?=[-+.0-9\ ]{8}\ )\ *+([+-]?+)\ *+([0-9]++)(?:\.([0-9]++))?+(?<=,.{8})\ {1,2}"
-    + _UNIT
-    + rb")"
-    + _FRAMING,
-    _FLAGS,
+_CAS_START: Final = r"(GS|NT|TR|PT|HD|[GNT]\ ),[!-~].,"
+_CAS_WEIGHT: Final = _form(
+    rf"(ST|US|HD),{_CAS_START}(?=[-+.0-9\ ]{{8}}\ )\ *+([+-]?+)\ *+([0-9]++)(?:\.([0-9]++))?+(?<=,.{{8}})"
+    rf"\ {{1,2}}{_UNIT}"
 )
 
 # An overload has no weight, so that its number and unit need no meaning.
-_ANY_UNIT: Final = rb"(?:[A-Z%][A-Z0-9%/]{0,5}+)?+"
-_OVERLOAD: Final = re.compile(
-    rb"("
-    + _ADDRESS
-    + rb"OL\ *+,\ *+"
-    + _HEADER
-    + rb"[+-]?+\ *+[-0-9.,]*+(?:E[+-]?+[0-9]++)?+\ *+[,_]?+\ *+"
-    + _ANY_UNIT
-    + rb")"
-    + _FRAMING,
-    _FLAGS,
-)
-_CAS_OVERLOAD: Final = re.compile(
-    rb"(" + _ADDRESS + rb"OL," + _CAS_START + rb"[ -~]{8}\ {0,2}" + _ANY_UNIT + rb")" + _FRAMING, _FLAGS
-)
+_ANY_UNIT: Final = r"(?:[A-Z%][A-Z0-9%/]{0,5}+)?+"
+_OVERLOAD: Final = _form(rf"OL\ *+,\ *+{_HEADER}[+-]?+\ *+[-0-9.,]*+(?:E[+-]?+[0-9]++)?+\ *+[,_]?+\ *+{_ANY_UNIT}")
+_CAS_OVERLOAD: Final = _form(rf"OL,{_CAS_START}[ -~]{{8}}\ {{0,2}}{_ANY_UNIT}")
 
 # What most scales send always is a part of _WEIGHT: gross, in kilograms, and too short to be too heavy. Any other line,
-# the last group, goes the long way. Latin-1 makes every byte one character, so that a line can be had back as it was.
+# the last group, goes the long way.
 _LINES: Final = re.compile(
     r"(?:((ST|US) ?, ?([+-]?[0-9]{1,7}+(?:\.[0-9]{1,9}+)?+) {0,9}+_?kg)|([^\r\n]*+))(?:\r\n?+|\n)"
 )
@@ -156,17 +137,33 @@ def parse_line(line: bytes) -> ScaleLine:
 
     :raises WireError: the line is no reading.
     """
-    # The first group of every match: there is always at least nothing before a status.
-    start = len(_BEFORE.match(line)[0])  # type: ignore[index]  # it matches any bytes
-    if found := _WEIGHT.fullmatch(line, start):
-        raw, status, header, sign, whole, after_point, after_comma, unit = found.groups(b"")
-        return _weighed(raw, status, header, sign + whole, after_point or after_comma, unit)
-    if found := _CAS_WEIGHT.fullmatch(line, start):
-        raw, status, header, sign, whole, fraction, unit = found.groups(b"")
-        return _weighed(raw, status, header, sign + whole, fraction, unit)
-    if found := _OVERLOAD.fullmatch(line, start) or _CAS_OVERLOAD.fullmatch(line, start):
-        return ScaleLine("OL", None, _kind(found[2] or b""), _text(found[1]))
-    raise WireError("not a reading of a scale")
+    text = line.decode("latin-1")
+    found = _WEIGHT.fullmatch(text)
+    if found is not None:
+        raw, status, header, sign, whole, after_point, after_comma, unit = found.groups("")
+        fraction = after_point or after_comma
+    elif (found := _CAS_WEIGHT.fullmatch(text)) is not None:
+        raw, status, header, sign, whole, fraction, unit = found.groups("")
+    elif (found := _OVERLOAD.fullmatch(text) or _CAS_OVERLOAD.fullmatch(text)) is not None:
+        return ScaleLine("OL", None, _KINDS[(found[2] or "").upper()], _NO_TEXT.sub("\ufffd", found[1]))
+    else:
+        raise WireError("not a reading of a scale")
+    number = Decimal(f"{sign}{whole}.{fraction}" if fraction else f"{sign}{whole}")
+    if not number:
+        # Scales show -0.00.
+        number = number.copy_abs()
+    unit = unit.lower()
+    if unit == "kg":
+        weight = number
+    else:
+        with localcontext(prec=40):
+            weight = number * KILOGRAMS[unit]
+    if abs(weight) >= HEAVIEST_KG:
+        raise WireError("heavier than any scale weighs")
+    status = status.upper()
+    kind = "hold" if status == "HD" else _KINDS[header.upper()]
+    # Only a lamp byte is no text; ASCII is known without looking.
+    return ScaleLine(status, weight, kind, raw if raw.isascii() and raw.isprintable() else _NO_TEXT.sub("\ufffd", raw))
 
 
 def has_http_request(data: bytes) -> bool:
@@ -174,30 +171,5 @@ def has_http_request(data: bytes) -> bool:
 
     No line of a scale holds a blank and ``HTTP/1``.
     """
-    # Looking for plain bytes takes next to no time, and hardly anything else is ever asked.
+    # To look for plain bytes first takes next to no time, however many bytes they are.
     return b"HTTP/" in data and _HTTP_VERSION.search(data) is not None
-
-
-def _weighed(raw: bytes, status: bytes, header: bytes, whole: bytes, fraction: bytes, unit: bytes) -> ScaleLine:
-    number = Decimal((whole + b"." + fraction if fraction else whole).decode("ascii"))
-    if not number:
-        # Scales show -0.00.
-        number = number.copy_abs()
-    unit_name = unit.decode("ascii").lower()
-    if unit_name == "kg":
-        weight = number
-    else:
-        with localcontext(prec=40):
-            weight = number * KILOGRAMS[unit_name]
-    if abs(weight) >= HEAVIEST_KG:
-        raise WireError("heavier than any scale weighs")
-    status_name = status.decode("ascii").upper()
-    return ScaleLine(status_name, weight, "hold" if status_name == "HD" else _kind(header), _text(raw))
-
-
-def _kind(header: bytes) -> str:
-    return _KINDS[header.decode("ascii").strip().upper()]
-
-
-def _text(raw: bytes) -> str:
-    return _NO_TEXT.sub("\ufffd", raw.decode("latin-1"))
