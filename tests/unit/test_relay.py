@@ -207,6 +207,8 @@ def test_each_record_but_samples_reaches_the_others_subscribers_and_nobody_else(
         Reading("a", "US", Decimal("-1.250"), "gross", "US,-1.250 kg", START),
         Reading("a", "OL", None, "gross", "OL", START),
         Reading("a", "ST", Decimal("0.1"), "net", "ST,NT,+0.1 kg", START),
+        Reading("a", "HD", Decimal("0.1"), "hold", "HD,GS,+0.1 kg", START),
+        Reading("a", "US", Decimal("0.1"), "gross", "US,GS,1\ufffd,000000.1 kg", START),
         Reading("a", "ST", Decimal("53.26"), "gross", "ST,+53.26 kg", START),
         COMMIT,
         Presence("machine", "쇼트", connected=True),
@@ -227,7 +229,7 @@ def test_each_record_but_samples_reaches_the_others_subscribers_and_nobody_else(
     ]
     assert [event.seq for event in b.events] == list(range(b.bus.seq - len(records) + 1, b.bus.seq + 1))
     assert b.stored == []
-    assert b.live.latest("a") == records[4]
+    assert b.live.latest("a") == records[6]
     assert b.live.connected_machines() == ["쇼트"]
 
 

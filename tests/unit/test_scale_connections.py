@@ -121,7 +121,9 @@ class HttpTests(ScaleConnections):
         protocol.dataReceived(b"TP/1")
         self.assertTrue(transport.disconnecting)
         protocol.dataReceived(b".1\r\n\r\n" + self.BODY)
+        protocol.dataReceived(REQUESTS[0])
         self.assertEqual(self.readings(), [])
+        self.assertEqual(self.count(), 1)
 
     def test_http_request_is_logged_with_scale_and_peer_and_limited(self) -> None:
         for _ in range(20):
@@ -232,6 +234,16 @@ class LimitTests(ScaleConnections):
         # What it still sends is nothing.
         silent.dataReceived(b"ST,+1 kg\r\n")
         self.assertEqual(self.readings(), [])
+
+    def test_connection_is_closed_only_where_all_places_are_taken(self) -> None:
+        self.from_peer("10.0.0.7", 1)
+        other, _ = self.from_peer("10.0.0.7", 2)
+        self.from_peer("10.0.0.7", 3)
+        self.from_peer("10.0.0.7", 4)
+        # One is still being closed, and another has left: two places are taken.
+        self.lose(other)
+        self.from_peer("10.0.0.7", 5)
+        self.assertEqual(self.closed(), 1)
 
     def test_connections_that_have_sent_readings_are_never_closed(self) -> None:
         for port, line in enumerate((b"ST,+1 kg\r\n", b"OL,\r\n", b"noise\r\nUS,+1 kg\r\n")):
@@ -533,11 +545,13 @@ def test_open_serial_port_whose_flags_cannot_be_set_is_closed(
 
     monkeypatch.setattr("gateway.ingest.scale.check_parity", fail_to_set)
     protocol = Protocol()
-    with pytest.raises(termios.error):
+    # Who keeps the error keeps the port, unless it was closed.
+    with pytest.raises(termios.error) as caught:
         _open_serial(MemoryReactorClock(), protocol, SerialLine(os.ttyname(device), 2400, 8, "E", 1))
     assert protocol.transport is None
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(opened[0])
+    assert caught.value.args[0] == 22
 
 
 class ParityTests(ScaleConnections):
