@@ -96,6 +96,9 @@ class ScaleLineProtocol(LineReceiver):
             # A web page can make a browser send any bytes behind its request: nothing of this read is a scale's.
             self._refuse()
             return
+        if data.endswith(b"\n"):
+            self.take(self, data)
+            return
         end_of_lines = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
         if end_of_lines:
             self.take(self, data[:end_of_lines])
