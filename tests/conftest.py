@@ -6,11 +6,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
+import hypothesis
 import pytest
+from twisted.trial import util
 
-from tests.daemon import Daemon
+from tests.daemon import Daemon, running
 
 ROOT = Path(__file__).parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let nothing fail for want of time but what pytest itself ends."""
+    util.DEFAULT_TIMEOUT_DURATION = float(config.getini("timeout"))
+    # A busy machine is slow in making examples too.
+    health = [hypothesis.HealthCheck.too_slow]
+    hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=health)
+    hypothesis.settings.load_profile("patient")
 
 
 def program(name: str) -> str:
@@ -34,16 +45,12 @@ def tool() -> Callable[[str], str]:
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
     """A running gateway of this test's own."""
-    gateway = Daemon(tmp_path)
-    gateway.start()
-    yield gateway
-    gateway.end()
+    with running(tmp_path) as gateway:
+        yield gateway
 
 
 @pytest.fixture(scope="module")
 def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A running gateway for tests that leave no trace which another would trip over."""
-    gateway = Daemon(tmp_path_factory.mktemp("gateway"), timezone="Asia/Seoul")
-    gateway.start()
-    yield gateway
-    gateway.end()
+    with running(tmp_path_factory.mktemp("gateway"), timezone="Asia/Seoul") as gateway:
+        yield gateway

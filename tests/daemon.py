@@ -1,6 +1,8 @@
 """A real ``twistd cynow-gateway`` on free ports, and the clients that tests talk to it with."""
 
 import contextlib
+import functools
+import itertools
 import json
 import os
 import random
@@ -20,29 +22,61 @@ import yaml
 
 T = TypeVar("T")
 
-#: Patience for what must happen, in seconds: a condition is awaited, so that a fast machine does not wait.
-PATIENCE = 20.0
+#: Patience for what must happen, in seconds: a condition is awaited, so that only a failure takes so long. A minute of
+#: the wall clock ends within it, and pytest's own limit of a test is a multiple of it.
+PATIENCE = 90.0
+
+#: Seconds that the gateway promises its end takes at most.
+END = 5.0
 
 TWISTD = [str(Path(sys.executable).parent / "twistd"), "-n", "--pidfile=", "cynow-gateway"]
 
+#: Blocks of ports below those that Linux gives to outgoing connections.
+_BLOCK = 400
+_BLOCKS = range(10_000, 32_000, _BLOCK)
+
+
+@functools.cache
+def _block() -> tuple[socket.socket, Iterator[int]]:
+    """Take a block of ports for this process, and return its ports in turns, without end.
+
+    The process that is bound to the first port has the block, among all runs of the tests on this machine: a port that
+    one process has found free, no other takes before it is used.
+    """
+    for first in random.sample(_BLOCKS, len(_BLOCKS)):
+        guard = socket.socket()
+        try:
+            guard.bind(("127.0.0.1", first))
+        except OSError:
+            guard.close()
+        else:
+            return guard, itertools.cycle(range(first + 1, first + _BLOCK))
+    raise AssertionError("every block of ports has its process")
+
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody listens on, below those that Linux gives to outgoing connections.
+    """Return ports of the loopback that nobody listens on, those that were given out longest ago first."""
+    found: list[int] = []
+    for port in itertools.islice(_block()[1], 10 * _BLOCK):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError(f"{count} free ports are wanted, and there are {len(found)}")
 
-    Processes that share the tests have ports of their own: what one of them has found free, no other may take before
-    it is used.
+
+def with_constants(constants: dict[str, float]) -> list[str]:
+    """Return ``twistd`` with other constants of the gateway, for a test that its own time limits would hurry.
+
+    :param constants: by ``module.NAME``.
     """
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    share = (32_000 - 10_000) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    with contextlib.ExitStack() as stack:
-        ports: list[int] = []
-        while len(ports) < count:
-            port = 10_000 + worker * share + random.randrange(share)
-            each = stack.enter_context(socket.socket())
-            with contextlib.suppress(OSError):
-                each.bind(("127.0.0.1", port))
-                ports.append(port)
-        return ports
+    code = []
+    for constant, value in constants.items():
+        module, _, name = constant.rpartition(".")
+        code.append(f"import {module} as module; assert hasattr(module, {name!r}); module.{name} = {value!r}")
+    code.append("from twisted.scripts.twistd import run; run()")
+    return [sys.executable, "-c", "\n".join(code), *TWISTD[1:]]
 
 
 def until(condition: Callable[[], T | None], what: str) -> T:
@@ -55,6 +89,40 @@ def until(condition: Callable[[], T | None], what: str) -> T:
         if time.monotonic() > end:
             raise AssertionError(f"waited in vain: {what}")
         time.sleep(0.02)
+
+
+class Stopwatch:
+    """Seconds that pass, without those in which this process or its children had to wait for a processor.
+
+    So a promise of so many seconds is held against the gateway also on a machine that does much else.
+    """
+
+    def __init__(self) -> None:
+        self._before = _waited_for_processors()
+        self._latest = dict(self._before)
+        self._began = time.monotonic()
+
+    def look(self) -> None:
+        """Note how long they have waited, before one that ends takes that with it."""
+        self._latest |= _waited_for_processors()
+
+    def seconds(self) -> float:
+        passed = time.monotonic() - self._began
+        self.look()
+        return passed - sum(waited - self._before.get(task, 0.0) for task, waited in self._latest.items())
+
+
+def _waited_for_processors() -> dict[str, float]:
+    """Return the seconds that each thread of this process and its children was ready to run and did not, so far."""
+    found: dict[str, float] = {}
+    processes = [str(os.getpid())]
+    for process in processes:
+        for task in Path(f"/proc/{process}/task").glob("*"):
+            # It may have ended meanwhile.
+            with contextlib.suppress(OSError):
+                found[task.name] = int((task / "schedstat").read_text("ascii").split()[1]) / 1e9
+                processes += (task / "children").read_text("ascii").split()
+    return found
 
 
 class Daemon:
@@ -123,7 +191,20 @@ class Daemon:
     def terminate(self) -> int:
         """SIGTERM; the exit status."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(PATIENCE)
+        return self.ended()
+
+    def ended(self) -> int:
+        """Wait until the process has ended, which it has been told to: as soon as is promised; the exit status."""
+        watch = Stopwatch()
+
+        def is_over() -> bool:
+            watch.look()
+            return self.process.poll() is not None
+
+        until(is_over, "the gateway ends")
+        seconds = watch.seconds()
+        assert seconds < END, f"it has ended after {seconds:.1f} s:\n{self.log()}"
+        return self.process.returncode
 
     def end(self) -> None:
         """However it stands, the process is gone afterwards."""
@@ -253,8 +334,8 @@ def _answer(status: int, content: bytes, headers: Any) -> tuple[int, Any, dict[s
 def running(folder: Path, **settings: Any) -> Iterator[Daemon]:
     """A gateway with settings of its own, for a block."""
     gateway = Daemon(folder, **settings)
-    gateway.start()
     try:
+        gateway.start()
         yield gateway
     finally:
         gateway.end()

@@ -161,7 +161,7 @@ class Server:
             capture_output=True,
             check=False,
             cwd=self.folder,
-            timeout=60,
+            timeout=PATIENCE,
             **self._as_user(),
         )
         assert done.returncode == 0, done.stderr.decode()

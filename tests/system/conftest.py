@@ -10,9 +10,11 @@ from tests.postgres import Server
 @pytest.fixture(scope="module")
 def the_server() -> Iterator[Server]:
     server = Server()
-    server.start()
-    yield server
-    server.remove()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
 
 
 @pytest.fixture
