@@ -26,7 +26,7 @@ T = TypeVar("T")
 #: the wall clock ends within it, and pytest's own limit of a test is a multiple of it.
 PATIENCE = 90.0
 
-#: Seconds that the gateway promises its end takes at most.
+#: Seconds within which the gateway promises to end, and to say that it cannot start.
 END = 5.0
 
 TWISTD = [str(Path(sys.executable).parent / "twistd"), "-n", "--pidfile=", "cynow-gateway"]

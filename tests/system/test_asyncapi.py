@@ -9,7 +9,7 @@ from jsonschema import Draft7Validator
 
 from tests.daemon import PATIENCE, Daemon, Subscriber
 from tests.system.test_machines import frame
-from tests.system.test_recovery import at, seoul
+from tests.system.test_recovery import at, seoul, set_clock
 
 #: The channels whose messages a WebSocket carries.
 CHANNELS = ("connection", "scale", "machine", "samples")
@@ -59,8 +59,7 @@ def test_head_and_other_methods(shared_daemon: Daemon) -> None:
 
 
 def test_everything_that_happens_is_what_the_document_says(tmp_path: Path) -> None:
-    # So that a minute ends while somebody waits for it.
-    with at(tmp_path, seoul("2025-12-18 10:11:50")) as daemon:
+    with at(tmp_path, seoul("2025-12-18 10:11:00")) as daemon:
         daemon.start()
         hear_everything(daemon)
 
@@ -85,6 +84,8 @@ def hear_everything(daemon: Daemon) -> None:
     hear_until("scale", "disconnected")
     assert daemon.commit("CY1", arrival_shipping_no="A1")[0] == 200
     hear_until("scale", "commit")
+    # A minute ends.
+    set_clock(daemon, seoul("2025-12-18 10:30:00"))
     hear_until("machine", "update")
     machine.close()
     hear_until("machine", "disconnected")

@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import json
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,9 +129,7 @@ def test_who_does_not_read_is_cut_off_and_nobody_else_notices(tmp_path: Path) ->
 def test_the_end_of_the_daemon_ends_the_answer(tmp_path: Path) -> None:
     with running(tmp_path) as daemon, events(daemon, "topics=scale/default") as its:
         its.hear()
-        began = time.monotonic()
         assert daemon.terminate() == 0
-        assert time.monotonic() - began < 5
         # Whole, as HTTP has it: a proxy sees no error.
         assert its._response.read() == b""
 

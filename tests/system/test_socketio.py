@@ -6,7 +6,6 @@ import json
 import pickle
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty, Queue
@@ -19,7 +18,7 @@ import websocket
 
 from tests.conftest import ROOT, missing
 from tests.daemon import PATIENCE, Daemon, running, until
-from tests.system.test_recovery import at, seoul
+from tests.system.test_recovery import at, seoul, set_clock
 
 CLIENTS = ROOT / "tests" / "clients"
 
@@ -117,12 +116,15 @@ def test_node_clients_follow_machines(daemon: Daemon, node_client: Callable[...,
 def test_a_minute_goes_out_as_an_update_and_is_there_for_who_comes_later(
     tmp_path: Path, node_client: Callable[..., NodeClient]
 ) -> None:
-    # So that a minute ends while somebody waits for it.
-    with at(tmp_path, seoul("2025-12-18 10:11:50")) as daemon:
+    # The minute of the samples is the one that is meant, and ends when they are there, however long anything takes.
+    with at(tmp_path, seoul("2025-12-18 10:00:00")) as daemon:
         daemon.start()
         client = node_client(daemon, "/sio/M", "websocket")
         client.hear("connect")
+        set_clock(daemon, seoul("2025-12-18 10:11:00"))
         daemon.daq(frame("name", "M"), frame("DataUpdate", {"v": {"type": "VIB", "data": [-1.0, 2.0]}}))
+        until(lambda: daemon.metric("cynow_daq_samples_total") == 2, "the samples")
+        set_clock(daemon, seoul("2025-12-18 10:11:59"))
         update = {"sensor_name": "v", "data": 1.5, "time": "2025-12-18 10:12:00.000000"}
         assert client.hear("event") == ["event", "/sio/M", "update", update]
         for argument in ([], [{"any": "argument"}]):
@@ -163,7 +165,8 @@ def test_other_namespaces_cannot_be_joined(daemon: Daemon, node_client: Callable
 def test_python_clients_follow_machines(daemon: Daemon, transports: list[str]) -> None:
     with socketio.SimpleClient() as client:
         client.connect(f"http://127.0.0.1:{daemon.port}", namespace="/sio/M", transports=transports)
-        assert client.call("initialize", {"any": "argument"}) == () or True
+        # Acknowledged, with nothing.
+        assert client.call("initialize", {"any": "argument"}, timeout=PATIENCE) is None
         daemon.daq(frame("name", "M"), fault(1.5))
         assert client.receive(timeout=PATIENCE) == ["anomaly", {"score": 1.5, "threshold": 1.0}]
 
@@ -382,9 +385,7 @@ def test_the_end_of_the_daemon_closes_sessions(tmp_path: Path) -> None:
         # Each answer comes in a later turn of the reactor, and the poll was there before all of them.
         for _ in range(2):
             daemon.get("/healthz")
-        began = time.monotonic()
         assert daemon.terminate() == 0
-        assert time.monotonic() - began < 5
         answer = polling.getresponse()
         assert (answer.status, answer.read()) == (200, b"1")
         opcode, content = pipe.recv_data(control_frame=True)

@@ -4,18 +4,24 @@ import resource
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from queue import Queue
 
 import pytest
 
-from tests.daemon import PATIENCE, TWISTD, Daemon, running, until
+from tests.daemon import END, PATIENCE, TWISTD, Daemon, Stopwatch, running, until
 
 
 def refused(daemon: Daemon) -> str:
     """What a start that must fail prints: one line."""
-    done = subprocess.run(
-        [*TWISTD, "--config", str(daemon.config)], cwd=daemon.folder, capture_output=True, timeout=PATIENCE, check=False
-    )
+    watch = Stopwatch()
+    with subprocess.Popen(
+        [*TWISTD, "--config", str(daemon.config)], cwd=daemon.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        until(lambda: watch.look() or process.poll() is not None, "it ends")
+        done = subprocess.CompletedProcess(process.args, process.returncode, *process.communicate())
+    assert watch.seconds() < END
     assert done.returncode != 0
     assert done.stdout == b""
     (line,) = done.stderr.decode().splitlines()
@@ -146,16 +152,25 @@ def test_systemd_is_told(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(address)
         systemd.settimeout(PATIENCE)
+        # Read at once, as systemd does: the kernel keeps ten of them, and then who says more waits.
+        said: Queue[bytes] = Queue()
+        reader = threading.Thread(target=lambda: [said.put(each) for each in iter(lambda: systemd.recv(100), b"")])
+        reader.start()
         daemon = Daemon(tmp_path)
-        daemon.start(env={"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "200000"})
-        while (said := systemd.recv(100)) != b"READY=1":
-            # It reads what it wrote before, and says that this is alive too.
-            assert said in {b"EXTEND_TIMEOUT_USEC=30000000", b"WATCHDOG=1"}
-        assert {systemd.recv(100) for _ in range(3)} == {b"WATCHDOG=1"}
-        assert daemon.terminate() == 0
-        while (said := systemd.recv(100)) == b"WATCHDOG=1":
-            pass
-        assert said == b"STOPPING=1"
+        try:
+            daemon.start(env={"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "200000"})
+            while (word := said.get(timeout=PATIENCE)) != b"READY=1":
+                # It reads what it wrote before, and says that this is alive too.
+                assert word in {b"EXTEND_TIMEOUT_USEC=30000000", b"WATCHDOG=1"}
+            assert {said.get(timeout=PATIENCE) for _ in range(3)} == {b"WATCHDOG=1"}
+            assert daemon.terminate() == 0
+            while (word := said.get(timeout=PATIENCE)) == b"WATCHDOG=1":
+                pass
+            assert word == b"STOPPING=1"
+        finally:
+            daemon.end()
+            systemd.sendto(b"", address)
+            reader.join()
 
 
 def test_many_connections_are_allowed_for(tmp_path: Path) -> None:

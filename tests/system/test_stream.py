@@ -69,7 +69,10 @@ def test_unsubscribe(shared_daemon: Daemon) -> None:
     while (message := client.hear())["type"] != "unsubscribed":
         pass
     assert message == {"type": "unsubscribed", "topics": ["scale/default"]}
+    before = shared_daemon.metric("cynow_scale_readings_total", status="US")
     shared_daemon.weigh(b"US,+00001.00 kg")
+    # Else the reading might come when all events have been looked at.
+    until(lambda: shared_daemon.metric("cynow_scale_readings_total", status="US") == before + 1, "the reading")
     shared_daemon.daq(frame("name", "M1"), frame("FaultDetect", {"score": 0.5, "threshold": 1.0}))
     assert [event["event"] for event in client.events(2)] == ["connected", "anomaly"]
 
