@@ -37,14 +37,16 @@ class Site:
         self.config.write_text(json.dumps(tree), "utf-8")
         self._stack = contextlib.ExitStack()
 
-    def process(self, name: str, wall: datetime | None = None) -> Daemon:
+    def process(self, name: str, wall: datetime | None = None, twistd: list[str] = TWISTD) -> Daemon:
         """One more, not yet started.
 
         :param wall: what its wall clock shows now, and goes on from; by default the machine's own.
+        :param twistd: what runs it, where that is not ``wall``.
         """
         (self.folder / name).mkdir(exist_ok=True)
-        at_time = [] if wall is None else [sys.executable, _AT_TIME, f"{wall.timestamp() - time.time()}"]
-        daemon = Daemon(self.folder / name, twistd=[*at_time, *TWISTD[bool(at_time) :]])
+        if wall is not None:
+            twistd = [sys.executable, _AT_TIME, f"{wall.timestamp() - time.time()}", *TWISTD[1:]]
+        daemon = Daemon(self.folder / name, twistd=twistd)
         daemon.config = self.config
         # What a test asks a process goes to that one; devices come to any.
         daemon.daq_port, daemon.scale_port = self.daq_port, self.scale_port

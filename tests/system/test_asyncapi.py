@@ -85,7 +85,7 @@ def hear_everything(daemon: Daemon) -> None:
     assert daemon.commit("CY1", arrival_shipping_no="A1")[0] == 200
     hear_until("scale", "commit")
     # A minute ends.
-    set_clock(daemon, seoul("2025-12-18 10:30:00"))
+    set_clock(daemon.folder, seoul("2025-12-18 10:30:00"))
     hear_until("machine", "update")
     machine.close()
     hear_until("machine", "disconnected")

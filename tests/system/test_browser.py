@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.conftest import program
-from tests.daemon import Daemon, until
+from tests.daemon import PATIENCE, Daemon, until
 from tests.system.test_socketio import fault, frame
 
 
@@ -16,6 +16,7 @@ def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         with playwright.chromium.launch(
             executable_path=program("chromium"),
+            timeout=PATIENCE * 1000,
             args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"],
         ) as browser:
             yield browser
@@ -25,6 +26,7 @@ def browser() -> Iterator[Browser]:
 def page(browser: Browser, daemon: Daemon) -> Iterator[Page]:
     """A page of the gateway's own."""
     with browser.new_page() as page:
+        page.set_default_timeout(PATIENCE * 1000)
         page.goto(f"http://127.0.0.1:{daemon.port}/")
         page.evaluate("window.heard = []")
         yield page
@@ -85,6 +87,7 @@ def test_a_page_follows_a_machine_by_server_sent_events_through_a_restart(daemon
 
 def test_a_foreign_page_hears_nothing(daemon: Daemon, browser: Browser) -> None:
     with browser.new_page() as page:
+        page.set_default_timeout(PATIENCE * 1000)
         # localhost is another origin than 127.0.0.1.
         page.goto(f"http://localhost:{daemon.port}/")
         refused = """(url) => new Promise((resolve) => {

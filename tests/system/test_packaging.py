@@ -16,7 +16,7 @@ from tests.daemon import Daemon, until
 ROOT = Path(__file__).parent.parent.parent
 
 #: Building and installing take their time on a slow machine.
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(1800)
 
 
 def run(*command: str | Path, cwd: Path, **env: str) -> str:

@@ -24,7 +24,7 @@ from gateway.model import HourEnd
 from gateway.stats.rollup import Rollup
 from gateway.store.tables import MachineTables
 from tests.conftest import ROOT
-from tests.daemon import running, until
+from tests.daemon import PATIENCE, running, until
 from tests.system.test_machines import frame, update
 
 PERIODS = ("hour", "day", "month", "year")
@@ -73,7 +73,7 @@ class Plant:
 
     def recompute(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         with self.start(*arguments) as process:
-            output, errors = process.communicate(timeout=60)
+            output, errors = process.communicate(timeout=PATIENCE)
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
     def told(self, *arguments: str) -> list[str]:

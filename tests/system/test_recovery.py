@@ -36,23 +36,23 @@ def at(folder: Path, wall: datetime) -> Iterator[Daemon]:
         twistd=[sys.executable, AT_TIME, str(folder / "ahead"), "-n", "--pidfile=", "cynow-gateway"],
         timezone=SEOUL.key,
     )
-    set_clock(daemon, wall)
+    set_clock(folder, wall)
     try:
         yield daemon
     finally:
         daemon.end()
 
 
-def set_clock(daemon: Daemon, wall: datetime) -> None:
-    """Let the wall clock of a gateway of :func:`at` show this now, and go on from there."""
-    # The gateway looks at it at any moment, and never finds half of it.
-    (daemon.folder / "set").write_text(f"{wall.timestamp() - time.time()}")
-    (daemon.folder / "set").rename(daemon.folder / "ahead")
+def set_clock(folder: Path, wall: datetime) -> None:
+    """Let the wall clock of gateways at the time of the file ``ahead`` show this now, and go on from there."""
+    # They look at it at any moment, and never find half of it.
+    (folder / "set").write_text(f"{wall.timestamp() - time.time()}")
+    (folder / "set").rename(folder / "ahead")
 
 
-def clock_of(daemon: Daemon) -> datetime:
+def clock_in(folder: Path) -> datetime:
     """What that clock shows."""
-    return datetime.fromtimestamp(time.time() + float((daemon.folder / "ahead").read_text("ascii")), SEOUL)
+    return datetime.fromtimestamp(time.time() + float((folder / "ahead").read_text("ascii")), SEOUL)
 
 
 def seoul(text: str) -> datetime:
@@ -163,9 +163,9 @@ def test_over_a_years_end_killed_at_random_moments(tmp_path: Path) -> None:
         send = stream(daemon, chance)
         send()
         until(lambda: all(lines(tmp_path, sensor) for sensor in TYPES), "the first lines")
-        set_clock(daemon, begin)
+        set_clock(tmp_path, begin)
         for kill in [*kills, begin + timedelta(seconds=12.5)]:
-            while clock_of(daemon) < kill:
+            while clock_in(tmp_path) < kill:
                 send()
                 time.sleep(0.02)
             daemon.kill()
@@ -175,7 +175,7 @@ def test_over_a_years_end_killed_at_random_moments(tmp_path: Path) -> None:
         daemon.kill()
     # Down over the end of a minute; then once more, for nothing may count twice.
     for seconds in (60, 1):
-        wall = clock_of(daemon) + timedelta(seconds=seconds)
+        wall = clock_in(tmp_path) + timedelta(seconds=seconds)
         with at(tmp_path, wall) as daemon:
             daemon.start()
             assert_reports(daemon, f"{what}, at {wall}")

@@ -17,7 +17,7 @@ def simulate(daemon: Daemon, kind: str, *options: str) -> dict[str, int]:
     """Run a simulator to its end; what it says that it sent."""
     port = daemon.scale_port if kind == "scale" else daemon.daq_port
     command = [sys.executable, "-m", "gateway.simulate", kind, "--port", str(port), "--seed", "1", *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, cwd=daemon.folder)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True, cwd=daemon.folder)
     assert done.stderr == ""
     sent: dict[str, int] = json.loads(done.stdout)
     return sent

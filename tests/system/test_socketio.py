@@ -121,10 +121,10 @@ def test_a_minute_goes_out_as_an_update_and_is_there_for_who_comes_later(
         daemon.start()
         client = node_client(daemon, "/sio/M", "websocket")
         client.hear("connect")
-        set_clock(daemon, seoul("2025-12-18 10:11:00"))
+        set_clock(daemon.folder, seoul("2025-12-18 10:11:00"))
         daemon.daq(frame("name", "M"), frame("DataUpdate", {"v": {"type": "VIB", "data": [-1.0, 2.0]}}))
         until(lambda: daemon.metric("cynow_daq_samples_total") == 2, "the samples")
-        set_clock(daemon, seoul("2025-12-18 10:11:59"))
+        set_clock(daemon.folder, seoul("2025-12-18 10:11:59"))
         update = {"sensor_name": "v", "data": 1.5, "time": "2025-12-18 10:12:00.000000"}
         assert client.hear("event") == ["event", "/sio/M", "update", update]
         for argument in ([], [{"any": "argument"}]):
