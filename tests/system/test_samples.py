@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import select
 import socket
 import sqlite3
 import struct
@@ -431,12 +432,14 @@ def unchunked(content: bytes) -> bytes:
 
 
 def rest_until_still(daemon: Daemon) -> None:
-    """Wait until the daemon reads no raw file and writes to nobody."""
-    seen: list[str] = []
+    """Wait until the daemon reads no raw file and writes to nobody, and not because others have the processors."""
+    seen: list[tuple[str, bool]] = []
 
     def still() -> bool:
-        seen.append(Path(f"/proc/{daemon.process.pid}/io").read_text("ascii"))
-        return len(seen) > 10 and len(set(seen[-10:])) == 1
+        process = Path(f"/proc/{daemon.process.pid}")
+        states = [path.read_text("ascii").rpartition(")")[2].split()[0] for path in process.glob("task/*/stat")]
+        seen.append(((process / "io").read_text("ascii"), set(states) == {"S"}))
+        return len(seen) > 10 and len(set(seen[-10:])) == 1 and seen[-1][1]
 
     until(still, "the daemon is still")
 
@@ -514,10 +517,19 @@ def test_a_client_that_leaves_while_a_file_is_read_leaves_it_closed(plant: Daemo
                 links.append(os.readlink(folder / name))
         return [link for link in links if "/data/Big/" in link]
 
-    for _ in range(4):
+    def leaves() -> bool:
+        """Ask, and leave while a file is open; whether it was seen before the answer came."""
         reader = Reader(plant, path_of("Big", sensor="v", **{"from": BIG[0]}, to=BIG[-1], max_points=1))
-        until(files_of_big, "a file is read")
-        reader.reset()
+        try:
+            while not files_of_big():
+                if select.select([reader.socket], [], [], 0.01)[0]:
+                    return False
+            return True
+        finally:
+            reader.reset()
+
+    for _ in range(4):
+        until(leaves, "a client leaves while a file is read")
     until(lambda: not files_of_big(), "it is closed")
 
 

@@ -57,8 +57,6 @@ def short_step(chance: random.Random) -> float:
 class RecoveryCase(TestCase):
     """A folder, and the comparison with a run that was never killed."""
 
-    timeout = 60
-
     def setUp(self) -> None:
         # Nothing here asks what a disk does, and a thousand starts would wait for it.
         self.folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
@@ -133,8 +131,6 @@ class RecoveryCase(TestCase):
 
 class RandomKills(RecoveryCase):
     """Random batches, killed at random moments."""
-
-    timeout = 120
 
     async def run_seed(
         self,

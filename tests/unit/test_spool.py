@@ -2,7 +2,9 @@
 
 import contextlib
 import math
+import os
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -36,6 +38,9 @@ BERLIN = ZoneInfo("Europe/Berlin")
 DAY = date(2025, 12, 18)
 NOON = datetime(2025, 12, 18, 12, tzinfo=UTC)
 MEGABYTE = 1024 * 1024
+
+#: A folder without a disk, where there is one.
+MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
 
 def bucket(value: float = 1.5) -> Bucket:
@@ -85,6 +90,7 @@ class SpoolCase(TestCase):
 
     def setUp(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="cynow-spool-"))
+        self.addCleanup(shutil.rmtree, self.folder)
         self.counters = Counters()
         self.spool = self.open()
         self.addCleanup(lambda: self.spool.close())
@@ -593,7 +599,9 @@ class SameAsTheStoreTests(SpoolCase):
                 await self.same(ZoneInfo(zone), datetime.fromisoformat(begin), random.Random(10 * number + seed))
 
     async def same(self, zone: ZoneInfo, begin: datetime, chance: random.Random) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="cynow-spool-"))
+        # Nothing here asks what a disk does, and thousands of transactions would wait for it.
+        self.folder = Path(tempfile.mkdtemp(prefix="cynow-spool-", dir=MEMORY))
+        self.addCleanup(shutil.rmtree, self.folder)
         await self.in_zone(zone)
         store = SqliteStore(reactor, WallClock(zone), self.counters, str(self.folder))
         store.open()
