@@ -15,13 +15,17 @@ SIZE = 4 * 2**20
 
 
 class SmallDisk(Daemon):
-    """A gateway whose folders ``names`` are on one small file system."""
+    """A gateway whose folders ``names`` are on one small file system.
 
-    def __init__(self, folder: Path, *names: str) -> None:
+    :param is_full: whether it is full when the gateway starts.
+    """
+
+    def __init__(self, folder: Path, *names: str, is_full: bool = False) -> None:
         self._names = names
         (folder / "disk").mkdir()
         folders = " ".join(f"disk/{name}" for name in names)
-        script = f'mount -t tmpfs -o size={SIZE} none disk && mkdir {folders} && exec "$@"'
+        fill = "cat /dev/zero > disk/filler 2> /dev/null;" if is_full else ""
+        script = f'mount -t tmpfs -o size={SIZE} none disk && mkdir {folders} && {{ {fill} exec "$@"; }}'
         super().__init__(
             folder,
             ["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh", *TWISTD],
@@ -59,8 +63,8 @@ def small_disk(tmp_path: Path, tool: Callable[[str], str]) -> Iterator[Callable[
         pytest.skip(f"no file system of its own can be mounted here: {allowed.stderr.decode().strip()}")
     started: list[SmallDisk] = []
 
-    def start(*names: str) -> SmallDisk:
-        daemon = SmallDisk(tmp_path, *names)
+    def start(*names: str, is_full: bool = False) -> SmallDisk:
+        daemon = SmallDisk(tmp_path, *names, is_full=is_full)
         started.append(daemon)
         daemon.start()
         return daemon
@@ -125,8 +129,7 @@ def test_a_disk_that_is_full_with_everything_on_it(small_disk: Callable[..., Sma
 
 
 def test_a_start_on_a_full_disk(small_disk: Callable[..., SmallDisk], tmp_path: Path) -> None:
-    daemon = small_disk("data")
-    daemon.fill()
+    daemon = small_disk("data", is_full=True)
     daemon.daq(frame("name", "M"), update("v", "VIB", 1.0))
     until(lambda: daemon.problems() != [], "healthz says so")
     assert shutil.disk_usage(daemon.disk).free == 0
