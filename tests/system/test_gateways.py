@@ -14,13 +14,16 @@ from tests.postgres import Server
 from tests.system.test_postgres import fault, frame
 from tests.system.test_recovery import AT_TIME, seoul, set_clock
 
+#: One that does not give up a client for a ping that it answers when the test listens again.
+FORBEARING = with_constants({"gateway.web.stream._PING": 10 * PATIENCE})
+
 
 @pytest.fixture
 def start(server: Server, tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
     """Starts a gateway with a scale of its name."""
     with contextlib.ExitStack() as stack:
 
-        def start(name: str, twistd: list[str] | None = None) -> Daemon:
+        def start(name: str, twistd: list[str] = FORBEARING) -> Daemon:
             (tmp_path / name).mkdir()
             gateway = Daemon(
                 tmp_path / name,

@@ -187,7 +187,7 @@ class MigrateTests(ServerCase):
     def migrate(self, *arguments: str, status: int = 0, **where: str | None) -> tuple[str, list[str]]:
         """What it has said, and of what it has complained."""
         with self.start(*arguments, **where) as process:
-            output, errors = process.communicate(timeout=PATIENCE)
+            output, errors = process.communicate(timeout=5 * PATIENCE)
         self.assertEqual(process.returncode, status, output + errors)
         for word in ("geheim", "Traceback"):
             self.assertNotIn(word, output + errors)
@@ -626,7 +626,7 @@ class MigrateTests(ServerCase):
         for number in (5, 6, 2500, 2501, 9000):
             self.server.sql(f"INSERT INTO scale_weight_log (id, {', '.join(COMMIT)}) VALUES (%s, {values})", [number])
         with self.start() as first, self.start() as second:
-            outputs = [process.communicate(timeout=PATIENCE) for process in (first, second)]
+            outputs = [process.communicate(timeout=5 * PATIENCE) for process in (first, second)]
         self.assertEqual((first.returncode, second.returncode), (0, 0), outputs)
         counts = [self.counts(output) for output, _ in outputs]
         for table, rows in (("scale_weight_log", 9001), ("cynow_mean", 9000)):
@@ -764,7 +764,7 @@ class MigrateTests(ServerCase):
         fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
         with self.start(errors=its) as process:
             os.close(its)
-            output, _ = process.communicate(timeout=PATIENCE)
+            output, _ = process.communicate(timeout=5 * PATIENCE)
         shown = os.read(ours, 65_536).decode()
         os.close(ours)
         self.assertEqual(self.counts(output)["cynow_mean"], (1234, 0, 0, 0))

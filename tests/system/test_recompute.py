@@ -73,7 +73,7 @@ class Plant:
 
     def recompute(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         with self.start(*arguments) as process:
-            output, errors = process.communicate(timeout=PATIENCE)
+            output, errors = process.communicate(timeout=5 * PATIENCE)
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
     def told(self, *arguments: str) -> list[str]:

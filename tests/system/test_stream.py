@@ -12,7 +12,10 @@ from unittest.mock import ANY
 import pytest
 import websocket
 
-from tests.daemon import PATIENCE, Daemon, Subscriber, running, until
+from tests.daemon import PATIENCE, Daemon, Subscriber, running, until, with_constants
+
+#: One that does not give up a client for answering neither a ping nor a close, however long a test takes.
+FORBEARING = with_constants({"gateway.web.stream._PING": 10 * PATIENCE, "gateway.web.websocket._CLOSE": 10 * PATIENCE})
 
 
 def frame(event: str, data: Any) -> bytes:
@@ -169,7 +172,7 @@ def test_plain_http_is_told_to_upgrade(shared_daemon: Daemon) -> None:
 
 
 def test_a_client_that_does_not_read_is_closed_and_nobody_else_notices(tmp_path: Path) -> None:
-    with running(tmp_path, limits={"subscriber_bytes": 100_000}) as daemon:
+    with running(tmp_path, twistd=FORBEARING, limits={"subscriber_bytes": 100_000}) as daemon:
         slow = daemon.stream(sockopt=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)])
         slow.send(json.dumps({"type": "subscribe", "topics": ["scale/default", "machine/*/samples"]}))
         quick = daemon.subscribe("scale/default")
@@ -292,8 +295,11 @@ def test_the_end_of_the_daemon_closes_with_1001(tmp_path: Path) -> None:
 
 
 def test_replays_cost_little_for_who_does_not_read(tmp_path: Path) -> None:
-    with running(tmp_path) as daemon:
-        first = daemon.subscribe("scale/default").hear()["seq"]
+    with running(tmp_path, twistd=FORBEARING) as daemon:
+        early = daemon.subscribe("scale/default")
+        first = early.hear()["seq"]
+        # It does not read either, and is not the one that is meant.
+        early.client.close()
         daemon.weigh(*[b"US,+00001.00 kg"] * 5000)
         until(lambda: daemon.metric("cynow_scale_readings_total", status="US") == 5000, "all readings")
         greedy = daemon.stream(sockopt=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)])
@@ -320,7 +326,7 @@ def test_a_replay_of_everything_reaches_who_reads(tmp_path: Path) -> None:
 
 
 def test_pings_of_who_does_not_read_are_not_answered(tmp_path: Path) -> None:
-    with running(tmp_path) as daemon:
+    with running(tmp_path, twistd=FORBEARING) as daemon:
         client = daemon.stream(sockopt=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)])
         before = daemon.resident_mib()
         # Masked, as a client's are, by zeros: 32 MB in all, which the answers would take too.
