@@ -26,7 +26,14 @@ class Options(usage.Options):
     synopsis = "[options]"
     longdesc = "Replaces the scale gateway and the monitoring server. See docs/configuration.rst."
     optParameters: ClassVar = [["config", "c", None, "The configuration, a YAML file; without it, every default."]]
-    optFlags: ClassVar = [["check", None, "Check the configuration, print every problem, and exit."]]
+    optFlags: ClassVar = [
+        ["check", None, "Check the configuration, print every problem, and exit."],
+        [
+            "accept-empty-store",
+            None,
+            "Go on without the file of commits that was here and is lost; for one start only.",
+        ],
+    ]
 
     settings: Settings
 
@@ -172,7 +179,8 @@ def _gateway(options: Options, reactor: Any) -> IService:
     relays: list[Any] = []
     spool: Any = None
     if database.url is None:
-        store = SqliteStore(reactor, clock, counters, database_path)
+        accept = bool(options["accept-empty-store"])
+        store = SqliteStore(reactor, clock, counters, database_path, accept_empty=accept)
     else:
         store, relay, spool = _on_server(reactor, settings, database.url, database_path, bus, live, clock, counters)
         relays.append(relay)

@@ -25,8 +25,8 @@ from gateway.migrate.source import Row, opened
 from gateway.migrate.target import Target
 from gateway.model import is_name
 from gateway.period import PERIODS
+from gateway.store.opening import GATEWAY_FILE
 from gateway.store.postgres_refusals import error_text
-from gateway.store.sqlite import GATEWAY_FILE
 from gateway.store.tables import columns_of, quoted, sensors
 
 _HEAD: Final = ("table", "copied", "already there", "differing", "left out")

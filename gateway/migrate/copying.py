@@ -27,9 +27,9 @@ from gateway.migrate.source import (
 )
 from gateway.migrate.target import ANOMALY, ANSWER, COMMIT, MACHINE, MEAN, MIGRATED, SENSOR, TABLES, TYPE, Table, Target
 from gateway.period import PERIODS
+from gateway.store.opening import GATEWAY_FILE
 from gateway.store.postgres_rows import OLD, OURS
 from gateway.store.rows import BUCKET_COLUMNS
-from gateway.store.sqlite import GATEWAY_FILE
 from gateway.store.tables import columns_of, quoted, sensors
 
 

@@ -1,17 +1,20 @@
 """Connections that read machines' files, and stay open for the next question."""
 
+import os
 import sqlite3
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
-
-from gateway.store.writing import inode_of
+from typing import Final, TypeAlias
 
 #: Connections that stay open; SQLite keeps up to 2 MB of pages for each.
 _IDLE: Final = 8
+
+
+#: What tells a file from another in its place, or from itself with other content: device, inode, time of change, size.
+_Content: TypeAlias = tuple[int, int, int, int]
 
 
 class Readers:
@@ -23,8 +26,8 @@ class Readers:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        #: By their paths: the inodes that these had, and the connections; the one that was used last is the last.
-        self._idle: OrderedDict[str, tuple[int | None, sqlite3.Connection]] = OrderedDict()
+        #: By their paths: what these were, and the connections; the one that was used last is the last.
+        self._idle: OrderedDict[str, tuple[_Content | None, sqlite3.Connection]] = OrderedDict()
         self._closed = False
 
     @contextmanager
@@ -34,9 +37,9 @@ class Readers:
         :param patience: how long to wait for a lock that somebody else holds, in seconds.
         :raises sqlite3.Error: it cannot be opened.
         """
-        inode = inode_of(path)
+        content = _content_of(path)
         its, connection = self._take(path) or (None, None)
-        if connection is not None and its != inode:  # another file has taken its place
+        if connection is not None and its != content:  # another file, or what a connection remembers of it is old
             connection.close()
             connection = None
         if connection is None:
@@ -49,7 +52,7 @@ class Readers:
             # Whatever state it is in.
             connection.close()
             raise
-        self._keep(path, inode, connection)
+        self._keep(path, content, connection)
 
     def leave(self, path: str) -> None:
         """Close that of a file which waits for a question: who closes it last brings its log into it, and none can."""
@@ -65,15 +68,23 @@ class Readers:
         for _, connection in idle.values():
             connection.close()
 
-    def _take(self, path: str) -> tuple[int | None, sqlite3.Connection] | None:
+    def _take(self, path: str) -> tuple[_Content | None, sqlite3.Connection] | None:
         with self._lock:
             return self._idle.pop(path, None)
 
-    def _keep(self, path: str, inode: int | None, connection: sqlite3.Connection) -> None:
+    def _keep(self, path: str, content: _Content | None, connection: sqlite3.Connection) -> None:
         with self._lock:
             if not self._closed and path not in self._idle:
-                self._idle[path] = inode, connection
+                self._idle[path] = content, connection
                 if len(self._idle) <= _IDLE:
                     return
                 _, (_, connection) = self._idle.popitem(last=False)
         connection.close()
+
+
+def _content_of(path: str) -> _Content | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size

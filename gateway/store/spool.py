@@ -5,16 +5,17 @@ numbers that were reserved, and where each sensor's statistics stand: after a ki
 the server is there or not. It is kept in one transaction with the entries that change it.
 """
 
+import contextlib
 import importlib.resources
 import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta, tzinfo
 from typing import Any, Final, NoReturn, TypeAlias, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -22,21 +23,23 @@ from twisted.python.failure import Failure
 from gateway.bucket import Bucket
 from gateway.clock import WallClock
 from gateway.counters import Counters
+from gateway.logs import LimitedLog
 from gateway.model import Entry, Fault, HourEnd, PeriodEnd, Sighting
 from gateway.period import PERIODS, start_of
 from gateway.store.interface import SEQ_BLOCK, DayMark, SensorState, Standing, StoreUnavailable
-from gateway.store.sqlite import GATEWAY_FILE, reserved_in
-from gateway.store.writing import GroupWriter, Job
+from gateway.store.note import Note, read_note, write_note
+from gateway.store.opening import GATEWAY_FILE, SPOOL_FILE, STORE_NOTE
+from gateway.store.sqlite import reserved_in
+from gateway.store.sqlite_errors import explained, is_damage
+from gateway.store.writing import LOCK_WAIT, GroupWriter, Job, Watch
 from gateway.threads import pool_of
 
 log = Logger()
 
 T = TypeVar("T")
 
-SPOOL_FILE: Final = "cynow-gateway-spool.sqlite3"
-
-#: How long the writer waits for a lock that somebody else holds, in seconds.
-_LOCK_WAIT: Final = 2.0
+#: The name of the note of this file.
+_NOTE: Final = "spool"
 
 #: The write-ahead log is cut to so many bytes once it is in the database.
 _LOG_BYTES: Final = 4 * 1024 * 1024
@@ -107,44 +110,91 @@ class Spool:
         self._used = 0
         self._full = _Spell()
         self._failing = _Spell()
+        self._warnings = LimitedLog(log, clock, counters)
+        self._writer: GroupWriter | None = None
+        #: What the start found to be lost.
+        self._lost: str | None = None
 
     @property
     def problem(self) -> str | None:
         """What does not work; ``None`` where all is well."""
-        return self._failing.text or self._full.text
+        found = self._failing.text or self._full.text
+        if found is None and self._writer is not None and self._writer.problem is not None:
+            found = f"the spool cannot be written: {self._writer.problem}"
+        return found or self._lost
 
     def open(self) -> None:
         """Open it, and make it where it is missing. This may block: the reactor is not running yet.
 
         :raises StoreUnavailable: there is no starting with it.
         """
+        directory = os.path.dirname(self._path)
+        note = read_note(directory, _NOTE)
         try:
-            connection = sqlite3.connect(self._path, timeout=_LOCK_WAIT, isolation_level=None, check_same_thread=False)
+            found = self._lost_file(note)
+            connection = sqlite3.connect(self._path, timeout=LOCK_WAIT, isolation_level=None, check_same_thread=False)
             try:
                 _prepare(connection)
                 self.identity, reserved = connection.execute("SELECT identity, reserved FROM state").fetchone()
                 if not reserved:
                     # The gateway may have been on the embedded store before: numbers of events do not go back.
-                    reserved = reserved_in(os.path.join(os.path.dirname(self._path), GATEWAY_FILE))
+                    reserved = reserved_in(os.path.join(directory, GATEWAY_FILE))
+                    embedded = read_note(directory, STORE_NOTE)
+                    reserved = max(reserved, 0 if embedded is None else embedded.reserved)
+                reserved = max(reserved, 0 if note is None else note.reserved)
                 waiting, self._used = connection.execute("SELECT count(*), ifnull(sum(cost), 0) FROM entry").fetchone()
                 connection.execute("UPDATE state SET reserved = ?", (reserved + SEQ_BLOCK,))
             except BaseException:
                 connection.close()
                 raise
         except sqlite3.Error as error:
-            raise StoreUnavailable(f"{SPOOL_FILE}: {error}") from error
+            raise StoreUnavailable(self._unusable(error)) from error
+        if found is not None:
+            log.error("{problem}", problem=found)
+            # Where nothing waited, nothing is lost.
+            self._lost = found if note is None or note.waiting else None
         self.first_seq = reserved + 1
         self.reserved = reserved + SEQ_BLOCK
+        self._note = Note(self.identity, 0, self.reserved, waiting)
+        write_note(directory, _NOTE, self._note)
         self._wait(waiting)
         self._pool.start()
-        self._writer = GroupWriter(self._reactor, self._pool, connection, self._path)
+        watch = Watch("writes to the spool", _check, _touch, self._note_waiting, says=False)
+        self._writer = GroupWriter(self._reactor, self._pool, connection, self._path, watch, self._warnings)
         self._is_open = True
+
+    def _lost_file(self, note: Note | None) -> str | None:
+        """Say that the file of an earlier start is gone; ``None`` where it is there, or there was none."""
+        try:
+            size = os.stat(self._path).st_size
+        except OSError:
+            size = None
+        if size or (size is None and note is None):
+            return None
+        waited = "" if note is None else f", in which {note.waiting} entries waited when it was last looked at"
+        state = "missing" if size is None else "empty (0 bytes)"
+        return (
+            f"{SPOOL_FILE} was {state} at the start{waited}: what waited in it for PostgreSQL is lost, and a new one is"
+            " made; python -m gateway.recompute makes statistics again"
+        )
+
+    def _unusable(self, error: sqlite3.Error) -> str:
+        text = explained(error, self._path)
+        return f"{text}; {_todo(self._path)}" if is_damage(error) else text
+
+    def _note_waiting(self, connection: sqlite3.Connection) -> None:
+        """Note how much waits outside the file too, in the writer's thread."""
+        if self.waiting != self._note.waiting:
+            self._note = replace(self._note, waiting=self.waiting)
+            write_note(os.path.dirname(self._path), _NOTE, self._note)
 
     def reserve(self, up_to: int) -> "Deferred[None]":
         """Never again begin with an event number of ``up_to`` or less."""
 
         def job(connection: sqlite3.Connection) -> None:
             connection.execute("UPDATE state SET reserved = max(reserved, ?)", (up_to,))
+            self._note = replace(self._note, reserved=max(self._note.reserved, up_to))
+            write_note(os.path.dirname(self._path), _NOTE, self._note)
 
         return self._run(job)
 
@@ -260,12 +310,17 @@ class Spool:
         return self._run(lambda connection: _adopt(connection, standing, zone, today))
 
     def _run(self, job: Job[T]) -> "Deferred[T]":
+        if self._writer is None:
+            return fail(StoreUnavailable("the spool is not open"))
         return self._writer.run(job).addErrback(_explained)
 
     async def _close(self) -> None:
         if self._is_open:
             self._is_open = False
-            await self._writer.close()
+            with contextlib.suppress(StoreUnavailable):
+                await self._run(self._note_waiting)
+            if self._writer is not None:
+                await self._writer.close()
             self._pool.stop()
 
     def close(self) -> "Deferred[None]":
@@ -280,6 +335,22 @@ def _explained(failure: Failure) -> NoReturn:
     failure.raiseException()
 
 
+def _check(connection: sqlite3.Connection) -> None:
+    for table in ("entry", "sensor", "mark", "period", "state"):
+        connection.execute(f"SELECT 1 FROM {table} LIMIT 0")  # noqa: S608 - fixed text
+
+
+def _touch(connection: sqlite3.Connection) -> None:
+    connection.execute("UPDATE state SET reserved = reserved")
+
+
+def _todo(path: str) -> str:
+    return (
+        f"restore {path} from a backup, or move it away with its -wal: what waits in it is lost then, and"
+        " python -m gateway.recompute makes statistics again"
+    )
+
+
 def _prepare(connection: sqlite3.Connection) -> None:
     """Look whether it is whole, and apply the numbered steps of schema that it has not seen.
 
@@ -290,7 +361,8 @@ def _prepare(connection: sqlite3.Connection) -> None:
     connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
     (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if found != "ok":
-        raise StoreUnavailable(f"{SPOOL_FILE}: it is damaged: {found}")
+        path = connection.execute("PRAGMA database_list").fetchone()[2]
+        raise StoreUnavailable(f"{SPOOL_FILE}: the file is damaged ({found.splitlines()[-1]}); {_todo(path)}")
     folder = importlib.resources.files("gateway.store.schema.spool")
     (done,) = connection.execute("PRAGMA user_version").fetchone()
     steps = {int(step.name[:2]): step for step in folder.iterdir() if step.name.endswith(".sql")}

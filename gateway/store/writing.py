@@ -5,31 +5,102 @@ become 82 k in transactions of a thousand.
 """
 
 import contextlib
+import math
 import os
 import sqlite3
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias, TypeVar
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
-from gateway.store.interface import StoreUnavailable
+from gateway.logs import LimitedLog
+from gateway.store.interface import OutcomeUnknown, RejectedByDatabase, StoreUnavailable
+from gateway.store.sqlite_errors import explained, is_damage, may_be_full, primary
 
 T = TypeVar("T")
 
 Job = Callable[[sqlite3.Connection], T]
 
+#: What tells a file from one that took its place: its device and inode.
+Identity: TypeAlias = tuple[int, int]
+
 #: Jobs in one transaction.
 _BATCH: Final = 1000
+
+#: Seconds between two looks at the file.
+_LOOK: Final = 2.0
+
+#: How long a transaction waits for a lock that somebody else holds, in seconds.
+LOCK_WAIT: Final = 2.0
+
+_TOO_SLOW: Final = "the disk, a lock or a trigger keeps the database busy"
+
+#: Bytes of the smallest database; a file of fewer was truncated.
+_LEAST_BYTES: Final = 512
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A job that waits, or runs.
+
+    :ivar until: when it is answered at the latest, by the reactor's clock; may be infinite.
+    :ivar once: whether it must be said where it is not known what became of it.
+    """
+
+    job: Job[Any]
+    done: "Deferred[Any]"
+    until: float
+    once: bool
+    is_answered: bool = False
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What came of a run.
+
+    :ivar results: one for each job; a Failure where it failed.
+    :ivar problem: why the file takes nothing; ``None`` where it does.
+    :ivar unsettled: whether the disk failed while it was told to write.
+    """
+
+    results: list[Any] = field(default_factory=list)
+    problem: str | None = None
+    is_damage: bool = False
+    unsettled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What is looked at every few seconds, in the writer's thread.
+
+    :ivar what: the subject of log lines, such as ``commits``.
+    :ivar check: reads what jobs need of the schema; raises ``sqlite3.Error`` where something is missing.
+    :ivar touch: writes a row that changes nothing, to learn whether the file can be written.
+    :ivar look: called when all is well.
+    :ivar says: whether problems are logged here.
+    """
+
+    what: str
+    check: Job[None]
+    touch: Job[None]
+    look: Job[None]
+    says: bool = True
+
+
+class CommitFailed(Exception):
+    """The disk failed while it was told to write: some of the transaction may be on it."""
 
 
 class GroupWriter:
     """Runs jobs on one connection, many to a transaction.
 
+    :param reactor: with a clock and threads.
     :param pool: a pool of one thread, which is this writer's own.
     :param connection: used by that thread only from here on.
     :param path: of its database. Once somebody has removed or replaced that, nothing is written any more: it would be
@@ -39,10 +110,12 @@ class GroupWriter:
 
     def __init__(
         self,
-        reactor: IReactorFromThreads,
+        reactor: Any,
         pool: ThreadPool,
         connection: sqlite3.Connection,
         path: str,
+        watch: Watch,
+        warnings: LimitedLog,
         most: int = 1000,
     ) -> None:
         self._reactor = reactor
@@ -50,51 +123,254 @@ class GroupWriter:
         self._connection = connection
         self._path = path
         self._inode = inode_of(path)
+        self._log_inode = inode_of(f"{path}-wal")
+        self._watch = watch
+        self._warnings = warnings
         self._most = most
-        self._waiting: deque[tuple[Job[Any], Deferred[Any]]] = deque()
+        self._waiting: deque[_Waiting] = deque()
+        self._in_hand: list[_Waiting] = []
         self._running: Deferred[None] | None = None
         self._closed = False
+        self._damage: str | None = None
+        self._problem: str | None = None
+        self._refused = 0
+        self._unsettled = False
+        self._was_locked = False
+        self._look_due = False
+        self._look_call: IDelayedCall | None = reactor.callLater(_LOOK, self._look)
+        self._deadline_call: IDelayedCall | None = None
 
-    def run(self, job: Job[T]) -> "Deferred[T]":
+    @property
+    def problem(self) -> str | None:
+        """Why nothing is written now; ``None`` where all is well."""
+        return self._damage or self._problem
+
+    @property
+    def is_damaged(self) -> bool:
+        """Return whether nothing will be written any more before a restart."""
+        return self._damage is not None
+
+    def condemn(self, problem: str) -> None:
+        """Write nothing any more: the file is damaged."""
+        if self._damage is None:
+            self._damage = problem
+            self._say_refused(problem)
+
+    def run(self, job: Job[T], patience: float | None = None, *, once: bool = False) -> "Deferred[T]":
         """Run a job in a transaction; fires when that is durable.
 
+        :param patience: seconds after which it is answered in any case; the job may be done all the same.
+        :param once: whether :class:`OutcomeUnknown` is to be said where that is so.
         :raises StoreUnavailable: too many wait, the writer is closed, or the database refused; nothing was written.
+        :raises OutcomeUnknown: it may have been written.
         """
         done: Deferred[T] = Deferred()
-        if self._closed or len(self._waiting) >= self._most:
-            done.errback(Failure(StoreUnavailable("closed" if self._closed else "too many wait")))
+        if self._closed or self._damage is not None or len(self._waiting) >= self._most:
+            reason = "closed" if self._closed else self._damage or "too many wait"
+            self._refused += 1
+            done.errback(Failure(StoreUnavailable(reason)))
             return done
-        self._waiting.append((job, done))
+        until = math.inf if patience is None else self._reactor.seconds() + patience
+        self._waiting.append(_Waiting(job, done, until, once))
+        if patience is not None and self._deadline_call is None:
+            self._deadline_call = self._reactor.callLater(patience, self._expire)
         if self._running is None:
             self._start()
         return done
 
-    def _start(self) -> None:
-        batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _BATCH))]
-        self._running = deferToThreadPool(self._reactor, self._pool, self._run, [job for job, _ in batch]).addBoth(
-            self._finish, [done for _, done in batch]
-        )
+    # -- in time
 
-    def _run(self, jobs: list[Job[Any]]) -> list[Any]:
-        if inode_of(self._path) != self._inode:
-            raise StoreUnavailable(f"{self._path} was removed or replaced: start the gateway again")
-        return run_together(self._connection, jobs)
+    def _expire(self) -> None:
+        """Answer those that have waited too long: what has not begun is withdrawn."""
+        self._deadline_call = None
+        now = self._reactor.seconds()
+        late = [each for each in self._in_hand if each.until <= now and not each.is_answered]
+        withdrawn = [each for each in self._waiting if each.until <= now]
+        self._waiting = deque(each for each in self._waiting if each.until > now)
+        next_one = min((each.until for each in (*self._in_hand, *self._waiting) if each.until > now), default=math.inf)
+        if next_one < math.inf and not self._closed:
+            self._deadline_call = self._reactor.callLater(next_one - now, self._expire)
+        self._refused += len(withdrawn)
+        for each in withdrawn:
+            each.is_answered = True
+            each.done.errback(Failure(StoreUnavailable(_TOO_SLOW)))
+        for each in late:
+            each.is_answered = True
+            error = OutcomeUnknown if each.once else StoreUnavailable
+            each.done.errback(Failure(error(_TOO_SLOW)))
 
-    def _finish(self, outcomes: "list[Any] | Failure", waiting: "list[Deferred[Any]]") -> None:
-        self._running = None
-        # The next transaction runs while these answers are given.
-        if self._waiting:
+    def _look(self) -> None:
+        if self._damage is not None:
+            return
+        self._look_call = self._reactor.callLater(_LOOK, self._look)
+        self._look_due = True
+        if self._running is None:
             self._start()
-        for index, done in enumerate(waiting):
-            outcome = outcomes if isinstance(outcomes, Failure) else outcomes[index]
+
+    # -- runs
+
+    def _start(self) -> None:
+        self._in_hand = [self._waiting.popleft() for _ in range(min(len(self._waiting), _BATCH))]
+        look, self._look_due = self._look_due, False
+        jobs = [(each.job, each.once) for each in self._in_hand]
+        self._running = deferToThreadPool(self._reactor, self._pool, self._run, jobs, look).addBoth(self._finish)
+
+    def _run(self, jobs: list[tuple[Job[Any], bool]], look: bool) -> _Outcome:
+        """Do what is due, in the thread."""
+        moved = self._moved()
+        if moved is not None:
+            return _refused(jobs, moved)
+        outcome = self._run_jobs(jobs) if jobs else _Outcome()
+        if look and outcome.problem is None:
+            problem = self._look_at_file(is_tried=bool(jobs))
+            outcome.problem, outcome.is_damage = problem or (None, False)
+        return outcome
+
+    def _run_jobs(self, jobs: list[tuple[Job[Any], bool]]) -> _Outcome:
+        try:
+            results = run_together(self._connection, [job for job, _ in jobs])
+        except (StoreUnavailable, CommitFailed) as failed:
+            results = [Failure(failed)] * len(jobs)
+        outcome = _Outcome()
+        for (_, once), result in zip(jobs, results, strict=True):
+            raised = result.value if isinstance(result, Failure) else None
+            if isinstance(raised, StoreUnavailable | CommitFailed) and raised.__cause__ is not None:
+                if outcome.problem is None:
+                    outcome.problem = explained(raised.__cause__, self._path)
+                    outcome.is_damage = is_damage(raised.__cause__)
+                if isinstance(raised, CommitFailed) and not outcome.unsettled:
+                    # The frames of the transaction may be in the log, whole: a start after a kill would find the rows.
+                    outcome.unsettled = not self._settles()
+                unknown = once and outcome.unsettled and isinstance(raised, CommitFailed)
+                result = Failure((OutcomeUnknown if unknown else StoreUnavailable)(outcome.problem))
+            outcome.results.append(result)
+        return outcome
+
+    def _settles(self) -> bool:
+        """Write over what a transaction that failed may have left in the log."""
+        try:
+            run_together(self._connection, [self._watch.touch])
+        except (StoreUnavailable, CommitFailed):
+            return False
+        return True
+
+    def _moved(self) -> str | None:
+        """Say whether somebody has moved, removed, replaced or truncated the file."""
+        name, directory = os.path.basename(self._path), os.path.dirname(self._path)
+        try:
+            status = os.stat(self._path)
+        except FileNotFoundError:
+            if not os.path.isdir(directory):
+                return f"{directory}: the directory was moved or removed; put it back, or start the gateway again"
+            return f"{self._path} was removed or replaced: put it back, or start the gateway again"
+        except OSError as error:
+            return f"{self._path}: {error.strerror}"
+        if (status.st_dev, status.st_ino) != self._inode:
+            return f"{self._path} was removed or replaced: put it back, or start the gateway again"
+        if status.st_size < _LEAST_BYTES:
+            return f"{name}: somebody has truncated it to {status.st_size} bytes; stop the gateway and restore a backup"
+        found = inode_of(f"{self._path}-wal")
+        if self._log_inode is None:
+            self._log_inode = found
+        elif found != self._log_inode:
+            return (
+                f"{name}-wal was removed or replaced: stop the gateway, which saves what is in it, and start it again"
+            )
+        return None
+
+    def _look_at_file(self, *, is_tried: bool) -> tuple[str, bool] | None:
+        """Say what keeps jobs from being done, and whether it is damage, though there may be none."""
+        connection = self._connection
+        try:
+            self._watch.check(connection)
+            if not is_tried:
+                connection.execute("PRAGMA busy_timeout = 0")
+                try:
+                    if self._problem is not None or self._unsettled or may_be_full(os.path.dirname(self._path)):
+                        run_together(connection, [self._watch.touch])
+                    else:
+                        connection.execute("BEGIN IMMEDIATE")
+                        connection.execute("ROLLBACK")
+                finally:
+                    connection.execute(f"PRAGMA busy_timeout = {round(1000 * LOCK_WAIT)}")
+            self._was_locked = False
+            self._watch.look(connection)
+        except (sqlite3.Error, StoreUnavailable, CommitFailed) as failure:
+            error = failure.__cause__ or failure
+            if primary(error) == sqlite3.SQLITE_BUSY and not self._was_locked and self._problem is None:
+                # Somebody may have it for a moment: it is a problem where it is so at the next look too.
+                self._was_locked = True
+                return None
+            return explained(error, self._path), is_damage(error)
+        return None
+
+    def _finish(self, result: "_Outcome | Failure") -> None:
+        self._running = None
+        done, self._in_hand = self._in_hand, []
+        if isinstance(result, Failure):
+            result = _refused([(each.job, each.once) for each in done], str(result.value))
+        self._say(result, done)
+        # The next transaction runs while these answers are given.
+        if not self._closed and self._damage is not None:
+            self._waiting, dropped = deque(), self._waiting
+        else:
+            dropped = deque()
+            if self._waiting or (self._look_due and not self._closed):
+                self._start()
+        for each, outcome in zip(done, result.results, strict=True):
+            if each.is_answered:
+                continue
+            each.is_answered = True
             if isinstance(outcome, Failure):
-                done.errback(outcome)
+                each.done.errback(outcome)
             else:
-                done.callback(outcome)
+                each.done.callback(outcome)
+        for each in dropped:
+            each.is_answered = True
+            each.done.errback(Failure(StoreUnavailable(self._damage or "")))
+
+    def _say(self, result: _Outcome, done: Sequence[_Waiting]) -> None:
+        what = self._watch.what
+        self._refused += sum(
+            isinstance(each, Failure) and bool(each.check(StoreUnavailable)) for each in result.results
+        )
+        self._unsettled = result.unsettled or (self._unsettled and result.problem is not None)
+        late = [
+            not isinstance(outcome, Failure)
+            for each, outcome in zip(done, result.results, strict=True)
+            if each.is_answered and each.once
+        ]
+        if late:
+            self._warnings.warn(
+                f"{what} late",
+                "{what}: {count} were answered with outcome_unknown, for the database had not done them in time;"
+                " {written} of them are written now",
+                what=what,
+                count=len(late),
+                written=sum(late),
+            )
+        before, self._problem = self._problem, result.problem
+        if result.problem is not None and result.is_damage:
+            self.condemn(f"{result.problem}; stop the gateway and restore a backup, or repair it with sqlite3 .recover")
+        elif result.problem is not None and before is None:
+            self._say_refused(result.problem)
+        elif result.problem is None and before is not None and self._watch.says:
+            message = "{what} are taken again; {count} were refused"
+            self._warnings.info(f"{what} taken", message, what=what, count=self._refused)
+        if result.problem is None:
+            self._refused = 0
+
+    def _say_refused(self, problem: str) -> None:
+        what = self._watch.what
+        if self._watch.says:
+            self._warnings.warn(f"{what} refused", "{what} are refused: {problem}", what=what, problem=problem)
 
     async def close(self) -> None:
         """Finish what waits, and take nothing more."""
         self._closed = True
+        for call in (self._look_call, self._deadline_call):
+            if call is not None and call.active():
+                call.cancel()
         while self._running is not None:
             waiting = self._running
             # Not the Deferred itself: its result belongs to nobody.
@@ -105,19 +381,47 @@ class GroupWriter:
         await deferToThreadPool(self._reactor, self._pool, self._connection.close)
 
 
-def inode_of(path: str) -> int | None:
-    """What tells a file from one that took its place; ``None`` where there is none."""
+def inode_of(path: str) -> Identity | None:
+    """Return what tells a file from one that took its place; ``None`` where there is none."""
     try:
-        return os.stat(path).st_ino
+        status = os.stat(path)
     except OSError:
         return None
+    return status.st_dev, status.st_ino
 
 
-def run_together(connection: sqlite3.Connection, jobs: list[Job[Any]]) -> list[Any]:
+def run_together(connection: sqlite3.Connection, jobs: Sequence[Job[Any]]) -> list[Any]:
     """Run jobs in one transaction; a result or a Failure for each. What one raises undoes that one only.
 
-    :raises StoreUnavailable: the database refused; nothing was written.
+    Where a rule of the database ends the transaction (``RAISE(ROLLBACK)``), those before it have one of their own.
+
+    :raises StoreUnavailable: the database refused, for the cause of this error; nothing was written.
+    :raises CommitFailed: the disk failed at the end, for the cause of this error; some of it may be written.
     """
+    outcomes: list[Any] = []
+    while len(outcomes) < len(jobs):
+        try:
+            outcomes += _transaction(connection, jobs[len(outcomes) :])
+        except (sqlite3.Error, CommitFailed) as error:
+            told = _told(error)
+            if not outcomes:
+                raise told from told.__cause__
+            # Those before are durable.
+            outcomes += [Failure(told)] * (len(jobs) - len(outcomes))
+    return outcomes
+
+
+def _told(error: Exception) -> Exception:
+    """Return what a job's owner hears of an error of the database."""
+    if not isinstance(error, sqlite3.Error) or isinstance(error, sqlite3.IntegrityError):
+        return error
+    told = StoreUnavailable(str(error))
+    told.__cause__ = error
+    return told
+
+
+def _transaction(connection: sqlite3.Connection, jobs: Sequence[Job[Any]]) -> list[Any]:
+    """Run the first of some jobs, all where none ends the transaction; what came of these."""
     outcomes: list[Any] = []
     try:
         connection.execute("BEGIN IMMEDIATE")
@@ -125,21 +429,38 @@ def run_together(connection: sqlite3.Connection, jobs: list[Job[Any]]) -> list[A
             connection.execute("SAVEPOINT job")
             try:
                 outcomes.append(job(connection))
-            except Exception:  # it is whose job it was that hears of it
+            except (sqlite3.IntegrityError, RejectedByDatabase):
+                failure = Failure()
+                if not connection.in_transaction:
+                    return [*_again(connection, jobs[: len(outcomes)]), failure]
+                outcomes.append(failure)
+                connection.execute("ROLLBACK TO job")
+            except Exception as error:  # it is whose job it was that hears of it
                 if not connection.in_transaction:  # a full disk ends the transaction itself
                     raise
-                outcomes.append(Failure())
+                outcomes.append(Failure(_told(error)))
                 connection.execute("ROLLBACK TO job")
             connection.execute("RELEASE job")
-        connection.execute("COMMIT")
-    except sqlite3.Error as error:
+        _commit(connection)
+    except BaseException:
         with contextlib.suppress(sqlite3.Error):
             connection.execute("ROLLBACK")
-        raise StoreUnavailable(str(error)) from error
-    return [_explained(outcome) for outcome in outcomes]
+        raise
+    return outcomes
 
 
-def _explained(outcome: Any) -> Any:
-    if isinstance(outcome, Failure) and outcome.check(sqlite3.OperationalError):
-        return Failure(StoreUnavailable(str(outcome.value)))
-    return outcome
+def _again(connection: sqlite3.Connection, jobs: Sequence[Job[Any]]) -> list[Any]:
+    return run_together(connection, jobs) if jobs else []
+
+
+def _commit(connection: sqlite3.Connection) -> None:
+    try:
+        connection.execute("COMMIT")
+    except sqlite3.Error as error:
+        if primary(error) == sqlite3.SQLITE_IOERR:
+            raise CommitFailed from error
+        raise
+
+
+def _refused(jobs: Sequence[tuple[Job[Any], bool]], problem: str) -> _Outcome:
+    return _Outcome([Failure(StoreUnavailable(problem)) for _ in jobs], problem)

@@ -1,0 +1,135 @@
+"""Machines' databases that cannot be written or read: what is said of them in ``/healthz``, until that is over."""
+
+import os
+import sqlite3
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeAlias
+
+#: Machines that are named; the others are counted.
+_NAMED: Final = 20
+
+#: What changes where a database is repaired, replaced or written: identity, time of change and size of its files.
+_State: TypeAlias = tuple[tuple[int, int, int, int] | None, ...]
+
+
+@dataclass(slots=True)
+class _Fault:
+    """What is wrong with one machine's database.
+
+    :ivar verb: ``written`` or ``read``.
+    :ivar lost: entries that were given up.
+    :ivar stays: whether only a repair ends it.
+    :ivar seen: the files' state when they were looked at last.
+    """
+
+    verb: str
+    text: str
+    lost: int = 0
+    stays: bool = False
+    seen: _State | None = None
+
+
+class MachineFaults:
+    """What is wrong with databases of machines. Every method may be called in any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._faults: dict[str, _Fault] = {}
+
+    @property
+    def problems(self) -> list[str]:
+        """One line for each machine, but for those beyond a few."""
+        with self._lock:
+            lines = [_line(machine, fault) for machine, fault in sorted(self._faults.items())]
+        if len(lines) > _NAMED:
+            lines[_NAMED:] = [f"statistics of {len(lines) - _NAMED} more machines cannot be read or written"]
+        return lines
+
+    def waits(self, machine: str, text: str) -> None:
+        """Entries of a machine cannot be written now, and wait."""
+        with self._lock:
+            fault = self._faults.setdefault(machine, _Fault("written", text))
+            if not fault.stays:
+                fault.verb, fault.text = "written", text
+
+    def damaged(self, machine: str, text: str, verb: str, lost: int = 0) -> None:
+        """A machine's database is damaged: entries of it may be lost."""
+        with self._lock:
+            fault = self._faults.setdefault(machine, _Fault(verb, text))
+            if verb == "written" or not fault.stays:
+                fault.verb, fault.text = verb, text
+            fault.lost += lost
+            fault.stays = True
+
+    def wrote(self, machine: str) -> None:
+        """Entries of a machine were written: what made them wait is over."""
+        # Mostly there is nothing to be done; a dict may be asked without the lock.
+        if machine in self._faults:
+            with self._lock:
+                if not self._faults[machine].stays:
+                    del self._faults[machine]
+
+    @property
+    def any_stay(self) -> bool:
+        """Return whether a database must be looked at again."""
+        with self._lock:
+            return any(fault.stays for fault in self._faults.values())
+
+    def look(self, path_of: Callable[[str], str]) -> list[tuple[str, int]]:
+        """Look whether damaged databases were repaired, replaced or removed; this may block.
+
+        :returns: those that were, and how many entries each has lost.
+        """
+        with self._lock:
+            suspects = [(machine, fault) for machine, fault in self._faults.items() if fault.stays]
+        over = []
+        for machine, fault in suspects:
+            path = path_of(machine)
+            state = _state_of(path)
+            if state == fault.seen:
+                continue
+            fault.seen = state
+            if _is_sound(path):
+                with self._lock:
+                    self._faults.pop(machine, None)
+                over.append((machine, fault.lost))
+        return over
+
+
+def _line(machine: str, fault: _Fault) -> str:
+    line = f"statistics of {machine} cannot be {fault.verb}: {fault.text}"
+    if not fault.stays:
+        return f"{line}; they wait"
+    lost = f"; {fault.lost} entries lost" if fault.lost else ""
+    return (
+        f"{line}{lost}; restore {machine}.db from a backup, or move it away; then python -m gateway.recompute makes"
+        " statistics again from raw files (anomalies are in none)"
+    )
+
+
+def _state_of(path: str) -> _State:
+    found: list[tuple[int, int, int, int] | None] = []
+    for each in (path, f"{path}-wal"):
+        try:
+            status = os.stat(each)
+        except OSError:
+            found.append(None)
+        else:
+            found.append((status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size))
+    return tuple(found)
+
+
+def _is_sound(path: str) -> bool:
+    """Return whether a database is whole; one that is missing is made again."""
+    if not os.path.exists(path):
+        return os.path.isdir(os.path.dirname(path))
+    try:
+        uri = Path(path).absolute().as_uri() + "?mode=ro"
+        with closing(sqlite3.connect(uri, uri=True, timeout=0.5)) as connection:
+            return bool(connection.execute("PRAGMA integrity_check(1)").fetchone() == ("ok",))
+    except sqlite3.Error:
+        return False
