@@ -30,7 +30,7 @@ from gateway.raw.files import RawFile
 from gateway.raw.twice import timed_runs
 from gateway.stats.rollup import Rollup
 from gateway.store.direct import DirectStore
-from gateway.store.interface import Store, StoreUnavailable
+from gateway.store.interface import MachineDamaged, Store, StoreUnavailable
 from gateway.store.rows import detail_of
 from gateway.store.sqlite import SqliteStore
 
@@ -314,7 +314,10 @@ async def _run(reactor: Any, options: argparse.Namespace, settings: Settings) ->
             recompute = Recompute(store, clock, write=not options.dry_run, force=options.force, progress=progress)
             for job in jobs:
                 lost = _lost(counters)
-                await recompute.run(job)
+                try:
+                    await recompute.run(job)
+                except MachineDamaged as error:
+                    recompute.problems.append(f"the database of {job.machine} cannot be read: {error}")
                 if _lost(counters) > lost:
                     recompute.problems.append(f"the database of {job.machine} cannot be written")
     except (StoreUnavailable, OSError) as error:

@@ -133,7 +133,7 @@ def _gateway(options: Options, reactor: Any) -> IService:
     from gateway.service import Gateway, Listener, StartError
     from gateway.stats.rollup import Rollup
     from gateway.stats.statistics import Statistics
-    from gateway.store.interface import SEQ_BLOCK, Store, StoreUnavailable
+    from gateway.store.interface import SEQ_BLOCK, DirectoryUnusable, Store, StoreUnavailable
     from gateway.store.sqlite import SqliteStore
     from gateway.threads import pool_of
     from gateway.web.asyncapi import AsyncApiResource
@@ -155,7 +155,7 @@ def _gateway(options: Options, reactor: Any) -> IService:
     settings = options.settings
     foreground = bool(options.parent["nodaemon"]) if options.parent is not None else True
     # twistd goes into its --rundir later.
-    below = os.path.join(os.getcwd(), options.parent["rundir"] if options.parent is not None else ".")
+    below = os.path.realpath(options.parent["rundir"] if options.parent is not None else ".")
     data_path = os.path.join(below, settings.data.path)
     database_path = os.path.join(below, settings.database.path)
 
@@ -327,7 +327,8 @@ def _gateway(options: Options, reactor: Any) -> IService:
         try:
             store.open()
         except StoreUnavailable as error:
-            raise StartError(f"database.{'path' if database.url is None else 'url'}: {error}") from error
+            key = "path" if database.url is None or isinstance(error, DirectoryUnusable) else "url"
+            raise StartError(f"database.{key}: {error}") from error
         bus.number_from(store.first_seq, SequenceReserve(store).used)
         file_pool.start()
         retention_pool.start()

@@ -22,6 +22,14 @@ class StoreUnavailable(Exception):
     """The store cannot take it now, and nothing was written."""
 
 
+class DirectoryUnusable(StoreUnavailable):
+    """A file under ``database.path`` cannot be used, whatever the server that ``database.url`` names."""
+
+
+class MachineDamaged(StoreUnavailable):
+    """What the store has of one machine cannot be read; others are not affected."""
+
+
 class OutcomeUnknown(Exception):
     """A commit may have been written: the store was told to write it and has not said in time whether it did."""
 

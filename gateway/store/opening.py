@@ -142,17 +142,17 @@ def _loss(path: str, note: Note | None) -> _Loss | None:
         return None if has_tables(path) else _Loss(f"{name} holds no tables")
     except sqlite3.DatabaseError as error:
         if is_damage(error):
-            return _Loss(f"{name} is damaged ({error})", keeps_from_starting=True)
+            return _Loss(f"{path} is damaged ({error})", keeps_from_starting=True)
         raise
 
 
 def _sign_of_gateway(path: str, note: Note | None) -> str | None:
     """Say what shows that a gateway had a file here; ``None`` where nothing does, as beside the old server's files."""
     directory = os.path.dirname(path)
+    if os.path.exists(f"{path}-wal"):
+        return f"its write-ahead log {path}-wal is there: keep it"
     if note is not None:
         return f"a gateway has used {directory} and given commits ids up to {note.commit}"
-    if os.path.exists(f"{path}-wal"):
-        return f"its write-ahead log {path}-wal is there"
     if _spool_row(directory, "SELECT 1 FROM sensor UNION ALL SELECT 1 FROM entry LIMIT 1") is not None:
         return f"{SPOOL_FILE} has entries of a gateway that used {directory}"
     with _explaining(directory):

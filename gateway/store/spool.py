@@ -26,7 +26,7 @@ from gateway.counters import Counters
 from gateway.logs import LimitedLog
 from gateway.model import Entry, Fault, HourEnd, PeriodEnd, Sighting
 from gateway.period import PERIODS, start_of
-from gateway.store.interface import SEQ_BLOCK, DayMark, SensorState, Standing, StoreUnavailable
+from gateway.store.interface import SEQ_BLOCK, DayMark, DirectoryUnusable, SensorState, Standing, StoreUnavailable
 from gateway.store.note import Note, read_note, write_note
 from gateway.store.opening import GATEWAY_FILE, SPOOL_FILE, STORE_NOTE
 from gateway.store.sqlite import reserved_in
@@ -148,7 +148,7 @@ class Spool:
                 connection.close()
                 raise
         except sqlite3.Error as error:
-            raise StoreUnavailable(self._unusable(error)) from error
+            raise DirectoryUnusable(self._unusable(error)) from error
         if found is not None:
             log.error("{problem}", problem=found)
             # Where nothing waited, nothing is lost.
@@ -362,12 +362,12 @@ def _prepare(connection: sqlite3.Connection) -> None:
     (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if found != "ok":
         path = connection.execute("PRAGMA database_list").fetchone()[2]
-        raise StoreUnavailable(f"{SPOOL_FILE}: the file is damaged ({found.splitlines()[-1]}); {_todo(path)}")
+        raise DirectoryUnusable(f"{SPOOL_FILE}: the file is damaged ({found.splitlines()[-1]}); {_todo(path)}")
     folder = importlib.resources.files("gateway.store.schema.spool")
     (done,) = connection.execute("PRAGMA user_version").fetchone()
     steps = {int(step.name[:2]): step for step in folder.iterdir() if step.name.endswith(".sql")}
     if done > max(steps):
-        raise StoreUnavailable(f"{SPOOL_FILE}: a later version of the gateway has written it")
+        raise DirectoryUnusable(f"{SPOOL_FILE}: a later version of the gateway has written it")
     for number in sorted(steps):
         if number > done:
             text = steps[number].read_text("utf-8")

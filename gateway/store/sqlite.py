@@ -34,6 +34,7 @@ from gateway.store.interface import (
     Encode,
     IdempotencyConflict,
     IdempotencyKey,
+    MachineDamaged,
     Page,
     RejectedByDatabase,
     SensorState,
@@ -518,6 +519,7 @@ class SqliteStore(Store):
                 self._faults.damaged(machine, text, "read")
                 self._reactor.callFromThread(self._look_later)
                 self._warn(f"{machine} read", "{machine}.db cannot be read: {error}", machine=machine, error=text)
+                raise MachineDamaged(text) from error
             if primary(error) != sqlite3.SQLITE_ERROR or not or_empty:
                 raise StoreUnavailable(text) from error
             self._warn(f"{machine} read", "{machine}.db cannot be read: {error}", machine=machine, error=text)
@@ -575,10 +577,12 @@ _INSERT: Final = (
 
 def _check(connection: sqlite3.Connection) -> None:
     """Compile what commits need, triggers included; nothing is run."""
-    connection.execute(f"EXPLAIN {_INSERT}", (None,) * 9).fetchone()
     connection.execute("SELECT key, fingerprint, answer, made_at FROM idempotency LIMIT 0")
     connection.execute("SELECT machine, sensor, type FROM sensor LIMIT 0")
     connection.execute("SELECT reserved FROM event_seq LIMIT 0")
+    # Only now is the schema the present one; a statement whose text is the same is not compiled again.
+    (version,) = connection.execute("PRAGMA schema_version").fetchone()
+    connection.execute(f"EXPLAIN /* schema {version} */ {_INSERT}", (None,) * 9).fetchone()
 
 
 def _touch(connection: sqlite3.Connection) -> None:

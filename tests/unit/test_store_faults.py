@@ -1,0 +1,915 @@
+"""What the embedded store says and does when its files are lost, damaged, moved, locked or refuse a row."""
+
+import contextlib
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import gatherResults
+from twisted.internet.task import deferLater
+from twisted.logger import capturedLogs
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from gateway.clock import WallClock
+from gateway.counters import Counters
+from gateway.model import Sighting
+from gateway.store import sqlite, sqlite_errors, writing
+from gateway.store.interface import (
+    IdempotencyKey,
+    OutcomeUnknown,
+    RejectedByDatabase,
+    StoreUnavailable,
+)
+from gateway.store.note import Note, read_note, write_note
+from gateway.store.spool import SPOOL_FILE, Spool
+from gateway.store.sqlite import SqliteStore
+from tests.unit.test_store import DAY, ENTRY, at, fault, mean
+
+NAME = "cynow-gateway.sqlite3"
+
+PATIENCE = 60.0
+
+
+class StoreCase(TestCase):
+    """A store in a folder of its own, whose looks come fast."""
+
+    wall = 1_000_000.0
+
+    def setUp(self) -> None:
+        self.patch(writing, "_LOOK", 0.02)
+        self.patch(sqlite, "_LOOK", 0.02)
+        self.folder = Path(tempfile.mkdtemp(prefix="cynow-store-"))
+        self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
+        self.path = self.folder / NAME
+        self.counters = Counters()
+        self.opened: list[Any] = []
+        self.addCleanup(self.close)
+
+    async def close(self) -> None:
+        while self.opened:
+            await self.opened.pop().close()
+
+    def open(self, **options: Any) -> SqliteStore:
+        clock = WallClock(UTC, lambda: self.wall, time.monotonic)
+        store = SqliteStore(reactor, clock, self.counters, str(self.folder), **options)
+        store.open()
+        self.opened.append(store)
+        return store
+
+    async def until(self, condition: Callable[[], Any], what: str) -> None:
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            self.assertLess(time.monotonic(), end, f"waited in vain: {what}")
+            await deferLater(reactor, 0.01)
+
+    async def refused(self, store: SqliteStore) -> str:
+        """Why a commit is refused now, as the answer and ``/healthz`` say."""
+        with self.assertRaises(StoreUnavailable):
+            await store.commit(ENTRY, None)
+        (problem,) = store.problems
+        self.assertTrue(problem.startswith("commits are refused: "), problem)
+        return problem
+
+    @contextlib.contextmanager
+    def rows(self, path: Path | None = None) -> Iterator[sqlite3.Connection]:
+        with contextlib.closing(sqlite3.connect(path or self.path, isolation_level=None)) as connection:
+            yield connection
+
+    def count(self) -> int:
+        with self.rows() as connection:
+            (count,) = connection.execute("SELECT count(*) FROM scale_weight_log").fetchone()
+        return int(count)
+
+
+class ProblemTests(StoreCase):
+    """Every commit is refused: health says why, before one is tried, and it passes by itself."""
+
+    async def noticed(self, store: SqliteStore, *words: str) -> None:
+        """Without a commit."""
+        await self.until(lambda: store.problems, "a problem")
+        for word in words:
+            self.assertIn(word, store.problems[0])
+        await self.refused(store)
+
+    async def cleared(self, store: SqliteStore) -> None:
+        await self.until(lambda: not store.problems, "no problem")
+        await store.commit(ENTRY, None)
+
+    async def test_problems_without_a_fault_are_none(self) -> None:
+        store = self.open()
+        await store.commit(ENTRY, None)
+        await deferLater(reactor, 0.2)
+        self.assertEqual(store.problems, [])
+
+    async def test_problems_directory_moved_names_it_and_clears(self) -> None:
+        store = self.open()
+        elsewhere = self.folder.rename(self.folder.with_suffix(".moved"))
+        await self.noticed(store, str(self.folder), "moved or removed", "put it back")
+        elsewhere.rename(self.folder)
+        await self.cleared(store)
+
+    async def test_problems_directory_replaced_by_a_copy_asks_for_a_restart(self) -> None:
+        store = self.open()
+        elsewhere = self.folder.rename(self.folder.with_suffix(".moved"))
+        self.addCleanup(shutil.rmtree, elsewhere)
+        shutil.copytree(elsewhere, self.folder)
+        await self.noticed(store, str(self.path), "replaced", "start the gateway again")
+
+    async def test_problems_file_removed_names_it_and_clears(self) -> None:
+        store = self.open()
+        moved = self.path.rename(self.folder / "moved")
+        await self.noticed(store, str(self.path), "removed or replaced")
+        moved.rename(self.path)
+        await self.cleared(store)
+
+    async def test_problems_log_removed_names_it(self) -> None:
+        store = self.open()
+        await store.commit(ENTRY, None)
+        self.path.with_name(f"{NAME}-wal").unlink()
+        await self.noticed(store, f"{NAME}-wal", "removed")
+        # What was in it is saved by the end.
+        await self.close()
+        self.assertEqual(self.count(), 1)
+
+    async def test_problems_file_truncated_is_said(self) -> None:
+        store = self.open()
+        os.truncate(self.path, 0)
+        await self.noticed(store, NAME, "truncated")
+
+    async def test_problems_table_renamed_names_it_and_clears(self) -> None:
+        for table in ("scale_weight_log", "idempotency", "event_seq", "sensor"):
+            store = self.open()
+            with self.rows() as connection:
+                connection.execute(f"ALTER TABLE {table} RENAME TO gone")
+            await self.until(lambda store=store: store.problems, "a problem")
+            self.assertIn(f"no such table: {table}", store.problems[0])
+            with self.rows() as connection:
+                connection.execute(f"ALTER TABLE gone RENAME TO {table}")
+            await self.cleared(store)
+            await self.close()
+
+    async def test_problems_table_renamed_before_the_start_is_said_and_clears(self) -> None:
+        store = self.open()
+        await store.commit(ENTRY, None)
+        await self.close()
+        with self.rows() as connection:
+            connection.execute("ALTER TABLE scale_weight_log RENAME TO gone")
+        store = self.open()
+        await self.noticed(store, "no such table: scale_weight_log")
+        with self.rows() as connection:
+            connection.execute("ALTER TABLE gone RENAME TO scale_weight_log")
+        await self.cleared(store)
+        self.assertEqual(self.count(), 2)
+
+    async def test_problems_column_renamed_or_trigger_broken_is_said(self) -> None:
+        for statement, back, word in (
+            (
+                "ALTER TABLE scale_weight_log RENAME COLUMN raw_line TO line",
+                "ALTER TABLE scale_weight_log RENAME COLUMN line TO raw_line",
+                "raw_line",
+            ),
+            (
+                "CREATE TRIGGER t AFTER INSERT ON scale_weight_log BEGIN INSERT INTO plant VALUES (new.id); END",
+                "DROP TRIGGER t",
+                "plant",
+            ),
+        ):
+            store = self.open()
+            with self.rows() as connection:
+                connection.execute(statement)
+            await self.noticed(store, word)
+            with self.rows() as connection:
+                connection.execute(back)
+            await self.cleared(store)
+            await self.close()
+
+    async def test_problems_file_locked_is_said_and_clears(self) -> None:
+        store = self.open()
+        with self.rows() as other:
+            other.execute("BEGIN EXCLUSIVE")
+            await self.until(lambda: store.problems, "a problem")
+            self.assertIn(NAME, store.problems[0])
+            self.assertIn("locked", store.problems[0])
+            await self.refused(store)
+            other.execute("ROLLBACK")
+        await self.cleared(store)
+
+    async def test_problems_file_locked_for_a_moment_are_none(self) -> None:
+        self.patch(writing, "_LOOK", 3600.0)
+        store = self.open()
+        with self.rows() as other:
+            other.execute("BEGIN EXCLUSIVE")
+            store._gateway._look_call.reset(0)  # type: ignore[union-attr]  # it is open
+            await self.until(lambda: store._gateway._was_locked, "the look")  # type: ignore[union-attr]
+            await self.until(lambda: store._gateway._running is None, "the look")  # type: ignore[union-attr]
+            self.assertEqual(store.problems, [])
+            other.execute("ROLLBACK")
+        await store.commit(ENTRY, None)
+
+    async def test_refused_commits_are_one_line_and_their_end_another(self) -> None:
+        store = self.open()
+        with capturedLogs() as events:
+            moved = self.path.rename(self.folder / "moved")
+            for _ in range(200):
+                with self.assertRaises(StoreUnavailable):
+                    await store.commit(ENTRY, None)
+            moved.rename(self.path)
+            await self.cleared(store)
+        lines = [event["log_format"] for event in events]
+        self.assertEqual(
+            [line.partition(":")[0] for line in lines],
+            ["{what} are refused", "{what} are taken again; {count} were refused"],
+        )
+        self.assertGreaterEqual(events[-1]["count"], 200)
+        self.assertNotIn("CY1", str(events))
+
+    async def test_commits_into_a_damaged_file_are_refused_and_found_at_the_start(self) -> None:
+        store = self.open()
+        await gatherResults([store.commit(ENTRY, IdempotencyKey(f"{n}", "f")) for n in range(200)])
+        await self.close()
+        with self.rows() as connection:
+            ((root,),) = connection.execute(
+                "SELECT rootpage FROM sqlite_master WHERE name = 'scale_weight_log_cylinder_no'"
+            )
+            ((size,),) = connection.execute("PRAGMA page_size")
+        with self.path.open("r+b") as file:
+            file.seek((root - 1) * size)
+            file.write(b"\xa5" * size)
+        store = self.open()
+        await self.until(lambda: store.problems, "the check")
+        self.assertIn("damaged", store.problems[0])
+        self.assertIn("restore a backup", store.problems[0])
+        await self.refused(store)
+        with self.assertRaises(StoreUnavailable):
+            await store.replay(IdempotencyKey("1", "f"))
+        # Statistics go on: types of sensors are not waited for.
+        self.assertEqual(await store.write([Sighting("M", "v", "VIB"), fault("M", 1)]), [])
+
+
+class RefusedRowTests(StoreCase):
+    """A row that the database will always refuse costs itself only."""
+
+    def add(self, statement: str) -> None:
+        with self.rows() as connection:
+            connection.execute(statement)
+
+    async def outcomes(self, store: SqliteStore) -> list[Any]:
+        """Of commits that share a transaction, each third of which weighs too much."""
+        # The first keeps the thread busy while the others come.
+        work = [
+            store.commit(replace(ENTRY, cylinder_no=f"SECRET-{n}", event_type="BAD" if n % 3 == 1 else "SHIP"), None)
+            for n in range(30)
+        ]
+        found = []
+        for each in work:
+            try:
+                found.append((await each).answer["id"])
+            except RejectedByDatabase as error:
+                self.assertNotIn("SECRET", str(error))
+                found.append(str(error))
+        return found
+
+    async def rejected(self, rule: str) -> None:
+        store = self.open()
+        self.add(rule)
+        with capturedLogs() as events:
+            found = await self.outcomes(store)
+        self.assertEqual([isinstance(each, str) for each in found], [n % 3 == 1 for n in range(30)])
+        with self.rows() as connection:
+            rows = connection.execute("SELECT cylinder_no, id FROM scale_weight_log ORDER BY id").fetchall()
+        self.assertEqual(rows, [(f"SECRET-{n}", each) for n, each in enumerate(found) if not isinstance(each, str)])
+        self.assertNotIn("SECRET", str(events))
+        self.assertEqual(store.problems, [])
+
+    async def test_commit_a_trigger_aborts_is_rejected_alone(self) -> None:
+        for kind in ("ABORT", "FAIL", "ROLLBACK"):
+            await self.rejected(
+                "CREATE TRIGGER plant BEFORE INSERT ON scale_weight_log WHEN new.event_type = 'BAD'"
+                f" BEGIN SELECT RAISE({kind}, 'not here'); END"
+            )
+            await self.close()
+            self.path.unlink()
+            os.removexattr(self.folder, "user.cynow-gateway.store")
+
+    async def test_commit_a_check_refuses_is_rejected_and_named(self) -> None:
+        store = self.open()
+        with self.rows() as connection:
+            (old,) = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'scale_weight_log'").fetchone()
+            connection.execute("PRAGMA writable_schema = ON")
+            connection.execute(
+                "UPDATE sqlite_master SET sql = ? WHERE name = 'scale_weight_log'",
+                (old.rstrip(")\n") + ", CONSTRAINT weight_of_plant CHECK (gross_kg < 50))",),
+            )
+            (version,) = connection.execute("PRAGMA schema_version").fetchone()
+            connection.execute(f"PRAGMA schema_version = {version + 1}")
+        with self.assertRaisesRegex(RejectedByDatabase, "weight_of_plant"):
+            await store.commit(ENTRY, IdempotencyKey("k", "f"))
+        self.assertIsNone(await store.replay(IdempotencyKey("k", "f")))
+        await store.commit(replace(ENTRY, gross_kg=Decimal("1.00")), IdempotencyKey("k", "f"))
+
+    async def test_commit_that_a_unique_index_refuses_is_rejected(self) -> None:
+        store = self.open()
+        self.add("CREATE UNIQUE INDEX plant ON scale_weight_log (cylinder_no)")
+        await store.commit(ENTRY, None)
+        with self.assertRaises(RejectedByDatabase):
+            await store.commit(ENTRY, None)
+
+    def test_rule_that_quotes_the_row_is_not_repeated(self) -> None:
+        error = sqlite3.IntegrityError("cylinder CY1 is gone")
+        self.assertEqual(sqlite._rule(error, ("CY1", None, "")), "a constraint")
+        self.assertEqual(sqlite._rule(error, ("CY2", None, "")), "cylinder CY1 is gone")
+
+
+class OutcomeTests(StoreCase):
+    """How long a commit is waited for, and what is known of it then."""
+
+    def stall(self, store: SqliteStore) -> threading.Event:
+        """Keep the writer's thread in a transaction until the event is set."""
+        event = threading.Event()
+        self.addCleanup(event.set)
+        store._gateway.run(lambda _: event.wait(PATIENCE))  # type: ignore[union-attr]  # it is open
+        return event
+
+    async def test_commit_in_a_thread_that_hangs_is_answered_in_time(self) -> None:
+        self.patch(sqlite, "_PATIENCE", 0.2)
+        store = self.open()
+        event = threading.Event()
+        self.addCleanup(event.set)
+        commit = sqlite._commit
+
+        def slow(*given: Any) -> Any:
+            result = commit(*given)
+            event.wait(PATIENCE)
+            return result
+
+        self.patch(sqlite, "_commit", slow)
+        begun = store.commit(ENTRY, IdempotencyKey("k", "f"))
+        await deferLater(reactor, 0.05)
+        waiting = store.commit(replace(ENTRY, cylinder_no="CY2"), IdempotencyKey("l", "f"))
+        question = store.replay(IdempotencyKey("k", "f"))
+        with self.assertRaises(OutcomeUnknown):
+            await begun
+        for each in (waiting, question):
+            with self.assertRaises(StoreUnavailable):
+                await each
+        self.patch(sqlite, "_commit", commit)
+        with capturedLogs() as events:
+            event.set()
+            # The same key tells: it was written, and the one that only waited was not.
+            again = await store.commit(ENTRY, IdempotencyKey("k", "f"))
+        self.assertIsNone(again.commit)
+        self.assertEqual(self.count(), 1)
+        (late,) = [event for event in events if "outcome_unknown" in event["log_format"]]
+        self.assertEqual((late["count"], late["written"]), (1, 1))
+
+    async def test_commit_behind_a_job_that_hangs_was_not_written(self) -> None:
+        self.patch(sqlite, "_PATIENCE", 0.1)
+        store = self.open()
+        event = self.stall(store)
+        with self.assertRaises(StoreUnavailable):
+            await store.commit(ENTRY, None)
+        event.set()
+        self.patch(sqlite, "_PATIENCE", PATIENCE)
+        await store.commit(ENTRY, None)
+        self.assertEqual(self.count(), 1)
+
+    async def failing(self, store: SqliteStore, failures: int) -> Any:
+        """Commit while so many COMMITs fail as a disk does."""
+        left = [failures]
+        commit = writing._commit
+
+        def fails(connection: sqlite3.Connection) -> None:
+            if left[0]:
+                left[0] -= 1
+                error = sqlite3.OperationalError("disk I/O error")
+                error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+                raise writing.CommitFailed from error
+            commit(connection)
+
+        self.patch(writing, "_commit", fails)
+        return await store.commit(ENTRY, IdempotencyKey("k", "f"))
+
+    async def test_commit_that_the_disk_fails_and_the_next_write_covers_was_not_written(self) -> None:
+        store = self.open()
+        with self.assertRaises(StoreUnavailable):
+            await self.failing(store, 1)
+        await self.until(lambda: not store.problems, "no problem")
+        self.assertEqual(self.count(), 0)
+
+    async def test_commit_that_the_disk_fails_for_long_is_unknown(self) -> None:
+        store = self.open()
+        with self.assertRaises(OutcomeUnknown):
+            await self.failing(store, 2)
+        self.assertIn("disk I/O error", store.problems[0])
+        await self.until(lambda: not store.problems, "no problem")
+        result = await store.commit(ENTRY, IdempotencyKey("k", "f"))
+        self.assertIsNotNone(result.commit)
+        self.assertEqual(self.count(), 1)
+
+
+class LostFileTests(StoreCase):
+    """A file of commits that is lost is no new one."""
+
+    KEY = IdempotencyKey("k", "f")
+
+    async def lived(self) -> int:
+        """Let a gateway live here; the last number of its events."""
+        store = self.open()
+        await store.commit(ENTRY, self.KEY)
+        await store.commit(ENTRY, None)
+        await store.write([Sighting("M", "v", "VIB"), mean("v", "2025-12-18 10:00:00", 1.0), fault("M", 1)])
+        reserved = store.reserved
+        await self.close()
+        return reserved
+
+    def forget(self) -> None:
+        """Let there be no note, as on a file system that keeps none."""
+        os.removexattr(self.folder, "user.cynow-gateway.store")
+
+    def lose(self, how: str) -> None:
+        self.path.unlink()
+        if how == "empty":
+            self.path.touch()
+        elif how == "without tables":
+            with self.rows() as connection:
+                connection.execute("PRAGMA journal_mode = WAL")
+
+    async def served(self, store: SqliteStore, *words: str) -> None:
+        problem = await self.refused(store)
+        for word in (*words, "--accept-empty-store"):
+            self.assertIn(word, problem)
+        with self.assertRaises(StoreUnavailable):
+            await store.commit(ENTRY, self.KEY)
+        with self.assertRaises(StoreUnavailable):
+            await store.replay(self.KEY)
+        # Statistics go on, types of sensors or not.
+        self.assertEqual(await store.write([Sighting("M", "w", "VIB"), mean("w", "2025-12-18 11:00:00", 1.0)]), [])
+        self.assertEqual(len((await store.means("hour", "M", DAY, DAY)).items), 2)
+        self.assertIn("M", (await store.standing({}, at("2025-12-18 12:00:00"))).unreadable)
+
+    async def test_open_file_lost_refuses_commits_until_accepted(self) -> None:
+        for how, word in (("missing", "missing"), ("empty", "0 bytes"), ("without tables", "no tables")):
+            for noted in (True, False):
+                reserved = await self.lived()
+                self.lose(how)
+                if not noted:
+                    self.forget()
+                before = self.path.read_bytes() if self.path.exists() else None
+                for _ in range(2):
+                    store = self.open()
+                    await self.served(store, word)
+                    self.assertGreater(store.first_seq, reserved)
+                    reserved = store.reserved
+                    await store.reserve(reserved + 5)
+                    reserved += 5
+                    await self.close()
+                    # Nothing was touched.
+                    self.assertEqual(self.path.read_bytes() if self.path.exists() else None, before)
+                store = self.open(accept_empty=True)
+                self.assertEqual(store.problems, [])
+                self.assertGreater(store.first_seq, reserved)
+                result = await store.commit(ENTRY, self.KEY)
+                # Ids go on above those that are known to have been given.
+                self.assertEqual(result.answer["id"], 3 if noted else 1)
+                await self.close()
+                if before is not None:
+                    (aside,) = self.folder.glob(f"{NAME}.set-aside-*")
+                    aside.unlink()
+                # And the next start is as any.
+                store = self.open()
+                self.assertEqual((await store.commit(ENTRY, self.KEY)).commit, None)
+                await self.close()
+                shutil.rmtree(self.folder)
+                self.folder.mkdir()
+
+    async def test_open_restored_file_takes_commits_again(self) -> None:
+        reserved = await self.lived()
+        backup = self.path.read_bytes()
+        self.path.write_bytes(b"")
+        store = self.open()
+        await self.served(store, "0 bytes")
+        reserved = store.reserved
+        await self.close()
+        self.path.write_bytes(backup)
+        store = self.open()
+        self.assertEqual(store.problems, [])
+        self.assertGreater(store.first_seq, reserved)
+        self.assertIsNone((await store.commit(ENTRY, self.KEY)).commit)
+
+    async def test_open_old_backup_refuses_commits_until_accepted(self) -> None:
+        await self.lived()
+        backup = self.path.read_bytes()
+        store = self.open()
+        await store.commit(ENTRY, IdempotencyKey("later", "f"))
+        await self.close()
+        self.path.write_bytes(backup)
+        store = self.open()
+        problem = await self.refused(store)
+        self.assertIn("up to id 2, but ids up to 3 were given", problem)
+        await self.close()
+        store = self.open(accept_empty=True)
+        # What it holds stays, and ids go on above those that were given.
+        self.assertIsNone((await store.commit(ENTRY, self.KEY)).commit)
+        self.assertEqual((await store.commit(ENTRY, None)).answer["id"], 4)
+
+    async def test_open_another_gateways_file_refuses_commits(self) -> None:
+        await self.lived()
+        mine = self.path.read_bytes()
+        for path in (self.path, *self.folder.glob("*.db")):
+            path.unlink()
+        self.forget()
+        await self.lived()
+        self.path.write_bytes(mine)
+        problem = await self.refused(self.open())
+        self.assertIn("another one is in its place", problem)
+
+    async def test_open_another_file_where_no_commit_was_is_taken(self) -> None:
+        await self.lived()
+        mine = self.path.read_bytes()
+        self.path.unlink()
+        self.forget()
+        for path in self.folder.glob("*.db"):
+            path.unlink()
+        self.open()
+        await self.close()
+        self.path.write_bytes(mine)
+        store = self.open()
+        self.assertEqual(store.problems, [])
+        self.assertIsNone((await store.commit(ENTRY, self.KEY)).commit)
+
+    async def test_open_empty_file_beside_a_log_removes_nothing(self) -> None:
+        """SQLite removes the log of an empty database; commits may be in it only."""
+        store = self.open()
+        await store.commit(ENTRY, None)
+        copy = Path(tempfile.mkdtemp(prefix="cynow-store-"))
+        self.addCleanup(shutil.rmtree, copy)
+        for name in (NAME, f"{NAME}-wal"):
+            shutil.copy(self.folder / name, copy / name)
+        await self.close()
+        self.folder, self.path = copy, copy / NAME
+        whole = self.path.read_bytes()
+        log = self.path.with_name(f"{NAME}-wal").read_bytes()
+        self.assertTrue(log)
+        for content in (b"", None):
+            self.path.unlink()
+            if content is not None:
+                self.path.write_bytes(content)
+            self.assertIn("write-ahead log", await self.refused(self.open()))
+            await self.close()
+            self.assertEqual(self.path.with_name(f"{NAME}-wal").read_bytes(), log)
+            self.path.write_bytes(whole)
+        self.open()
+        await self.close()
+        self.assertEqual(self.count(), 1)
+
+    async def test_open_beside_databases_of_the_old_server_is_a_first_start(self) -> None:
+        with self.rows(self.folder / "M.db") as connection:
+            connection.execute(
+                "CREATE TABLE v_hour_avg (id INTEGER PRIMARY KEY AUTOINCREMENT, time TIMESTAMP, data REAL)"
+            )
+            connection.execute(
+                "CREATE TABLE anomaly"
+                " (id INTEGER PRIMARY KEY AUTOINCREMENT, time TIMESTAMP, threshold REAL, score REAL)"
+            )
+            connection.execute("INSERT INTO v_hour_avg (time, data) VALUES ('2025-12-18 10:00:00', 1.5)")
+        (self.folder / "N.db").write_bytes(b"something else" * 1000)
+        (self.folder / "O.db").touch()
+        store = self.open()
+        self.assertEqual(store.problems, [])
+        self.assertEqual((await store.commit(ENTRY, None)).answer["id"], 1)
+        self.assertEqual((await store.means("hour", "M", DAY, DAY)).items[0]["data"], 1.5)
+
+    async def test_open_beside_a_spool_with_entries_refuses_commits(self) -> None:
+        clock = WallClock(UTC, lambda: self.wall, time.monotonic)
+        spool = Spool(reactor, clock, self.counters, str(self.folder), 10**6)
+        spool.open()
+        await spool.append([fault("M", 1)])
+        number = spool.reserved
+        await spool.close()
+        store = self.open()
+        self.assertIn(SPOOL_FILE, await self.refused(store))
+        self.assertGreater(store.first_seq, number)
+
+    async def test_open_garbage_says_what_to_do_and_an_accepted_start_sets_it_aside(self) -> None:
+        for content in (b"something else" * 1000, b"SQLite format 3\0" + b"x" * 5000, bytes(8192)):
+            self.path.write_bytes(content)
+            with self.assertRaisesRegex(StoreUnavailable, f"{NAME} is damaged .*{self.path}.*--accept-empty-store"):
+                self.open()
+            self.assertEqual(self.path.read_bytes(), content)
+            store = self.open(accept_empty=True)
+            await store.commit(ENTRY, None)
+            await self.close()
+            (aside,) = self.folder.glob(f"{NAME}.set-aside-*")
+            self.assertEqual(aside.read_bytes(), content)
+            aside.unlink()
+
+    async def test_open_truncated_in_the_middle_does_not_start_as_new(self) -> None:
+        store = self.open()
+        await gatherResults([store.commit(ENTRY, IdempotencyKey(f"{n}", "f")) for n in range(200)])
+        await self.close()
+        whole = self.path.read_bytes()
+        for size in (100, 4096, len(whole) // 2):
+            self.path.write_bytes(whole[:size])
+            try:
+                store = self.open()
+            except StoreUnavailable as error:
+                self.assertIn("damaged", str(error))
+            else:
+                await self.until(lambda store=store: store.problems, "the check")
+                await self.refused(store)
+                await self.close()
+
+    async def test_open_directory_in_the_place_of_the_file_says_so(self) -> None:
+        self.path.mkdir()
+        with self.assertRaisesRegex(StoreUnavailable, f"{self.path}: a directory is in the place"):
+            self.open()
+
+    async def test_accept_without_a_loss_changes_nothing_and_says_so(self) -> None:
+        await self.lived()
+        with capturedLogs() as events:
+            store = self.open(accept_empty=True)
+        self.assertEqual(len([event for event in events if "nothing to accept" in event["log_format"]]), 1)
+        self.assertIsNone((await store.commit(ENTRY, self.KEY)).commit)
+
+    async def test_open_by_a_command_notes_and_accepts_nothing(self) -> None:
+        await self.lived()
+        note = read_note(str(self.folder), "store")
+        self.path.write_bytes(b"")
+        store = self.open(gives_numbers=False, accept_empty=True)
+        await self.refused(store)
+        await self.close()
+        self.assertEqual((self.path.read_bytes(), read_note(str(self.folder), "store")), (b"", note))
+
+    async def test_open_without_the_table_of_numbers_makes_it_again(self) -> None:
+        reserved = await self.lived()
+        with self.rows() as connection:
+            connection.execute("DROP TABLE event_seq")
+        store = self.open()
+        self.assertEqual(store.first_seq, reserved + 1)
+        await store.commit(ENTRY, None)
+
+    async def test_open_what_a_dump_restored(self) -> None:
+        """A dump says nothing of the version of the schema."""
+        await self.lived()
+        with self.rows() as connection:
+            dump = "\n".join(connection.iterdump())
+        self.path.unlink()
+        with self.rows() as connection:
+            connection.executescript(dump)
+            self.assertEqual(connection.execute("PRAGMA user_version").fetchone(), (0,))
+        store = self.open()
+        self.assertEqual(store.problems, [])
+        self.assertIsNone((await store.commit(ENTRY, self.KEY)).commit)
+
+    async def test_note_is_kept_while_commits_come(self) -> None:
+        store = self.open()
+        await store.commit(ENTRY, None)
+        await self.until(lambda: (read_note(str(self.folder), "store") or Note("")).commit == 1, "the note")
+        self.assertEqual(read_note(str(self.folder), "store").reserved, store.reserved)  # type: ignore[union-attr]
+
+    def test_note_that_is_none_is_not_believed(self) -> None:
+        for text in (
+            b"",
+            b"{",
+            b"[]",
+            b'{"identity": "x"}',
+            json.dumps({"identity": "x", "commit": -1, "reserved": 0, "waiting": 0}).encode(),
+        ):
+            os.setxattr(self.folder, "user.cynow-gateway.store", text)
+            self.assertIsNone(read_note(str(self.folder), "store"))
+        self.assertFalse(write_note(str(self.folder / "missing"), "store", Note("x")))
+
+
+class MachineFileTests(StoreCase):
+    """A machine's database that is damaged is said, and its questions are not answered with nothing."""
+
+    async def damage(self, *tables: str) -> SqliteStore:
+        store = self.open()
+        self.assertEqual(await store.write([mean("v", "2025-12-18 10:00:00", 1.0), fault("M", 1), fault("N", 1)]), [])
+        await self.close()
+        path = self.folder / "M.db"
+        self.whole = path.read_bytes()
+        with self.rows(path) as connection:
+            ((size,),) = connection.execute("PRAGMA page_size")
+            roots = connection.execute("SELECT tbl_name, rootpage FROM sqlite_master WHERE rootpage").fetchall()
+        with path.open("r+b") as file:
+            for table, root in roots:
+                if table in tables:
+                    file.seek((root - 1) * size)
+                    file.write(b"\xa5" * size)
+        return self.open()
+
+    def lost(self) -> float:
+        return self.counters.registry.get_sample_value("cynow_store_lost_total") or 0.0
+
+    async def test_write_and_questions_of_a_damaged_machine_are_said(self) -> None:
+        store = await self.damage("v_hour_avg", "anomaly")
+        for question in (store.means("hour", "M", DAY, DAY), store.anomalies("M", DAY, DAY)):
+            with self.assertRaises(StoreUnavailable):
+                await question
+        (problem,) = store.problems
+        self.assertIn("statistics of M cannot be read: M.db: the file is damaged", problem)
+        self.assertEqual(await store.write([fault("M", 2), fault("N", 2), fault("M", 3)]), [])
+        (problem,) = store.problems
+        self.assertIn("statistics of M cannot be written: M.db: the file is damaged", problem)
+        self.assertIn("2 entries lost", problem)
+        self.assertIn("gateway.recompute", problem)
+        self.assertEqual(self.lost(), 2)
+        self.assertEqual([item["name"] for item in (await store.anomalies(None, DAY, DAY)).items], ["N", "N"])
+        # Nothing of it clears by itself.
+        await deferLater(reactor, 0.2)
+        self.assertEqual(store.problems, [problem])
+        await store.commit(ENTRY, None)
+
+    async def test_write_into_the_sound_tables_of_a_damaged_machine_goes_on(self) -> None:
+        store = await self.damage("v_hour_avg")
+        entries = [fault("M", 2), mean("v", "2025-12-18 10:00:00", 2.0), fault("M", 3)]
+        self.assertEqual(await store.write(entries), [])
+        self.assertEqual(self.lost(), 1)
+        self.assertIn("1 entries lost", store.problems[0])
+        self.assertEqual(len((await store.anomalies("M", DAY, DAY)).items), 3)
+
+    async def test_problem_of_a_machine_ends_when_its_file_is_moved_or_restored(self) -> None:
+        for restored in (True, False):
+            store = await self.damage("anomaly")
+            self.assertEqual(await store.write([fault("M", 2)]), [])
+            self.assertTrue(store.problems)
+            (self.folder / "M.db").rename(self.folder / "M.damaged")
+            for suffix in ("-wal", "-shm"):
+                (self.folder / f"M.db{suffix}").unlink(missing_ok=True)
+            if restored:
+                (self.folder / "M.db").write_bytes(self.whole)
+            with capturedLogs() as events:
+                await self.until(lambda store=store: not store.problems, "no problem")
+            self.assertEqual([event["count"] for event in events if "sound again" in event["log_format"]], [1])
+            self.assertEqual(await store.write([fault("M", 3)]), [])
+            self.assertEqual(len((await store.anomalies("M", DAY, DAY)).items), 2 if restored else 1)
+            await self.close()
+            for path in self.folder.glob("[MN].*"):
+                path.unlink()
+
+    async def test_a_file_that_is_no_database_is_said(self) -> None:
+        (self.folder / "M.db").write_bytes(b"something else" * 1000)
+        store = self.open()
+        with self.assertRaises(StoreUnavailable):
+            await store.means("day", "M", DAY, DAY)
+        self.assertEqual((await store.anomalies(None, DAY, DAY)).items, [])
+        self.assertIn("M.db: the file is not a database", store.problems[0])
+        self.assertEqual(await store.write([fault("M", n) for n in range(20)]), [])
+        self.assertIn("20 entries lost", store.problems[0])
+        self.assertEqual(self.lost(), 20)
+
+    async def test_lines_about_a_damaged_machine_are_few(self) -> None:
+        store = await self.damage("v_hour_avg", "anomaly")
+        with capturedLogs() as events:
+            for _ in range(100):
+                await store.write([fault("M", 2)])
+                with self.assertRaises(StoreUnavailable):
+                    await store.anomalies("M", DAY, DAY)
+        self.assertLess(len(events), 15)
+        self.assertEqual(self.lost(), 100)
+
+    async def test_machine_that_waits_is_said_until_it_is_written(self) -> None:
+        (self.folder / "M.db").mkdir()
+        store = self.open()
+        again = await store.write([fault("M", 1)])
+        self.assertEqual(again, [fault("M", 1)])
+        self.assertIn("statistics of M cannot be written", store.problems[0])
+        self.assertIn("they wait", store.problems[0])
+        (self.folder / "M.db").rmdir()
+        self.assertEqual(await store.write(again), [])
+        self.assertEqual(store.problems, [])
+
+    async def test_many_machines_are_counted(self) -> None:
+        store = self.open()
+        for number in range(30):
+            (self.folder / f"M{number}.db").write_bytes(b"something else" * 1000)
+        await store.write([fault(f"M{number}", 1) for number in range(30)])
+        self.assertEqual(len(store.problems), 21)
+        self.assertIn("10 more machines", store.problems[-1])
+
+    async def test_bytes_overwritten_behind_an_open_connection_are_noticed(self) -> None:
+        store = self.open()
+        await store.write(
+            [mean("v", f"2025-12-{day:02} {hour:02}:00:00", 1.0) for day in range(1, 29) for hour in range(24)]
+        )
+        await self.close()
+        store = self.open()
+        self.assertEqual(len((await store.means("hour", "M", DAY, DAY)).items), 24)
+        path = self.folder / "M.db"
+        with path.open("r+b") as file:
+            file.seek(4096)
+            file.write(b"\xa5" * (path.stat().st_size - 4096))
+        with self.assertRaises(StoreUnavailable):
+            await store.means("hour", "M", DAY, DAY)
+        self.assertIn("M.db", store.problems[0])
+
+
+class SpoolFileTests(StoreCase):
+    """A spool that is lost is said, and its numbers go on."""
+
+    def spool(self) -> Spool:
+        clock = WallClock(UTC, lambda: self.wall, time.monotonic)
+        spool = Spool(reactor, clock, self.counters, str(self.folder), 10**6)
+        spool.open()
+        self.opened.append(spool)
+        return spool
+
+    async def test_open_spool_lost_goes_on_above_and_says_what_waited(self) -> None:
+        for content in (None, b""):
+            spool = self.spool()
+            await spool.append([fault("M", 1), fault("M", 2)])
+            reserved = spool.reserved
+            await self.close()
+            (self.folder / SPOOL_FILE).unlink()
+            if content is not None:
+                (self.folder / SPOOL_FILE).write_bytes(content)
+            spool = self.spool()
+            self.assertEqual(spool.first_seq, reserved + 1)
+            assert spool.problem is not None
+            for word in (SPOOL_FILE, "missing" if content is None else "0 bytes", "2 entries", "recompute"):
+                self.assertIn(word, spool.problem)
+            await spool.append([fault("M", 3)])
+            for number, _ in await spool.first(10):
+                await spool.done(number)
+            await self.close()
+            # It is said until the next start, which finds it as it was left.
+            self.assertIsNone(self.spool().problem)
+            await self.close()
+
+    async def test_open_spool_lost_in_which_nothing_waited_is_a_line_of_the_log_only(self) -> None:
+        self.spool()
+        await self.close()
+        (self.folder / SPOOL_FILE).unlink()
+        with capturedLogs() as events:
+            spool = self.spool()
+        self.assertIsNone(spool.problem)
+        self.assertIn("missing", str([event["problem"] for event in events if "problem" in event]))
+
+    async def test_open_spool_for_the_first_time_says_nothing(self) -> None:
+        with capturedLogs() as events:
+            self.assertIsNone(self.spool().problem)
+        self.assertEqual(events, [])
+
+    async def test_open_spool_damaged_says_what_to_do(self) -> None:
+        (self.folder / SPOOL_FILE).write_bytes(b"something else" * 1000)
+        with self.assertRaisesRegex(StoreUnavailable, f"^{SPOOL_FILE}: .*not a database.*move it away"):
+            self.spool()
+
+    async def test_problem_of_a_spool_that_was_removed_is_noticed_without_an_entry(self) -> None:
+        spool = self.spool()
+        moved = (self.folder / SPOOL_FILE).rename(self.folder / "moved")
+        await self.until(lambda: spool.problem, "a problem")
+        self.assertIn("removed or replaced", str(spool.problem))
+        moved.rename(self.folder / SPOOL_FILE)
+        await self.until(lambda: spool.problem is None, "no problem")
+
+
+class ErrorTests(SynchronousTestCase):
+    """Words for SQLite's errors."""
+
+    def error(self, code: int, text: str = "text") -> sqlite3.Error:
+        error = sqlite3.OperationalError(text)
+        error.sqlite_errorcode = code
+        return error
+
+    def test_errors_that_may_pass(self) -> None:
+        for code in (
+            sqlite3.SQLITE_BUSY_SNAPSHOT,
+            sqlite3.SQLITE_FULL,
+            sqlite3.SQLITE_IOERR_FSYNC,
+            sqlite3.SQLITE_CANTOPEN_ISDIR,
+            sqlite3.SQLITE_READONLY_DBMOVED,
+            sqlite3.SQLITE_PROTOCOL,
+        ):
+            self.assertTrue(sqlite_errors.may_pass(self.error(code)), code)
+        for code in (
+            sqlite3.SQLITE_CORRUPT_INDEX,
+            sqlite3.SQLITE_NOTADB,
+            sqlite3.SQLITE_ERROR,
+            sqlite3.SQLITE_CONSTRAINT,
+        ):
+            self.assertFalse(sqlite_errors.may_pass(self.error(code)), code)
+        self.assertTrue(sqlite_errors.is_damage(self.error(sqlite3.SQLITE_CORRUPT_SEQUENCE)))
+
+    def test_explained_full_disk_names_the_directory(self) -> None:
+        text = sqlite_errors.explained(self.error(sqlite3.SQLITE_FULL), "/dev/shm/db/x.sqlite3")
+        self.assertIn("/dev/shm/db", text)
+        folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, folder)
+        text = sqlite_errors.explained(self.error(sqlite3.SQLITE_FULL), f"{folder}/x.sqlite3")
+        self.assertEqual(text, f"{folder}: the disk is full; make room")
+        # An I/O error of a disk that takes a file keeps its own words.
+        text = sqlite_errors.explained(self.error(sqlite3.SQLITE_IOERR, "disk I/O error"), f"{folder}/x.sqlite3")
+        self.assertEqual(text, "x.sqlite3: disk I/O error")
