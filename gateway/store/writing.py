@@ -122,8 +122,9 @@ class GroupWriter:
         self._pool = pool
         self._connection = connection
         self._path = path
+        self._log_path = f"{path}-wal"
         self._inode = inode_of(path)
-        self._log_inode = inode_of(f"{path}-wal")
+        self._log_inode = inode_of(self._log_path)
         self._watch = watch
         self._warnings = warnings
         self._most = most
@@ -256,10 +257,10 @@ class GroupWriter:
 
     def _moved(self) -> str | None:
         """Say whether somebody has moved, removed, replaced or truncated the file."""
-        name, directory = os.path.basename(self._path), os.path.dirname(self._path)
         try:
             status = os.stat(self._path)
         except FileNotFoundError:
+            directory = os.path.dirname(self._path)
             if not os.path.isdir(directory):
                 return f"{directory}: the directory was moved or removed; put it back, or start the gateway again"
             return f"{self._path} was removed or replaced: put it back, or start the gateway again"
@@ -268,14 +269,13 @@ class GroupWriter:
         if (status.st_dev, status.st_ino) != self._inode:
             return f"{self._path} was removed or replaced: put it back, or start the gateway again"
         if status.st_size < _LEAST_BYTES:
-            return f"{name}: somebody has truncated it to {status.st_size} bytes; stop the gateway and restore a backup"
-        found = inode_of(f"{self._path}-wal")
+            size = status.st_size
+            return f"{self._path}: somebody has truncated it to {size} bytes; stop the gateway and restore a backup"
+        found = inode_of(self._log_path)
         if self._log_inode is None:
             self._log_inode = found
         elif found != self._log_inode:
-            return (
-                f"{name}-wal was removed or replaced: stop the gateway, which saves what is in it, and start it again"
-            )
+            return f"{self._log_path} was removed or replaced: stop the gateway, which saves it, and start it again"
         return None
 
     def _look_at_file(self, *, is_tried: bool) -> tuple[str, bool] | None:
