@@ -20,28 +20,71 @@ from gateway.bucket import Bucket
 #: Punctuation that a machine's or a sensor's name may hold beside letters and digits.
 _NAME_MARKS: Final = frozenset(" _-.:")
 
-#: Unicode's letters, and its decimal digits.
+#: Unicode's letters and decimal digits, and the marks that may follow these: vowel signs, accents.
 _NAME_CATEGORIES: Final = frozenset({"Lu", "Ll", "Lt", "Lm", "Lo", "Nd"})
+_MARK_CATEGORIES: Final = frozenset({"Mn", "Mc", "Me"})
+
+#: Characters of a name, counted in NFC.
+MAX_NAME: Final = 64
 
 #: A name becomes a file name with at most 17 bytes more (``YYYYMMDD_`` before, ``.csv.gz~`` behind it), and
 #: Linux allows 255.
 _NAME_BYTES: Final = 238
 
+#: Longer text is not looked at: one character of a name in NFC is at most four in any other form.
+_MAX_UNCOMPOSED: Final = 4 * MAX_NAME
+
 
 def is_name(text: str) -> bool:
-    """Whether a text can name a machine, a sensor or a scale.
+    """Return whether a text, in NFC, can name a machine, a sensor or a scale.
 
-    1 to 64 characters: letters and digits of any script, space, ``_ - . :``; not ``.`` or ``..``.
+    1 to 64 characters: letters with their marks and digits of any script, space, ``_ - . :``; not ``.`` or ``..``.
     """
-    # Names come again and again, but nobody may fill the cache with what is none at first sight.
-    return 1 <= len(text) <= 64 and _is_name(text)
+    return name_of(text) is not None
+
+
+def name_of(text: str) -> str | None:
+    """Return a name in the form in which it is kept and compared (NFC); ``None`` where the text is not a name."""
+    # Names come again and again, but nobody may fill the cache with what is not a name at first sight.
+    return _name_of(text) if 1 <= len(text) <= _MAX_UNCOMPOSED else None
 
 
 @lru_cache(maxsize=4096)
-def _is_name(text: str) -> bool:
-    if text in {".", ".."} or len(text.encode("utf-8", "replace")) > _NAME_BYTES:
-        return False
-    return all(c in _NAME_MARKS or unicodedata.category(c) in _NAME_CATEGORIES for c in text)
+def _name_of(text: str) -> str | None:
+    name = unicodedata.normalize("NFC", text)
+    return name if name_problem(name) is None else None
+
+
+def name_problem(text: str) -> str | None:
+    """Return why a text cannot be a name, for somebody who can change it; ``None`` where it can."""
+    if not text:
+        return "it is empty"
+    if len(text) > _MAX_UNCOMPOSED:
+        return f"it has {len(text)} characters; {MAX_NAME} are allowed"
+    name = unicodedata.normalize("NFC", text)
+    before = ""
+    for character in name:
+        category = unicodedata.category(character)
+        if category in _MARK_CATEGORIES:
+            if before not in _NAME_CATEGORIES and before not in _MARK_CATEGORIES:
+                return f"{character!a} is not allowed without a letter before it"
+        elif character not in _NAME_MARKS and category not in _NAME_CATEGORIES:
+            return f"{character!r} is not allowed"
+        before = category
+    if name in {".", ".."}:
+        return "'.' and '..' are not allowed"
+    if len(name) > MAX_NAME:
+        return f"it has {len(name)} characters; {MAX_NAME} are allowed"
+    size = len(name.encode())
+    return f"it has {size} bytes in UTF-8; {_NAME_BYTES} are allowed" if size > _NAME_BYTES else None
+
+
+def forms_of(name: str) -> tuple[str, ...]:
+    """Return a name, and the decomposed form (NFD) in which an older version may have named files and tables."""
+    if name.isascii():
+        return (name,)
+    decomposed = unicodedata.normalize("NFD", name)
+    return (name,) if decomposed == name else (name, decomposed)
 
 
 def rfc3339(time: datetime, timespec: str = "seconds") -> str:

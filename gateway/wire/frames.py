@@ -2,22 +2,34 @@
 
 ``pickle.dumps((event, data))`` is followed by NUL, as the protocol's document says, or by the two bytes ``\\o``,
 which is what the programs in the field send, for they write ``b"\\o"`` and mean ``b"\\0"``. Both stand inside
-pickles too, so a separator counts only after the pickle's STOP. JSON never holds a NUL.
+pickles too, so a separator counts only after the pickle's STOP. JSON never holds a NUL. Line ends and blanks between
+frames are passed over, and so is a byte order mark, which some libraries write before JSON: no pickle begins with
+either.
 """
 
-import json
+import re
 from collections.abc import Iterator
 from typing import Final
 
-from gateway.wire.errors import WireError
+from gateway.wire.errors import WireError, shown_text
+from gateway.wire.jsontext import JsonReader, json_value
 from gateway.wire.messages import DataUpdate, Message, Misshapen, Name, message
-from gateway.wire.pickles import MAX_INSTRUCTIONS, PickleReader
+from gateway.wire.pickles import PickleReader
 from gateway.wire.shapes import Begun, Known, Shape, separated
-from gateway.wire.values import MAX_CONTAINERS, from_json
+from gateway.wire.strangers import HEAD, NOWHERE, Places, stranger
+from gateway.wire.values import Value
 
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 
 _JSON_STARTS: Final = frozenset(b"[{")
+
+#: What may stand between frames: blanks, line ends and UTF-8's byte order mark.
+_BETWEEN: Final = re.compile(rb"(?:[ \t\r\n]++|\xef\xbb\xbf)*+")
+_BETWEEN_STARTS: Final = frozenset(b" \t\r\n\xef")
+_CUT_MARKS: Final = (b"\xef", b"\xef\xbb")
+
+#: JSON of so many bytes is read when it is whole, which is faster; longer JSON as it comes.
+_WHOLE_JSON: Final = 64 * 1024
 
 #: Shapes of messages that a connection is remembered for, and the bytes that they may hold in all.
 _MOST_SHAPES: Final = 4
@@ -35,13 +47,17 @@ class FrameReader:
     """The frames of one connection.
 
     :param max_frame_bytes: a longer frame is refused as soon as that is known.
+    :param places: where belongs what is no frame.
     """
 
-    def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
+    def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES, places: Places = NOWHERE) -> None:
         self._max = max_frame_bytes
-        self._named = False
-        #: What came, but was not whole yet: less than an instruction of a pickle; JSON is kept in ``_json``.
+        self._places = places
+        self._named = ""
+        #: What came, but was not whole yet: less than an instruction of a pickle or a token of JSON.
         self._rest = b""
+        #: How the present frame begins, unless its shape is known.
+        self._head = b""
         self._pickle: PickleReader | None = None
         self._shapes: tuple[Shape, ...] = ()
         #: What of the bytes in ``_rest`` is known by its shape.
@@ -50,7 +66,8 @@ class FrameReader:
         self._read = bytearray()
         #: How many may be gone through twice for their shape; each that is recognised by one gives a try back.
         self._tries = _MOST_TRIES
-        self._json: bytearray | None = None
+        #: The present frame of JSON: all of it, or what reads it as it comes.
+        self._json: bytearray | JsonReader | None = None
         #: Bytes of the present frame that are read.
         self._size = 0
 
@@ -61,7 +78,15 @@ class FrameReader:
 
         :raises WireError: the connection cannot go on. The messages before that have been given.
         """
-        data = self._rest + data
+        if self._head and len(self._head) < HEAD:
+            self._head += data[: HEAD - len(self._head)]
+        try:
+            yield from self._feed(self._rest + data)
+        except WireError as error:
+            reason = stranger(self._head, self._places)
+            raise WireError(reason or str(error)) from error
+
+    def _feed(self, data: bytes) -> Iterator[Message]:
         self._rest = b""
         pos = 0
         end = len(data)
@@ -79,22 +104,28 @@ class FrameReader:
                         self._begun = known
                         self._rest = data[pos:]
                         return
+                if data[pos] in _BETWEEN_STARTS:
+                    between = _BETWEEN.match(data, pos)
+                    if between is not None and between.end() > pos:
+                        pos = between.end()
+                        continue
+                    if data[pos:] in _CUT_MARKS:
+                        self._rest = data[pos:]
+                        return
+                self._head = data[pos : pos + HEAD]
                 if data[pos] in _JSON_STARTS:
                     self._json = bytearray()
                 else:
                     self._pickle = PickleReader(self._max)
-            if self._json is not None:
-                read, pos = self._read_json(data, pos)
-            else:
-                read, after = self._read_pickle(data, pos)
-                if read is None:
-                    self._rest = data[after:]
-                    if self._pickle is not None and not self._pickle.done:
-                        self._limit(self._size + len(self._rest))
-                    return
-                pos = after
-            if read is not None:
-                yield self._admit(read)
+            read, after = self._read_json(data, pos) if self._json is not None else self._read_pickle(data, pos)
+            if read is None:
+                self._rest = data[after:]
+                if self._json is not None or (self._pickle is not None and not self._pickle.done):
+                    self._limit(self._size + len(self._rest))
+                return
+            pos = after
+            self._head = b""
+            yield self._admit(read)
 
     def _read_known(self, data: bytes, pos: int) -> Known | Begun | None:
         """The message at ``pos``, where it has a shape that was seen before, with the end of its frame, or what is
@@ -111,11 +142,14 @@ class FrameReader:
 
     def _admit(self, found: Message) -> Message:
         if not self._named:
-            if not isinstance(found, Name):
-                raise WireError("the first frame is no name")
-            self._named = True
+            if isinstance(found, Name):
+                self._named = found.machine
+            elif isinstance(found, Misshapen):
+                raise WireError(f'the first frame must be ("name", "<machine>"): {found.reason}')
+            else:
+                raise WireError(f'the first frame must be ("name", "<machine>"), not {type(found).__name__}')
         elif isinstance(found, Name):
-            return Misshapen("a second name")
+            return Misshapen(f"a second name, {shown_text(found.machine)}: a connection is of one machine")
         return found
 
     def _read_pickle(self, data: bytes, pos: int) -> tuple[Message | None, int]:
@@ -134,10 +168,12 @@ class FrameReader:
         if end is None:
             return None, after
         if end == 0:
-            raise WireError("a pickle without a separator behind it")
+            shown = repr(data[after : after + 1])[1:]
+            raise WireError(f"a pickle without a separator: NUL or \\o must follow it, not {shown}")
         found = message(pickle.value, self._size)
         self._pickle = None
-        if isinstance(found, DataUpdate) and len(self._read) == self._size:
+        # What is left out must be looked at, and said, each time.
+        if isinstance(found, DataUpdate) and not found.left_out and len(self._read) == self._size:
             self._remember(bytes(self._read))
         self._read.clear()
         self._size = 0
@@ -158,17 +194,36 @@ class FrameReader:
             self._shapes = shapes
 
     def _read_json(self, data: bytes, pos: int) -> tuple[Message | None, int]:
-        text = self._json
-        if text is None:  # pragma: no cover - the caller has made it
-            raise WireError("no frame is open")
+        """The message, where the frame is whole, and where reading stopped."""
         end = data.find(b"\0", pos)
-        part = data[pos:] if end < 0 else data[pos:end]
-        self._size += len(part)
-        self._limit(self._size)
-        text += part
-        if end < 0:
-            return None, len(data)
-        found = _json_message(text)
+        is_whole = end >= 0
+        if not is_whole:
+            end = len(data)
+        self._limit(self._size + end - pos)
+        if isinstance(self._json, bytearray):
+            self._json += data[pos:end]
+            self._size += end - pos
+            if len(self._json) <= _WHOLE_JSON:
+                value = json_value(bytes(self._json)) if is_whole else None
+                return (None, end) if value is None else self._end_json(value, end)
+            # From its beginning, a piece at a time.
+            data, self._json, self._size = bytes(self._json), JsonReader(), 0
+            pos, behind, end = 0, end, len(data)
+        else:
+            behind = end
+        reader = self._json
+        if reader is None:  # pragma: no cover - the caller has made it
+            raise WireError("no frame is open")
+        after = reader.read(data, pos, end)
+        self._size += after - pos
+        if not is_whole:
+            return None, behind - (end - after)
+        if after < end or not reader.done:
+            raise WireError("JSON that cannot be read: it ends too early")
+        return self._end_json(reader.value, behind)
+
+    def _end_json(self, value: Value, end: int) -> tuple[Message, int]:
+        found = message(value, self._size)
         self._json = None
         self._size = 0
         return found, end + 1
@@ -176,17 +231,3 @@ class FrameReader:
     def _limit(self, size: int) -> None:
         if size > self._max:
             raise WireError(f"a frame of more than {self._max} bytes")
-
-
-def _json_message(text: bytearray) -> Message:
-    # What json.loads builds of little text may be large: lists, dicts and texts are counted before.
-    if text.count(b"[") + text.count(b"{") > MAX_CONTAINERS:
-        raise WireError("more lists and dicts than any message needs")
-    if text.count(b'"') > MAX_INSTRUCTIONS:
-        raise WireError("more texts than any message needs")
-    try:
-        # The standard library's, since it reads the NaN that programs write though JSON has none.
-        value = json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise WireError("JSON that cannot be read") from error
-    return message(from_json(value), len(text))

@@ -2,11 +2,14 @@
 
 import math
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
-from gateway.model import SensorBatch, is_name
-from gateway.wire.values import Mapping, Sequence, Value
+from gateway.model import SensorBatch, name_of, name_problem
+from gateway.wire.errors import shown_text
+from gateway.wire.values import MAX_CONTAINERS, Mapping, Value, describe
+from gateway.wire.values import Sequence as List
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +19,27 @@ class Name:
     machine: str
 
 
+class LeftOut(NamedTuple):
+    """A sensor of a message that is not taken.
+
+    :ivar sensor: its name as it was sent, for a line of the log.
+    :ivar reason: what is wrong with it.
+    """
+
+    sensor: str
+    reason: str
+
+
 class DataUpdate(NamedTuple):
-    """Samples of one or more sensors, and how many these are."""
+    """Samples of one or more sensors.
+
+    :ivar size: how many samples these are.
+    :ivar left_out: the sensors that cannot be taken.
+    """
 
     sensors: dict[str, SensorBatch]
     size: int
+    left_out: Sequence[LeftOut] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,67 +52,120 @@ class FaultDetect:
 
 @dataclass(frozen=True, slots=True)
 class Misshapen:
-    """Plain data, but no message: to be dropped. ``reason`` holds nothing of the data."""
+    """Plain data, but not a message: to be dropped.
+
+    :ivar reason: why, for the log.
+    :ivar left_out: the sensors of a ``DataUpdate`` of which none can be taken.
+    """
 
     reason: str
+    left_out: Sequence[LeftOut] = ()
 
 
 Message: TypeAlias = Name | DataUpdate | FaultDetect | Misshapen
 
 #: How many samples a frame of some bytes may stand for: as many as it has bytes, and a few. No number takes less than
 #: two, but a pickled list may be used by many sensors, and costs the disk as much as if it had been sent each time.
-MAX_SHARED_SAMPLES = 10_000
+MAX_SHARED_SAMPLES: Final = 10_000
+
+#: Characters of a sensor's type.
+_MAX_TYPE: Final = 64
+
+_NO_PAIR: Final = 'a message is a pair of an event and its data, ("DataUpdate", {...})'
 
 
 def message(value: Value, size: int) -> Message:
-    """The message that a value is.
+    """Return the message that a value is.
 
     :param size: of its frame, in bytes.
     """
     match value:
-        case Sequence(others=[str(event), data]) if not value.numbers:
+        case List(others=[str(event), data]) if not value.numbers:
+            pass
+        case List(others=[str(event)], numbers=array() as data) if len(data) == 1 and not value.odd_at:
+            # ("name", 5): it is told what is wrong with the number.
             pass
         case Mapping(items={"event": str(event), "data": data}):
             pass
         case _:
-            return Misshapen("not a pair of an event and its data")
+            return Misshapen(f"{_NO_PAIR}; this is {describe(value)}")
     if event == "DataUpdate":
         return _data_update(data, size)
     if event == "FaultDetect":
         return _fault_detect(data)
     if event == "name":
-        if isinstance(data, str) and is_name(data):
-            return Name(data)
-        return Misshapen("a machine name that is none")
-    return Misshapen("unknown event")
+        return _name(data)
+    return Misshapen(f"unknown event {shown_text(event)}; known are name, DataUpdate and FaultDetect")
+
+
+def _name(data: Value) -> Message:
+    if not isinstance(data, str):
+        return Misshapen(f"machine name: text is needed, this is {describe(data)}")
+    name = name_of(data)
+    if name is None:
+        return Misshapen(f"machine name {shown_text(data)}: {name_problem(data)}")
+    return Name(name)
 
 
 def _data_update(data: Value, size: int) -> Message:
-    if not isinstance(data, Mapping) or data.odd:
-        return Misshapen("DataUpdate without a dict of sensors")
+    if not isinstance(data, Mapping):
+        return Misshapen(f"DataUpdate: a dict of sensors is needed, this is {describe(data)}")
+    if len(data.items) > MAX_CONTAINERS:
+        return Misshapen(f"DataUpdate: it has {len(data.items)} sensors; {MAX_CONTAINERS} are allowed")
     sensors: dict[str, SensorBatch] = {}
+    left_out: list[LeftOut] = []
     samples = 0
-    for name, sensor in data.items.items():
-        if not is_name(name):
-            return Misshapen("a sensor name that is none")
-        match sensor:
-            case Mapping(items={"type": str(kind), "data": Sequence(others=[], numbers=numbers)}) if _is_type(kind):
-                sensors[name] = SensorBatch(kind, numbers)
-                samples += len(numbers)
-            case _:
-                return Misshapen("a sensor without a type or without a list of numbers")
+    if data.odd:
+        left_out.append(LeftOut("without a name", "a sensor's name must be text"))
+    for given, sensor in data.items.items():
+        name = name_of(given)
+        found = _sensor(sensor)
+        if name is None:
+            left_out.append(LeftOut(shown_text(given), f"its name is not allowed: {name_problem(given)}"))
+        elif isinstance(found, str):
+            left_out.append(LeftOut(shown_text(given), found))
+        elif name in sensors:
+            left_out.append(LeftOut(shown_text(given), "the message has the name twice, in two forms of Unicode"))
+        else:
+            sensors[name] = found
+            samples += len(found.samples)
     if samples > size + MAX_SHARED_SAMPLES:
-        return Misshapen("more samples than the frame could hold")
-    return DataUpdate(sensors, samples)
+        return Misshapen(f"DataUpdate: it has {samples} samples in {size} bytes; lists must not be shared by sensors")
+    if left_out and not sensors:
+        first = left_out[0]
+        return Misshapen(f"DataUpdate: no sensor of it can be taken; {first.sensor}: {first.reason}", left_out)
+    return DataUpdate(sensors, samples, left_out)
 
 
-def _is_type(text: str) -> bool:
-    return len(text) <= 64 and text.isprintable()
+def _sensor(sensor: Value) -> SensorBatch | str:
+    """Return the samples of a sensor, or why it cannot be taken."""
+    if not isinstance(sensor, Mapping):
+        return f'a dict {{"type": ..., "data": [...]}} is needed, this is {describe(sensor)}'
+    kind, samples = sensor.items.get("type"), sensor.items.get("data")
+    if not isinstance(kind, str):
+        return "its type is missing" if kind is None else f"its type must be text, this is {describe(kind)}"
+    if len(kind) > _MAX_TYPE:
+        return f"its type has {len(kind)} characters; {_MAX_TYPE} are allowed"
+    if not kind.isprintable():
+        return f"its type {shown_text(kind)} has a character that cannot be shown"
+    if not isinstance(samples, List):
+        return "its data is missing" if samples is None else f"its data must be a list, this is {describe(samples)}"
+    if samples.others:
+        return f"sample {samples.odd_at} is {describe(samples.others[0])}; a number is needed"
+    return SensorBatch(kind, samples.numbers)
 
 
 def _fault_detect(data: Value) -> Message:
-    match data:
-        case Mapping(items={"score": array() as score, "threshold": array() as threshold}):
-            if math.isfinite(score[0]) and math.isfinite(threshold[0]):
-                return FaultDetect(score[0], threshold[0])
-    return Misshapen("FaultDetect without a finite score and threshold")
+    if not isinstance(data, Mapping):
+        return Misshapen(f'FaultDetect: a dict {{"score": ..., "threshold": ...}} is needed, this is {describe(data)}')
+    found: list[float] = []
+    for name in ("score", "threshold"):
+        value = data.items.get(name)
+        if value is None:
+            return Misshapen(f"FaultDetect: {name} is missing")
+        if not isinstance(value, array):
+            return Misshapen(f"FaultDetect: {name} must be a number, this is {describe(value)}")
+        if not math.isfinite(value[0]):
+            return Misshapen(f"FaultDetect: {name} must be finite, this is {value[0]}")
+        found.append(value[0])
+    return FaultDetect(*found)

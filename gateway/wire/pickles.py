@@ -13,8 +13,19 @@ from array import array
 from collections.abc import Callable
 from typing import Final, NamedTuple, TypeAlias
 
-from gateway.wire.errors import WireError
-from gateway.wire.values import MAX_CONTAINERS, ODD, Mapping, Numbers, Sequence, Value
+from gateway.wire.errors import WireError, shown_text
+from gateway.wire.values import (
+    BOOLEAN,
+    HUGE,
+    LONG_TEXT,
+    MAX_CONTAINERS,
+    NOTHING,
+    TOO_MANY,
+    Mapping,
+    Numbers,
+    Sequence,
+    Value,
+)
 
 #: Instructions in one pickle, not counting numbers and what appends a single one of them.
 MAX_INSTRUCTIONS: Final = 65_536
@@ -32,8 +43,24 @@ _DECIMALS: Final = re.compile(rb"(?:" + _DECIMAL + rb")++")
 # Protocol 0 appends each number on its own.
 _APPENDED: Final = re.compile(rb"(?:" + _DECIMAL + rb"a)++")
 _QUOTED: Final = re.compile(rb"(['\"])([ !#-&(-\[\]-~]*+)\1")
-_INTEGERS: Final = re.compile(rb"(?:K.|M.{2}|J.{4})++", re.DOTALL)
+_SHORT_LONG: Final = rb"\x8a(?:\x00|" + b"|".join(b"%c.{%d}" % (size, size) for size in range(1, 9)) + rb")"
+_INTEGER: Final = rb"(?:K.|M.{2}|J.{4}|" + _SHORT_LONG + rb")"
+_INTEGERS: Final = re.compile(_INTEGER + rb"++", re.DOTALL)
+#: Binary numbers that are appended one by one, as no pickler does it.
+_APPENDED_BINARY: Final = re.compile(rb"(?:(?:" + _INTEGER + rb"|G.{8})a)++", re.DOTALL)
 
+
+#: Bytes of a LONG1 that is read together with others.
+_SHORT: Final = 8
+
+#: Opcodes of whole numbers with a sign.
+_SIGNED: Final = frozenset({ord("J"), 0x8A})
+
+#: A module and a class or a function in it. In protocols 0 and 1, that of an object stands behind what makes it.
+_GLOBAL: Final = re.compile(rb".([^\n]{1,200})\n([^\n]{1,200})\n", re.DOTALL)
+_RECONSTRUCTED: Final = re.compile(
+    rb"ccopy_?reg\n_reconstructor\n(?:p[0-9]{1,5}\n|q.|r.{4})?\(" + _GLOBAL.pattern.replace(b".", b"c", 1), re.DOTALL
+)
 
 _LITTLE_ENDIAN: Final = sys.byteorder == "little"
 
@@ -80,6 +107,7 @@ class PickleReader:
     __slots__ = (
         "_containers",
         "_floor",
+        "_in_text",
         "_instructions",
         "_limit",
         "_marks",
@@ -93,7 +121,7 @@ class PickleReader:
 
     def __init__(self, limit: int) -> None:
         self.done = False
-        self.value: Value = ODD
+        self.value: Value = NOTHING
         self.runs: list[Run] = []
         self._limit = limit
         self._stack: list[Value] = []
@@ -105,6 +133,8 @@ class PickleReader:
         self._containers = 0
         #: Bytes of a long text that are still to be skipped; -1: up to the end of the line.
         self._skip = 0
+        #: Whether the last number was decimal text.
+        self._in_text = False
 
     def read(self, data: bytes, pos: int) -> int:
         """Go on at ``pos``, where the last call stopped, as far as whole instructions reach.
@@ -122,7 +152,7 @@ class PickleReader:
             if step is None:
                 step = _INSTRUCTIONS.get(opcode)
                 if step is None:
-                    raise WireError(f"opcode 0x{opcode:02x} builds no plain data")
+                    raise WireError(_REFUSED.get(opcode) or f"opcode 0x{opcode:02x} builds no plain data")
                 self._count()
             after = step(self, data, pos)
             if after == pos:
@@ -173,42 +203,63 @@ class PickleReader:
     def _push_container(self, container: Sequence | Mapping) -> None:
         self._containers += 1
         if self._containers > MAX_CONTAINERS:
-            raise WireError("more lists and dicts than any message needs")
+            raise WireError(TOO_MANY)
         self._stack.append(container)
 
     # -- numbers
 
     def _floats(self, data: bytes, pos: int) -> int:
+        if data.startswith(b"a", pos + 9):
+            return self._integers(data, pos)
         end = pos + 9 * run_of_doubles(data, pos)
         if end > pos:
             numbers = doubles(data[pos:end])
             if len(self.runs) < _MOST_RUNS:
                 self.runs.append(Run(pos, end, numbers))
+            if self._in_text:
+                self._switch()
             self._push_numbers(numbers)
         return end
 
     def _integers(self, data: bytes, pos: int) -> int:
-        run = _INTEGERS.match(data, pos)
+        run = _APPENDED_BINARY.match(data, pos)
+        appended = run is not None
         if run is None:
-            return pos
-        self._push_numbers(_small_integers(run[0]))
+            run = _INTEGERS.match(data, pos)
+            if run is None:
+                return pos
+        if self._in_text:
+            self._switch()
+        if appended:
+            self._open_list().extend([_binary_numbers(run[0], 1)])
+        else:
+            self._push_numbers(_binary_numbers(run[0]))
         return run.end()
 
     def _long(self, data: bytes, pos: int) -> int:
         if pos + 2 > len(data) or pos + 2 + data[pos + 1] > len(data):
             return pos
+        if data[pos + 1] <= _SHORT:
+            return self._integers(data, pos)
         end = pos + 2 + data[pos + 1]
+        if self._in_text:
+            self._switch()
         try:
             self._push_huge(float(int.from_bytes(data[pos + 2 : end], "little", signed=True)))
         except OverflowError:
             self._push_huge(math.inf)
         return end
 
+    def _switch(self) -> None:
+        """Numbers go on in binary, or in text: each time costs an instruction, however the bytes were cut."""
+        self._in_text = not self._in_text
+        self._count()
+
     def _push_huge(self, number: float) -> None:
         """Push an integer, which may be beyond a double."""
         if math.isinf(number):
             self._count()
-            self._stack.append(ODD)
+            self._stack.append(HUGE)
         else:
             self._push_numbers(array("d", (number,)))
 
@@ -216,29 +267,32 @@ class PickleReader:
         """Numbers in decimal text, with or without an APPEND behind each."""
         if data.startswith((b"I00\n", b"I01\n"), pos):
             self._count()
-            self._stack.append(ODD)
+            self._stack.append(BOOLEAN)
             return pos + 4
-        run = _APPENDED.match(data, pos)
+        appended = _APPENDED.match(data, pos)
+        run = appended or _DECIMALS.match(data, pos) or _HUGE.match(data, pos)
         if run is not None:
-            target = self._open_list()
-            target.numbers.extend(_decimal_numbers(run[0].replace(b"\na", b"\n")))
+            if not self._in_text:
+                self._switch()
+            if appended is not None:
+                self._open_list().extend([_decimal_numbers(run[0], 1)])
+            elif run.re is _HUGE:
+                self._push_huge(float(run[1]))
+            else:
+                self._push_numbers(_decimal_numbers(run[0]))
             return run.end()
-        run = _DECIMALS.match(data, pos)
-        if run is not None:
-            self._push_numbers(_decimal_numbers(run[0]))
-            return run.end()
-        huge = _HUGE.match(data, pos)
-        if huge is not None:
-            self._push_huge(float(huge[1]))
-            return huge.end()
         if len(data) - pos >= _MAX_NUMBER_LINE or b"\n" in data[pos : pos + _MAX_NUMBER_LINE]:
             raise WireError("a number that is none")
         return pos
 
     # -- text, None and booleans
 
-    def _odd(self, _data: bytes, pos: int) -> int:
-        self._stack.append(ODD)
+    def _nothing(self, _data: bytes, pos: int) -> int:
+        self._stack.append(NOTHING)
+        return pos + 1
+
+    def _boolean(self, _data: bytes, pos: int) -> int:
+        self._stack.append(BOOLEAN)
         return pos + 1
 
     def _text(self, data: bytes, pos: int) -> int:
@@ -249,7 +303,7 @@ class PickleReader:
         if length > MAX_TEXT:
             if length > self._limit:
                 raise WireError("text longer than a frame may be")
-            self._stack.append(ODD)
+            self._stack.append(LONG_TEXT)
             self._skip = length
             return start
         end = start + length
@@ -263,7 +317,7 @@ class PickleReader:
         if end < 0:
             if len(data) - pos <= MAX_TEXT:
                 return pos
-            self._stack.append(ODD)
+            self._stack.append(LONG_TEXT)
             self._skip = -1
             return pos + 1 + MAX_TEXT
         try:
@@ -370,6 +424,19 @@ class PickleReader:
             raise WireError("a SETITEM on what is no open dict")
         return target
 
+    # -- objects: refused, with their name
+
+    def _global(self, data: bytes, pos: int) -> int:
+        """Refuse a class or a function, whose module and name are the next lines, as far as they are there."""
+        found = _RECONSTRUCTED.match(data, pos) or _GLOBAL.match(data, pos)
+        module, name = (part.decode("utf-8", "replace") for part in found.groups()) if found else ("", "")
+        raise WireError(_object(module, name))
+
+    def _stack_global(self, _data: bytes, pos: int) -> int:
+        """Refuse a class or a function, whose module and name are on the stack."""
+        name, module = self._pop(), self._pop()
+        raise WireError(_object(module if isinstance(module, str) else "", name if isinstance(name, str) else ""))
+
     # -- the memo
 
     def _memoize(self, _data: bytes, pos: int) -> int:
@@ -444,9 +511,9 @@ _INSTRUCTIONS: Final[dict[int, _Step]] = {
     0x80: PickleReader._proto,
     0x95: PickleReader._frame,
     ord("."): PickleReader._stop,
-    ord("N"): PickleReader._odd,
-    0x88: PickleReader._odd,
-    0x89: PickleReader._odd,
+    ord("N"): PickleReader._nothing,
+    0x88: PickleReader._boolean,
+    0x89: PickleReader._boolean,
     0x8C: PickleReader._text,
     ord("X"): PickleReader._text,
     0x8D: PickleReader._text,
@@ -476,18 +543,54 @@ _INSTRUCTIONS: Final[dict[int, _Step]] = {
     ord("g"): PickleReader._get,
     ord("h"): PickleReader._get,
     ord("j"): PickleReader._get,
+    ord("c"): PickleReader._global,
+    ord("i"): PickleReader._global,
+    0x93: PickleReader._stack_global,
+}
+
+#: What other opcodes build, in words for somebody who writes a DAQ program.
+_REFUSED: Final = {
+    **dict.fromkeys((ord("B"), ord("C"), 0x8E, 0x96), "bytes; send text or numbers"),
+    **dict.fromkeys((0x8F, 0x90, 0x91), "a set; send a list"),
+    **dict.fromkeys((0x82, 0x83, 0x84, ord("P"), ord("Q"), 0x97, 0x98), "a reference to an object; send plain data"),
+    **dict.fromkeys((ord("R"), ord("b"), ord("o"), 0x81, 0x92), "a pickled object; send plain data"),
+    0x8B: "an integer of more than 255 bytes",
+    0x00: "an empty frame: a separator without a pickle before it",
+    ord("\\"): "an empty frame: a separator without a pickle before it",
 }
 
 
 def _set_items(target: Mapping, values: list[Value]) -> None:
-    if sum(len(value) if type(value) is array else 1 for value in values) % 2:
+    key: Value | None = None
+    for value in values:
+        count = len(value) if type(value) is array else 1
+        if key is not None:
+            target.set(key, value[:1] if type(value) is array else value)
+            key = None
+            count -= 1
+        elif type(value) is not array:
+            key = value
+            continue
+        # At least every second number of what is left of a run stands where a key stands.
+        if count > 1:
+            target.odd = True
+        if count % 2 and type(value) is array:
+            key = value[-1:]
+    if key is not None:
         raise WireError("a key without a value")
-    if any(type(value) is array and len(value) > 1 for value in values):
-        # At least every second number of a run stands where a key stands.
-        target.odd = True
-        return
-    for key, value in zip(values[::2], values[1::2], strict=True):
-        target.set(key, value)
+
+
+def _object(module: str, name: str) -> str:
+    """Return what a pickled object is, and what to send instead."""
+    package = module.partition(".")[0]
+    if package == "numpy":
+        return f"a numpy object ({shown_text(f'{module}.{name}')}): send .item() or .tolist()"
+    if package in {"array", "pandas", "torch"}:
+        return f"a pickled object of {package} ({shown_text(f'{module}.{name}')}): send .tolist()"
+    if (module, name) == ("_codecs", "encode"):
+        return _REFUSED[ord("B")]
+    known = f" {shown_text(f'{module}.{name}')}" if module or name else ""
+    return f"a pickled object{known}: send plain numbers, text, lists and dicts"
 
 
 def _memo_index(data: bytes, pos: int) -> tuple[int, int]:
@@ -533,19 +636,55 @@ def doubles(run: bytes) -> Numbers:
     return numbers
 
 
-def _small_integers(run: bytes) -> Numbers:
+def _binary_numbers(run: bytes, between: int = 0) -> Numbers:
+    """Return the numbers of a run.
+
+    :param between: bytes of what stands behind each.
+    """
+    opcode = run[0]
+    width = _WIDTHS.get(opcode) or (8 if opcode == ord("G") else 0)
+    step = 1 + width + between
+    # Where each begins with the same opcode, all are as long; where not, they are gone through one by one.
+    if width and not len(run) % step:
+        opcodes = run[::step]
+        if opcodes == bytes((opcode,)) * len(opcodes):
+            return _alike(run, opcode, width, step)
     numbers = array("d")
     pos = 0
     while pos < len(run):
-        width = _WIDTHS[run[pos]]
-        # Only BININT has a sign.
-        numbers.append(int.from_bytes(run[pos + 1 : pos + 1 + width], "little", signed=width == 4))
-        pos += 1 + width
+        opcode = run[pos]
+        start = pos + 1
+        if opcode == ord("G"):
+            end = start + 8
+            numbers.extend(doubles(run[pos:end]))
+        else:
+            if opcode == 0x8A:
+                start += 1
+                end = start + run[pos + 1]
+            else:
+                end = start + _WIDTHS[opcode]
+            # BININT and LONG1 have a sign.
+            numbers.append(int.from_bytes(run[start:end], "little", signed=opcode in _SIGNED))
+        pos = end + between
     return numbers
 
 
-def _decimal_numbers(lines: bytes) -> Numbers:
+def _alike(run: bytes, opcode: int, width: int, step: int) -> Numbers:
+    """Return the numbers of a run in which all have one opcode."""
+    if width == 1:
+        return array("d", list(run[1::step]))
+    packed = bytearray(len(run) // step * width)
+    big = opcode == ord("G")
+    for place in range(width):
+        # As this machine has them: the other way round where it differs.
+        packed[place if big != _LITTLE_ENDIAN else width - 1 - place :: width] = run[1 + place :: step]
+    return array("d", array({2: "H", 4: "i", 8: "d"}[width], bytes(packed)))
+
+
+def _decimal_numbers(lines: bytes, between: int = 0) -> Numbers:
     try:
+        if between:
+            lines = lines.replace(b"\na", b"\n")
         return array("d", [float(line[1:].rstrip(b"L")) for line in lines.split(b"\n")[:-1]])
     except ValueError as error:
         raise WireError("a number that is none") from error

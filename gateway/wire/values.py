@@ -1,14 +1,14 @@
 """Plain data as it comes off the wire, pickled or in JSON: text, numbers, lists, tuples and dicts.
 
 Only what a message can hold is kept. Numbers are kept as doubles in an array, eight bytes each; values that no
-message holds (None, booleans, text too long for any name, numbers beyond a double) are all :data:`ODD`. So a frame
+message holds (None, booleans, text too long for any name, numbers beyond a double) are an :class:`Odd`. So a frame
 costs a small multiple of its own size, whatever it says.
 """
 
 from array import array
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
-from gateway.wire.errors import WireError
+from gateway.wire.errors import WireError, shown_text
 
 #: ``("DataUpdate", {sensor: {"data": [...]}})`` is a tuple of a dict of dicts of lists.
 MAX_DEPTH: Final = 4
@@ -16,14 +16,26 @@ MAX_DEPTH: Final = 4
 #: Lists, tuples and dicts in one frame; a sensor takes two.
 MAX_CONTAINERS: Final = 4096
 
+TOO_DEEP: Final = "lists and dicts are nested deeper than any message needs"
+TOO_MANY: Final = "more lists and dicts than any message needs"
+
 
 class Odd:
-    """The type of :data:`ODD`."""
+    """A value that no message holds, which is not kept.
 
-    __slots__ = ()
+    :ivar word: what it was, for a log line.
+    """
+
+    __slots__ = ("word",)
+
+    def __init__(self, word: str) -> None:
+        self.word = word
 
 
-ODD: Final = Odd()
+NOTHING: Final = Odd("None")
+BOOLEAN: Final = Odd("a boolean")
+HUGE: Final = Odd("a number beyond a double")
+LONG_TEXT: Final = Odd("text of more than 1,000 bytes")
 
 Numbers: TypeAlias = "array[float]"
 Value: TypeAlias = "str | Numbers | Odd | Sequence | Mapping"
@@ -34,14 +46,16 @@ class Sequence:
 
     :ivar numbers: the numbers in it, in order.
     :ivar others: everything else in it, in order.
+    :ivar odd_at: how many numbers stand before the first of these.
     :ivar frozen: nothing can be added any more, for it is a tuple or stands in another container.
     """
 
-    __slots__ = ("depth", "frozen", "numbers", "others")
+    __slots__ = ("depth", "frozen", "numbers", "odd_at", "others")
 
     def __init__(self, *, frozen: bool = False) -> None:
         self.numbers: Numbers = array("d")
         self.others: list[Value] = []
+        self.odd_at = 0
         self.depth = 1
         self.frozen = frozen
 
@@ -55,6 +69,8 @@ class Sequence:
                     self.numbers = value
             else:
                 self.depth = max(self.depth, _depth_around(value))
+                if not self.others:
+                    self.odd_at = len(self.numbers)
                 self.others.append(value)
 
 
@@ -96,45 +112,17 @@ def _depth_around(value: Value) -> int:
     if isinstance(value, _CONTAINERS):
         value.frozen = True
         if value.depth >= MAX_DEPTH:
-            raise WireError("nested too deep")
+            raise WireError(TOO_DEEP)
         return value.depth + 1
     return 1
 
 
-def from_json(value: Any, depth: int = MAX_DEPTH) -> Value:
-    """The same for what ``json.loads`` built.
-
-    :param depth: how deep it may be nested.
-    :raises WireError: it is nested deeper.
-    """
+def describe(value: Value) -> str:
+    """Return what a value is, for a log line."""
     if isinstance(value, str):
-        return value
-    if isinstance(value, list | dict) and depth == 0:
-        raise WireError("nested too deep")
-    if isinstance(value, list):
-        sequence = Sequence()
-        if set(map(type, value)) <= {int, float}:
-            sequence.numbers = _doubles(value)
-            if len(sequence.numbers) < len(value):
-                sequence.others.append(ODD)
-        elif len(value) > MAX_CONTAINERS:
-            # Whatever it holds: a long list of a message holds numbers only.
-            sequence.others.append(ODD)
-        else:
-            sequence.extend([from_json(item, depth - 1) for item in value])
-        return sequence
-    if isinstance(value, dict):
-        mapping = Mapping()
-        for key, item in value.items():
-            mapping.set(key, from_json(item, depth - 1))
-        return mapping
-    if type(value) in {int, float}:
-        return _doubles([value]) or ODD
-    return ODD
-
-
-def _doubles(numbers: list[int | float]) -> Numbers:
-    try:
-        return array("d", numbers)
-    except OverflowError:  # an integer beyond a double
-        return array("d")
+        return f"text {shown_text(value)}"
+    if isinstance(value, Sequence):
+        return "a list"
+    if isinstance(value, Mapping):
+        return "a dict"
+    return value.word if isinstance(value, Odd) else "a number"
