@@ -8,6 +8,7 @@ cost of a pickle is linear however it is cut, and what has been read need not be
 
 import math
 import re
+import struct
 import sys
 from array import array
 from collections.abc import Callable
@@ -46,6 +47,8 @@ _QUOTED: Final = re.compile(rb"(['\"])([ !#-&(-\[\]-~]*+)\1")
 _SHORT_LONG: Final = rb"\x8a(?:\x00|" + b"|".join(b"%c.{%d}" % (size, size) for size in range(1, 9)) + rb")"
 _INTEGER: Final = rb"(?:K.|M.{2}|J.{4}|" + _SHORT_LONG + rb")"
 _INTEGERS: Final = re.compile(_INTEGER + rb"++", re.DOTALL)
+#: Doubles with whole numbers behind each: of longer runs of doubles, many are read together.
+_MIXED: Final = re.compile(rb"(?:G.{8}" + _INTEGER + rb"++)++", re.DOTALL)
 #: Binary numbers that are appended one by one, as no pickler does it.
 _APPENDED_BINARY: Final = re.compile(rb"(?:(?:" + _INTEGER + rb"|G.{8})a)++", re.DOTALL)
 
@@ -53,8 +56,10 @@ _APPENDED_BINARY: Final = re.compile(rb"(?:(?:" + _INTEGER + rb"|G.{8})a)++", re
 #: Bytes of a LONG1 that is read together with others.
 _SHORT: Final = 8
 
-#: Opcodes of whole numbers with a sign.
-_SIGNED: Final = frozenset({ord("J"), 0x8A})
+#: What stands behind a double that is read together with other numbers than doubles.
+_MAY_FOLLOW: Final = frozenset((b"a", b"K", b"M", b"J", b"\x8a"))
+
+_BIG_DOUBLE: Final = struct.Struct(">d")
 
 #: A module and a class or a function in it. In protocols 0 and 1, that of an object stands behind what makes it.
 _GLOBAL: Final = re.compile(rb".([^\n]{1,200})\n([^\n]{1,200})\n", re.DOTALL)
@@ -209,7 +214,8 @@ class PickleReader:
     # -- numbers
 
     def _floats(self, data: bytes, pos: int) -> int:
-        if data.startswith(b"a", pos + 9):
+        behind = data[pos + 9 : pos + 10]
+        if behind in _MAY_FOLLOW:
             return self._integers(data, pos)
         end = pos + 9 * run_of_doubles(data, pos)
         if end > pos:
@@ -221,13 +227,22 @@ class PickleReader:
             self._push_numbers(numbers)
         return end
 
+    def _double(self, data: bytes, pos: int) -> int:
+        if pos + 9 > len(data):
+            return pos
+        if self._in_text:
+            self._switch()
+        self._push_numbers(doubles(data[pos : pos + 9]))
+        return pos + 9
+
     def _integers(self, data: bytes, pos: int) -> int:
         run = _APPENDED_BINARY.match(data, pos)
         appended = run is not None
         if run is None:
-            run = _INTEGERS.match(data, pos)
+            run = _INTEGERS.match(data, pos) or _MIXED.match(data, pos)
             if run is None:
-                return pos
+                # It is not all there, or is a double with half a number behind it.
+                return self._double(data, pos) if data.startswith(b"G", pos) else pos
         if self._in_text:
             self._switch()
         if appended:
@@ -650,22 +665,24 @@ def _binary_numbers(run: bytes, between: int = 0) -> Numbers:
         if opcodes == bytes((opcode,)) * len(opcodes):
             return _alike(run, opcode, width, step)
     numbers = array("d")
+    append = numbers.append
     pos = 0
     while pos < len(run):
         opcode = run[pos]
-        start = pos + 1
-        if opcode == ord("G"):
-            end = start + 8
-            numbers.extend(doubles(run[pos:end]))
+        if opcode == 0x4B:  # K
+            append(run[pos + 1])
+            pos += 2 + between
+        elif opcode == 0x4D:  # M
+            append(run[pos + 1] | run[pos + 2] << 8)
+            pos += 3 + between
+        elif opcode == 0x47:  # G
+            append(_BIG_DOUBLE.unpack_from(run, pos + 1)[0])
+            pos += 9 + between
         else:
-            if opcode == 0x8A:
-                start += 1
-                end = start + run[pos + 1]
-            else:
-                end = start + _WIDTHS[opcode]
-            # BININT and LONG1 have a sign.
-            numbers.append(int.from_bytes(run[start:end], "little", signed=opcode in _SIGNED))
-        pos = end + between
+            # LONG1 says how long it is; BININT is of four bytes.
+            start, size = (pos + 2, run[pos + 1]) if opcode == 0x8A else (pos + 1, 4)
+            append(int.from_bytes(run[start : start + size], "little", signed=True))
+            pos = start + size + between
     return numbers
 
 

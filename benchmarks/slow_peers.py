@@ -53,7 +53,7 @@ def rows(folder: Path, seconds: float) -> list[Row]:
         before = daemon.resident_mib()
         quiet = _asked(daemon, lambda: False, 3.0)
         crowd = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.hostile", json.dumps({"port": daemon.port})],
+            [sys.executable, "-m", "benchmarks.slow_peers", json.dumps({"port": daemon.port})],
             stdout=subprocess.PIPE,
             text=True,
         )
