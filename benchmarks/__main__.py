@@ -17,15 +17,17 @@ from benchmarks import (
     connections,
     daq,
     events,
-    hostile,
+    hostile_frames,
     http,
     lines,
     outage,
     processes,
     recovery,
     scales,
+    slow_peers,
     socketio_peer,
     start,
+    storm,
 )
 from benchmarks.table import Row, table
 
@@ -40,11 +42,13 @@ BENCHMARKS: Final[dict[str, tuple[Callable[[Path, float], list[Row]], float]]] =
     "carbon": (carbon.rows, 1.0),
     "http": (http.rows, 0.15),
     "events": (events.rows, 0.5),
-    "hostile": (hostile.rows, 0.0),
+    "slow": (slow_peers.rows, 0.0),
     "socketio": (socketio_peer.rows, 1.0),
     "processes": (processes.rows, 1.0),
     "recovery": (lambda folder, _: recovery.rows(folder), 0.0),
     "outage": (outage.rows, 0.4),
+    "storm": (storm.rows, 1.0),
+    "frames": (lambda _folder, _seconds: hostile_frames.rows(), 0.0),
 }
 
 

@@ -18,7 +18,7 @@ from twisted.logger import Logger
 
 from gateway.clock import WallClock
 from gateway.counters import Counters
-from gateway.model import Batch, Record, is_name, rfc3339
+from gateway.model import Batch, Record, is_name, name_of, rfc3339
 
 log = Logger()
 
@@ -92,13 +92,17 @@ def parse_topic(pattern: str) -> tuple[str, ...]:
 
     :raises ValueError: it is no topic.
     """
-    segments = tuple(pattern.split("/"))
-    match segments:
+    match tuple(pattern.split("/")):
         case (source, name) if source in _SOURCES and (name == "*" or is_name(name)):
-            return segments
-        case (source, name, "samples" | "*") if source in {"machine", "*"} and (name == "*" or is_name(name)):
-            return segments
+            return source, _kept(source, name)
+        case (source, name, "samples" | "*" as what) if source in {"machine", "*"} and (name == "*" or is_name(name)):
+            return source, _kept(source, name), what
     raise ValueError("a topic is scale/<id>, machine/<name> or machine/<name>/samples, with * for a whole segment")
+
+
+def _kept(source: str, name: str) -> str:
+    """Return a name as it is kept: a machine's in NFC, a scale's as the configuration has it."""
+    return name if source == "scale" else name_of(name) or name
 
 
 class Bus:

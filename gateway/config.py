@@ -216,6 +216,7 @@ class Daq(_Section):
     max_machines: Count = 10_000
     max_sensors: Count = 20_000
     max_machine_sensors: Count = 1000
+    max_new_sensors_per_minute: Count = 5000
 
 
 class Limits(_Section):

@@ -116,6 +116,16 @@ class Counters:
         self.daq_dropped = Counter(
             "cynow_daq_dropped_messages_total", "Frames of plain data that are no message.", registry=registry
         )
+        self.daq_left_out = Counter(
+            "cynow_daq_left_out_sensors_total",
+            "Sensors that were left out of messages: a bad name, type or sample, or beyond a bound.",
+            registry=registry,
+        )
+        self.daq_takeovers = Counter(
+            "cynow_daq_takeovers_total",
+            "DAQ connections that another of the same machine took over.",
+            registry=registry,
+        )
         self.daq_refused = Counter(
             "cynow_daq_refused_connections_total", "DAQ connections closed for what they sent.", registry=registry
         )

@@ -9,6 +9,9 @@ from gateway.bus import Bus
 from gateway.clock import WallClock
 from gateway.model import Presence, Reading, Update
 
+#: Machines that have disconnected without a mean and are remembered.
+MAX_GONE: Final = 1000
+
 #: How many updates of a sensor a client is given on arrival; the old server kept as many.
 RECENT_UPDATES: Final = 60
 
@@ -54,6 +57,8 @@ class Live:
         self._recent: dict[str, dict[str, deque[Update]]] = {}
         #: By machine: the gateways that it is connected to, at least one.
         self._connected: dict[str, set[str]] = {}
+        #: Machines without a mean that have disconnected, the last one last.
+        self._gone: dict[str, None] = {}
         #: Machines that were seen on this gateway.
         self._machines_here: dict[str, None] = {}
         self._most_heard = most_heard
@@ -99,6 +104,21 @@ class Live:
             holders.discard(gateway)
             if presence.source == "machine" and not holders:
                 self._connected.pop(presence.name, None)
+                self._forget_machine(presence.name)
+
+    def _forget_machine(self, machine: str) -> None:
+        """Note that a machine is gone; of many of which nothing is known but their names, the first are forgotten."""
+        self._gone.pop(machine, None)
+        if not self._recent.get(machine):
+            self._gone[machine] = None
+        if len(self._gone) > MAX_GONE:
+            first = next(iter(self._gone))
+            del self._gone[first]
+            if not self._recent.get(first) and first not in self._connected:
+                was_known = self._recent.pop(first, None) is not None
+                was_here = first in self._machines_here
+                self._machines_here.pop(first, None)
+                self._heard -= was_known and not was_here
 
     def own_scales(self) -> dict[str, ScaleState]:
         """The scales of this gateway."""

@@ -8,12 +8,12 @@ import contextlib
 import io
 import os
 from bisect import bisect_right
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta, tzinfo
 from functools import partial
 from itertools import groupby, pairwise
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, Final, TypeAlias, TypeVar
 
 from twisted.logger import Logger
@@ -25,7 +25,7 @@ from gateway.period import PERIODS, end_of, minutes_of, start_of
 from gateway.raw import files
 from gateway.raw.files import LineClock, RawFile, Run
 from gateway.stats.rollup import Rollup
-from gateway.store.interface import SensorState, Standing, Store
+from gateway.store.interface import SensorState, Standing, Store, StoreUnavailable
 from gateway.writer import Writer
 
 log = Logger()
@@ -58,18 +58,27 @@ class Recovered:
 
 
 async def recover(
-    recovery: "Recovery", in_thread: InThread, store: Store, live: Live, writer: Writer, clock: WallClock
+    recovery: "Recovery",
+    in_thread: InThread,
+    store: Store,
+    live: Live,
+    writer: Writer,
+    clock: WallClock,
+    remember: Callable[[str, Iterable[str]], None] = lambda machine, sensors: None,
 ) -> frozenset[str]:
     """Let everything be as it was before; fires when the store has what has ended since.
 
     :param in_thread: runs what blocks.
+    :param remember: told every machine with stored data, and its sensors.
     :returns: machines of which nothing could be recovered.
     :raises StoreUnavailable: the store cannot say what it has.
     """
     began = clock.monotonic()
     now = clock.now()
     days = await in_thread(recovery.look, now)
+    _remember(days, remember)
     standing = await store.standing(days, now)
+    _remember([(state.machine, state.sensor) for state in standing.sensors], remember)
     recovered = await in_thread(recovery.run, standing, now)
     live.restore(recovered.updates)
     writer.add(recovered.entries)
@@ -81,7 +90,16 @@ async def recover(
         count=len(recovered.entries),
         seconds=clock.monotonic() - began,
     )
+    with contextlib.suppress(StoreUnavailable):
+        # Some have anomalies only.
+        for machine in await store.machines():
+            remember(machine, ())
     return standing.unreadable
+
+
+def _remember(sensors: Iterable[tuple[str, str]], remember: Callable[[str, Iterable[str]], None]) -> None:
+    for machine, its in groupby(sorted(sensors), itemgetter(0)):
+        remember(machine, [sensor for _, sensor in its])
 
 
 class Recovery:

@@ -13,7 +13,7 @@ from datetime import datetime, tzinfo
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final, TypeAlias
 
-from gateway.model import Commit, CommitEntry, Fault, Presence, Reading, Update, is_name
+from gateway.model import Commit, CommitEntry, Fault, Presence, Reading, Update, name_of
 from gateway.wire.errors import WireError
 from gateway.wire.scale import HEAVIEST_KG
 
@@ -346,9 +346,11 @@ def _text(value: Any, most: int) -> str:
 
 
 def _name(value: Any) -> str:
-    if not isinstance(value, str) or not is_name(value):
+    # A gateway of an older version may send it decomposed.
+    name = name_of(value) if isinstance(value, str) else None
+    if name is None:
         raise WireError("no name")
-    return value
+    return name
 
 
 def _scale(item: Mapping[str, Any]) -> str:

@@ -82,6 +82,12 @@ class Listener:
         what = "shares" if isinstance(port, SharedPort) else "listening on"
         log.info("{key}: {what} {where}", key=self._what, what=what, where=where)
 
+    @property
+    def port_number(self) -> int | None:
+        """The TCP port; ``None`` where it is not known yet, or of another kind."""
+        address = None if self._port is None else self._port.getHost()
+        return address.port if isinstance(address, IPv4Address | IPv6Address) else None
+
     def accept(self) -> None:
         """Take who waits, and who comes."""
         if isinstance(self._port, FileDescriptor):

@@ -9,6 +9,7 @@ import platform
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -198,6 +199,8 @@ def _gateway(options: Options, reactor: Any) -> IService:
         most_machines=settings.daq.max_machines,
         most_sensors=settings.daq.max_sensors,
         most_machine_sensors=settings.daq.max_machine_sensors,
+        most_new_sensors=settings.daq.max_new_sensors_per_minute,
+        places=lambda: _places(listeners[0], scale_listeners),
     )
     # Sinks get a record in the order of their attaching: statistics end an hour before the raw files have the batch
     # that ended it, and read from them how far they were.
@@ -253,6 +256,7 @@ def _gateway(options: Options, reactor: Any) -> IService:
     health.watch(lambda: [f"statistics of {machine} lack what came before the start" for machine in lacking])
     health.watch(lambda: ["statistics cannot be written, and wait"] if writer.is_stuck else [])
     health.watch(lambda: store.problems)
+    health.watch(daq.problems)
     for relay in relays:
         # Where the database is away, that is all there is to be said.
         health.watch(partial(_unheard, store, relay))
@@ -298,12 +302,13 @@ def _gateway(options: Options, reactor: Any) -> IService:
         own = serverFromString(reactor, tcp_endpoint(server.host, server.own_port))
         listeners.append(Listener("server.own_port", own, site))
     scale_factories = []
+    scale_listeners: list[Listener] = []
     for scale_id, line in lines.items():
         factory = ScaleFactory(scale_id, bus, clock, counters, warnings, limits.connections)
         scale_factories.append(factory)
         if line.listen is not None:
             key = f"scales.{scale_id}" if settings.scales else "scale.port"
-            listeners.append(Listener(key, serverFromString(ports, line.listen), factory))
+            scale_listeners.append(Listener(key, serverFromString(ports, line.listen), factory))
         elif line.connect is not None:
             endpoint = clientFromString(reactor, line.connect)
             parts.append(dialled(endpoint, factory, reactor, address_of(line.connect)))
@@ -336,7 +341,7 @@ def _gateway(options: Options, reactor: Any) -> IService:
     async def recover_all() -> None:
         recovery = Recovery(data_path, clock.zone, rollup, new_rollup, lambda: not gateway.running)
         in_thread = partial(deferToThreadPool, reactor, file_pool)
-        lacking[:] = sorted(await recover(recovery, in_thread, store, live, writer, clock))
+        lacking[:] = sorted(await recover(recovery, in_thread, store, live, writer, clock, daq.admission.remember))
         if server.share_ports:
             # A client comes back with its last number to any of the processes, and none may take another's for its own.
             first = _first_number(spool.identity)
@@ -354,7 +359,7 @@ def _gateway(options: Options, reactor: Any) -> IService:
 
     gateway = Gateway(
         reactor,
-        listeners=listeners,
+        listeners=[*listeners, *scale_listeners],
         open_store=open_store,
         recover=recover_all,
         parts=parts,
@@ -403,6 +408,25 @@ def _first_number(identity: str) -> int:
     :param identity: of the spool, in hexadecimal digits.
     """
     return (1 + int(identity, 16) % (2**20 - 1)) << 32
+
+
+def _places(http: Any, scales: Sequence[Any]) -> Any:
+    """Return where belongs what comes to the port of DAQ programs and is no frame.
+
+    :param http: the listener of HTTP.
+    :param scales: those of the scales that dial in.
+    """
+    from gateway.wire.strangers import Places
+
+    ports = [str(port) for port in (scale.port_number for scale in scales) if port is not None]
+    return Places(
+        "" if http.port_number is None else f"; HTTP is served on port {http.port_number}",
+        ""
+        if not ports
+        else f": its port is {ports[0]}"
+        if len(ports) == 1
+        else f": ports of scales are {', '.join(ports)}",
+    )
 
 
 def _unheard(store: Any, relay: Any) -> list[str]:

@@ -1,6 +1,8 @@
 """DAQ programs: frames in, batches and faults out."""
 
-from collections.abc import Iterator, Mapping
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any, Final
 
@@ -12,12 +14,16 @@ from twisted.python.failure import Failure
 from gateway.bus import Bus
 from gateway.clock import WallClock
 from gateway.counters import Counters
+from gateway.ingest.admission import Admission, Bounds
+from gateway.ingest.holding import Holding
+from gateway.ingest.left_out import LeftOutSensors
 from gateway.ingest.transport import peer_of, prepare, read_by
 from gateway.logs import LimitedLog
 from gateway.model import Batch, Fault, Presence, SensorBatch
 from gateway.wire.errors import WireError
 from gateway.wire.frames import FrameReader
-from gateway.wire.messages import DataUpdate, FaultDetect, Message, Misshapen, Name
+from gateway.wire.messages import DataUpdate, FaultDetect, LeftOut, Message, Misshapen, Name
+from gateway.wire.strangers import Places
 
 log = Logger()
 
@@ -29,25 +35,43 @@ NAME_TIMEOUT: Final = 60.0
 _LEAST_READ: Final = 4 * 1024
 _MOST_READ: Final = 64 * 1024
 
-#: Samples that are dealt with in one turn of the reactor: about a twentieth of a second.
+#: CPU seconds that a read may take: one of a connection whose frames take longer is made smaller.
+_LONG_READ: Final = 0.03
+
+#: Samples, and messages, that are dealt with in one turn of the reactor: about a twentieth of a second.
 SLICE: Final = 65_536
+MESSAGES: Final = 500
+
+#: Seconds that a connection is held unread before it is closed: one that is refused, and the first that is taken over.
+HOLD: Final = 1.0
+
+#: The same, at most, where takeovers of a machine repeat, and the seconds in which they must.
+MAX_HOLD: Final = 10.0
+REPEATED: Final = 60.0
+
+#: Machines whose takeovers are kept in mind.
+_MAX_TAKEOVERS: Final = 10_000
 
 
 def slices(update: DataUpdate) -> Iterator[DataUpdate]:
     """A message as several of at most :data:`SLICE` samples, in order; mostly it is one."""
     sensors: dict[str, SensorBatch] = {}
+    left_out = update.left_out
     room = SLICE
     for name, sensor in update.sensors.items():
         samples = sensor.samples
         start = 0
         while len(samples) - start > room:
-            yield DataUpdate({**sensors, name: SensorBatch(sensor.type, samples[start : start + room])}, SLICE)
+            yield DataUpdate(
+                {**sensors, name: SensorBatch(sensor.type, samples[start : start + room])}, SLICE, left_out
+            )
             start += room
             sensors = {}
+            left_out = ()
             room = SLICE
         sensors[name] = SensorBatch(sensor.type, samples[start:]) if start else sensor
         room -= len(samples) - start
-    yield DataUpdate(sensors, SLICE - room)
+    yield DataUpdate(sensors, SLICE - room, left_out)
 
 
 class DaqProtocol(Protocol):
@@ -74,16 +98,18 @@ class DaqProtocol(Protocol):
         self._arrival: datetime | None = None
         self._in_hurry = False
         self._read_size = _LEAST_READ
+        self._is_slow = False
 
     def connectionMade(self) -> None:
         prepare(self.transport, _LEAST_READ)
         self.peer = peer_of(self.transport)
-        self._name_timeout = self._daq.reactor.callLater(NAME_TIMEOUT, self.refuse, "it said no name in time")
+        self._name_timeout = self._daq.reactor.callLater(NAME_TIMEOUT, self._time_out)
         self._daq.joined(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._hurry()
         self._stop_waiting()
+        self._daq.holding.forget(self.transport)
         self._daq.left(self)
 
     def dataReceived(self, data: bytes) -> None:
@@ -91,23 +117,40 @@ class DaqProtocol(Protocol):
             # Some transports give what they have read already.
             self._early += data
         elif not self.closing:
-            if len(data) == self._read_size < _MOST_READ:
-                self._read_size *= 4
-                read_by(self.transport, self._read_size)
             self._arrival = self._daq.clock.now()
-            self._go_through(self._reader.feed(data))
+            if len(data) < self._read_size:
+                self._go_through(self._reader.feed(data))
+            else:
+                began = self._daq.cpu_seconds()
+                self._go_through(self._reader.feed(data))
+                self._adapt(self._daq.cpu_seconds() - began)
+
+    def _adapt(self, spent: float) -> None:
+        """Read more at a time where that is quick, and little where it is not, from then on.
+
+        :param spent: CPU seconds that a full read took.
+        """
+        size = self._read_size
+        if spent > _LONG_READ:
+            self._is_slow = True
+            size = _LEAST_READ
+        elif not self._is_slow and 4 * spent <= _LONG_READ:
+            size = min(4 * size, _MOST_READ)
+        if size != self._read_size:
+            self._read_size = size
+            read_by(self.transport, size)
 
     def _go_through(self, messages: Iterator[Message]) -> None:
         try:
-            for message in messages:
+            for count, message in enumerate(messages, 1):
                 if isinstance(message, DataUpdate) and message.size > SLICE:
-                    pieces = slices(message)
-                    self._received(next(pieces))
-                    if self._put_off(list(pieces), messages):
+                    first, *others = slices(message)
+                    self._received(first)
+                    if others and self._put_off(others, messages):
                         return
                 else:
                     self._received(message)
-                if self.closing:
+                if self.closing or (count == MESSAGES and self._put_off([], messages)):
                     return
         except WireError as error:
             self.refuse(str(error))
@@ -118,7 +161,7 @@ class DaqProtocol(Protocol):
             for piece in pieces:
                 self._received(piece)
             return False
-        if not pieces or self.closing:
+        if self.closing:
             return False
         self.busy = True
         self._left = (pieces, messages)
@@ -131,8 +174,11 @@ class DaqProtocol(Protocol):
         self._next = None
         self.busy = False
         self._arrival = self._daq.clock.now()
-        self._received(pieces[0])
-        if self._put_off(pieces[1:], messages) or self.closing:
+        if pieces:
+            self._received(pieces[0])
+            if len(pieces) > 1 and self._put_off(pieces[1:], messages):
+                return
+        if self.closing:
             return
         self._go_through(messages)
         if not self.busy and not self.closing:
@@ -148,16 +194,40 @@ class DaqProtocol(Protocol):
             self._go_on()
 
     def refuse(self, reason: str) -> None:
-        """Close the connection for what it sent."""
+        """Close the connection for what it sent, but not at once: its program may come again without end."""
         self._daq.refused(self, reason)
-        self.close()
+        self.hold(HOLD)
+
+    def hold(self, seconds: float) -> None:
+        """Close the connection later; what it still sends is not read."""
+        if self._end():
+            self._daq.holding.hold(self.transport, seconds)
 
     def close(self) -> None:
-        """Close the connection; what it still sends is not read."""
+        """Close the connection now; what it still sends is not read."""
+        if self._end():
+            self.transport.loseConnection()
+        else:
+            self._daq.holding.close(self.transport)
+
+    def give_way(self, reason: str) -> None:
+        """Close the connection at once, in favour of another."""
+        self._daq.refused(self, reason)
+        self._end()
+        self.transport.abortConnection()
+
+    def _end(self) -> bool:
+        """Deal with what has been received, and with nothing more; returns whether it is not ending already."""
         self._hurry()
+        if self.closing:
+            return False
         self.closing = True
         self._stop_waiting()
-        self.transport.loseConnection()
+        return True
+
+    def _time_out(self) -> None:
+        self._daq.refused(self, f"it has not sent its name in {NAME_TIMEOUT:.0f} s")
+        self.close()
 
     def _stop_waiting(self) -> None:
         if self._name_timeout is not None and self._name_timeout.active():
@@ -177,10 +247,13 @@ class DaqProtocol(Protocol):
 class DaqFactory(Factory):
     """All connections of DAQ programs.
 
-    :param most: connections that may be open at a time.
-    :param most_machines: machines that may be known at a time; a connection of one more is closed.
-    :param most_sensors: sensors of all machines that may be known; a frame that brings one more is dropped.
+    :param most: connections that may be open at a time, those that are held included.
+    :param most_machines: machines that may be known; a connection of one more is refused.
+    :param most_sensors: sensors of all machines that may be known; one more is left out of its message.
     :param most_machine_sensors: the same, of one machine.
+    :param most_new_sensors: the same, of those that come in one minute.
+    :param places: says where belongs what is no frame.
+    :ivar cpu_seconds: the CPU time of the reactor's thread.
     """
 
     noisy = False
@@ -198,22 +271,31 @@ class DaqFactory(Factory):
         most_machines: int,
         most_sensors: int,
         most_machine_sensors: int,
+        most_new_sensors: int = 5000,
+        places: Callable[[], Places] = Places,
     ) -> None:
         self.reactor = reactor
         self._bus = bus
         self.clock = clock
+        self.cpu_seconds = time.thread_time
         self._warnings = warnings
         self._max_frame_bytes = max_frame_bytes
         self._most = most
-        self._most_machines = most_machines
-        self._most_sensors = most_sensors
-        self._most_machine_sensors = most_machine_sensors
+        self._find_places = places
+        self._places: Places | None = None
+        bounds = Bounds(most_machines, most_sensors, most_machine_sensors, most_new_sensors)
+        self.admission = Admission(bounds, clock.monotonic)
+        self._left_out = LeftOutSensors(counters, warnings, clock.monotonic)
+        self.holding = Holding(reactor)
         self._open: set[DaqProtocol] = set()
+        #: Of these, those that have not said a name, the oldest first.
+        self._nameless: dict[DaqProtocol, None] = {}
+        #: Of these, those that were closed in favour of others, and are not gone yet.
+        self._leaving: set[DaqProtocol] = set()
         #: The one connection of each machine that is connected.
         self._speaking: dict[str, DaqProtocol] = {}
-        #: Every machine that has said its name, and its sensors.
-        self._machines: dict[str, set[str]] = {}
-        self._sensors = 0
+        #: By machine: how many takeovers followed each other, and when the last was. That of the last comes last.
+        self._takeovers: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._paused = False
         self._connections = counters.connections.labels("daq")
         self._connections_refused = counters.connections_refused.labels("daq")
@@ -222,18 +304,40 @@ class DaqFactory(Factory):
         self._dropped = counters.daq_dropped
         self._refused = counters.daq_refused
         self._pauses = counters.daq_pauses
+        self._taken_over = counters.daq_takeovers
 
     def buildProtocol(self, addr: IAddress | None) -> DaqProtocol | None:
-        if len(self._open) >= self._most:
+        if len(self._open) - len(self._leaving) >= self._most and not self._make_room():
             self._connections_refused.inc()
-            self._warnings.warn("connections", "DAQ: too many connections")
+            self._warnings.warn(
+                "connections",
+                "DAQ: a connection is refused: limits.connections ({most}) are open",
+                most=self._most,
+            )
             return None
-        return DaqProtocol(self, FrameReader(self._max_frame_bytes))
+        if self._places is None:
+            # Ports are known by now.
+            self._places = self._find_places()
+        return DaqProtocol(self, FrameReader(self._max_frame_bytes, self._places))
+
+    def _make_room(self) -> bool:
+        """Close the oldest connection without a name; returns whether there was one."""
+        protocol = next(iter(self._nameless), None)
+        if protocol is None:
+            return False
+        del self._nameless[protocol]
+        self._leaving.add(protocol)
+        protocol.give_way(f"limits.connections ({self._most}) are open, and it has not sent its name")
+        return True
 
     def close(self) -> None:
         """Close every connection."""
         for protocol in list(self._open):
             protocol.close()
+
+    def problems(self) -> list[str]:
+        """Return what is refused and left out, for ``/healthz``."""
+        return [*self.admission.problems(), *self._left_out.problems()]
 
     def pause(self, paused: bool) -> None:
         """Read nothing more for now, or go on: the senders wait, by TCP's own means."""
@@ -245,7 +349,9 @@ class DaqFactory(Factory):
             self.steer(protocol)
 
     def steer(self, protocol: DaqProtocol) -> None:
-        """Let a connection be read, or not for now."""
+        """Let a connection be read, or not for now; one that is ending is never read."""
+        if protocol.closing:
+            return
         if self._paused or protocol.busy:
             protocol.transport.pauseProducing()
         else:
@@ -255,60 +361,104 @@ class DaqFactory(Factory):
 
     def joined(self, protocol: DaqProtocol) -> None:
         self._open.add(protocol)
+        self._nameless[protocol] = None
         self._connections.inc()
         if self._paused:
             self.steer(protocol)
 
     def left(self, protocol: DaqProtocol) -> None:
         self._open.remove(protocol)
+        self._nameless.pop(protocol, None)
+        self._leaving.discard(protocol)
         self._connections.dec()
         machine = protocol.machine
         if machine is not None and self._speaking.get(machine) is protocol:
             del self._speaking[machine]
+            self.admission.leave(machine)
             self._warnings.info(f"presence {machine}", "machine {machine} is disconnected", machine=machine)
             self._bus.publish(Presence("machine", machine, connected=False))
 
     def named(self, protocol: DaqProtocol, machine: str) -> None:
-        if machine not in self._machines and len(self._machines) >= self._most_machines:
-            protocol.refuse("more machines than daq.max_machines")
+        problem = self.admission.enter(machine)
+        if problem is not None:
+            protocol.refuse(problem)
             return
+        self._nameless.pop(protocol, None)
         self._messages["name"].inc()
-        self._machines.setdefault(machine, set())
         before = self._speaking.get(machine)
         self._speaking[machine] = protocol
         if before is not None:
-            self._warnings.info(
-                f"presence {machine}", "machine {machine}: {peer} takes over", machine=machine, peer=protocol.peer
-            )
-            before.close()
+            self._take_over(machine, before, protocol)
             return
         self._warnings.info(
             f"presence {machine}", "machine {machine} is connected from {peer}", machine=machine, peer=protocol.peer
         )
         self._bus.publish(Presence("machine", machine, connected=True))
 
+    def _take_over(self, machine: str, before: DaqProtocol, protocol: DaqProtocol) -> None:
+        """Hold the connection that another of the same machine took over, the longer the more often that happens."""
+        self._taken_over.inc()
+        now = self.clock.monotonic()
+        count, last = self._takeovers.pop(machine, (0, now))
+        count = 1 if now - last > REPEATED else count + 1
+        self._takeovers[machine] = count, now
+        if len(self._takeovers) > _MAX_TAKEOVERS:
+            self._takeovers.popitem(last=False)
+        if count == 1:
+            self._warnings.info(
+                f"presence {machine}", "machine {machine}: {peer} takes over", machine=machine, peer=protocol.peer
+            )
+        else:
+            self._warnings.warn(
+                f"takeover {machine}",
+                "machine {machine}: {peer} takes over from {before}, takeover {count} in a row: do two programs send"
+                " under one name? Give each its own",
+                machine=machine,
+                peer=protocol.peer,
+                before=before.peer,
+                count=count,
+            )
+        before.hold(min(HOLD * 2 ** min(count - 1, 10), MAX_HOLD))
+
     def message(self, protocol: DaqProtocol, machine: str, message: Message, time: datetime) -> None:
         match message:
-            case DataUpdate(sensors=sensors, size=size):
-                if not self._admit(machine, sensors):
-                    self._drop(protocol, machine, "more sensors than daq.max_sensors or daq.max_machine_sensors")
-                    return
-                self._messages["DataUpdate"].inc()
-                self._samples.inc(size)
-                self._bus.publish(Batch(machine, sensors, time), time=time)
+            case DataUpdate():
+                self._update(protocol, machine, message, time)
             case FaultDetect(score=score, threshold=threshold):
                 self._messages["FaultDetect"].inc()
-                self._bus.publish(Fault(machine, score, threshold, time), time=time)
+                fault = Fault(machine, score, threshold, time)
+                if fault.is_anomaly:
+                    self.admission.keep(machine)
+                self._bus.publish(fault, time=time)
+            case Misshapen(left_out=[_, *_] as left_out):
+                self._dropped.inc()
+                self._left_out.add(machine, protocol.peer, left_out)
             case Misshapen(reason=reason):
                 self._drop(protocol, machine, reason)
+
+    def _update(self, protocol: DaqProtocol, machine: str, update: DataUpdate, time: datetime) -> None:
+        sensors, size = update.sensors, update.size
+        taken, refused = self.admission.admit(machine, sensors)
+        left_out: list[LeftOut] = [*update.left_out, *refused]
+        if taken is not sensors:
+            size = sum(len(sensor.samples) for sensor in taken.values())
+        self._left_out.taken(machine, taken)
+        if left_out:
+            self._left_out.add(machine, protocol.peer, left_out)
+            if not taken:
+                self._dropped.inc()
+                return
+        self._messages["DataUpdate"].inc()
+        self._samples.inc(size)
+        self._bus.publish(Batch(machine, taken, time), time=time)
 
     def refused(self, protocol: DaqProtocol, reason: str) -> None:
         self._refused.inc()
         self._warnings.warn(
             f"refused {protocol.peer.rpartition(':')[0]}",
-            "DAQ connection of {peer} (machine {machine}) is closed: {reason}",
+            "DAQ connection of {peer}{machine} is closed: {reason}",
             peer=protocol.peer,
-            machine=protocol.machine,
+            machine="" if protocol.machine is None else f" (machine {protocol.machine})",
             reason=reason,
         )
 
@@ -321,15 +471,3 @@ class DaqFactory(Factory):
             peer=protocol.peer,
             reason=reason,
         )
-
-    def _admit(self, machine: str, sensors: Mapping[str, object]) -> bool:
-        """Take new sensors into account, unless they are too many."""
-        known = self._machines[machine]
-        if sensors.keys() <= known:
-            return True
-        new = sensors.keys() - known
-        if self._sensors + len(new) > self._most_sensors or len(known) + len(new) > self._most_machine_sensors:
-            return False
-        known |= new
-        self._sensors += len(new)
-        return True

@@ -19,7 +19,7 @@ from typing import Final
 
 import orjson
 
-from gateway.model import is_name
+from gateway.model import forms_of, name_of
 
 HEADER: Final = b"time,data\n"
 
@@ -94,7 +94,20 @@ def machines(directory: str) -> list[str]:
     :raises OSError: the directory cannot be read.
     """
     with os.scandir(directory) as entries:
-        return sorted(entry.name for entry in entries if is_name(entry.name) and entry.is_dir())
+        return sorted({name for entry in entries if (name := name_of(entry.name)) is not None and entry.is_dir()})
+
+
+def path_of(directory: str, name: str, pattern: str = "{}") -> str:
+    """Return the path of what is named after a machine or a sensor.
+
+    An older version may have written the name decomposed (NFD): where only that exists, it is used.
+
+    :param pattern: of the file's name.
+    """
+    path, *older = (os.path.join(directory, pattern.format(form)) for form in forms_of(name))
+    if older and not os.path.exists(path) and os.path.exists(older[0]):
+        return older[0]
+    return path
 
 
 def raw_files(directory: str, machine: str) -> list[RawFile]:
@@ -107,7 +120,7 @@ def raw_files(directory: str, machine: str) -> list[RawFile]:
     """
     found: dict[str, RawFile] = {}
     try:
-        with os.scandir(os.path.join(directory, machine)) as entries:
+        with os.scandir(path_of(directory, machine)) as entries:
             for entry in entries:
                 file = raw_file(machine, entry.path)
                 if file is not None and entry.is_file(follow_symlinks=False):
@@ -123,13 +136,14 @@ def raw_files(directory: str, machine: str) -> list[RawFile]:
 def raw_file(machine: str, path: str) -> RawFile | None:
     """The raw file that a path names; ``None`` where it names none."""
     match = _NAME.fullmatch(os.path.basename(path))
-    if match is None or not is_name(match[4]):
+    sensor = None if match is None else name_of(match[4])
+    if match is None or sensor is None:
         return None
     try:
         day = date(int(match[1]), int(match[2]), int(match[3]))
     except ValueError:
         return None
-    return RawFile(day, match[5] is not None, machine, match[4], path)
+    return RawFile(day, match[5] is not None, machine, sensor, path)
 
 
 def holds_all(compressed: str, path: str) -> bool:

@@ -21,7 +21,7 @@ from gateway.clock import WallClock
 from gateway.counters import Counters
 from gateway.logs import LimitedLog
 from gateway.model import Batch
-from gateway.raw.files import HEADER
+from gateway.raw.files import HEADER, path_of
 
 log = Logger()
 
@@ -159,7 +159,7 @@ class RawLog(Service):
             os.close(self._files.popitem()[1])
 
     def path(self, machine: str, sensor: str, day: datetime) -> str:
-        return os.path.join(self._directory, machine, f"{day:%Y%m%d}_{sensor}.csv")
+        return path_of(path_of(self._directory, machine), sensor, f"{day:%Y%m%d}_{{}}.csv")
 
     def end(self, machine: str, sensor: str, day: datetime) -> int | None:
         """How many bytes of a day's file hold all that came until now; ``None`` where some could not be written."""

@@ -26,7 +26,19 @@ from twisted.logger import Logger
 from gateway.clock import WallClock
 from gateway.counters import Counters
 from gateway.logs import LimitedLog
-from gateway.model import Commit, CommitEntry, Entry, Fault, HourEnd, PeriodEnd, Sighting, is_name, wall_time
+from gateway.model import (
+    Commit,
+    CommitEntry,
+    Entry,
+    Fault,
+    HourEnd,
+    PeriodEnd,
+    Sighting,
+    forms_of,
+    is_name,
+    name_of,
+    wall_time,
+)
 from gateway.store import tables
 from gateway.store.interface import (
     SEQ_BLOCK,
@@ -357,7 +369,9 @@ class SqliteStore(Store):
         return found[0], found[1]
 
     def _machine_path(self, machine: str) -> str:
-        return os.path.join(self._directory, f"{machine}.db")
+        path, *older = (os.path.join(self._directory, f"{form}.db") for form in forms_of(machine))
+        # An older version may have written the name decomposed.
+        return older[0] if older and not os.path.exists(path) and os.path.exists(older[0]) else path
 
     # -- questions
 
@@ -374,7 +388,7 @@ class SqliteStore(Store):
             return Standing([], frozenset(machines) | {machine for machine, _ in days})
         types = await self._run(
             lambda connection: {
-                (machine, sensor): kind
+                (name_of(machine) or machine, name_of(sensor) or sensor): kind
                 for machine, sensor, kind in connection.execute("SELECT machine, sensor, type FROM sensor")
             },
             patience=None,
@@ -492,7 +506,8 @@ class SqliteStore(Store):
             files = os.listdir(self._directory)
         except OSError as error:
             raise StoreUnavailable(str(error.strerror)) from error
-        return sorted(filter(is_name, (name.removesuffix(".db") for name in files if name.endswith(".db"))))
+        names = (name_of(name.removesuffix(".db")) for name in files if name.endswith(".db"))
+        return sorted({name for name in names if name is not None})
 
     def _ask(
         self,
@@ -646,8 +661,9 @@ def _replay(connection: sqlite3.Connection, key: IdempotencyKey) -> dict[str, An
 def _insert(connection: sqlite3.Connection, its: MachineTables, entry: Entry) -> None:
     its.create_anomaly()
     match entry:
-        case Sighting(sensor=sensor):
-            its.create_means(sensor)
+        case Sighting():
+            # Its type is kept elsewhere; its tables are made when they get their first rows.
+            pass
         case HourEnd():
             its.end_hour(entry)
         case PeriodEnd():

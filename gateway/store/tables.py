@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from datetime import date, datetime, tzinfo
 from typing import Any, Final
+from unicodedata import normalize
 
 from gateway.bucket import Bucket
 from gateway.model import HourEnd, PeriodEnd, wall_time
@@ -56,7 +57,7 @@ class MachineTables:
 
     def forget(self) -> None:
         """Look at the tables again: some that were made may have been undone."""
-        self._names = {table.lower(): table for table in _tables(self._connection, "")}
+        self._names = {_folded(table): table for table in _tables(self._connection, "")}
         self._complete.clear()
 
     def create_anomaly(self) -> None:
@@ -67,45 +68,54 @@ class MachineTables:
                 self._connection.execute("CREATE INDEX IF NOT EXISTS anomaly_time ON anomaly (time)")
             self._complete.add("anomaly")
 
-    def create_means(self, sensor: str) -> None:
-        """Make a sensor's tables where they are missing, and complete those of the old server."""
-        for period in PERIODS:
-            table = self.means(sensor, period)
-            if table not in self._complete:
-                columns = {**_FURTHER, "raw_end": "INTEGER"} if period == "hour" else _FURTHER
-                further = "".join(f", {name} {kind}" for name, kind in columns.items())
-                self._create(table, f"time TIMESTAMP, data REAL{further}")
-                there = columns_of(self._connection, table)
-                for name, kind in columns.items():
-                    if name not in there:
-                        self._connection.execute(f"ALTER TABLE {quoted(table)} ADD COLUMN {name} {kind}")
-                self._connection.execute(
-                    f"CREATE INDEX IF NOT EXISTS {quoted(f'{table}_time')} ON {quoted(table)} (time, start)"
-                )
-                self._complete.add(table)
+    def create_means(self, sensor: str, period: str) -> str:
+        """Make a sensor's table where it is missing, and complete one of the old server.
+
+        :returns: its name.
+        """
+        table = self.means(sensor, period)
+        if table not in self._complete:
+            columns = {**_FURTHER, "raw_end": "INTEGER"} if period == "hour" else _FURTHER
+            further = "".join(f", {name} {kind}" for name, kind in columns.items())
+            self._create(table, f"time TIMESTAMP, data REAL{further}")
+            there = columns_of(self._connection, table)
+            missing = [(name, kind) for name, kind in columns.items() if name not in there]
+            for name, kind in missing:
+                self._connection.execute(f"ALTER TABLE {quoted(table)} ADD COLUMN {name} {kind}")
+            self._connection.execute(
+                f"CREATE INDEX IF NOT EXISTS {quoted(f'{table}_time')} ON {quoted(table)} (time, start)"
+            )
+            self._complete.add(table)
+            if missing:
+                # The old server, which made this one, has them all.
+                for other in PERIODS:
+                    self.create_means(sensor, other)
+        return table
 
     def means(self, sensor: str, period: str) -> str:
         """The table of a sensor's means, made or not.
 
         It is ``<sensor>_<period>_avg``. SQLite takes ``Vib_hour_avg`` and ``vib_hour_avg`` for one table, and allows
         no name that begins with ``sqlite_``: the second sensor's becomes ``vib~2_hour_avg``, the other's
-        ``~sqlite_...``.
+        ``~sqlite_...``. All tables of a sensor have the same number, though they are made one after the other.
         """
         stem = f"~{sensor}" if sensor.lower().startswith("sqlite_") else sensor
-        table = f"{stem}_{period}_avg"
         number = 1
-        while self._names.get(table.lower(), table) != table:
+        while True:
+            added = "" if number == 1 else f"~{number}"
+            tables = {each: f"{stem}{added}_{each}_avg" for each in PERIODS}
+            # Of an older version they may have names that are decomposed.
+            there = {each: self._names.get(_folded(table), table) for each, table in tables.items()}
+            if all(normalize("NFC", there[each]) == table for each, table in tables.items()):
+                return there[period]
             number += 1
-            table = f"{stem}~{number}_{period}_avg"
-        return table
 
     def end_hour(self, hour: HourEnd) -> None:
         """Write the row of an hour.
 
         An hour that has one already, for the clock was set back, has had more samples since.
         """
-        self.create_means(hour.sensor)
-        table = self.means(hour.sensor, "hour")
+        table = self.create_means(hour.sensor, "hour")
         identity, bucket, raw_end = self._find(table, hour.start, hour.replaces) or (None, None, hour.raw_end)
         if bucket is None or hour.replaces:
             bucket = hour.bucket
@@ -127,13 +137,15 @@ class MachineTables:
         for period in PERIODS[1:]:
             start = start_of(period, hour.start)
             # The clock was set back into a period that has its row.
-            if self._find(self.means(hour.sensor, period), start, False) is not None:
+            if self._exists(hour.sensor, period) and self._find(self.create_means(hour.sensor, period), start, False):
                 self.end_period(PeriodEnd(period, hour.machine, hour.sensor, start, hour.mode))
 
     def end_period(self, end: PeriodEnd) -> None:
         """Write the row of a day, a month or a year, made of those of the shorter periods in it."""
-        self.create_means(end.sensor)
-        table = self.means(end.sensor, end.period)
+        if not self._exists(end.sensor, MADE_OF[end.period]):
+            return
+        made_of_table = self.create_means(end.sensor, MADE_OF[end.period])
+        table = self.create_means(end.sensor, end.period)
         found = self._find(table, end.start, end.replaces)
         if found is None and self._find(table, end.start, True) is not None:
             # The old server's own: what it reported stays.
@@ -141,7 +153,7 @@ class MachineTables:
         rows = [
             Row(float(data), bucket_of(values))
             for data, *values in self._connection.execute(
-                f"SELECT data, {_BUCKET} FROM {quoted(self.means(end.sensor, MADE_OF[end.period]))}"  # noqa: S608 - quoted
+                f"SELECT data, {_BUCKET} FROM {quoted(made_of_table)}"  # noqa: S608 - quoted
                 " WHERE time >= ? AND time < ? ORDER BY time, start, id",
                 (wall_time(end.start), wall_time(end_of(end.period, end.start))),
             )
@@ -150,6 +162,9 @@ class MachineTables:
         if rows:
             with contextlib.suppress(OverflowError):
                 self._put(table, end.start, made_of(end.period, end.mode, rows), None if found is None else found[0])
+
+    def _exists(self, sensor: str, period: str) -> bool:
+        return _folded(self.means(sensor, period)) in self._names
 
     def _find(self, table: str, start: datetime, of_old_server: bool) -> tuple[int, Bucket | None, int | None] | None:
         """The row of a period: its id, its bucket, and its ``raw_end`` where that is a column.
@@ -186,11 +201,16 @@ class MachineTables:
             self._connection.execute(statement, (*values.values(), found))
 
     def _create(self, table: str, columns: str) -> None:
-        if table.lower() not in self._names:
+        if _folded(table) not in self._names:
             self._connection.execute(
                 f"CREATE TABLE IF NOT EXISTS {quoted(table)} (id INTEGER PRIMARY KEY AUTOINCREMENT, {columns})"
             )
-            self._names[table.lower()] = table
+            self._names[_folded(table)] = table
+
+
+def _folded(table: str) -> str:
+    """Return a table's name in the form in which names are compared: composed, and without regard to case."""
+    return normalize("NFC", table).lower()
 
 
 def _key(start: datetime) -> tuple[str, int]:
@@ -369,7 +389,8 @@ def columns_of(connection: sqlite3.Connection, table: str) -> set[str]:
 def sensors(connection: sqlite3.Connection, period: str) -> list[tuple[str, str]]:
     """Every sensor with means of a period and its table, sorted by sensor."""
     suffix = f"_{period}_avg"
-    return sorted((_ADDED.sub("", table.removesuffix(suffix)), table) for table in _tables(connection, suffix))
+    tables = _tables(connection, suffix)
+    return sorted((normalize("NFC", _ADDED.sub("", table.removesuffix(suffix))), table) for table in tables)
 
 
 def _tables(connection: sqlite3.Connection, suffix: str) -> Iterator[str]:

@@ -15,7 +15,7 @@ from twisted.python.threadpool import ThreadPool
 from twisted.web.http import Request
 
 from gateway.clock import WallClock
-from gateway.model import is_name, rfc3339
+from gateway.model import name_of, rfc3339
 from gateway.raw.files import RawFile, UnreadableFile, raw_files
 from gateway.raw.plot import Plot
 from gateway.web.answers import Refusal, argument, handle_errors
@@ -90,6 +90,8 @@ class MachineApi:
     @app.route("/<machine>/samples", methods=["GET"], strict_slashes=False)
     async def samples(self, request: Request, machine: str) -> bytes:
         sensor = argument(request, "sensor")
+        sensor = (sensor and name_of(sensor)) or sensor
+        machine = name_of(machine) or machine
         if not sensor:
             raise Refusal(400, "invalid_request", "sensor가 필요합니다")
         begin, end = self._range(request)
@@ -108,7 +110,7 @@ class MachineApi:
         def look() -> list[RawFile]:
             return [file for file in raw_files(self._directory, machine) if file.sensor == sensor]
 
-        its = await deferToThreadPool(self._reactor, self._pool, look) if is_name(machine) else []
+        its = await deferToThreadPool(self._reactor, self._pool, look) if name_of(machine) else []
         if not its:
             raise Refusal(404, "unknown_sensor")
         begin, end = map(rfc3339, (plot.begin, plot.end))

@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 from gateway.bus import Bus, Event
 from gateway.live import Live
-from gateway.model import Fault, Update, is_name
+from gateway.model import Fault, Update, name_of
 from gateway.web.socketio.packets import Outgoing
 from gateway.web.socketio.server import Member, Namespace, event_packets
 
@@ -92,8 +92,8 @@ class MachineNamespaces:
         if name == "/":
             return self._lobby
         # Some clients write a name as it stands in a URL.
-        machine = unquote(name.removeprefix(_PREFIX))
-        if not name.startswith(_PREFIX) or not is_name(machine):
+        machine = name_of(unquote(name.removeprefix(_PREFIX)))
+        if not name.startswith(_PREFIX) or machine is None:
             return None
         found = self._namespaces.get(name)
         if found is None:

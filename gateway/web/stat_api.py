@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from twisted.web.http import Request
 
 from gateway.live import Live
+from gateway.model import name_of
 from gateway.period import PERIODS
 from gateway.store.interface import Page, Store
 from gateway.web.answers import answer, argument, handle_errors
@@ -48,6 +49,11 @@ class _Query:
         if found is None:
             self._problem("missing", name, "Field required", None)
         return found or ""
+
+    def machine(self) -> str:
+        """Return the name of a machine in the form in which it is kept."""
+        text = self.text("machine")
+        return name_of(text) or text
 
     def day(self, name: str) -> date:
         found = argument(self._request, name)
@@ -100,7 +106,7 @@ class StatApi:
     @app.route("/anomaly", methods=["GET"], strict_slashes=False)
     async def anomalies(self, request: Request) -> bytes:
         query = _Query(request)
-        machine, start, end = query.text("machine"), query.day("start"), query.day("end")
+        machine, start, end = query.machine(), query.day("start"), query.day("end")
         query.check()
         return await _paged(request, "anomaly", _ANOMALY, partial(self._store.anomalies, machine, start, end))
 
@@ -114,7 +120,7 @@ class StatApi:
     @app.route(f"/<any({','.join(PERIODS)}):period>", methods=["GET"], strict_slashes=False)
     async def means(self, request: Request, period: str) -> bytes:
         query = _Query(request)
-        machine, start, end = query.text("machine"), query.day("start"), query.day("end")
+        machine, start, end = query.machine(), query.day("start"), query.day("end")
         detail = query.flag("detail")
         query.check()
         ask = partial(self._store.means, period, machine, start, end, detail=detail)

@@ -127,15 +127,14 @@ def _from_json(value: Any, depth: int) -> Value:
 
 def _list_from_json(items: list[Any], depth: int) -> Sequence:
     sequence = Sequence()
-    if set(map(type, items)) <= _NUMBER_TYPES:
-        sequence.numbers = _doubles(items)
-        if len(sequence.numbers) < len(items):
-            sequence.odd_at = len(sequence.numbers)
-            sequence.others.append(HUGE)
-    else:
+    first = len(items)
+    if not set(map(type, items)) <= _NUMBER_TYPES:
         first = next(index for index, item in enumerate(items) if type(item) not in _NUMBER_TYPES)
-        sequence.numbers = _doubles(items[:first])
-        sequence.extend([_from_json(item, depth - 1) for item in items[first:]])
+    sequence.numbers = _doubles(items[:first])
+    if len(sequence.numbers) < first:
+        sequence.odd_at = len(sequence.numbers)
+        sequence.others.append(HUGE)
+    sequence.extend([_from_json(item, depth - 1) for item in items[first:]])
     return sequence
 
 

@@ -123,9 +123,9 @@ def _data_update(data: Value, size: int) -> Message:
         if name is None:
             left_out.append(LeftOut(shown_text(given), f"its name is not allowed: {name_problem(given)}"))
         elif isinstance(found, str):
-            left_out.append(LeftOut(shown_text(given), found))
+            left_out.append(LeftOut(shown_text(name), found))
         elif name in sensors:
-            left_out.append(LeftOut(shown_text(given), "the message has the name twice, in two forms of Unicode"))
+            left_out.append(LeftOut(shown_text(name), "the message has the name twice, in two forms of Unicode"))
         else:
             sensors[name] = found
             samples += len(found.samples)

@@ -45,6 +45,7 @@ OTHER: dict[str, tuple[Any, Any]] = {
     "daq.max_machines": (1, 1),
     "daq.max_sensors": (2, 2),
     "daq.max_machine_sensors": (2, 2),
+    "daq.max_new_sensors_per_minute": (3, 3),
     "limits.connections": (3, 3),
     "limits.subscribers": (4, 4),
     "limits.subscriber_bytes": (5, 5),

@@ -17,7 +17,7 @@ from gateway.bus import Bus
 from gateway.clock import WallClock
 from gateway.counters import Counters
 from gateway.ingest import daq as daq_module
-from gateway.ingest.daq import NAME_TIMEOUT, DaqFactory, slices
+from gateway.ingest.daq import HOLD, NAME_TIMEOUT, DaqFactory, slices
 from gateway.ingest.scale import MAX_LINE, ScaleFactory, SerialLine, SerialService
 from gateway.logs import LimitedLog
 from gateway.model import Batch, Fault, Presence, Reading, SensorBatch
@@ -269,8 +269,10 @@ class DaqTests(Ingest):
     def test_what_follows_a_refusal_is_not_read(self) -> None:
         protocol, transport = self.connect(self.factory())
         protocol.dataReceived(frame("name", "M") + update(1.0) + b"c" + update(2.0))
-        self.assertTrue(transport.disconnecting)
         protocol.dataReceived(update(3.0))
+        self.reactor.advance(HOLD)
+        self.assertTrue(transport.disconnecting)
+        protocol.dataReceived(update(4.0))
         self.assertEqual(self.events(), [True, [[1.0]]])
         self.assertEqual(self.counters.daq_refused._value.get(), 1)
         (line,) = [line for line in self.log.lines if "closed" in line]
@@ -282,6 +284,7 @@ class DaqTests(Ingest):
         first.dataReceived(frame("name", "M"))
         second, _ = self.connect(factory)
         second.dataReceived(frame("name", "M"))
+        self.reactor.advance(HOLD)
         self.assertTrue(first_transport.disconnecting)
         self.lose(first)
         second.dataReceived(update(1.0))
@@ -293,6 +296,7 @@ class DaqTests(Ingest):
         protocols = [self.connect(factory) for _ in range(4)]
         for number, (protocol, _) in enumerate(protocols):
             protocol.dataReceived(frame("name", f"M{number}"))
+        self.reactor.advance(HOLD)
         self.assertEqual([transport.disconnecting for _, transport in protocols], [False, False, False, True])
         # Three of a machine's, five of all.
         for protocol, _ in protocols[:2]:

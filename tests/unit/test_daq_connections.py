@@ -1,0 +1,393 @@
+"""Connections of DAQ programs: which are held, which have a place, and what is told of sensors that are left out."""
+
+import pickle
+from typing import Any, ClassVar
+
+from twisted.internet.testing import StringTransport
+
+from gateway.ingest import daq as daq_module
+from gateway.ingest import holding as holding_module
+from gateway.ingest.daq import HOLD, MAX_HOLD, MESSAGES, REPEATED, DaqFactory
+from gateway.model import Batch, Presence
+from gateway.wire.strangers import Places
+from tests.unit.test_ingest import Ingest, frame, update
+
+
+class Connections(Ingest):
+    def factory(self, **bounds: Any) -> DaqFactory:
+        given = {
+            "max_frame_bytes": 10**7,
+            "most": 10,
+            "most_machines": 3,
+            "most_sensors": 50,
+            "most_machine_sensors": 30,
+            "most_new_sensors": 1000,
+        }
+        return DaqFactory(self.reactor, self.bus, self.clock, self.counters, self.warnings, **{**given, **bounds})
+
+    def named(self, factory: DaqFactory, machine: str) -> tuple[Any, StringTransport]:
+        protocol, transport = self.connect(factory)
+        protocol.dataReceived(frame("name", machine))
+        return protocol, transport
+
+    def presence(self) -> list[tuple[str, bool]]:
+        return [(record.name, record.connected) for record in self.records if isinstance(record, Presence)]
+
+    def batches(self) -> list[list[str]]:
+        return [list(record.sensors) for record in self.records if isinstance(record, Batch)]
+
+    def value(self, counter: Any) -> float:
+        return float(counter._value.get())
+
+
+class HeldTests(Connections):
+    def test_a_refused_connection_is_held_unread_for_a_second(self) -> None:
+        factory = self.factory()
+        protocol, transport = self.named(factory, "Press#1")
+        self.assertEqual(transport.producerState, "paused")
+        self.assertFalse(transport.disconnecting)
+        self.reactor.advance(HOLD - 0.01)
+        self.assertFalse(transport.disconnecting)
+        # Nothing of what is read by mistake is taken, and no pause of the store's lets it be read.
+        factory.pause(True)
+        factory.pause(False)
+        self.assertEqual(transport.producerState, "paused")
+        self.reactor.advance(0.01)
+        self.assertTrue(transport.disconnecting)
+        self.lose(protocol)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+        self.assertEqual(self.value(self.counters.daq_refused), 1)
+        (line,) = self.log.lines
+        self.assertIn("machine name 'Press#1': '#' is not allowed", line)
+        self.assertNotIn("None", line)
+
+    def test_a_connection_that_is_taken_over_is_held_unread_and_the_new_one_is_read_at_once(self) -> None:
+        factory = self.factory()
+        first, first_transport = self.named(factory, "M")
+        first.dataReceived(update(1.0))
+        second, second_transport = self.named(factory, "M")
+        second.dataReceived(update(2.0))
+        first.dataReceived(update(3.0))
+        samples = [record.sensors["v"].samples[0] for record in self.records if isinstance(record, Batch)]
+        self.assertEqual(samples, [1.0, 2.0])
+        self.assertEqual((first_transport.producerState, first_transport.disconnecting), ("paused", False))
+        self.assertEqual(second_transport.producerState, "producing")
+        self.reactor.advance(HOLD)
+        self.assertTrue(first_transport.disconnecting)
+        self.lose(first)
+        self.assertEqual(self.presence(), [("M", True)])
+        self.assertEqual(self.value(self.counters.daq_takeovers), 1)
+
+    def test_two_programs_of_one_name_that_come_again_at_once_are_held_longer_and_longer(self) -> None:
+        factory = self.factory()
+        current = self.named(factory, "M")
+        self.reactor.advance(1)
+        waits = []
+        for _ in range(8):
+            before = current
+            current = self.named(factory, "M")
+            began = self.reactor.seconds()
+            while not before[1].disconnecting:
+                self.reactor.advance(0.25)
+            waits.append(round(self.reactor.seconds() - began, 1))
+            self.lose(before[0])
+        self.assertEqual(waits, [1.0, 2.0, 4.0, 8.0, MAX_HOLD, MAX_HOLD, MAX_HOLD, MAX_HOLD])
+        self.assertEqual(self.value(self.counters.daq_takeovers), 8)
+        warned = [line for line in self.log.lines if "in a row" in line]
+        self.assertTrue(warned)
+        self.assertEqual(warned[0].count("192.168.1.1:54321"), 2)
+        # Under five connections a second, and few lines.
+        self.assertLess(8 / sum(waits), 5)
+        self.assertLess(len(self.log.lines), 20)
+
+    def test_a_takeover_a_while_after_the_last_is_held_shortly_again(self) -> None:
+        factory = self.factory()
+        for wait in (HOLD, 2 * HOLD, HOLD):
+            first, transport = self.named(factory, "M")
+            second, _ = self.named(factory, "M")
+            self.reactor.advance(wait - 0.01)
+            self.assertFalse(transport.disconnecting, wait)
+            self.reactor.advance(0.01)
+            self.assertTrue(transport.disconnecting, wait)
+            for protocol in (first, second):
+                self.lose(protocol)
+            if wait == 2 * HOLD:
+                self.reactor.advance(REPEATED)
+
+    def test_takeovers_of_one_machine_are_not_those_of_another(self) -> None:
+        factory = self.factory()
+        for machine in ("A", "B"):
+            _, transport = self.named(factory, machine)
+            self.named(factory, machine)
+            self.reactor.advance(HOLD)
+            self.assertTrue(transport.disconnecting)
+
+    def test_held_connections_count_against_the_limit_and_end_with_the_daemon_at_once(self) -> None:
+        factory = self.factory(most=3)
+        held = [self.named(factory, "M")]
+        held.append(self.named(factory, "M"))
+        held.append(self.named(factory, "M"))
+        self.assertIsNone(factory.buildProtocol(None))
+        factory.close()
+        for protocol, transport in held:
+            self.assertTrue(transport.disconnecting)
+            self.lose(protocol)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+        self.assertEqual(self.counters.connections.labels("daq")._value.get(), 0)
+
+    def test_a_held_peer_that_closes_itself_frees_its_place(self) -> None:
+        factory = self.factory(most=1)
+        protocol, _ = self.named(factory, "Press#1")
+        self.lose(protocol)
+        self.assertIsNotNone(factory.buildProtocol(None))
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_a_held_peer_that_closes_its_end_is_noticed_though_nobody_reads(self) -> None:
+        class Polled:
+            def register(self, fileno: int, events: int) -> None:
+                files.append(fileno)
+
+            def poll(self, timeout: int) -> list[tuple[int, int]]:
+                return [(fileno, 1) for fileno in files if fileno in gone]
+
+        files: list[int] = []
+        gone: set[int] = set()
+        self.patch(holding_module.select, "poll", Polled)
+        factory = self.factory()
+        transports = []
+        for number in (5, 6):
+            _, transport = self.named(factory, "Press#1")
+            transport.fileno = lambda number=number: number  # type: ignore[attr-defined]  # a socket's
+            transports.append(transport)
+        self.reactor.advance(0.1)
+        self.assertEqual([transport.disconnecting for transport in transports], [False, False])
+        gone.add(6)
+        self.reactor.advance(0.1)
+        self.assertEqual([transport.disconnecting for transport in transports], [False, True])
+
+    def test_silent_connections_give_way_where_the_limit_is_reached(self) -> None:
+        factory = self.factory(most=3)
+        _, talks = self.named(factory, "M")
+        first, silent = self.connect(factory)
+        self.reactor.advance(1)
+        _, younger = self.connect(factory)
+        self.assertIsNotNone(factory.buildProtocol(None))
+        self.assertTrue(silent.disconnected or silent.disconnecting)
+        self.assertFalse(younger.disconnecting or talks.disconnecting)
+        self.lose(first)
+        self.assertEqual(self.value(self.counters.daq_refused), 1)
+
+    def test_connections_with_a_name_give_way_to_none(self) -> None:
+        factory = self.factory(most=2)
+        for machine in ("A", "B"):
+            self.named(factory, machine)
+        self.assertIsNone(factory.buildProtocol(None))
+        self.assertEqual(self.counters.connections_refused.labels("daq")._value.get(), 1)
+
+    def test_what_is_no_frame_is_told_where_it_belongs(self) -> None:
+        factory = self.factory(places=lambda: Places("; HTTP is served on port 8080", ": its port is 4001"))
+        for stream, words in (
+            (b"GET / HTTP/1.1\r\n\r\n", "HTTP request; HTTP is served on port 8080"),
+            (b"ST,GS,+1.0kg\r\n", "line of a scale: its port is 4001"),
+        ):
+            protocol, _ = self.connect(factory)
+            protocol.dataReceived(stream)
+            self.assertIn(words, self.log.lines[-1])
+
+
+class PlacesTests(Connections):
+    def test_names_that_come_and_go_without_data_take_no_place(self) -> None:
+        factory = self.factory()
+        for number in range(50):
+            protocol, _ = self.named(factory, f"junk {number}")
+            self.lose(protocol)
+        protocol, _ = self.named(factory, "M")
+        protocol.dataReceived(update(1.0))
+        self.assertEqual(self.batches(), [["v"]])
+        self.assertEqual(factory.problems(), [])
+
+    def test_sensors_without_samples_take_no_place(self) -> None:
+        factory = self.factory(most_machine_sensors=2)
+        protocol, _ = self.named(factory, "M")
+        protocol.dataReceived(frame("DataUpdate", {f"junk {n}": {"type": "VIB", "data": []} for n in range(20)}))
+        for sensor in "ab":
+            protocol.dataReceived(update(1.0, sensor=sensor))
+        self.assertEqual(self.batches(), [[], ["a"], ["b"]])
+        # One that is known may send nothing.
+        protocol.dataReceived(update(sensor="a"))
+        self.assertEqual(self.batches()[-1], ["a"])
+        self.lose(protocol)
+        self.named(factory, "N")
+        self.assertEqual(factory.problems(), [])
+
+    def test_machines_with_stored_data_always_have_their_place(self) -> None:
+        factory = self.factory(most_machines=2, most_sensors=2, most_machine_sensors=1, most_new_sensors=1)
+        for machine in "ABCD":
+            factory.admission.remember(machine, ["v", "w"])
+        connected = [self.named(factory, machine) for machine in "ABCD"]
+        for protocol, transport in connected:
+            self.assertEqual(transport.producerState, "producing")
+            protocol.dataReceived(frame("DataUpdate", {n: {"type": "VIB", "data": [1.0]} for n in "vw"}))
+        self.assertEqual(self.batches(), [["v", "w"]] * 4)
+        _, transport = self.named(factory, "E")
+        self.assertEqual(transport.producerState, "paused")
+        self.assertEqual(factory.problems(), ["daq.max_machines (2) is reached: machine 'E' was refused"])
+        self.assertIn("machine 'E' is one more than daq.max_machines (2)", self.log.lines[-1])
+        self.reactor.advance(301)
+        self.assertEqual(factory.problems(), [])
+
+    def test_a_machine_that_has_sent_data_keeps_its_place(self) -> None:
+        factory = self.factory(most_machines=1)
+        protocol, _ = self.named(factory, "M")
+        protocol.dataReceived(update(1.0))
+        self.lose(protocol)
+        _, transport = self.named(factory, "N")
+        self.assertEqual(transport.producerState, "paused")
+
+    def test_a_machine_with_anomalies_only_keeps_its_place(self) -> None:
+        factory = self.factory(most_machines=1)
+        for score, kept in ((0.5, False), (1.5, True)):
+            protocol, _ = self.named(factory, f"M{score}")
+            protocol.dataReceived(frame("FaultDetect", {"score": score, "threshold": 1.0}))
+            self.lose(protocol)
+            _, transport = self.named(factory, "N")
+            self.assertEqual(transport.producerState == "paused", kept)
+            self.lose(_)
+
+    def test_an_older_name_that_is_decomposed_is_the_same_machine(self) -> None:
+        factory = self.factory(most_machines=1)
+        factory.admission.remember("\u110c\u1175\u11ab", ["\u110c\u1175\u11ab"])
+        protocol, _ = self.named(factory, "진")
+        protocol.dataReceived(update(1.0, sensor="\u110c\u1175\u11ab"))
+        self.assertEqual(self.batches(), [["진"]])
+
+    def test_new_sensors_beyond_the_bound_of_a_minute_are_taken_in_the_next(self) -> None:
+        factory = self.factory(most_new_sensors=3)
+        protocol, _ = self.named(factory, "M")
+        message = frame("DataUpdate", {n: {"type": "VIB", "data": [1.0]} for n in "abcde"})
+        protocol.dataReceived(message)
+        self.reactor.advance(59)
+        protocol.dataReceived(message)
+        self.assertEqual(self.batches(), [["a", "b", "c"]] * 2)
+        self.assertEqual(self.value(self.counters.daq_left_out), 4)
+        (problem,) = factory.problems()
+        self.assertIn("daq.max_new_sensors_per_minute (3)", problem)
+        self.assertIn("also left out: 'e'", problem)
+        self.reactor.advance(1)
+        protocol.dataReceived(message)
+        self.assertEqual(self.batches()[-1], ["a", "b", "c", "d", "e"])
+        self.assertEqual(factory.problems(), [])
+        self.assertEqual(self.counters.daq_samples.value, 3 + 3 + 5)
+
+    def test_sensors_beyond_the_bounds_are_left_out_and_the_known_ones_taken(self) -> None:
+        factory = self.factory(most_sensors=3, most_machine_sensors=2)
+        for machine, taken in (("M", ["a", "b"]), ("N", ["a"])):
+            protocol, _ = self.named(factory, machine)
+            for _ in range(2):
+                protocol.dataReceived(frame("DataUpdate", {n: {"type": "VIB", "data": [1.0]} for n in "abc"}))
+                self.assertEqual(self.batches()[-1], taken)
+        self.assertIn("daq.max_machine_sensors (2)", factory.problems()[0])
+        self.assertIn("daq.max_sensors (3)", factory.problems()[1])
+
+
+class LeftOutTests(Connections):
+    bad: ClassVar[Any] = {"vib1": {"type": "VIB", "data": [1.0]}, "온도 #2": {"type": "TEMP", "data": [20.0]}}
+
+    def test_a_sensor_that_is_left_out_is_counted_logged_and_said_until_it_comes_no_more(self) -> None:
+        factory = self.factory()
+        protocol, _ = self.named(factory, "M")
+        for _ in range(100):
+            protocol.dataReceived(frame("DataUpdate", self.bad))
+        self.assertEqual(self.batches(), [["vib1"]] * 100)
+        self.assertEqual(self.value(self.counters.daq_left_out), 100)
+        self.assertEqual(self.value(self.counters.daq_dropped), 0)
+        lines = [line for line in self.log.lines if "left out" in line]
+        self.assertEqual(len(lines), 5)
+        self.assertIn("machine M", lines[0])
+        self.assertIn("sensor '온도 #2' is left out: its name is not allowed: '#' is not allowed", lines[0])
+        (problem,) = factory.problems()
+        self.assertIn("machine M: samples of sensor '온도 #2' are left out: its name is not allowed", problem)
+        self.reactor.advance(299)
+        self.assertEqual(len(factory.problems()), 1)
+        self.reactor.advance(2)
+        self.assertEqual(factory.problems(), [])
+
+    def test_a_sensor_that_comes_well_again_is_forgotten(self) -> None:
+        factory = self.factory()
+        protocol, _ = self.named(factory, "M")
+        name = "s" * 60
+        protocol.dataReceived(frame("DataUpdate", {name: {"type": "VIB", "data": [1.0, None]}, "w": {"type": 5}}))
+        self.assertIn("sample 1 is None", factory.problems()[0])
+        protocol.dataReceived(update(1.0, sensor=name))
+        self.assertEqual(len(factory.problems()), 1)
+        self.assertNotIn(name[:50], factory.problems()[0])
+        protocol.dataReceived(update(1.0, sensor="w"))
+        self.assertEqual(factory.problems(), [])
+
+    def test_a_message_of_which_no_sensor_is_taken_is_dropped_and_counted(self) -> None:
+        factory = self.factory()
+        protocol, _ = self.named(factory, "M")
+        protocol.dataReceived(frame("DataUpdate", {"s": {"type": "VIB", "data": [None]}}))
+        self.assertEqual(self.batches(), [])
+        self.assertEqual(self.value(self.counters.daq_dropped), 1)
+        self.assertEqual(self.value(self.counters.daq_left_out), 1)
+        self.assertEqual(len(factory.problems()), 1)
+
+    def test_what_is_told_of_many_sensors_and_machines_is_bounded(self) -> None:
+        factory = self.factory(most=100, most_machines=100)
+        for number in range(30):
+            protocol, _ = self.named(factory, f"M{number}")
+            for start in range(0, 200, 100):
+                sensors = {f"#{start + n}" * 15: {"type": "VIB", "data": [1.0]} for n in range(100)}
+                protocol.dataReceived(frame("DataUpdate", sensors))
+        problems = factory.problems()
+        self.assertEqual(len(problems), 11)
+        self.assertIn("20 more machines", problems[-1])
+        self.assertLess(max(map(len, problems)), 600)
+        self.assertEqual(self.value(self.counters.daq_left_out), 30 * 200)
+
+    def test_a_sensor_left_out_of_a_large_message_is_told_once(self) -> None:
+        self.patch(daq_module, "SLICE", 10)
+        factory = self.factory()
+        protocol, _ = self.named(factory, "M")
+        protocol.dataReceived(
+            frame("DataUpdate", {"v": {"type": "VIB", "data": [1.0] * 35}, "w": {"type": "VIB", "data": [None]}})
+        )
+        self.reactor.pump([0] * 5)
+        self.assertEqual(len(self.batches()), 4)
+        self.assertEqual(self.value(self.counters.daq_left_out), 1)
+
+
+class TurnTests(Connections):
+    def test_many_messages_of_one_read_are_dealt_with_in_turns_and_in_order(self) -> None:
+        factory = self.factory()
+        protocol, transport = self.named(factory, "M")
+        count = 2 * MESSAGES + 10
+        protocol.dataReceived(b"".join(frame("FaultDetect", {"score": n, "threshold": 0}) for n in range(count)))
+        scores = lambda: [record.score for record in self.records if not isinstance(record, Presence)]  # noqa: E731
+        self.assertEqual(scores(), list(range(MESSAGES)))
+        self.assertEqual(transport.producerState, "paused")
+        self.reactor.advance(0)
+        self.assertEqual(scores(), list(range(count)))
+        self.assertEqual(transport.producerState, "producing")
+
+    def test_all_messages_are_dealt_with_when_the_connection_ends_in_between(self) -> None:
+        protocol, _ = self.named(self.factory(), "M")
+        count = 2 * MESSAGES + 10
+        protocol.dataReceived(b"".join(frame("FaultDetect", {"score": n, "threshold": 0}) for n in range(count)))
+        self.lose(protocol)
+        self.assertEqual(len([record for record in self.records if not isinstance(record, Presence)]), count)
+
+    def test_a_connection_whose_frames_take_long_is_read_in_small_pieces(self) -> None:
+        factory = self.factory()
+        protocol, _ = self.named(factory, "M")
+        sizes = []
+        for cost in (0.001, 0.001, 0.001, 0.2, 0.001, 0.001):
+            factory.cpu_seconds = iter((1.0, 1.0 + cost)).__next__
+            protocol.dataReceived(b" " * protocol._read_size)
+            sizes.append(protocol._read_size)
+        self.assertEqual(sizes, [16384, 65536, 65536, 4096, 4096, 4096])
+
+
+def test_a_frame_of_pickle_is_what_the_tests_send() -> None:
+    assert pickle.loads(frame("name", "M")[:-2]) == ("name", "M")

@@ -1,0 +1,230 @@
+"""Long JSON is read as it comes, and means what short JSON means, which is read when it is whole."""
+
+import json
+import math
+import tracemalloc
+from array import array
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gateway.wire import frames as frames_module
+from gateway.wire.errors import WireError
+from gateway.wire.frames import FrameReader
+from gateway.wire.jsontext import MAX_TEXTS, JsonReader, json_value
+from gateway.wire.messages import DataUpdate, message
+from gateway.wire.values import Mapping, Odd, Sequence, Value
+
+QUIET = settings(
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+NAME = b'["name", "M"]\0'
+
+
+def shown(value: Value) -> Any:
+    """A value in a form that compares; of a list that holds anything but numbers, up to the first of that."""
+    match value:
+        case Sequence(others=[first, *_]) if any(isinstance(other, Odd) for other in value.others):
+            return [*map(repr, value.numbers[: value.odd_at]), shown(first)]
+        case Sequence():
+            return [list(map(repr, value.numbers)), value.odd_at, [shown(other) for other in value.others]]
+        case Mapping():
+            return {name: shown(item) for name, item in value.items.items()}
+        case Odd():
+            return ("odd", value.word)
+        case array():
+            return list(map(repr, value))
+    return value
+
+
+def read_whole(text: bytes) -> Any:
+    try:
+        return shown(json_value(text))
+    except WireError:
+        return "refused"
+
+
+def read_in_pieces(text: bytes, places: list[int]) -> Any:
+    reader = JsonReader()
+    edges = [*sorted({place % (len(text) + 1) for place in places}), len(text)]
+    pos = 0
+    try:
+        for edge in edges:
+            pos = reader.read(text, pos, edge)
+    except WireError:
+        return "refused"
+    return shown(reader.value) if reader.done and pos == len(text) else "refused"
+
+
+def agree(text: bytes, places: list[int]) -> None:
+    whole = read_whole(text)
+    assert read_in_pieces(text, places) == whole
+    assert read_in_pieces(text, list(range(len(text)))) == whole
+    assert read_in_pieces(text, []) == whole
+
+
+numbers = st.one_of(
+    st.floats(),
+    st.integers(),
+    st.integers(-(10**20), 10**20),
+    st.sampled_from([0, -0.0, 1e300, 1e-300, math.inf, -math.inf, math.nan, 10**308, 2 * 10**308, -(10**400)]),
+)
+texts = st.one_of(st.text(max_size=8), st.sampled_from(["", "\n", '"', "\\", "😀", "\ud83d", "진동", "a" * 100]))
+scalars = st.one_of(numbers, numbers, texts, st.booleans(), st.none())
+
+
+def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.lists(inner, max_size=6) | st.dictionaries(texts, inner, max_size=4) | st.lists(numbers, max_size=20)
+
+
+values = containers(scalars | containers(scalars | containers(scalars | containers(scalars | containers(scalars)))))
+places = st.lists(st.integers(0, 2**31), max_size=8)
+
+
+@QUIET
+@given(value=values, places=places, indent=st.sampled_from([None, 0, 2]), ascii_only=st.booleans())
+def test_json_of_any_value_means_the_same_in_pieces(
+    value: Any, places: list[int], indent: int | None, ascii_only: bool
+) -> None:
+    agree(json.dumps(value, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass"), places)
+
+
+TOKENS = (
+    *("[", "]", "{", "}", ",", ":", '"a"', '"', "\\", " ", "\n", "\t", "\r", "\x0b", "\x7f"),
+    *("1", "0", "-", "-0", "-0.0", "1.5", "1.", ".5", "01", "1e5", "1e", "1E+2", "1e-0", "1e999", "-1e999", "9" * 309),
+    *("true", "false", "null", "NaN", "Infinity", "-Infinity", "-NaN", "nul", "tru", "inf", "+1", "0x1", "1_0"),
+    *('"\\n"', '"\\x"', '"\\u12"', '"\\ud83d\\ude00"', '"\x01"', '"é"', "é", "1,2,3,", "1,true,2", "[1,2]", '{"a":1}'),
+)
+
+
+@settings(QUIET, max_examples=1500)
+@given(parts=st.lists(st.sampled_from(TOKENS), max_size=12), places=places, wrapped=st.booleans())
+def test_json_of_any_tokens_means_the_same_in_pieces(parts: list[str], places: list[int], wrapped: bool) -> None:
+    text = "".join(parts)
+    agree((f"[{text}]" if wrapped else f"[{text}" if text[:1] not in "[{" else text).encode(), places)
+
+
+@QUIET
+@given(value=values, place=st.integers(0, 2**31), new=st.binary(min_size=1, max_size=2), places=places)
+def test_changed_json_means_the_same_in_pieces(value: Any, place: int, new: bytes, places: list[int]) -> None:
+    text = json.dumps(value).encode()
+    at = place % len(text)
+    changed = text[:at] + new.replace(b"\0", b"0") + text[at + len(new) :]
+    if changed[:1] in {b"[", b"{"}:
+        agree(changed, places)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'["' + b"x" * 20_000 + b'", 1]',
+        b'["' + b"\\u00e9" * 5000 + b'", 1]',
+        b'{"' + "é".encode() * 9000 + b'": 1}',
+        b'["' + b"x" * 8190 + b'"]',
+        b'["' + b"x" * 8191 + b'"]',
+    ],
+)
+def test_long_text_is_skipped_and_counts_as_text(text: bytes) -> None:
+    for pieces in ([], list(range(0, len(text), 100)), list(range(0, len(text), 7001))):
+        found = read_in_pieces(text, pieces)
+        assert found != "refused"
+    assert read_whole(text) != "refused"
+
+
+@pytest.mark.parametrize("bad", [b"\xff", b"\xed\xa0\x80", b"\n", b"\\x", b"\\u12g4", b"\xc3"])
+@pytest.mark.parametrize("at", [0, 8191, 8192, 9000, 19_999])
+def test_long_text_that_is_broken_is_refused_however_it_is_cut(bad: bytes, at: int) -> None:
+    text = b'["' + b"x" * at + bad + b"x" * (20_000 - at) + b'"]'
+    for pieces in ([], list(range(0, len(text), 1000)), list(range(len(text)))):
+        assert read_in_pieces(text, pieces) == "refused"
+
+
+@pytest.mark.parametrize("digits", [4299, 4300, 4301, 5000, 16_000, 40_000])
+def test_numbers_of_many_digits(digits: int) -> None:
+    text = b"[1," + b"9" * digits + b",2]"
+    assert (read_whole(text) == "refused") is (digits > 4300)
+    for pieces in ([], list(range(0, len(text), 1000))):
+        assert read_in_pieces(text, pieces) == read_whole(text)
+
+
+# -- through the reader of frames: a frame is read in one of both ways by its length alone
+
+
+def long_frame(samples: list[str]) -> bytes:
+    data = ",".join(samples)
+    return f'["DataUpdate", {{"s": {{"type": "VIB", "data": [{data}]}}}}]'.encode() + b"\0"
+
+
+@pytest.mark.parametrize("size", [1, 100, 4096, 65_536, 10**7])
+def test_a_long_frame_has_all_its_samples_in_order(size: int) -> None:
+    stream = NAME + long_frame([str(number / 8) for number in range(60_000)]) + NAME
+    pieces = [stream[at : at + size] for at in range(0, len(stream), size)] if size > 1 else [stream]
+    reader = FrameReader()
+    found = [message for piece in pieces for message in reader.feed(piece)]
+    assert isinstance(found[1], DataUpdate)
+    assert found[1].sensors["s"].samples == array("d", [number / 8 for number in range(60_000)])
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize("behind", [b"x", b"]", b"[]", b"1"])
+def test_a_long_frame_with_something_behind_its_value_is_refused(behind: bytes) -> None:
+    with pytest.raises(WireError):
+        list(FrameReader().feed(NAME + long_frame(["1"] * 60_000)[:-1] + behind + b"\0"))
+
+
+def test_a_long_frame_that_ends_too_early_is_refused() -> None:
+    with pytest.raises(WireError, match="too early"):
+        list(FrameReader().feed(NAME + long_frame(["1"] * 60_000)[:-3] + b"\0"))
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_the_length_from_which_a_frame_is_read_as_it_comes(more: int) -> None:
+    head, tail = b'["DataUpdate", {"s": {"type": "VIB", "data": [1', b"]}}]"
+    text = head + b" " * (frames_module._WHOLE_JSON + more - len(head) - len(tail)) + tail
+    for size in (len(text) + 1, 1000):
+        reader = FrameReader()
+        stream = NAME + text + b"\0"
+        pieces = [stream[at : at + size] for at in range(0, len(stream), size)]
+        _, update = [message for piece in pieces for message in reader.feed(piece)]
+        assert isinstance(update, DataUpdate)
+
+
+def test_more_texts_than_any_message_needs_are_refused() -> None:
+    for count in (MAX_TEXTS, MAX_TEXTS + 1):
+        text = b"[" + b",".join([b'"abcdefgh"'] * count) + b"]"
+        assert (read_in_pieces(text, []) == "refused") is (count > MAX_TEXTS)
+
+
+def test_a_long_frame_costs_a_small_multiple_of_its_size() -> None:
+    text = long_frame(["1"] * 2_000_000)
+    pieces = [text[at : at + 65_536] for at in range(0, len(text), 65_536)]
+    reader = FrameReader()
+    list(reader.feed(NAME))
+    tracemalloc.start()
+    found = [len(update.sensors["s"].samples) for piece in pieces for update in reader.feed(piece)]  # type: ignore[union-attr]  # it is one
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == [2_000_000]
+    # Eight bytes a sample of two, an array that grows ahead, and a piece with its tokens. It was 20 times as much.
+    assert peak < 9 * len(text)
+
+
+def test_the_index_of_what_is_no_number_is_told() -> None:
+    for samples in (["1", "null", "2"], ["1"] * 40_000 + ["null"] + ["1"] * 40_000 + ["true"]):
+        text = long_frame(samples)[:-1]
+        for value in (json_value(text), _streamed(text)):
+            found = message(value, len(text))
+            assert f"sample {samples.index('null')} is None" in found.reason  # type: ignore[union-attr]  # it is one
+
+
+def _streamed(text: bytes) -> Value:
+    reader = JsonReader()
+    reader.read(text, 0, len(text))
+    return reader.value
