@@ -166,6 +166,16 @@ class Counters:
         self.raw_lost = Counter(
             "cynow_rawlog_lost_bytes_total", "Bytes of raw CSV that could not be written.", registry=registry
         )
+        self.raw_damaged = Counter(
+            "cynow_rawlog_damaged_bytes_total",
+            "Bytes of raw files that are not samples: NUL bytes, torn and unreadable lines.",
+            registry=registry,
+        )
+        self.raw_missing = Counter(
+            "cynow_rawlog_missing_bytes_total",
+            "Bytes of raw files that statistics count and the files do not hold any more.",
+            registry=registry,
+        )
         self.raw_compressed = Counter(
             "cynow_rawlog_compressed_files_total", "Raw files that were compressed.", registry=registry
         )

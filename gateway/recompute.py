@@ -26,7 +26,8 @@ from gateway.counters import Counters
 from gateway.model import Entry, HourEnd, PeriodEnd, rfc3339, wall_time
 from gateway.period import PERIODS, end_of, minutes_of, start_of
 from gateway.raw import files
-from gateway.raw.files import RawFile
+from gateway.raw.damage import MAX_FILES, DamageLog
+from gateway.raw.files import Damaged, RawFile
 from gateway.raw.twice import timed_runs
 from gateway.stats.rollup import Rollup
 from gateway.store.direct import DirectStore
@@ -61,15 +62,26 @@ class Recompute:
     :param force: whether a row that counts more samples than the raw files hold is changed too.
     :param progress: counts bytes of raw files.
     :ivar outcomes: how many rows were new, different, as they were, or kept.
+    :param damage: is told of files that were damaged.
     :ivar problems: files that cannot be read, a line each.
     """
 
-    def __init__(self, store: Store, clock: WallClock, *, write: bool, force: bool, progress: "tqdm[Any]") -> None:
+    def __init__(
+        self,
+        store: Store,
+        clock: WallClock,
+        *,
+        write: bool,
+        force: bool,
+        progress: "tqdm[Any]",
+        damage: DamageLog | None = None,
+    ) -> None:
         self._store = store
         self._clock = clock
         self._write_rows = write
         self._force = force
         self._progress = progress
+        self._damage = damage
         self.outcomes: Counter[str] = Counter()
         self.problems: list[str] = []
 
@@ -137,8 +149,9 @@ class Recompute:
         ended = []
         read = 0
         try:
-            with file.open() as content:
-                for time, run in timed_runs(content, file.day, self._clock.zone, first_counts.get(file.day, {})):
+            with file.open() as content, self._scan(file) as damaged:
+                counts = first_counts.get(file.day, {})
+                for time, run in timed_runs(content, file.day, self._clock.zone, counts, damaged):
                     ended += rollup.replay(job.machine, job.sensor, time, run.samples).entries
                     if not file.compressed and run.end - read > 1 << 20:
                         self._progress.update(run.end - read)
@@ -148,6 +161,9 @@ class Recompute:
         # Today is not among the days, so that by tomorrow everything is over.
         ended += rollup.advance(self._clock.now() + timedelta(days=1)).entries
         return [entry for entry in ended if isinstance(entry, HourEnd)]
+
+    def _scan(self, file: RawFile) -> contextlib.AbstractContextManager[Damaged | None]:
+        return contextlib.nullcontext() if self._damage is None else self._damage.scan(file.path)
 
     def _longer(self, job: Job, hours: Sequence[HourEnd]) -> Iterator[PeriodEnd]:
         """The days, months and years over which these hours have an influence, and which are over."""
@@ -261,7 +277,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Make statistics of past days again from raw files, and tell each row that differs. The gateway may"
         " run meanwhile; the day that is not over is left to it.",
         epilog="Days, months and years are made of hours that are written, so --dry-run tells of hours only. The exit"
-        " status is 1 where a file could not be read or there was nothing to do.",
+        " status is 1 where a file could not be read or is damaged, or there was nothing to do.",
     )
     parser.add_argument("--config", type=Path, help="the gateway's configuration (default: every default)")
     parser.add_argument("--from", dest="first", type=day, required=True, metavar="DAY", help="YYYY-MM-DD")
@@ -310,8 +326,11 @@ async def _run(reactor: Any, options: argparse.Namespace, settings: Settings) ->
         types = {(state.machine, state.sensor): state.type for state in standing.sensors}
         jobs = _jobs(options, settings, types)
         size = sum(_size(file) for job in jobs for file in job.its)
+        damage = DamageLog(clock, counters, MAX_FILES)
         with tqdm(total=size, unit="B", unit_scale=True, disable=None) as progress:
-            recompute = Recompute(store, clock, write=not options.dry_run, force=options.force, progress=progress)
+            recompute = Recompute(
+                store, clock, write=not options.dry_run, force=options.force, progress=progress, damage=damage
+            )
             for job in jobs:
                 lost = _lost(counters)
                 try:
@@ -324,6 +343,8 @@ async def _run(reactor: Any, options: argparse.Namespace, settings: Settings) ->
         raise SystemExit(f"recompute: {error}") from error
     finally:
         await store.close()
+    # Statistics are made of what is left.
+    recompute.problems += damage.problems
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(recompute.outcomes.items()))
     sys.stdout.write(f"{len(jobs)} sensors; rows: {counts or 'none'}\n")
     if not jobs:

@@ -23,7 +23,8 @@ from gateway.live import RECENT_UPDATES, Live
 from gateway.model import Entry, HourEnd, PeriodEnd, Update
 from gateway.period import PERIODS, end_of, minutes_of, start_of
 from gateway.raw import files
-from gateway.raw.files import LineClock, RawFile, Run
+from gateway.raw.damage import DamageLog
+from gateway.raw.files import Damaged, LineClock, RawFile, Run
 from gateway.stats.rollup import Rollup
 from gateway.store.interface import SensorState, Standing, Store, StoreUnavailable
 from gateway.writer import Writer
@@ -109,6 +110,7 @@ class Recovery:
     :param rollup: goes on from there; nobody else uses it meanwhile.
     :param scratch: makes a rollup of the same zone and modes.
     :param stopped: says whether the gateway is ending: then what is done is of no use any more.
+    :param damage: is told of files that were damaged.
     """
 
     def __init__(
@@ -118,12 +120,14 @@ class Recovery:
         rollup: Rollup,
         scratch: Callable[[], Rollup],
         stopped: Callable[[], bool] = lambda: False,
+        damage: DamageLog | None = None,
     ) -> None:
         self._directory = directory
         self._zone = zone
         self._rollup = rollup
         self._scratch = scratch
         self._stopped = stopped
+        self._damage = damage
         #: By machine and sensor: the files that may hold samples which are in no row.
         self._files: dict[tuple[str, str], list[RawFile]] = {}
         #: Those that have more, which are not read.
@@ -182,16 +186,16 @@ class Recovery:
         with contextlib.ExitStack() as opened:
             pieces = []
             for file in self._uncounted(state, its, now):
-                with _told(file):
+                with self._told(file):
                     content = opened.enter_context(file.open())
                     size = files.size_of(content)
                     pieces.append(_Piece(file, content, size, self._begin(state, file, content, size)))
             updates: list[Update] = []
             for piece in pieces:
-                with _told(piece.file):
+                with self._told(piece.file), self._scan(piece.file) as damaged:
                     key = state.machine, state.sensor, piece.file.day
                     self._read[key] = piece.begin
-                    for time, run in self._timed(state, piece):
+                    for time, run in self._timed(state, piece, damaged):
                         ended = self._rollup.replay(state.machine, state.sensor, time, run.samples)
                         updates += ended.updates
                         recovered.entries += map(self._with_end, ended.entries)
@@ -199,9 +203,28 @@ class Recovery:
                         self._read[key] = run.end
             missing = RECENT_UPDATES - len(updates)
             if missing > 0 and pieces and pieces[-1].file.day >= now.date() - timedelta(days=1):
-                with _told(pieces[-1].file):
+                with self._told(pieces[-1].file):
                     updates[:0] = self._recent(state, pieces, missing)
             recovered.updates += updates[-RECENT_UPDATES:]
+
+    @contextlib.contextmanager
+    def _told(self, file: RawFile) -> Iterator[None]:
+        """Go on with the next file where one cannot be read."""
+        try:
+            yield
+        except files.ReadError as error:
+            log.error(
+                "{path} cannot be read, and its samples are in no statistic: {error}",
+                machine=file.machine,
+                sensor=file.sensor,
+                path=file.path,
+                error=error,
+            )
+            if self._damage is not None:
+                self._damage.unreadable(file.path, error)
+
+    def _scan(self, file: RawFile) -> contextlib.AbstractContextManager[Damaged | None]:
+        return contextlib.nullcontext() if self._damage is None else self._damage.scan(file.path)
 
     def _uncounted(self, state: SensorState, its: Sequence[RawFile], now: datetime) -> Sequence[RawFile]:
         """The files that may hold samples which are in no row."""
@@ -229,13 +252,8 @@ class Recovery:
             return 0
         end = end_of("hour", mark.last)
         counted = mark.raw_end
-        if counted is not None and counted <= size and files.begins_line(content, counted):
-            last = files.last_clock(content, counted)
-            # Behind the first of two hours the wall clock shows its times again.
-            bound = end + timedelta(hours=end.fold)
-            # Else another file has taken the place of the one that was counted.
-            if last is None or bound.date() != file.day or last < _clock_of(bound):
-                return counted
+        if counted is not None and self._is_counted(file, content, size, counted, end):
+            return counted
         # A row of the old server, or a file that is not what it was.
         if end.date() != file.day:
             return size
@@ -246,8 +264,41 @@ class Recovery:
         found = (run.begin for run in files.runs(content) if clock.time(run.clock).timestamp() >= end.timestamp())
         return next(found, size)
 
-    def _timed(self, state: SensorState, piece: "_Piece") -> Iterator[tuple[datetime, Run]]:
-        """The lines that are in no row, and their times."""
+    def _is_counted(self, file: RawFile, content: io.BufferedIOBase, size: int, counted: int, end: datetime) -> bool:
+        """Tell whether a file holds what rows count of it, as far as its end tells.
+
+        :param counted: how many bytes rows count.
+        :param end: of the last hour that has a row.
+        """
+        if counted > size:
+            if self._damage is not None:
+                self._damage.missing(file.path, size, counted)
+            return False
+        self._look_before(file, content, counted)
+        if files.begins_line(content, counted):
+            last = files.last_clock(content, counted)
+            # Behind the first of two hours the wall clock shows its times again.
+            bound = end + timedelta(hours=end.fold)
+            # Else another file has taken the place of the one that was counted.
+            if last is None or bound.date() != file.day or last < _clock_of(bound):
+                return True
+        if self._damage is not None:
+            self._damage.changed(file.path, counted)
+        return False
+
+    def _look_before(self, file: RawFile, content: io.BufferedIOBase, counted: int) -> None:
+        """Report damage of the last part that rows count: rows may have reached the disk before the lines have."""
+        if self._damage is None or file.compressed:
+            return
+        begin = files.nul_before(content, counted)
+        if begin is not None:
+            with self._damage.scan(file.path) as damaged:
+                for run in files.runs(content, begin, damaged):
+                    if run.begin >= counted:
+                        break
+
+    def _timed(self, state: SensorState, piece: "_Piece", damaged: Damaged | None) -> Iterator[tuple[datetime, Run]]:
+        """Read the lines that are in no row, and their times."""
         mark = state.days.get(piece.file.day)
         clock = LineClock(
             piece.file.day,
@@ -255,7 +306,7 @@ class Recovery:
             None if mark is None else end_of("hour", mark.last),
             second=self._is_second(piece),
         )
-        for run in files.runs(piece.content, piece.begin):
+        for run in files.runs(piece.content, piece.begin, damaged):
             yield clock.time(run.clock), run
 
     def _is_second(self, piece: "_Piece") -> bool:
@@ -338,21 +389,6 @@ def _rank(end: PeriodEnd) -> int:
 def _clock_of(time: datetime) -> bytes:
     """How a line of this time begins."""
     return f"{time:%H:%M:%S},".encode()
-
-
-@contextlib.contextmanager
-def _told(file: RawFile) -> Iterator[None]:
-    """A file that cannot be read costs no other."""
-    try:
-        yield
-    except files.ReadError as error:
-        log.error(
-            "{path} cannot be read, and its samples are in no statistic: {error}",
-            machine=file.machine,
-            sensor=file.sensor,
-            path=file.path,
-            error=error,
-        )
 
 
 def _read_or_none(read: Callable[[], Sequence[T]]) -> Sequence[T]:

@@ -127,6 +127,7 @@ def _gateway(options: Options, reactor: Any) -> IService:
     from gateway.logs import HeldObserver, LimitedLog, observer
     from gateway.model import Batch, Presence
     from gateway.ports import Sharing
+    from gateway.raw.damage import DamageLog
     from gateway.raw.log import RawLog
     from gateway.raw.retention import Retention
     from gateway.recovery import Recovery, recover
@@ -205,7 +206,8 @@ def _gateway(options: Options, reactor: Any) -> IService:
     # Sinks get a record in the order of their attaching: statistics end an hour before the raw files have the batch
     # that ended it, and read from them how far they were.
     writer = Writer(reactor, bus, counters, store, daq.pause)
-    rawlog = RawLog(reactor, clock, counters, data_path, writer.knows)
+    damage = DamageLog(clock, counters)
+    rawlog = RawLog(reactor, clock, counters, data_path, writer.knows, damage)
     new_rollup = partial(Rollup, clock.zone, settings.stat)
     rollup = new_rollup()
     statistics = Statistics(reactor, bus, clock, counters, rollup, rawlog, writer.add)
@@ -252,6 +254,7 @@ def _gateway(options: Options, reactor: Any) -> IService:
     lacking = ["all machines"]
 
     health.watch(lambda: _one_of("raw files cannot be written: {}", rawlog.problem))
+    health.watch(lambda: damage.problems)
     health.watch(lambda: _one_of("{}", retention.problem))
     health.watch(lambda: [f"statistics of {machine} lack what came before the start" for machine in lacking])
     health.watch(lambda: ["statistics cannot be written, and wait"] if writer.is_stuck else [])
@@ -272,7 +275,7 @@ def _gateway(options: Options, reactor: Any) -> IService:
         {scale_id: line.commit_max_age_sec for scale_id, line in lines.items()},
         settings.scale.commit_max_age_sec,
     ).resource()
-    machine_api = MachineApi(reactor, clock, data_path, file_pool, rawlog.flush).app.resource()
+    machine_api = MachineApi(reactor, clock, data_path, file_pool, rawlog.flush, damage).app.resource()
     words: dict[str, IResource] = {
         "api": Root({"v1": Root({"machines": machine_api}, scale_api)}, scale_api),
         "stat": StatApi(store).app.resource(),
@@ -339,7 +342,7 @@ def _gateway(options: Options, reactor: Any) -> IService:
         retention_pool.start()
 
     async def recover_all() -> None:
-        recovery = Recovery(data_path, clock.zone, rollup, new_rollup, lambda: not gateway.running)
+        recovery = Recovery(data_path, clock.zone, rollup, new_rollup, lambda: not gateway.running, damage)
         in_thread = partial(deferToThreadPool, reactor, file_pool)
         lacking[:] = sorted(await recover(recovery, in_thread, store, live, writer, clock, daq.admission.remember))
         if server.share_ports:

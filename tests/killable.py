@@ -6,6 +6,7 @@ lines that no file has, entries that the store has not, and all memory.
 
 import math
 import os
+import re
 import sqlite3
 from array import array
 from collections import defaultdict
@@ -33,6 +34,9 @@ from gateway.stats.rollup import Rollup
 from gateway.stats.statistics import Statistics
 from gateway.store.sqlite import SqliteStore
 from gateway.writer import Writer
+
+#: A whole line of a sample.
+_LINE: Final = re.compile(rb"(\d\d:\d\d:\d\d),(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|-?inf|nan)\r?")
 
 #: As in the configuration's default; any other type is REAL.
 MODES: Final = {"vib": "ABS", "temp": "REAL"}
@@ -230,7 +234,7 @@ class Killable:
     def _forget_lost(self) -> None:
         for path, file in self.files.items():
             try:
-                there = max(0, Path(path).read_bytes().count(b"\n") - 1 - file.before)
+                there = max(0, len(readable(path)) - file.before)
             except FileNotFoundError:
                 there = 0
             while file.lines > there:
@@ -254,7 +258,7 @@ class Killable:
             if file is None:
                 file = self.files[path] = File()
                 if os.path.exists(path):
-                    file.before = Path(path).read_bytes().count(b"\n") - 1
+                    file.before = len(readable(path))
             if its:
                 file.lines += len(its)
                 file.sent.append((sent, sensor))
@@ -302,6 +306,16 @@ class Killable:
         return found
 
 
+def readable(path: str | Path) -> list[tuple[bytes, float]]:
+    """Return the samples of a raw file by the plainest means: whole lines, their times and numbers."""
+    found = []
+    for line in Path(path).read_bytes().split(b"\n")[:-1]:
+        match = _LINE.fullmatch(line)
+        if match is not None:
+            found.append((match[1], float(match[2])))
+    return found
+
+
 async def never_killed(killed: Killable, folder: Path, begin: datetime, end: datetime) -> Killable:
     """A gateway that ran through and had exactly the samples that reached the files of another."""
     reference = Killable(folder, begin, Unheld)
@@ -322,9 +336,7 @@ def means_of_files(data: Path, types: Mapping[tuple[str, str], str]) -> dict[tup
         day, _, sensor = path.stem.partition("_")
         machine = path.parent.name
         is_abs = types[machine, sensor] == "VIB"
-        for line in path.read_bytes().split(b"\n")[1:-1]:
-            time, _, number = line.partition(b",")
-            sample = float(number)
+        for time, sample in readable(path):
             if math.isfinite(sample):
                 for period, start in zip(
                     PERIODS,

@@ -11,11 +11,11 @@ import os
 import re
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, tzinfo
 from operator import attrgetter
-from typing import Final
+from typing import Final, TypeAlias
 
 import orjson
 
@@ -37,6 +37,24 @@ _LONGEST: Final = 4096
 #: ``HH:MM:SS,``, and successive lines that begin with the same.
 _TIME: Final = re.compile(rb"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9],")
 _SECOND: Final = re.compile(rb"^(" + _TIME.pattern + rb").*\n(?:\1.*\n)*+", re.MULTILINE)
+
+#: A number as it stands in a line, and several between commas: nothing that only looks like one, for damage must not
+#: make another number. On Windows the old server ended lines with CR CR LF.
+_NUMBER: Final = re.compile(rb"-?(?:(?:0|[1-9][0-9]*+)(?:\.[0-9]*+)?(?:[eE][+-]?[0-9]++)?|inf|nan)\r*+")
+_NUMBERS: Final = re.compile(rb"%b(?:,%b)*+" % (_NUMBER.pattern, _NUMBER.pattern))
+
+#: What JSON allows beside numbers: blanks, and ``true`` and ``false``, which are numbers to Python.
+_BLANK, _TAB, _CR, _U, _L = b" \t\rul"
+
+#: Lines that hold no sample and are not damaged: the header, which compressed files may hold twice, and blank ones.
+_EMPTY: Final = re.compile(rb"(?:time,data)?\r*+\n")
+
+#: How much before a position is searched for the last line of a sample, in bytes; then all of a file.
+_BACK: Final = (_LONGEST, 64 * 1024, 1024 * 1024)
+
+#: Takes a piece of a file that is not lines of samples: where it begins, in bytes of the (decompressed) file, and its
+#: content: whole lines, a piece of a line that is too long, or a last line without an end.
+Damaged: TypeAlias = Callable[[int, bytes], object]
 
 
 class UnreadableFile(OSError):
@@ -154,52 +172,93 @@ def holds_all(compressed: str, path: str) -> bool:
         return False
 
 
-def runs(file: io.BufferedIOBase, begin: int = 0) -> Iterator[Run]:
-    """The lines of a file from some byte on, at which a line begins.
+def runs(file: io.BufferedIOBase, begin: int = 0, damaged: Damaged | None = None) -> Iterator[Run]:
+    """Read the lines of a file from some byte on, at which a line begins.
 
-    What is no line of a sample is passed over, and so is a last line without an end.
+    What is not a line of a sample is passed over, and so is a last line without an end: its number may have been cut.
 
+    :param damaged: is given what is passed over, but for headers and blank lines.
     :raises ReadError: the file cannot be read.
     """
     file.seek(begin)
     rest = b""
+    # Whether the next block begins inside a line that is too long.
+    inside = False
     while block := file.read(_BLOCK):
         text = rest + block
+        position = 0
+        if inside:
+            position = text.find(b"\n") + 1 or len(text)
+            inside = not text.endswith(b"\n", 0, position)
+            if damaged is not None:
+                damaged(begin, text[:position])
         whole = text.rfind(b"\n") + 1
-        for found in _SECOND.finditer(text, 0, whole):
-            if samples := _numbers(found[0], found[1]):
+        for found in _SECOND.finditer(text, position, whole):
+            if damaged is not None:
+                if found.start() != position:
+                    _pass_over(text[position : found.start()], begin + position, damaged)
+                position = found.end()
+            if samples := _numbers(found[0], found[1], begin + found.start(), damaged):
                 yield Run(begin + found.start(), begin + found.end(), found[1], samples)
+        if damaged is not None and position < whole:
+            _pass_over(text[position:whole], begin + position, damaged)
+        # The rest of a line that is too long has been passed over already.
+        whole = max(whole, position)
         rest = text[whole:]
         begin += whole
         if len(rest) > _LONGEST:
+            if damaged is not None:
+                damaged(begin, rest)
             begin += len(rest)
             rest = b""
+            inside = True
+    if rest and damaged is not None:
+        damaged(begin, rest)
 
 
-def _numbers(lines: bytes, clock: bytes) -> "array[float]":
-    """The numbers of whole lines which all begin with the same time."""
+def _pass_over(lines: bytes, begin: int, damaged: Damaged) -> None:
+    """Report whole lines that are not of samples."""
+    for line in _split_lines(lines):
+        if _EMPTY.fullmatch(line) is None:
+            damaged(begin, line)
+        begin += len(line)
+
+
+def _split_lines(lines: bytes) -> list[bytes]:
+    """Split whole lines at LF only, and keep it."""
+    return [line + b"\n" for line in lines.split(b"\n")[:-1]]
+
+
+def _numbers(lines: bytes, clock: bytes, begin: int, damaged: Damaged | None) -> "array[float]":
+    """Read the numbers of whole lines which all begin with the same time.
+
+    :param begin: where the first line begins.
+    """
     count = lines.count(b"\n")
     text = lines[len(clock) : -1].replace(b"\n" + clock, b",")
-    # What has more numbers than lines has a line that is none.
+    # Looking for an integer takes a tenth as long as looking for bytes.
+    if _CR in text:
+        text = text.replace(b"\r,", b",").removesuffix(b"\r")
+    # What has more numbers than lines has a line that is not one of a sample.
     try:
         # Half as long as splitting takes.
         numbers = array("d", orjson.loads(b"[%b]" % text))
-        if len(numbers) == count:
+        odd = _BLANK in text or _TAB in text or _CR in text or _U in text or _L in text
+        if len(numbers) == count and not odd:
             return numbers
     except (ValueError, TypeError):
         pass
-    try:
-        # NaN and infinities are no JSON.
-        numbers = array("d", map(float, text.split(b",")))
-        if len(numbers) == count:
-            return numbers
-    except ValueError:
-        pass
+    # NaN and infinities are not JSON.
+    if text.count(b",") + 1 == count and _NUMBERS.fullmatch(text) is not None:
+        return array("d", map(float, text.split(b",")))
     numbers = array("d")
-    for line in lines.splitlines():
-        # Lines that a kill of the old server tore, with the next behind them, are no numbers.
-        with contextlib.suppress(ValueError):
+    for line in _split_lines(lines):
+        if _NUMBER.fullmatch(line, len(clock), len(line) - 1):
             numbers.append(float(line[len(clock) :]))
+        elif damaged is not None:
+            # A line that was torn, with the next one behind it, say: neither is guessed.
+            damaged(begin, line)
+        begin += len(line)
     return numbers
 
 
@@ -224,13 +283,15 @@ def _line_from(file: io.BufferedIOBase, position: int, end: int) -> tuple[int, b
     """The first line of a sample that begins at a position or behind it: where it ends, and its time."""
     position = _line_begin(file, position, end)
     file.seek(position)
+    is_begin = True
     while position < end:
         line = file.readline(_LONGEST)
         position += len(line)
-        if _TIME.match(line):
+        if is_begin and _TIME.match(line):
             return position, line[:9]
         if not line:
             break
+        is_begin = line.endswith(b"\n")
     return position, None
 
 
@@ -268,11 +329,38 @@ def _read_through(file: io.BufferedIOBase) -> int:
 
 
 def last_clock(file: io.BufferedIOBase, size: int) -> bytes | None:
-    """The time of the last whole line of a sample, ``HH:MM:SS,``."""
-    begin = max(0, size - _LONGEST)
+    """Return the time of the last whole line of a sample, ``HH:MM:SS,``; ``None`` where there is none.
+
+    :param size: how many bytes of the file count.
+    """
+    # A compressed file is read from its beginning for each look back.
+    for length in _BACK[:1] if isinstance(file, gzip.GzipFile) else (*_BACK, size):
+        begin = max(0, size - length)
+        file.seek(begin)
+        lines = file.read(size - begin).split(b"\n")
+        # The first may have lost its beginning.
+        whole = lines[:-1] if begin == 0 else lines[1:-1]
+        found = next((line[:9] for line in reversed(whole) if is_line(line)), None)
+        if found is not None or begin == 0:
+            return found
+    return None
+
+
+def is_line(line: bytes) -> bool:
+    """Tell whether a line, without its end, is one of a sample."""
+    return _TIME.match(line) is not None and _NUMBER.fullmatch(line, 9) is not None
+
+
+def nul_before(file: io.BufferedIOBase, position: int) -> int | None:
+    """Return where a line begins before which nothing is NUL, in the last MiB before a position; ``None``: no NUL.
+
+    Pages that a power cut kept from the disk read as NUL.
+    """
+    begin = max(0, position - _BACK[-1])
     file.seek(begin)
-    lines = file.read(size - begin).split(b"\n")
-    return next((line[:9] for line in reversed(lines[:-1]) if _TIME.match(line)), None)
+    content = file.read(position - begin)
+    first = content.find(b"\0")
+    return None if first < 0 else begin + content.rfind(b"\n", 0, first) + 1
 
 
 class LineClock:

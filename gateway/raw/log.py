@@ -21,7 +21,8 @@ from gateway.clock import WallClock
 from gateway.counters import Counters
 from gateway.logs import LimitedLog
 from gateway.model import Batch
-from gateway.raw.files import HEADER, path_of
+from gateway.raw.damage import DamageLog, Scan
+from gateway.raw.files import HEADER, is_line, path_of
 
 log = Logger()
 
@@ -48,6 +49,12 @@ _OPEN_FILES: Final = 4096
 _OPEN_SHARE: Final = 4
 
 _FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+
+#: Bytes of a torn last line that are looked at before new lines go behind it; the whole of it was read at the start.
+_TAIL_BYTES: Final = 64 * 1024
+
+#: Ends a last line that lacks its end and would read as one of a sample: its number may have been cut.
+_TORN: Final = b" torn\n"
 
 #: Samples of one second and sensor that are made lines of together.
 _TOGETHER: Final = 1024
@@ -109,6 +116,7 @@ class RawLog(Service):
 
     :param directory: ``data.path``; it exists.
     :param is_known: says of a machine and a sensor whether its type is kept, which no file tells.
+    :param damage: is told of files that were damaged; by default, one of its own.
     :ivar problem: why files cannot be written; ``None`` where they can.
     """
 
@@ -121,6 +129,7 @@ class RawLog(Service):
         counters: Counters,
         directory: str,
         is_known: Callable[[str, str], bool],
+        damage: DamageLog | None = None,
     ) -> None:
         self.problem: str | None = None
         self._reactor = reactor
@@ -128,6 +137,7 @@ class RawLog(Service):
         self._is_known = is_known
         self._counters = counters
         self._warnings = LimitedLog(log, clock, counters)
+        self._damage = DamageLog(clock, counters) if damage is None else damage
         #: By path: what waits, the oldest first.
         self._waiting: dict[str, Lines] = {}
         #: Of these, what could not be written.
@@ -137,6 +147,8 @@ class RawLog(Service):
         self._prefix = b""
         self._paths: dict[tuple[str, str], str] = {}
         self._files: OrderedDict[str, int] = OrderedDict()
+        #: By path of an open file: how many bytes it has, unless somebody else has changed it.
+        self._sizes: dict[str, int] = {}
         self._most_files = _OPEN_FILES
         self._more: IDelayedCall | None = None
         self._flushing = LoopingCall(self._look)
@@ -155,8 +167,8 @@ class RawLog(Service):
             self._more.cancel()
             self._more = None
         self.flush()
-        while self._files:
-            os.close(self._files.popitem()[1])
+        for path in list(self._files):
+            self._close(path)
 
     def path(self, machine: str, sensor: str, day: datetime) -> str:
         return path_of(path_of(self._directory, machine), sensor, f"{day:%Y%m%d}_{{}}.csv")
@@ -167,7 +179,7 @@ class RawLog(Service):
         if path in self._waiting:
             self._flush(path)
         try:
-            # Opened as for writing: what a kill tore is no part of it.
+            # Opened as for writing: a line that was torn is ended first, and a line begins there.
             return None if path in self._waiting or not os.path.exists(path) else os.fstat(self._open(path)).st_size
         except OSError:
             return None
@@ -230,7 +242,9 @@ class RawLog(Service):
         # A disk that takes a part of some lines is full.
         problem = os.strerror(errno.ENOSPC)
         try:
-            del waiting[: _append(self._open(path), waiting)]
+            written = _append(self._open(path), waiting)
+            self._sizes[path] += written
+            del waiting[:written]
         except OSError as error:
             problem = error.strerror or str(error)
             self._close(path)
@@ -260,10 +274,13 @@ class RawLog(Service):
     def _open(self, path: str) -> int:
         file = self._files.get(path)
         if file is not None:
-            if _is_at(file, path):
+            size = _size_at(file, path)
+            if size == self._sizes[path]:
                 self._files.move_to_end(path)
                 return file
-            # Somebody has removed or moved the file.
+            if size is not None and size < self._sizes[path]:
+                self._damage.missing(path, size, self._sizes[path])
+            # Somebody has removed, moved or changed the file.
             self._close(path)
         try:
             file = os.open(path, _FLAGS, 0o644)
@@ -271,27 +288,40 @@ class RawLog(Service):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             file = os.open(path, _FLAGS, 0o644)
         try:
-            _prepare(file)
+            torn = _prepare(file)
+            size = os.fstat(file).st_size
         except OSError:
             os.close(file)
             raise
+        if torn is not None:
+            self._tell_torn(path, *torn, size)
         self._files[path] = file
+        self._sizes[path] = size
         if len(self._files) > self._most_files:
-            os.close(self._files.popitem(last=False)[1])
+            self._close(next(iter(self._files)))
         return file
 
+    def _tell_torn(self, path: str, begin: int, line: bytes, size: int) -> None:
+        scan = Scan()
+        scan.add(begin, line)
+        self._damage.report(path, scan)
+        # What ends the line is a part of it for whoever reads the file next.
+        self._damage.learn(path, begin, size)
+
     def _close(self, path: str) -> None:
+        self._sizes.pop(path, None)
         file = self._files.pop(path, None)
         if file is not None:
             os.close(file)
 
 
-def _is_at(file: int, path: str) -> bool:
-    """Whether an open file is what a path names."""
+def _size_at(file: int, path: str) -> int | None:
+    """Return the size of an open file; ``None`` where it is not what a path names."""
     try:
-        return os.path.samestat(os.fstat(file), os.stat(path))
+        found = os.fstat(file)
+        return found.st_size if os.path.samestat(found, os.stat(path)) else None
     except OSError:
-        return False
+        return None
 
 
 def _append(file: int, lines: bytearray) -> int:
@@ -304,14 +334,30 @@ def _append(file: int, lines: bytearray) -> int:
     return whole
 
 
-def _prepare(file: int) -> None:
-    """Give a new file its header, and take from an old one a last line that a power cut tore."""
+def _prepare(file: int) -> tuple[int, bytes] | None:
+    """Let new lines begin on a line of their own: begin a new file with its header, and end a torn last line.
+
+    :returns: where the torn line begins, in bytes, and its content, its last 64 KiB at most; ``None``: nothing is torn.
+    :raises OSError: the disk takes nothing.
+    """
     size = os.fstat(file).st_size
-    tail = os.pread(file, 64, max(0, size - 64))
-    if not tail.endswith(b"\n"):
-        kept = size - len(tail) + tail.rfind(b"\n") + 1
-        os.ftruncate(file, kept)
-        size = kept
-    if size == 0 and os.write(file, HEADER) < len(HEADER):
-        os.ftruncate(file, 0)
+    if size and os.pread(file, 1, size - 1) == b"\n":
+        return None
+    tail = os.pread(file, _TAIL_BYTES, max(0, size - _TAIL_BYTES))
+    if size == len(tail) and HEADER.startswith(tail.removesuffix(b"\r")):
+        # Nothing is lost with a header.
+        _add(file, size, HEADER[len(tail) :] or b"\n")
+        return None
+    line = tail[tail.rfind(b"\n") + 1 :]
+    _add(file, size, _TORN if is_line(line) else b"\n")
+    return size - len(line), line
+
+
+def _add(file: int, size: int, text: bytes) -> None:
+    """Append a text to a file of this size, or nothing of it.
+
+    :raises OSError: the disk takes only a part of it.
+    """
+    if os.write(file, text) < len(text):
+        os.ftruncate(file, size)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

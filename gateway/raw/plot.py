@@ -1,16 +1,18 @@
 """Raw samples for a plot: the least and the greatest of each stretch of time, so that no peak is lost."""
 
+import contextlib
 import io
 import math
 from array import array
 from collections.abc import Generator, Iterator, Sequence
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import UTC, date, datetime, timedelta, tzinfo
 from typing import Any, Final
 
 from gateway.model import finite, rfc3339
 from gateway.period import minutes_of
 from gateway.raw import files
-from gateway.raw.files import LineClock, RawFile, Run
+from gateway.raw.damage import DamageLog
+from gateway.raw.files import Damaged, LineClock, RawFile, Run
 
 #: Samples that are gone through before somebody else may have the thread, and points that are given at a time.
 _STEP: Final = 50_000
@@ -31,12 +33,24 @@ class Plot:
     :param begin: of the range, aware.
     :param end: of the range, which is not in it.
     :param most: points; the range is cut into so many stretches of the same length, and those with samples are points.
+    :param damage: is told of files that were damaged.
+    :param today: to files of this day and later ones lines are appended meanwhile.
     """
 
-    def __init__(self, zone: tzinfo, begin: datetime, end: datetime, most: int) -> None:
+    def __init__(
+        self,
+        zone: tzinfo,
+        begin: datetime,
+        end: datetime,
+        most: int,
+        damage: DamageLog | None = None,
+        today: date = date.min,
+    ) -> None:
         self.begin = begin
         self.end = end
         self._zone = zone
+        self._damage = damage
+        self._today = today
         self._first = begin.astimezone(zone)
         # Integers: where a stretch ends must not hang on rounding.
         self._begin = _micro(begin)
@@ -72,9 +86,10 @@ class Plot:
         if file.day < self._first.date() or _micro(midnight) >= self._begin + self._length:
             return
         try:
-            with file.open() as content:
+            with file.open() as content, self._scan(file) as damaged:
                 clock = LineClock(file.day, self._zone)
-                for run in _whole_seconds(files.runs(content, self._offset(file, content, midnight))):
+                offset = self._offset(file, content, midnight)
+                for run in _whole_seconds(files.runs(content, offset, damaged)):
                     second = _micro(clock.time(run.clock))
                     if second >= self._begin + self._length + _SET_BACK * _MICRO:
                         return
@@ -82,6 +97,12 @@ class Plot:
                         yield second, run.samples
         except files.ReadError as error:
             raise files.UnreadableFile(f"{file.path}: {error}") from error
+
+    def _scan(self, file: RawFile) -> contextlib.AbstractContextManager[Damaged | None]:
+        if self._damage is None:
+            return contextlib.nullcontext()
+        # Who looks at an old day's curve does not make its damage a problem of today.
+        return self._damage.scan(file.path, is_growing=file.day >= self._today, is_problem=False)
 
     def _offset(self, file: RawFile, content: io.BufferedIOBase, midnight: datetime) -> int:
         # A compressed file must be read from its beginning anyway; a day on which the zone jumps does not ascend.

@@ -10,22 +10,27 @@ from itertools import pairwise
 
 from gateway.model import finite
 from gateway.raw import files
-from gateway.raw.files import LineClock, Run
+from gateway.raw.files import Damaged, LineClock, Run
 
 
 def timed_runs(
-    content: io.BufferedIOBase, day: date, zone: tzinfo, first_counts: MutableMapping[int, int]
+    content: io.BufferedIOBase,
+    day: date,
+    zone: tzinfo,
+    first_counts: MutableMapping[int, int],
+    damaged: Damaged | None = None,
 ) -> Iterator[tuple[datetime, Run]]:
     """The lines of a whole file, and their times.
 
     :param first_counts: by hour that comes twice: how many finite samples the first of the two has, where that is
         known. It tells the two where no line is earlier than the one before it. What has come is taken from it, for
         there may be another file of the day.
+    :param damaged: is given what is not lines of samples.
     :raises ReadError: the file cannot be read.
     """
     told = _hours_set_back(content) if first_counts else set()
     clock = LineClock(day, zone)
-    for run in files.runs(content):
+    for run in files.runs(content, 0, damaged):
         time = clock.time(run.clock)
         again = time.replace(fold=1)
         count = None if time.fold or time.hour in told else first_counts.get(time.hour)

@@ -16,6 +16,7 @@ from twisted.web.http import Request
 
 from gateway.clock import WallClock
 from gateway.model import name_of, rfc3339
+from gateway.raw.damage import DamageLog
 from gateway.raw.files import RawFile, UnreadableFile, raw_files
 from gateway.raw.plot import Plot
 from gateway.web.answers import Refusal, argument, handle_errors
@@ -67,6 +68,7 @@ class MachineApi:
     :param directory: ``data.path``.
     :param pool: of threads that read files.
     :param flush: hands all raw lines to the operating system.
+    :param damage: is told of files that were damaged.
     """
 
     app = Klein()
@@ -79,12 +81,14 @@ class MachineApi:
         directory: str,
         pool: ThreadPool,
         flush: Callable[[], None],
+        damage: DamageLog | None = None,
     ) -> None:
         self._reactor = reactor
         self._clock = clock
         self._directory = directory
         self._pool = pool
         self._flush = flush
+        self._damage = damage
         self._under_way = 0
 
     @app.route("/<machine>/samples", methods=["GET"], strict_slashes=False)
@@ -100,7 +104,9 @@ class MachineApi:
             raise Refusal(503, "busy")
         self._under_way += 1
         try:
-            return await self._answer(request, machine, sensor, Plot(self._clock.zone, begin, end, most))
+            today = self._clock.now().date()
+            plot = Plot(self._clock.zone, begin, end, most, self._damage, today)
+            return await self._answer(request, machine, sensor, plot)
         finally:
             self._under_way -= 1
 

@@ -409,13 +409,15 @@ class RawLogTests(Parts):
         self.assertIsNone(self.rawlog.problem)
         self.assertFalse((self.folder / "M" / "20251218_w.csv").exists())
 
-    def test_a_file_goes_on_and_a_torn_last_line_goes(self) -> None:
+    def test_a_file_goes_on_and_a_torn_last_line_is_kept_apart(self) -> None:
         (self.folder / "M").mkdir()
         for before, kept in (
             (b"", ["time,data"]),
             (b"time,da", ["time,data"]),
+            (b"time,data", ["time,data"]),
             (b"time,data\n", ["time,data"]),
-            (b"time,data\n10:00:00,1.5\n10:00:01,2.", ["time,data", "10:00:00,1.5"]),
+            (b"time,data\n10:00:00,1.5\n10:00:01,2.", ["time,data", "10:00:00,1.5", "10:00:01,2. torn"]),
+            (b"time,data\n10:00:00,1.5\n10:00:0", ["time,data", "10:00:00,1.5", "10:00:0"]),
         ):
             (self.folder / "M" / "20251218_v.csv").write_bytes(before)
             self.bus.publish(self.batch("M", "v", 3.0))

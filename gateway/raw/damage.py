@@ -1,0 +1,221 @@
+"""What a power cut or a disk did to raw files: counted, logged once, and said to the operator for a day."""
+
+import contextlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+from twisted.logger import Logger
+
+from gateway.clock import WallClock
+from gateway.counters import Counters
+from gateway.logs import LimitedLog
+from gateway.raw.files import Damaged
+
+log = Logger()
+
+#: Seconds for which a file is named as a problem: damage cannot be mended, and is not new for ever.
+SHOWN_SECONDS: Final = 24 * 3600.0
+
+#: Files whose damage is remembered, so that it is counted and logged once, and stretches of one file; the last of these
+#: then covers what lies behind it.
+MAX_FILES: Final = 1000
+_MAX_STRETCHES: Final = 1000
+
+#: Log lines a minute: each sensor has a file, and a power cut damages all that were being written.
+_BURST: Final = 200
+
+#: A line that is being written is no longer than that, in bytes.
+_TORN_BYTES: Final = 4096
+
+#: Characters of a line of ``/healthz`` about one file.
+_MAX_TEXT: Final = 500
+
+#: Where a stretch begins, and where it ends, in bytes of the (decompressed) file.
+Stretch: TypeAlias = tuple[int, int]
+
+
+@dataclass(slots=True)
+class Scan:
+    """Damaged stretches of one file, collected while it is read.
+
+    :param is_growing: lines are appended meanwhile, so that a last one without an end may be whole soon.
+    :ivar stretches: ascending and apart.
+    :ivar count: how many bytes are damaged.
+    :ivar nul: how many of the damaged bytes are NUL.
+    """
+
+    is_growing: bool = False
+    stretches: list[Stretch] = field(default_factory=list)
+    count: int = 0
+    nul: int = 0
+
+    def add(self, begin: int, content: bytes) -> None:
+        """Take a damaged piece."""
+        if self.is_growing and len(content) <= _TORN_BYTES and not content.endswith(b"\n"):
+            return
+        self.count += len(content)
+        self.nul += content.count(0)
+        end = begin + len(content)
+        if self.stretches and (self.stretches[-1][1] == begin or len(self.stretches) >= _MAX_STRETCHES):
+            self.stretches[-1] = self.stretches[-1][0], end
+        else:
+            self.stretches.append((begin, end))
+
+
+@dataclass(slots=True)
+class _Problem:
+    """What is said of one file.
+
+    :ivar since: when it was found, in seconds of the clock that never steps.
+    """
+
+    since: float
+    text: str
+
+
+class DamageLog:
+    """Counts damage of raw files, logs each once, and keeps what the operator is told; for any thread.
+
+    :param max_shown: maximum files that are named as problems; the others are counted.
+    """
+
+    def __init__(self, clock: WallClock, counters: Counters, max_shown: int = 10) -> None:
+        self._max_shown = max_shown
+        self._clock = clock
+        self._counters = counters
+        self._warnings = LimitedLog(log, clock, counters, burst=_BURST)
+        self._lock = threading.Lock()
+        #: By path, without the ending of a compressed file.
+        self._known: OrderedDict[str, list[Stretch]] = OrderedDict()
+        self._problems: OrderedDict[str, _Problem] = OrderedDict()
+
+    @contextlib.contextmanager
+    def scan(self, path: str, *, is_growing: bool = False, is_problem: bool = True) -> Iterator[Damaged]:
+        """Give what takes the damaged pieces of a file that is read; report them in the end.
+
+        :param is_growing: lines are appended meanwhile.
+        :param is_problem: the operator is told too, not the log alone.
+        """
+        scan = Scan(is_growing)
+        try:
+            yield scan.add
+        finally:
+            self.report(path, scan, is_problem=is_problem)
+
+    def report(self, path: str, scan: Scan, *, is_problem: bool = True) -> None:
+        """Count and log those damaged bytes of a file that are not known yet."""
+        if not scan.stretches:
+            return
+        with self._lock:
+            new = self._learn(path, scan.stretches)
+            if not new:
+                return
+            self._counters.raw_damaged.inc(min(new, scan.count))
+            text = _described(scan)
+            if is_problem:
+                self._problem(path, text)
+            self._warnings.warn(
+                "damage",
+                "raw file {path}: {text}; the samples in them are lost, and the bytes stay in the file: check the disk"
+                " and the power supply",
+                path=path,
+                text=text,
+            )
+
+    def learn(self, path: str, begin: int, end: int) -> None:
+        """Remember a stretch as known without a word."""
+        with self._lock:
+            self._learn(path, [(begin, end)])
+
+    def missing(self, path: str, size: int, counted: int) -> None:
+        """Report a file that is shorter than the part of it that statistics count."""
+        text = f"{counted - size} bytes are missing: it has {size}, and statistics count {counted}"
+        with self._lock:
+            self._counters.raw_missing.inc(counted - size)
+            self._problem(path, text)
+            self._warnings.warn(
+                "missing",
+                "raw file {path}: {text}; rows stay as they are: check the disk and the power supply",
+                path=path,
+                text=text,
+            )
+
+    def changed(self, path: str, counted: int) -> None:
+        """Report a file whose counted part is not what it was."""
+        text = f"the {counted} bytes that statistics count are not what they were"
+        with self._lock:
+            self._problem(path, text)
+            self._warnings.warn(
+                "changed",
+                "raw file {path}: {text}; samples behind the last hour that has a row are counted by their times",
+                path=path,
+                text=text,
+            )
+
+    def unreadable(self, path: str, error: Exception) -> None:
+        """Tell the operator of a file that cannot be read; whoever found that has logged it."""
+        with self._lock:
+            self._problem(path, f"it cannot be read, and its samples are in no statistics: {error}")
+
+    @property
+    def problems(self) -> list[str]:
+        """What the operator is told: the files that were found damaged in the last day."""
+        with self._lock:
+            oldest = self._clock.monotonic() - SHOWN_SECONDS
+            while self._problems and next(iter(self._problems.values())).since <= oldest:
+                self._problems.popitem(last=False)
+            shown = [problem.text for problem in self._problems.values()][: self._max_shown]
+            if len(self._problems) > self._max_shown:
+                shown.append(f"{len(self._problems) - self._max_shown} more raw files are damaged: see the log")
+            return shown
+
+    def _problem(self, path: str, text: str) -> None:
+        name = _name(path)
+        known = self._problems.pop(path, None)
+        line = f"raw file {name}: {text}" if known is None else f"{known.text}; {text}"
+        if known is not None and (text in known.text or len(line) > _MAX_TEXT):
+            line = known.text
+        self._problems[path] = _Problem(self._clock.monotonic(), line)
+        if len(self._problems) > MAX_FILES:
+            self._problems.popitem(last=False)
+
+    def _learn(self, path: str, stretches: list[Stretch]) -> int:
+        """Add to what is known of a file; how many bytes are new."""
+        path = path.removesuffix(".gz")
+        before = self._known.pop(path, [])
+        after = _merged(before, stretches)
+        self._known[path] = after
+        if len(self._known) > MAX_FILES:
+            self._known.popitem(last=False)
+        return _length(after) - _length(before)
+
+
+def _described(scan: Scan) -> str:
+    first, last = scan.stretches[0][0], scan.stretches[-1][1]
+    nul = f", {scan.nul} of them NUL" if scan.nul else ""
+    places = f" in {len(scan.stretches)} places" if len(scan.stretches) > 1 else ""
+    return f"{scan.count} damaged bytes{places}{nul}, between byte {first} and byte {last}"
+
+
+def _name(path: str) -> str:
+    """Return the part of a path that ``/healthz`` may show: the machine and the file."""
+    directory, name = os.path.split(path)
+    return os.path.join(os.path.basename(directory), name)
+
+
+def _length(stretches: list[Stretch]) -> int:
+    return sum(end - begin for begin, end in stretches)
+
+
+def _merged(some: list[Stretch], others: list[Stretch]) -> list[Stretch]:
+    merged: list[Stretch] = []
+    for begin, end in sorted(some + others):
+        if merged and (begin <= merged[-1][1] or len(merged) >= _MAX_STRETCHES):
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((begin, end))
+    return merged
