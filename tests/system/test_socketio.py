@@ -6,6 +6,7 @@ import json
 import pickle
 import subprocess
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty, Queue
@@ -252,26 +253,13 @@ def test_a_machine_by_polling(daemon: Daemon) -> None:
     "packets",
     [
         ("abc",),
-        ("",),
-        ("4",),
         ("4abc",),
-        ("2",),
         ("42",),
         ("42{}",),
-        ("42[]",),
-        ("42[1]",),
-        ('42["connect"]',),
         ('42abc["initialize"]',),
-        ('42["initialize"]',),
-        ("40/sio/M,", "40/sio/M,"),
-        ("40/sio/M,", '42/sio/N,["initialize"]'),
-        ("40/sio/M,[]",),
+        ("40/sio/M,", "42/sio/M,{}"),
         ("40/sio/M,", '452-/sio/M,["initialize",{"_placeholder":true,"num":0}]', '42/sio/M,["initialize"]'),
         ("40/sio/M,", '451-/sio/M,["initialize",{"_placeholder":true,"num":1}]', "bAAAA"),
-        ("40/sio/M,", '4511-/sio/M,["initialize"]'),
-        ("40/sio/M,", "bAAAA"),
-        ("40/sio/M,", "bA"),
-        ("44/sio/M,{}",),
         ("42" + "[" * 5000,),
     ],
 )
@@ -292,6 +280,146 @@ def test_what_is_no_packet_ends_the_session(shared_daemon: Daemon, packets: tupl
     while pipe.connected and pipe.recv_data(control_frame=True)[0] != websocket.ABNF.OPCODE_CLOSE:
         pass
     assert shared_daemon.metric("cynow_websocket_errors_total") == before + 2
+
+
+#: What the old server ignored, and whether that is counted.
+IGNORED = [
+    (("2",), False),
+    (("2probe",), False),
+    (("2x",), False),
+    (("0",), False),
+    (("5",), False),
+    (("6",), False),
+    (("7",), True),
+    (("9x",), True),
+    (("4",), True),
+    (("47",), True),
+    (("48[]",), True),
+    (("42[]",), True),
+    (("42[1]",), True),
+    (('42["connect"]',), True),
+    (('42["initialize"]',), True),
+    (("43/sio/M,1[]",), True),
+    (("41/sio/M,",), True),
+    (("44/sio/M,{}",), True),
+    (("40/sio/M,xx",), True),
+    (("40/sio/M,", "43/sio/M,1[]"), False),
+    (("40/sio/M,", "43/sio/M,1{}"), True),
+    (("40/sio/M,", "43/sio/M,1xx"), True),
+    (("40/sio/M,", "42/sio/M,[]"), True),
+    (("40/sio/M,", '41/sio/M,{"a":1}'), False),
+    (("40/sio/M,", '42/sio/O,["initialize"]'), True),
+    (("40/sio/M,", '451-/sio/O,["initialize",{"_placeholder":true,"num":0}]', "bAAAA"), True),
+    (("40/sio/M,", '45/sio/M,["initialize"]'), True),
+    (("40/sio/M,", '4511-/sio/M,["initialize"]'), True),
+    (("40/sio/M,", "bAAAA"), True),
+    (("bAAAA",), True),
+    (("40/sio/M,[]",), False),
+    (('40/sio/M,"x"',), False),
+    (("40/sio/M,", "40/sio/M,"), True),
+]
+
+
+@pytest.mark.parametrize(("packets", "is_counted"), IGNORED)
+def test_what_the_old_server_ignored_ends_nothing(
+    shared_daemon: Daemon, packets: tuple[str, ...], is_counted: bool
+) -> None:
+    before = shared_daemon.metric("cynow_websocket_errors_total")
+    polls = Polls(shared_daemon)
+    assert polls.post(*packets, "40/sio/N,") == 200
+    heard: list[str] = []
+    while not heard or not heard[-1].startswith("40/sio/N,"):
+        status, found = polls.poll()
+        assert status == 200
+        heard += found
+    assert polls.post("1") == 200
+    assert shared_daemon.metric("cynow_websocket_errors_total") == before + is_counted
+    # By WebSocket too.
+    pipe = piped(shared_daemon)
+    pipe.recv()
+    for packet in packets:
+        if packet.startswith("b"):
+            pipe.send_binary(b"\0\0\0")
+        else:
+            pipe.send(packet)
+    pipe.send("40/sio/N,")
+    while not str(pipe.recv()).startswith("40/sio/N,"):
+        pass
+    pipe.close()
+    assert shared_daemon.metric("cynow_websocket_errors_total") == before + 2 * is_counted
+
+
+def test_a_polled_packet_that_is_not_base64_is_ignored(shared_daemon: Daemon) -> None:
+    before = shared_daemon.metric("cynow_websocket_errors_total")
+    polls = Polls(shared_daemon)
+    for body in ("bA", "b!!!!"):
+        assert polls.post(body, "40/sio/N,") == 200
+    assert polls.poll()[1][0].startswith("40/sio/N,")
+    assert shared_daemon.metric("cynow_websocket_errors_total") == before + 3
+
+
+def test_an_empty_polling_request_holds_no_packet(shared_daemon: Daemon) -> None:
+    polls = Polls(shared_daemon)
+    assert polls.post("") == 200
+    assert polls.post("40/sio/N,") == 200
+    assert polls.poll()[1][0].startswith("40/sio/N,")
+
+
+def test_a_second_connect_is_an_error_for_that_namespace_only(daemon: Daemon) -> None:
+    pipe = piped(daemon)
+    pipe.recv()
+    for namespace in ("/sio/M", "/sio/N"):
+        pipe.send(f"40{namespace},")
+        assert pipe.recv().startswith(f"40{namespace},")
+    pipe.send("40/sio/M,")
+    assert pipe.recv() == '44/sio/M,{"message":"Unable to connect"}'
+    # Both live on, and each hears an event once.
+    daemon.daq(frame("name", "M"), fault(1.5))
+    assert pipe.recv() == '42/sio/M,["anomaly",{"score":1.5,"threshold":1.0}]'
+    daemon.daq(frame("name", "N"), fault(2.5))
+    assert pipe.recv() == '42/sio/N,["anomaly",{"score":2.5,"threshold":1.0}]'
+    # Who has left may come back.
+    pipe.send("41/sio/M,")
+    pipe.send("40/sio/M,")
+    assert pipe.recv().startswith('40/sio/M,{"sid"')
+    pipe.close()
+
+
+@pytest.mark.parametrize(
+    "connect",
+    [
+        "40/sio/M?token=a",
+        "40/sio/M?token=a,",
+        "40/sio/M?token=a,b",
+        "40/sio/M?token=a,b,",
+        "40/sio/M?token=a,5",
+        "40/sio/M?token=,,",
+        "40/sio/M?",
+        "40/sio/M?a=/b?c=d,e&f=,",
+        '40/sio/M?token=a,b,{"token":"x"}',
+    ],
+)
+def test_a_query_behind_a_namespace_is_no_part_of_its_name(daemon: Daemon, connect: str) -> None:
+    pipe = piped(daemon)
+    pipe.recv()
+    pipe.send(connect)
+    assert pipe.recv().startswith('40/sio/M,{"sid"')
+    pipe.send('42/sio/M?token=a,b,7["initialize"]')
+    assert pipe.recv() == "43/sio/M,7[]"
+    daemon.daq(frame("name", "M"), fault(1.5))
+    assert pipe.recv() == '42/sio/M,["anomaly",{"score":1.5,"threshold":1.0}]'
+    pipe.close()
+
+
+def test_a_name_whose_marks_stand_apart_is_the_same_machine(daemon: Daemon) -> None:
+    apart = unicodedata.normalize("NFD", "진동기")
+    pipe = piped(daemon)
+    pipe.recv()
+    pipe.send(f"40/sio/{apart},")
+    assert pipe.recv().startswith(f"40/sio/{apart},")
+    daemon.daq(frame("name", "진동기"), fault(1.5))
+    assert pipe.recv() == f'42/sio/{apart},["anomaly",{{"score":1.5,"threshold":1.0}}]'
+    pipe.close()
 
 
 def test_binary_arguments_are_allowed(shared_daemon: Daemon) -> None:

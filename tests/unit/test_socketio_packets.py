@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.web.socketio.packets import (
     Engine,
+    IgnoredPacket,
     Message,
     Outgoing,
     PacketError,
@@ -27,7 +28,15 @@ WHOLE = {
     "0/custom,": Message(Socket.CONNECT, "/custom"),
     "0/a b/한글,": Message(Socket.CONNECT, "/a b/한글"),
     '0/custom?token=x,{"a":1}': Message(Socket.CONNECT, "/custom", {"a": 1}),
+    "0[]": Message(Socket.CONNECT),
+    '0/custom,"x"': Message(Socket.CONNECT, "/custom"),
+    "0/custom?token=a,b": Message(Socket.CONNECT, "/custom"),
+    "0/custom?token=a,b,": Message(Socket.CONNECT, "/custom"),
+    "0/custom?a=/b?c,5": Message(Socket.CONNECT, "/custom"),
+    '0/custom?token=a,b,{"a":",{"}': Message(Socket.CONNECT, "/custom", {"a": ",{"}),
+    '2/custom?token=a,b,12["a,[b"]': Message(Socket.EVENT, "/custom", ["a,[b"], 12),
     "1": Message(Socket.DISCONNECT),
+    "1[]": Message(Socket.DISCONNECT),
     "1/custom,": Message(Socket.DISCONNECT, "/custom"),
     '2["event"]': Message(Socket.EVENT, data=["event"]),
     '2["event",1,"2",{"3":[true]}]': Message(Socket.EVENT, data=["event", 1, "2", {"3": [True]}]),
@@ -47,7 +56,7 @@ def test_whole_packets(text: str) -> None:
     "text",
     [
         *("", "7", "-1", "abc", "²", "2", "2{}", "2[]", "2[1]", "2null", '2"event"', '2["event"', "2[NaN]"),
-        *("0[]", "0null,", "0/a,null1", "1[]", "3", "3{}", '4{"message":"x"}', "5", '5["event"]', '2-["event"]'),
+        *("0null,", "0/a,null1", "3", "3{}", '4{"message":"x"}', "5", '5["event"]', '2-["event"]'),
         *('51["event"]', '511-["event"]', '5-["event"]', '50-["event",{"_placeholder":true,"num":0}]'),
         *('2["disconnect"]', '2["connect_error",1]', '2abc["event"]', "2" + "9" * 16 + '["event"]'),
         "2" + "[" * 100_000,
@@ -56,6 +65,28 @@ def test_whole_packets(text: str) -> None:
 def test_what_is_no_packet(text: str) -> None:
     with pytest.raises(PacketError):
         message_of(text)
+
+
+@pytest.mark.parametrize("text", ["abc", "", "2", "2{}", '2["event"', "²", "-1"])
+def test_what_is_no_packet_and_what_is_ignored(text: str) -> None:
+    """What Socket.IO's own server closes for, but for a packet of which nothing is there, is not ignored."""
+    with pytest.raises(PacketError) as raised:
+        message_of(text)
+    assert isinstance(raised.value, IgnoredPacket) == (text == "")
+
+
+@pytest.mark.parametrize(
+    "text", ["7", "9[]", '4{"message":"x"}', "0x", "3{}", "3x", "2[]", "2[1]", '5["event"]', '511-["a"]']
+)
+def test_what_the_old_server_ignored(text: str) -> None:
+    with pytest.raises(IgnoredPacket):
+        message_of(text)
+
+
+@pytest.mark.parametrize("rest", ["", ",", ",x", "," * 50_000, "?" * 50_000, ",5" * 50_000, ",1" + "2" * 50_000])
+def test_a_long_query_is_read_once(rest: str) -> None:
+    """A pattern that tries again at each comma would take hours."""
+    assert message_of(f"0/custom?token=a{rest}") == Message(Socket.CONNECT, "/custom")
 
 
 def test_attachments_take_their_places() -> None:
@@ -147,9 +178,17 @@ def test_bodies() -> None:
         (Engine.PONG, ""),
     ]
     assert payload([Outgoing(b"4hello"), Outgoing(b"\1\2\3\4", binary=True)]) == b"4hello\x1ebAQIDBA=="
-    for body in (b"", b"abc", b"4a\x1e", b"b!", b"bA", b"4\xff"):
+    assert list(packets_of(b"")) == []
+    for body in (b"abc", b"4a\x1e", b"b!", b"bA", b"4\xff"):
         with pytest.raises(PacketError):
             list(packets_of(body))
+
+
+def test_bodies_lose_what_is_ignored_only() -> None:
+    ignored: list[IgnoredPacket] = []
+    body = b"4a\x1eb!\x1e7\x1e4\xff\x1ebA\x1e4b"
+    assert list(packets_of(body, ignored.append)) == [(Engine.MESSAGE, "a"), (Engine.MESSAGE, "b")]
+    assert len(ignored) == 4
 
 
 def test_a_packet_may_be_made_when_it_is_its_turn() -> None:

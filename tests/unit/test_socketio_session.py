@@ -6,7 +6,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from gateway.web.outbox import Outbox
-from gateway.web.socketio.packets import Engine, Outgoing, PacketError
+from gateway.web.socketio.packets import Engine, IgnoredPacket, Outgoing, PacketError
 from gateway.web.socketio.server import Member, SocketServer
 from gateway.web.socketio.session import Session
 
@@ -140,12 +140,13 @@ class SessionTests(SynchronousTestCase):
         session = self.piped()
         session.receive(Engine.MESSAGE, "text")
         session.receive(Engine.MESSAGE, b"bytes")
-        for kind in (Engine.OPEN, Engine.NOOP, Engine.UPGRADE):
-            session.receive(kind, "")
+        for kind in (Engine.OPEN, Engine.NOOP, Engine.UPGRADE, Engine.PING):
+            for data in ("", "probe", "x"):
+                session.receive(kind, data)
         self.assertEqual(self.owner.happened, ["opened", "text", b"bytes"])
-        with self.assertRaises(PacketError):
-            session.receive(Engine.PING, "")
-        self.over(session)
+        self.assertEqual(self.pipe.sent, [])
+        self.assertTrue(session.is_open)
+        session.close()
         session.receive(Engine.MESSAGE, "late")
         self.assertEqual(self.owner.happened[-1], "closed")
 
@@ -373,6 +374,33 @@ class ServerTests(SynchronousTestCase):
         with self.assertRaises(PacketError):
             self.say(b"x" * 41)
         self.assertFalse(self.session.is_open)
+
+    def test_what_is_ignored_leaves_the_session_and_its_namespaces(self) -> None:
+        self.say("0/a,")
+        for data in ("0/a,", "1/b,", '2/b,["event"]', "3/b,1[]", b"stray", "7", "4{}", "2[]"):
+            with self.assertRaises(IgnoredPacket):
+                self.say(data)
+        self.assertEqual(self.pipe.sent[1:], [b'44/a,{"message":"Unable to connect"}'])
+        self.say('2/a,["event"]')
+        self.assertEqual(self.namespace.happened, [("joined", "/a", {}), ("event", [])])
+
+    def test_an_event_with_attachments_for_another_namespace_takes_them_with_it(self) -> None:
+        self.say("0/a,")
+        self.say('51-/b,["event",{"_placeholder":true,"num":0}]')
+        with self.assertRaises(IgnoredPacket):
+            self.say(b"x")
+        self.say('51-/a,["event",{"_placeholder":true,"num":0}]')
+        self.say(b"y")
+        self.assertEqual(self.namespace.happened[1:], [("event", [b"y"])])
+
+    def test_strays_are_not_counted_as_attachments(self) -> None:
+        self.say("0/a,")
+        for _ in range(3):
+            with self.assertRaises(IgnoredPacket):
+                self.say(b"x" * 60)
+        self.say('51-/a,["event",{"_placeholder":true,"num":0}]')
+        self.say(b"x" * 60)
+        self.assertEqual(self.namespace.happened[1:], [("event", [b"x" * 60])])
 
     def test_attachments_of_one_event_do_not_count_for_the_next(self) -> None:
         self.say("0/a,")

@@ -1,5 +1,6 @@
 """Engine.IO over HTTP: sessions are opened, polled, and upgraded to WebSockets."""
 
+from functools import partial
 from typing import Any, Final
 
 from twisted.internet.interfaces import IReactorTime
@@ -11,7 +12,7 @@ from gateway.logs import LimitedLog
 from gateway.web.answers import answer, argument, body
 from gateway.web.audience import Audience
 from gateway.web.site import GatewayRequest
-from gateway.web.socketio.packets import Engine, PacketError, packet_of, packets_of
+from gateway.web.socketio.packets import Engine, IgnoredPacket, PacketError, packet_of, packets_of
 from gateway.web.socketio.session import Application, Session
 from gateway.web.websocket import NORMAL, TOO_SLOW, PacedFactory, PacedWebSocket, asks_for_websocket, take_over
 
@@ -93,6 +94,13 @@ class EngineServer(Resource):
             f"socket.io {peer}", "Socket.IO packet of {peer} is refused: {error}", peer=peer, error=error
         )
 
+    def ignored(self, peer: str | None, error: IgnoredPacket) -> None:
+        """Count and log what is ignored."""
+        self.counters.websocket_errors.inc()
+        self.warnings.warn(
+            f"socket.io {peer}", "Socket.IO packet of {peer} is ignored: {error}", peer=peer, error=error
+        )
+
     # -- requests
 
     def render(self, request: Any) -> Any:
@@ -138,12 +146,17 @@ class EngineServer(Resource):
         return NOT_DONE_YET
 
     def _posted(self, request: GatewayRequest, session: Session) -> bytes:
+        peer = request.getClientAddress().host
+        content = request.content.read() if request.content is not None else b""
         try:
-            for kind, data in packets_of(request.content.read() if request.content is not None else b""):
-                session.receive(kind, data)
+            for kind, data in packets_of(content, partial(self.ignored, peer)):
+                try:
+                    session.receive(kind, data)
+                except IgnoredPacket as error:
+                    self.ignored(peer, error)
         except PacketError as error:
             session.close()
-            self.refused(request.getClientAddress().host, error)
+            self.refused(peer, error)
             return _refuse(request, "request")
         return body(request, b"ok", b"text/html")
 
@@ -189,6 +202,8 @@ class EnginePipe(PacedWebSocket):
             kind, data = (Engine.MESSAGE, payload) if isBinary else packet_of(payload)
             if not self._session.receive_probe(self, kind, data):
                 self._session.receive(kind, data)
+        except IgnoredPacket as error:
+            self._server.ignored(self.peer, error)
         except PacketError as error:
             self._server.refused(self.peer, error)
             self._session.pipe_lost(self)

@@ -29,12 +29,22 @@ _RESERVED: Final = frozenset(
     {"connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"}
 )
 
-#: Type, number of attachments, namespace, number of the acknowledgement; the rest is JSON.
-_SOCKET: Final = re.compile(r"([0-6])(?:([0-9]{1,3})-)?(?:(/[^,]*)(?:,|$))?([0-9]{1,15})?(.*)", re.DOTALL)
+#: Type, number of attachments, namespace, number of the acknowledgement; the rest is JSON. A query behind the namespace
+#: may hold commas: it ends at the one before the rest.
+_SOCKET: Final = re.compile(
+    r"([0-6])(?:([0-9]{1,3})-)?"
+    r"(?:(/[^,?]*)(?:,|$|\?(?:[^,]|,(?![0-9]{0,15}+[\[{]|$))*+(?:,|$)))?"
+    r"([0-9]{1,15})?(.*)",
+    re.DOTALL,
+)
 
 
 class PacketError(Exception):
-    """What a client sent is no packet, or none that it may send."""
+    """What a client sent is not a packet, or not one that it may send; the session is closed."""
+
+
+class IgnoredPacket(PacketError):
+    """What a client sent is not a packet, or not one that it may send; the old server ignored it, and so do we."""
 
 
 class Engine(IntEnum):
@@ -105,32 +115,47 @@ def payload(packets: Iterable[Outgoing]) -> bytes:
     return _SEPARATOR.join(packet.polled for packet in packets)
 
 
-def packets_of(body: bytes) -> Iterator[tuple[Engine, str | bytes]]:
-    """The packets in the body of a polling request.
+def packets_of(
+    body: bytes, ignored: Callable[[IgnoredPacket], object] | None = None
+) -> Iterator[tuple[Engine, str | bytes]]:
+    """Read the packets in the body of a polling request; an empty one holds none.
 
-    :raises PacketError: at the first that is none.
+    :param ignored: is told of what is ignored; without it, that is raised too.
+    :raises PacketError: at the first that closes the session.
     """
-    for part in body.split(_SEPARATOR):
-        if part.startswith(b"b"):
-            try:
-                yield Engine.MESSAGE, base64.b64decode(part[1:], validate=True)
-            except binascii.Error as error:
-                raise PacketError("no base64") from error
+    for part in body.split(_SEPARATOR) if body else ():
+        try:
+            packet = _attachment_of(part) if part.startswith(b"b") else packet_of(part)
+        except IgnoredPacket as error:
+            if ignored is None:
+                raise
+            ignored(error)
         else:
-            yield packet_of(part)
+            yield packet
+
+
+def _attachment_of(part: bytes) -> tuple[Engine, bytes]:
+    try:
+        return Engine.MESSAGE, base64.b64decode(part[1:], validate=True)
+    except binascii.Error as error:
+        raise IgnoredPacket("not base64") from error
 
 
 def packet_of(text: bytes) -> tuple[Engine, str]:
-    """The type and the rest of one packet of text.
+    """Read the type and the rest of one packet of text.
 
-    :raises PacketError: it is none.
+    :raises IgnoredPacket: it is of a type that does not exist, or not UTF-8.
+    :raises PacketError: it begins with no type.
     """
-    if not b"0" <= text[:1] <= b"6":
-        raise PacketError("an unknown type of packet")
+    kind = text[:1]
+    if not kind.isdigit():
+        raise PacketError("a packet without a type")
+    if kind > b"6":
+        raise IgnoredPacket("an unknown type of packet")
     try:
-        return Engine(int(text[:1])), text[1:].decode()
+        return Engine(int(kind)), text[1:].decode()
     except UnicodeDecodeError as error:
-        raise PacketError("no UTF-8") from error
+        raise IgnoredPacket("not UTF-8") from error
 
 
 @dataclass(slots=True)
@@ -161,44 +186,54 @@ class Message:
 
 
 def message_of(text: str) -> Message:
-    """A Socket.IO packet that a client sent; with attachments to come, it is not whole.
+    """Read a Socket.IO packet that a client sent; with attachments to come, it is not whole.
 
-    :raises PacketError: it is none, or none that a client may send.
+    :raises IgnoredPacket: it is not one that a client may send.
+    :raises PacketError: it has no type, or is an event without a list; Socket.IO's own server closes for these.
     """
+    if not text or text[0] in "789":
+        raise IgnoredPacket("an unknown type of Socket.IO packet")
     match = _SOCKET.fullmatch(text)
     if match is None:
-        raise PacketError("no packet")
+        raise PacketError("a Socket.IO packet without a type")
     kind = Socket(int(match[1]))
     is_binary = kind in {Socket.BINARY_EVENT, Socket.BINARY_ACK}
     if is_binary != (match[2] is not None) or kind is Socket.CONNECT_ERROR:
-        raise PacketError(f"a wrong packet of type {kind}")
+        raise IgnoredPacket(f"a wrong Socket.IO packet of type {kind}")
     missing = int(match[2] or 0)
     if missing > _MOST_ATTACHMENTS:
-        raise PacketError(f"more than {_MOST_ATTACHMENTS} attachments")
-    try:
-        data = orjson.loads(match[5]) if match[5] else None
-    except orjson.JSONDecodeError as error:
-        raise PacketError("no JSON") from error
+        raise IgnoredPacket(f"more than {_MOST_ATTACHMENTS} attachments")
     if is_binary:
         kind = Socket.EVENT if kind is Socket.BINARY_EVENT else Socket.ACK
-    if not _is_sound(kind, data):
-        raise PacketError(f"a packet of type {kind} with other data")
-    # A query behind the namespace was an old way to hand over credentials.
-    namespace = (match[3] or "/").partition("?")[0]
+    data = _sound(kind, match[5])
     ack = None if match[4] is None else int(match[4])
     if missing == 0 and is_binary:
         data = _filled(data, (), _DEEPEST)
-    return Message(kind, namespace, data, ack, missing)
+    # A query behind the namespace was an old way to hand over credentials.
+    return Message(kind, match[3] or "/", data, ack, missing)
 
 
-def _is_sound(kind: Socket, data: Any) -> bool:
-    if kind is Socket.CONNECT:
-        return data is None or isinstance(data, dict)
+def _sound(kind: Socket, text: str) -> Any:
+    """Read what a packet carries.
+
+    :raises IgnoredPacket: it is nothing that a client may send.
+    :raises PacketError: an event has no list.
+    """
     if kind is Socket.DISCONNECT:
-        return data is None
+        return None
+    try:
+        data = orjson.loads(text) if text else None
+    except orjson.JSONDecodeError as error:
+        raise (PacketError if kind is Socket.EVENT else IgnoredPacket)("not JSON") from error
+    if kind is Socket.CONNECT:
+        return data if isinstance(data, dict) else None
     if not isinstance(data, list):
-        return False
-    return kind is Socket.ACK or (bool(data) and isinstance(data[0], str) and data[0] not in _RESERVED)
+        raise (PacketError if kind is Socket.EVENT else IgnoredPacket)(
+            f"a Socket.IO packet of type {kind} without a list"
+        )
+    if kind is Socket.EVENT and not (data and isinstance(data[0], str) and data[0] not in _RESERVED):
+        raise IgnoredPacket("an event without a name of its own")
+    return data
 
 
 def _filled(data: Any, attachments: Sequence[bytes], deep: int) -> Any:

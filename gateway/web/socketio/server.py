@@ -7,7 +7,7 @@ from typing import Any, Final, Protocol
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from gateway.web.socketio.packets import Message, Outgoing, PacketError, Socket, encode, message_of
+from gateway.web.socketio.packets import IgnoredPacket, Message, Outgoing, PacketError, Socket, encode, message_of
 from gateway.web.socketio.session import Session
 
 log = Logger()
@@ -129,9 +129,11 @@ class SocketServer:
 
     def _attached(self, client: _Client, content: bytes) -> Message | None:
         message = client.pending
+        if message is None:
+            raise IgnoredPacket("an attachment of no event")
         client.attached += len(content)
-        if message is None or client.attached > self._max_attached:
-            raise PacketError("an attachment too many")
+        if client.attached > self._max_attached:
+            raise PacketError("attachments that are too long")
         message.attach(content)
         if message.missing:
             return None
@@ -141,10 +143,13 @@ class SocketServer:
 
     def _take(self, session: Session, client: _Client, message: Message) -> None:
         member = client.members.get(message.namespace)
-        if message.kind is Socket.CONNECT and member is None:
+        if message.kind is Socket.CONNECT:
+            if member is not None:
+                _refuse(session, message.namespace, "Unable to connect")
+                raise IgnoredPacket("a second CONNECT to a namespace")
             self._join(session, client, message)
-        elif member is None or message.kind is Socket.CONNECT:
-            raise PacketError("a packet for a namespace that was not joined, or a second connect")
+        elif member is None:
+            raise IgnoredPacket("a packet for a namespace that was not joined")
         elif message.kind is Socket.DISCONNECT:
             del client.members[message.namespace]
             self._left(member)
@@ -161,8 +166,7 @@ class SocketServer:
     def _join(self, session: Session, client: _Client, message: Message) -> None:
         namespace = self._find(message.namespace) if len(client.members) < _MOST_NAMESPACES else None
         if namespace is None:
-            for packet in encode(Socket.CONNECT_ERROR, message.namespace, {"message": "Invalid namespace"}):
-                session.send(packet)
+            _refuse(session, message.namespace, "Invalid namespace")
             return
         client.is_in_time()
         member = client.members[message.namespace] = Member(session, message.namespace, namespace)
@@ -177,6 +181,12 @@ class SocketServer:
             member.namespace.left(member)
         except Exception:  # the same
             log.failure("an application failed on who has left")
+
+
+def _refuse(session: Session, namespace: str, reason: str) -> None:
+    """Answer a CONNECT by an error for its namespace."""
+    for packet in encode(Socket.CONNECT_ERROR, namespace, {"message": reason}):
+        session.send(packet)
 
 
 def event_packets(name: str, event: str, *arguments: Any) -> list[Outgoing]:

@@ -8,7 +8,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from gateway.web.outbox import ENTRY, Outbox
-from gateway.web.socketio.packets import Engine, Outgoing, PacketError, control, payload
+from gateway.web.socketio.packets import Engine, IgnoredPacket, Outgoing, PacketError, control, payload
 from gateway.web.websocket import GOING_AWAY, NORMAL, TOO_SLOW
 
 log = Logger()
@@ -26,6 +26,7 @@ class Application(Protocol):
     def received(self, session: "Session", data: str | bytes) -> None:
         """It has sent a message.
 
+        :raises IgnoredPacket: which is none; the session lives on.
         :raises PacketError: which is none; the session is closed.
         """
 
@@ -190,8 +191,9 @@ class Session:
             self.close()
 
     def receive(self, kind: Engine, data: str | bytes) -> None:
-        """Take a packet.
+        """Take a packet; pings, which are the server's to send, are ignored.
 
+        :raises IgnoredPacket: it may not be sent; the session lives on.
         :raises PacketError: it may not be sent; the session is closed.
         """
         if not self.is_open:
@@ -204,8 +206,8 @@ class Session:
             elif kind is Engine.CLOSE:
                 self._end_poll(control(Engine.NOOP).content)
                 self.close()
-            elif kind is Engine.PING:
-                raise PacketError("pings are the server's")
+        except IgnoredPacket:
+            raise
         except PacketError:
             self.close()
             raise
