@@ -27,6 +27,7 @@ from gateway.counters import Counters
 from gateway.live import Live
 from gateway.model import Batch, Entry, SensorBatch, Update
 from gateway.period import PERIODS
+from gateway.raw.damage import DamageLog
 from gateway.raw.files import HEADER
 from gateway.raw.log import RawLog
 from gateway.recovery import Recovery
@@ -36,7 +37,9 @@ from gateway.store.sqlite import SqliteStore
 from gateway.writer import Writer
 
 #: A whole line of a sample.
-_LINE: Final = re.compile(rb"(\d\d:\d\d:\d\d),(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|-?inf|nan)\r?")
+_LINE: Final = re.compile(
+    rb"((?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d),(-?(?:0|[1-9]\d*)(?:\.\d+)?(?:e[+-]?\d+)?|-?inf|nan)\r*"
+)
 
 #: As in the configuration's default; any other type is REAL.
 MODES: Final = {"vib": "ABS", "temp": "REAL"}
@@ -167,7 +170,8 @@ class Killable:
         self.store.open()
         self.gate = Gate(self.store)
         self.writer = Writer(self.reactor, self.bus, self.counters, self.gate, lambda _: None)  # type: ignore[arg-type]
-        self.rawlog = RawLog(self.reactor, self.clock, self.counters, str(self.data), self.writer.knows)
+        self.damage = DamageLog(self.clock, self.counters)
+        self.rawlog = RawLog(self.reactor, self.clock, self.counters, str(self.data), self.writer.knows, self.damage)
         new_rollup = partial(Rollup, self.zone, MODES)
         rollup = new_rollup()
         self.statistics = Statistics(
@@ -176,7 +180,7 @@ class Killable:
         self.bus.attach(Batch, self.rawlog.name, self.rawlog.write)
         self.bus.attach(Update, "test", self.heard.append)
         self.running = True
-        recovery = Recovery(str(self.data), self.zone, rollup, new_rollup)
+        recovery = Recovery(str(self.data), self.zone, rollup, new_rollup, damage=self.damage)
         now = self.clock.now()
         self.recovered = recovery.run(await self.store.standing(recovery.look(now), now), now)
         self.live.restore(self.recovered.updates)

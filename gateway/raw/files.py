@@ -287,11 +287,12 @@ def _line_from(file: io.BufferedIOBase, position: int, end: int) -> tuple[int, b
     while position < end:
         line = file.readline(_LONGEST)
         position += len(line)
-        if is_begin and _TIME.match(line):
-            return position, line[:9]
         if not line:
             break
-        is_begin = line.endswith(b"\n")
+        is_end = line.endswith(b"\n")
+        if is_begin and is_end and _TIME.match(line):
+            return position, line[:9]
+        is_begin = is_end
     return position, None
 
 

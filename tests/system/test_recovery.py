@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from tests.daemon import Daemon, until
+from tests.killable import readable
 from tests.system.test_machines import frame
 
 SEOUL = ZoneInfo("Asia/Seoul")
@@ -64,9 +65,7 @@ def lines(folder: Path, sensor: str) -> list[tuple[str, float]]:
     found = []
     for path in sorted((folder / "data" / "M").glob(f"*_{sensor}.csv")):
         day = f"{path.name[:4]}-{path.name[4:6]}-{path.name[6:8]}"
-        for line in path.read_text("ascii").split("\n")[1:-1]:
-            clock, _, number = line.partition(",")
-            found.append((f"{day} {clock}", float(number)))
+        found += [(f"{day} {clock.decode()}", sample) for clock, sample in readable(path)]
     return found
 
 
@@ -234,7 +233,7 @@ def test_no_answer_before_recovery_is_done(tmp_path: Path) -> None:
         assert "Traceback" not in log
 
 
-def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "data" / "M" / "20251218_v.csv"
     path.parent.mkdir(parents=True)
     path.write_text("time,data\n10:29:58,1.5\n10:29:59,2.5\n10:29:59,123", "ascii")
