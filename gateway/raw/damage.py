@@ -13,7 +13,7 @@ from twisted.logger import Logger
 from gateway.clock import WallClock
 from gateway.counters import Counters
 from gateway.logs import LimitedLog
-from gateway.raw.files import Damaged
+from gateway.raw.files import Damaged, ReadError
 
 log = Logger()
 
@@ -97,14 +97,22 @@ class DamageLog:
     def scan(self, path: str, *, is_growing: bool = False, is_problem: bool = True) -> Iterator[Damaged]:
         """Give what takes the damaged pieces of a file that is read; report them in the end.
 
+        Of a file that turns out to be unreadable nothing is reported: what a broken compressed one has given so far is
+        not what was written, and whoever reads it says that it is broken.
+
         :param is_growing: lines are appended meanwhile.
         :param is_problem: the operator is told too, not the log alone.
         """
         scan = Scan(is_growing)
+        is_readable = True
         try:
             yield scan.add
+        except ReadError:
+            is_readable = False
+            raise
         finally:
-            self.report(path, scan, is_problem=is_problem)
+            if is_readable:
+                self.report(path, scan, is_problem=is_problem)
 
     def report(self, path: str, scan: Scan, *, is_problem: bool = True) -> None:
         """Count and log those damaged bytes of a file that are not known yet."""

@@ -236,6 +236,18 @@ class DamageLogTests(SynchronousTestCase):
             self.assertEqual(self.scan(path, *pieces), [])
         self.assertEqual(self.counted(), 105)
 
+    def test_of_a_file_that_turns_out_to_be_unreadable_nothing_is_counted(self) -> None:
+        with self.assertRaises(EOFError), self.damage.scan("/d/M/a.csv.gz") as damaged:
+            damaged(0, b"x")
+            raise EOFError
+        self.assertEqual(self.counted(), 0)
+
+    def test_of_a_file_that_is_read_in_part_what_was_found_is_counted(self) -> None:
+        with self.assertRaises(GeneratorExit), self.damage.scan("/d/M/a.csv") as damaged:
+            damaged(0, b"x")
+            raise GeneratorExit
+        self.assertEqual(self.counted(), 1)
+
     def test_what_is_new_in_a_file_is_counted(self) -> None:
         self.scan("/d/M/a", (100, b"x" * 10))
         self.assertEqual(len(self.scan("/d/M/a", (105, b"x" * 10), (500, b"x"))), 1)
