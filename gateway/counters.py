@@ -4,7 +4,7 @@ Labels are scales of the configuration and fixed words only: no machine's, senso
 strangers could choose.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 from prometheus_client.core import CounterMetricFamily
@@ -60,6 +60,8 @@ class Counters:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        #: Each log with a rate limit adds what says how many lines it left out; see `report_log`.
+        self.log_reports: list[Callable[[bool], None]] = []
         ProcessCollector(registry=registry)
 
         self.scale_readings = Tallies(
@@ -100,7 +102,7 @@ class Counters:
         )
         self.connections_refused = Counter(
             "cynow_connections_refused_total",
-            "Connections closed at once: the limit is reached.",
+            "Connections closed at once: the limit is reached (open_files: that of the process).",
             ["kind"],
             registry=registry,
         )
@@ -227,3 +229,11 @@ class Counters:
         self.log_suppressed = Counter(
             "cynow_log_suppressed_total", "Log lines left out by a rate limit.", registry=registry
         )
+
+    def report_log(self, everything: bool) -> None:
+        """Log how many lines rate limits left out.
+
+        :param everything: also in periods that are not over.
+        """
+        for report in self.log_reports:
+            report(everything)

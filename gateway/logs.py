@@ -2,9 +2,12 @@
 
 import glob
 import os
+import re
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
+from functools import partial
 from typing import IO, Any, Final
 
 from twisted.logger import (
@@ -15,6 +18,7 @@ from twisted.logger import (
     LogLevel,
     LogLevelFilterPredicate,
     LogPublisher,
+    formatEvent,
     formatEventAsClassicLogText,
 )
 from twisted.python.logfile import DailyLogFile
@@ -37,6 +41,17 @@ class MidnightLogFile(DailyLogFile):
         self._keep_days = keep_days
         super().__init__(LOG_NAME, directory)
         self._remove_old()
+
+    def reopen(self) -> None:
+        """Write into a file of the configured name from now on: another program has renamed the one in use.
+
+        :raises OSError: it cannot be opened; the one in use stays.
+        """
+        file = open(self.path, "ab", 0)  # noqa: SIM115 - closed by the base class
+        old, self._file = self._file, file
+        old.close()
+        if not file.tell():
+            self.lastDate = self.toDate()
 
     def _openFile(self) -> None:
         super()._openFile()
@@ -64,25 +79,77 @@ class MidnightLogFile(DailyLogFile):
                 os.remove(path)
 
 
+@implementer(ILogObserver)
+class LogOutput:
+    """Where the log goes: to stderr (or ``stream``), and once :meth:`open` was called to files of a day each.
+
+    :param directory: of the files; ``None`` is no files.
+    :param level: lines below it are not written.
+    :param keep_days: days after which a file is removed.
+    """
+
+    def __init__(
+        self,
+        clock: WallClock,
+        counters: Counters,
+        directory: str | None,
+        level: str,
+        keep_days: int,
+        stream: IO[str] | None = None,
+    ) -> None:
+        self._clock = clock
+        self._directory = directory
+        self._keep_days = keep_days
+        self._file: MidnightLogFile | None = None
+        self._text = _formatter(clock)
+        self._publisher = LogPublisher(FileLogObserver(stream or sys.stderr, self._text))
+        #: Bounds what a kind of line may write.
+        self.limit = LimitedObserver(self._publisher, clock, counters)
+        levels = LogLevelFilterPredicate(LogLevel.levelWithName(level))
+        # It has a line or two for whatever a client does wrong, without limit; we have our own.
+        levels.setLogLevelForNamespace("autobahn", LogLevel.critical)
+        # Its line about a dial-out names an object, not the scale, and comes without limit; `ingest.scale` has its own.
+        levels.setLogLevelForNamespace("twisted.application._client_service", LogLevel.critical)
+        self._filter = FilteringLogObserver(self.limit, [levels])
+
+    def __call__(self, event: Any) -> None:
+        self._filter(event)
+
+    def open(self) -> None:
+        """Write to the files too from now on.
+
+        :raises OSError: the directory cannot be written.
+        """
+        if self._directory is None or self._file is not None:
+            return
+        os.makedirs(self._directory, exist_ok=True)
+        if not os.access(self._directory, os.W_OK | os.X_OK):
+            # The file alone would do until midnight, and then never roll over.
+            raise PermissionError(13, "no right to write there", self._directory)
+        self._file = MidnightLogFile(self._directory, self._clock, self._keep_days)
+        # It has what an observer writes to, and is no IO by its type.
+        output: Any = self._file
+        self._publisher.addObserver(FileLogObserver(output, self._text))
+
+    def reopen(self) -> None:
+        """Close the file and open it by its name again, for programs that rename it.
+
+        :raises OSError: it cannot be opened; the one in use stays.
+        """
+        if self._file is not None:
+            self._file.reopen()
+
+
 def observer(
     clock: WallClock, directory: str | None, level: str, keep_days: int, stream: IO[str] | None = None
 ) -> ILogObserver:
-    """What writes the log: to stderr (or ``stream``) and, under ``directory``, to files of a day each.
+    """Return what writes the log: to stderr (or ``stream``) and, under ``directory``, to files of a day each.
 
     :raises OSError: the directory cannot be written.
     """
-    outputs: list[Any] = [stream or sys.stderr]
-    if directory is not None:
-        os.makedirs(directory, exist_ok=True)
-        outputs.append(MidnightLogFile(directory, clock, keep_days))
-    text = _formatter(clock)
-    publisher = LogPublisher(*(FileLogObserver(output, text) for output in outputs))
-    levels = LogLevelFilterPredicate(LogLevel.levelWithName(level))
-    # It has a line or two for whatever a client does wrong, without limit; we have our own.
-    levels.setLogLevelForNamespace("autobahn", LogLevel.critical)
-    # Its line about a dial-out names an object, not the scale, and comes without limit; `ingest.scale` has its own.
-    levels.setLogLevelForNamespace("twisted.application._client_service", LogLevel.critical)
-    return FilteringLogObserver(publisher, [levels])
+    output = LogOutput(clock, Counters(), directory, level, keep_days, stream)
+    output.open()
+    return output
 
 
 def _formatter(clock: WallClock) -> Callable[[Any], str | None]:
@@ -133,10 +200,197 @@ class HeldObserver:
             self._observer(event)
 
 
+class _Kind:
+    """What is counted of one kind of line."""
+
+    __slots__ = ("began", "example", "left_out", "lines")
+
+    def __init__(self, began: float) -> None:
+        #: When its period began, by the monotonic clock.
+        self.began = began
+        #: Lines that were logged in the period.
+        self.lines = 0
+        #: Lines that were left out in it, and the first of them.
+        self.left_out = 0
+        self.example = ""
+
+
+class Shares:
+    """How many lines of a kind may be logged in a period, and how many were left out.
+
+    Any thread may ask.
+
+    :param burst: lines of a kind in a period.
+    :param period: in seconds.
+    :param kinds: no more kinds of a group are told apart at a time; the rest of a group shares one, so that strangers
+        who choose kinds cannot push out those of another group.
+    :param say: is given the group, the number of lines left out, the period in seconds, and the first of them.
+    """
+
+    def __init__(
+        self,
+        clock: WallClock,
+        counters: Counters,
+        say: Callable[[str, int, int, str], None],
+        *,
+        burst: int = 5,
+        period: float = 60.0,
+        kinds: int = 1000,
+    ) -> None:
+        self._clock = clock
+        self._counters = counters
+        self._say = say
+        self._burst = burst
+        self._period = period
+        self._kinds = kinds
+        self._groups: dict[str, dict[str, _Kind]] = {}
+        self._looked = clock.monotonic()
+        # What a line is made of may log itself.
+        self._lock = threading.RLock()
+        counters.log_reports.append(self.report)
+
+    def take(self, group: str, kind: str, line: Callable[[], str]) -> bool:
+        """Return whether this line may be logged; else count it.
+
+        :param line: makes its text, an example of those that are left out.
+        """
+        now = self._clock.monotonic()
+        before: _Kind | None = None
+        with self._lock:
+            kinds = self._kinds_of(group, now)
+            known = kinds.get(kind)
+            if known is None:
+                if len(kinds) >= self._kinds:
+                    kind = ""
+                known = kinds.setdefault(kind, _Kind(now))
+            if now - known.began >= self._period:
+                before, known = known, _Kind(now)
+                kinds[kind] = known
+            may = known.lines < self._burst
+            if may:
+                known.lines += 1
+            else:
+                if not known.left_out:
+                    known.example = line()[:_EXAMPLE]
+                known.left_out += 1
+        if before is not None and before.left_out:
+            self._say(group, before.left_out, int(self._period), before.example)
+        if not may:
+            self._counters.log_suppressed.inc()
+        return may
+
+    def _kinds_of(self, group: str, now: float) -> dict[str, _Kind]:
+        kinds = self._groups.get(group, {})
+        if len(self._groups) >= self._kinds or len(kinds) >= self._kinds:
+            if now - self._looked >= 1:
+                self.report()
+            if group not in self._groups and len(self._groups) >= self._kinds:
+                group = ""
+        return self._groups.setdefault(group, {})
+
+    def report(self, everything: bool = False) -> None:
+        """Say how many lines were left out in periods that are over, and forget these.
+
+        :param everything: also in periods that are not over, for the process ends.
+        """
+        now = self._looked = self._clock.monotonic()
+        reports = []
+        with self._lock:
+            for group, kinds in list(self._groups.items()):
+                for kind, known in list(kinds.items()):
+                    if everything or now - known.began >= self._period:
+                        if known.left_out:
+                            reports.append((group, known))
+                        del kinds[kind]
+                if not kinds:
+                    del self._groups[group]
+        for group, known in reports:
+            self._say(group, known.left_out, int(self._period), known.example)
+
+
+@implementer(ILogObserver)
+class LimitedObserver:
+    """Bounds what each kind of line may write, whoever logs it.
+
+    Twisted has a line for each connection that it cannot accept, and warnings of libraries come as often as they like.
+    The gateway's own lines below critical pass: what strangers can repeat is bounded where it is logged.
+
+    :param observer: is given what passes.
+    """
+
+    #: Lines a minute of a kind: an error of ours is never lost without a word, but a thousand equal ones say no more.
+    FOREIGN: Final = 5
+    CRITICAL: Final = 50
+
+    def __init__(self, observer: ILogObserver, clock: WallClock, counters: Counters) -> None:
+        self._observer = observer
+        self._clock = clock
+        self._foreign = Shares(clock, counters, self._say, burst=self.FOREIGN, kinds=200)
+        self._critical = Shares(clock, counters, self._say, burst=self.CRITICAL, kinds=200)
+
+    def __call__(self, event: Any) -> None:
+        namespace = event.get("log_namespace") or ""
+        if event.get("log_level") is LogLevel.critical or "log_failure" in event or namespace in _STANDARD_STREAMS:
+            may = self._critical.take(namespace, _kind_of(event), partial(_text_of, event))
+        elif namespace == "gateway" or namespace.startswith("gateway."):
+            may = True
+        else:
+            may = self._foreign.take(namespace, _kind_of(event), partial(_text_of, event))
+        if may:
+            self._observer(event)
+
+    def _say(self, group: str, count: int, period: int, example: str) -> None:
+        self._observer(
+            {
+                "log_format": _LEFT_OUT,
+                "log_level": LogLevel.warn,
+                "log_namespace": group or "gateway.logs",
+                "log_time": self._clock.wall(),
+                "count": count,
+                "period": period,
+                "example": example,
+            }
+        )
+
+
+#: Characters of a line that are repeated where others like it were left out.
+_EXAMPLE: Final = 300
+
+_LEFT_OUT: Final = "{count} similar lines within {period} s were not logged, such as: {example}"
+
+#: Namespaces of what is written to standard output and error, line by line: the tracebacks of threads, for one.
+_STANDARD_STREAMS: Final = frozenset({"stdout", "stderr"})
+
+_DIGITS: Final = re.compile(r"[0-9]+")
+
+#: Formats of lines that come as text.
+_WHOLE: Final = frozenset({None, "{log_text}", "{log_io}"})
+
+
+def _text_of(event: Any) -> str:
+    failure = event.get("log_failure")
+    return formatEvent(event) + ("" if failure is None else f" {failure.getErrorMessage()}")
+
+
+def _kind_of(event: Any) -> str:
+    """Return what lines have in common that differ by values only."""
+    text = event.get("log_format")
+    if "log_legacy" in event or text in _WHOLE:
+        # Digits are what differs.
+        text = _DIGITS.sub("0", formatEvent(event)[:100])
+    failure = event.get("log_failure")
+    error = "" if failure is None else f" {getattr(failure, 'type', '')}"
+    level = getattr(event.get("log_level"), "name", "")
+    return f"{level} {text}{error}"
+
+
 class LimitedLog:
     """Log lines about bad input: so many of a kind in a period, and then how many were left out.
 
-    :param kinds: no more kinds than that are told apart at a time; the rest share one.
+    A kind is a word, or several of which the first is a constant of the code: kinds of one first word share
+    a bound, whatever strangers put behind it.
+
+    :param kinds: no more kinds of a first word than that are told apart at a time; the rest of them share one.
     """
 
     def __init__(
@@ -145,11 +399,8 @@ class LimitedLog:
         self._log = log
         self._clock = clock
         self._counters = counters
-        self._burst = burst
-        self._period = period
         self._kinds = kinds
-        #: When a kind's period began, lines in it, lines left out.
-        self._seen: dict[str, tuple[float, int, int]] = {}
+        self._shares = Shares(clock, counters, self._say, burst=burst, period=period, kinds=kinds)
 
     def limited(self, burst: int, period: float = 60.0) -> "LimitedLog":
         """Return a log to the same place with a limit of its own."""
@@ -157,35 +408,21 @@ class LimitedLog:
 
     def warn(self, kind: str, message: str, **fields: object) -> None:
         """Log a warning, unless this kind has had its share."""
-        if self._may(kind):
+        if self._may(kind, message, fields):
             self._log.warn(message, **fields)
 
     def info(self, kind: str, message: str, **fields: object) -> None:
         """Log what is no more than news, unless this kind has had its share."""
-        if self._may(kind):
+        if self._may(kind, message, fields):
             self._log.info(message, **fields)
 
-    def _may(self, kind: str) -> bool:
-        now = self._clock.monotonic()
-        if kind not in self._seen and len(self._seen) >= self._kinds:
-            self._forget(now)
-            if len(self._seen) >= self._kinds:
-                kind = ""
-        began, lines, left_out = self._seen.get(kind, (now, 0, 0))
-        if now - began >= self._period:
-            if left_out:
-                self._log.warn("{count} more lines like the next were left out", count=left_out)
-            began, lines, left_out = now, 0, 0
-        if lines >= self._burst:
-            self._counters.log_suppressed.inc()
-            self._seen[kind] = (began, lines, left_out + 1)
-            return False
-        self._seen[kind] = (began, lines + 1, left_out)
-        return True
+    def _may(self, kind: str, message: str, fields: dict[str, object]) -> bool:
+        word, blank, _ = kind.partition(" ")
+        event = {"log_format": message, **fields}
+        return self._shares.take(word if blank else "", kind, lambda: formatEvent(event))
 
-    def _forget(self, now: float) -> None:
-        for kind in [kind for kind, (began, _, _) in self._seen.items() if now - began >= self._period]:
-            del self._seen[kind]
+    def _say(self, _: str, count: int, period: int, example: str) -> None:
+        self._log.warn(_LEFT_OUT, count=count, period=period, example=example)
 
 
 def shown(data: bytes | Iterable[int], most: int = 50) -> str:

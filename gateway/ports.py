@@ -59,6 +59,9 @@ class SharedPort:
         """Take connections from now on."""
         bound, self._bound = self._bound, None
         if bound is None:
+            listening: Any = self._listening
+            if listening is not None:
+                listening.startReading()
             return
         with bound:
             bound.listen(self._backlog)
@@ -66,6 +69,12 @@ class SharedPort:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.setblocking(False)
             self._listening = self._reactor.adoptStreamPort(bound.fileno(), bound.family, self._factory)
+
+    def pause(self) -> None:
+        """Take no connections until :meth:`startListening` is called again; the kernel keeps them."""
+        listening: Any = self._listening
+        if listening is not None:
+            listening.stopReading()
 
     def stopListening(self) -> "Deferred[None] | None":
         """Close it: the kernel resets who was given to this process and is not accepted yet."""

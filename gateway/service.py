@@ -3,9 +3,10 @@
 import contextlib
 import os
 import resource
-import signal
 import sys
+import threading
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, Final, NoReturn, Protocol, TypeAlias
 
 import sdnotify
@@ -22,7 +23,9 @@ from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
 from gateway.logs import HeldObserver
+from gateway.openfiles import GuardedFactory, OpenFiles
 from gateway.ports import SharedPort
+from gateway.signals import Signals
 
 log = Logger()
 
@@ -35,6 +38,19 @@ _PATIENCE: Final = 2.0
 #: How long a thread that computes keeps the others waiting, in seconds. The reactor gives way with each byte that it
 #: sends: with Python's own 5 ms, a hundred answers beside a thread that encodes take half a second.
 _SWITCH_SECONDS: Final = 0.0005
+
+#: Seconds after which the process leaves, whatever still hangs: the steps of the end and Python's own end are bounded
+#: each, and not their sum.
+_LATEST: Final = 4.7
+
+#: Seconds between looks for log lines that were left out.
+_REPORTING: Final = 10.0
+
+#: Seconds for which a port takes no connections after it had to refuse one: whoever is refused may be back at once.
+_PAUSE: Final = 1.0
+
+#: What nobody but the owner and its group may do with new files.
+_UMASK: Final = 0o027
 
 #: A step of the end: its name in the log, what it does, and the seconds that it is given.
 Step: TypeAlias = tuple[str, Callable[[], Coroutine[Any, Any, None]], float]
@@ -52,16 +68,36 @@ class Closable(Protocol):
 
 
 class Listener:
-    """One endpoint and what listens there.
-
-    :param what: names it in a line of the log.
-    """
+    """One endpoint and what listens there."""
 
     def __init__(self, what: str, endpoint: IStreamServerEndpoint, factory: IProtocolFactory) -> None:
-        self._what = what
+        #: Of the configuration; names it in a line of the log.
+        self.key = what
         self._endpoint = endpoint
         self._factory = factory
         self._port: IListeningPort | SharedPort | None = None
+        self._resume: Any = None
+
+    def guard(self, reactor: Any, files: OpenFiles, spare: int) -> None:
+        """Refuse connections that leave fewer open files free than ``spare``; to be called before :meth:`listen`."""
+
+        def refused() -> None:
+            files.refuse(self.key)
+            if self._resume is None and self._port is not None:
+                self._pause()
+                self._resume = reactor.callLater(_PAUSE, resume)
+
+        def resume() -> None:
+            self._resume = None
+            self.accept()
+
+        self._factory = GuardedFactory(self._factory, files, spare, refused)
+
+    def _pause(self) -> None:
+        if isinstance(self._port, FileDescriptor):
+            self._port.stopReading()
+        elif isinstance(self._port, SharedPort):
+            self._port.pause()
 
     def listen(self) -> None:
         """Have the port from now on; who connects waits until :meth:`accept`, or goes to who shares the port.
@@ -71,7 +107,7 @@ class Listener:
         failures: list[Failure] = []
         self._endpoint.listen(self._factory).addCallbacks(self._listening, failures.append)
         if failures:
-            raise StartError(f"{self._what}: {_cannot_listen(failures[0].value)}")
+            raise StartError(f"{self.key}: {_cannot_listen(failures[0].value)}")
 
     def _listening(self, port: IListeningPort | SharedPort) -> None:
         self._port = port
@@ -80,7 +116,7 @@ class Listener:
         address = port.getHost()
         where = f"{address.host}:{address.port}" if isinstance(address, IPv4Address | IPv6Address) else str(address)
         what = "shares" if isinstance(port, SharedPort) else "listening on"
-        log.info("{key}: {what} {where}", key=self._what, what=what, where=where)
+        log.info("{key}: {what} {where}", key=self.key, what=what, where=where)
 
     @property
     def port_number(self) -> int | None:
@@ -97,6 +133,9 @@ class Listener:
 
     def stop(self) -> "Deferred[None] | None":
         """Take no more connections."""
+        if self._resume is not None:
+            self._resume.cancel()
+            self._resume = None
         stopped: Deferred[None] | None = None if self._port is None else self._port.stopListening()
         return stopped
 
@@ -120,6 +159,10 @@ class Gateway(Service):
     :param drained: fires when no request is in flight.
     :param finish: what is done after that, in this order.
     :param in_foreground: an error at the start is a line on stderr; else ``twistd`` hands it to its parent.
+    :param open_log: opens the log's files, once the process has the user that it runs as; raises :class:`StartError`.
+    :param reopen_log: opens the log's file again by its name; raises :class:`OSError`.
+    :param report_log: says how many log lines were left out; at the end, also in periods that are not over.
+    :param umask: of ``twistd``; ``None`` where the operator gave none.
     """
 
     name = "cynow-gateway"
@@ -137,6 +180,11 @@ class Gateway(Service):
         finish: Sequence[Step],
         observer: HeldObserver,
         in_foreground: bool,
+        signals: Signals,
+        open_log: Callable[[], None],
+        reopen_log: Callable[[], None],
+        report_log: Callable[[bool], None],
+        umask: int | None,
     ) -> None:
         self._reactor = reactor
         self._listeners = listeners
@@ -148,12 +196,20 @@ class Gateway(Service):
         self._finish = finish
         self._observer = observer
         self._in_foreground = in_foreground
+        self._signals = signals
+        self._open_log = open_log
+        self._reopen_log = reopen_log
+        self._report_log = report_log
+        self._umask = umask
+        self._is_open = False
         self._systemd = sdnotify.SystemdNotifier()
         self._started: list[IService] = []
         self._recovering = LoopingCall(self._say_starting)
         self._recovering.clock = reactor
         self._watchdog = LoopingCall(self._systemd.notify, "WATCHDOG=1")
         self._watchdog.clock = reactor
+        self._reporting = LoopingCall(report_log, False)
+        self._reporting.clock = reactor
 
     def setServiceParent(self, parent: Any) -> None:
         # twistd asks the application for its log observer, and this is the only place where a service meets it.
@@ -162,6 +218,9 @@ class Gateway(Service):
         super().setServiceParent(parent)
 
     def privilegedStartService(self) -> None:
+        if self._umask is None:
+            # A stricter one is whoever started it's own choice.
+            os.umask(os.umask(_UMASK) | _UMASK)
         try:
             for listener in self._listeners:
                 listener.listen()
@@ -170,34 +229,65 @@ class Gateway(Service):
         super().privilegedStartService()
 
     def startService(self) -> None:
-        _allow_many_files()
-        sys.setswitchinterval(_SWITCH_SECONDS)
-        try:
-            self._open_store()
-        except StartError as error:
-            self._give_up(error)
+        self._signals.hold()
+        if not self._signals.is_ending:
+            self._open()
         super().startService()
         self._observer.release()
         self._reactor.callWhenRunning(self._run)
+
+    def _open(self) -> None:
+        _allow_many_files()
+        sys.setswitchinterval(_SWITCH_SECONDS)
+        try:
+            self._open_log()
+            self._open_store()
+        except StartError as error:
+            self._give_up(error)
+        except Exception:
+            # A fault of ours: its traceback must not be held back.
+            self._observer.release()
+            raise
+        self._is_open = True
 
     def _give_up(self, error: StartError) -> NoReturn:
         if self._in_foreground:
             # Standard error itself: by now sys.stderr is a log.
             (sys.__stderr__ or sys.stderr).write(f"cynow-gateway: {error}\n")
             raise SystemExit(1)
+        with contextlib.suppress(StartError):
+            # Its files may be what cannot be opened.
+            self._open_log()
         self._observer.release()
         log.critical("{error}", error=error)
         raise error from None
 
     def _run(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            # twistd ends itself by the signal that it caught; a daemon that ended well says so by its status.
-            signal.signal(number, self._stop)
+        self._signals.take_over(
+            partial(self._reactor.callFromThread, self._stop_reactor),
+            partial(self._reactor.callFromThread, self._hang_up),
+        )
+        self._reactor.addSystemEventTrigger("after", "shutdown", self._signals.ignore)
+        if self._signals.is_ending:
+            return
         watchdog = os.environ.get("WATCHDOG_USEC", "")
         if watchdog.isdigit():
             self._watchdog.start(int(watchdog) / 2e6)
         self._recovering.start(_STARTING / 2)
+        self._reporting.start(_REPORTING, now=False)
         Deferred.fromCoroutine(self._begin())
+
+    def _hang_up(self) -> None:
+        log.info("SIGHUP: the configuration is not read again; restart the gateway to apply changes")
+        try:
+            self._reopen_log()
+        except OSError as error:
+            log.warn(
+                "logger.path: cannot open the log file again: {error}; going on in the old one",
+                error=f"{error.filename}: {error.strerror}",
+            )
+        else:
+            log.info("SIGHUP: the log file was opened again")
 
     async def _begin(self) -> None:
         with _logged("the recovery"):
@@ -216,12 +306,16 @@ class Gateway(Service):
     def _say_starting(self) -> None:
         self._systemd.notify(f"EXTEND_TIMEOUT_USEC={_STARTING * 1_000_000}")
 
-    def _stop(self, *_: object) -> None:
-        self._reactor.callFromThread(self._stop_reactor)
-
     def _stop_reactor(self) -> None:
         if self._reactor.running and self.running:
+            last_resort = threading.Timer(_LATEST, self._leave)
+            last_resort.daemon = True
+            last_resort.start()
             self._reactor.stop()
+
+    def _leave(self) -> None:
+        log.warn("the end took longer than {seconds} s: leaving what still hangs", seconds=_LATEST)
+        os._exit(0)
 
     def stopService(self) -> "Deferred[None]":
         super().stopService()
@@ -230,10 +324,17 @@ class Gateway(Service):
     async def _end(self) -> None:
         log.info("the gateway is stopping")
         self._systemd.notify("STOPPING=1")
-        if self._watchdog.running:
-            self._watchdog.stop()
+        for repeated in (self._watchdog, self._reporting):
+            if repeated.running:
+                repeated.stop()
         stopped = [done for done in (listener.stop() for listener in self._listeners) if done is not None]
         await gatherResults(stopped, consumeErrors=True)
+        if self._is_open:
+            await self._end_work()
+        self._report_log(True)
+        log.info("the gateway has stopped")
+
+    async def _end_work(self) -> None:
         for factory in self._factories:
             factory.close()
         await self._at_most("requests in flight", self._drained(), _PATIENCE)
@@ -242,7 +343,6 @@ class Gateway(Service):
                 await maybeDeferred(part.stopService)
         for what, step, seconds in self._finish:
             await self._at_most(what, Deferred.fromCoroutine(step()), seconds)
-        log.info("the gateway has stopped")
 
     async def _at_most(self, what: str, work: "Deferred[None]", seconds: float) -> None:
         work.addTimeout(seconds, self._reactor)

@@ -1,24 +1,48 @@
 """The ``twistd`` plugin's options and service: the one place where everything is put together.
 
 What imports the reactor is imported in :func:`makeService` only: ``twistd`` reads this module before it has chosen one.
+So is what takes long, for until the options are read nothing handles signals.
 """
 
+from __future__ import annotations
+
+import contextlib
+import errno
 import gc
+import glob
 import os
 import platform
+import pwd
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from twisted.application.service import IService
 from twisted.python import usage
 
-from gateway.config import ConfigError, Problem, ScaleLine, Settings, load, tcp_endpoint
+from gateway.signals import Signals
+
+if TYPE_CHECKING:
+    from gateway.config import Problem, ScaleLine, Settings
+
+
+#: Modules that are imported when they are needed, and so after ``twistd`` has changed its user or its root directory:
+#: the new user may have no right to read them, or not find them.
+_IMPORTED_LATER: Final = (
+    "encodings.idna",
+    "gateway.store.schema.postgres",
+    "gateway.store.schema.spool",
+    "gateway.store.schema.sqlite",
+    "gateway.vectors",
+    "idna",
+    "importlib.readers",
+    "importlib.resources.readers",
+)
 
 
 class Options(usage.Options):
@@ -38,7 +62,15 @@ class Options(usage.Options):
 
     settings: Settings
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.signals = Signals()
+
     def postOptions(self) -> None:
+        if self.parent is not None and not self["check"]:
+            self.signals.install()
+        from gateway.config import ConfigError, load
+
         path = self["config"]
         try:
             self.settings = load(None if path is None else Path(path), os.environ, line_problem)
@@ -59,6 +91,7 @@ class Options(usage.Options):
 def zone_problems(settings: Settings) -> list[Problem]:
     """Whether the machine's own zone, where that is meant, can be told."""
     from gateway.clock import zone_named
+    from gateway.config import Problem
 
     try:
         zone_named(settings.timezone)
@@ -96,6 +129,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     :param options: read already.
     :param reactor: ``twistd`` hands none in, and means the installed one.
     """
+    options.signals.begin_start()
     # What is made now lives as long as the process: looking for garbage in it is a tenth of the start.
     gc.disable()
     try:
@@ -118,14 +152,16 @@ def _gateway(options: Options, reactor: Any) -> IService:
 
     from gateway.bus import Bus
     from gateway.clock import WallClock, zone_named
+    from gateway.config import tcp_endpoint
     from gateway.counters import Counters
     from gateway.health import Health
     from gateway.ingest.daq import DaqFactory
     from gateway.ingest.scale import ScaleFactory, SerialService, address_of, dialled
     from gateway.live import Live
     from gateway.lock import DirectoryInUse, DirectoryLock
-    from gateway.logs import HeldObserver, LimitedLog, observer
+    from gateway.logs import HeldObserver, LimitedLog, LogOutput
     from gateway.model import Batch, Presence
+    from gateway.openfiles import SPARE, SPARE_OF_HTTP, OpenFiles
     from gateway.ports import Sharing
     from gateway.raw.damage import DamageLog
     from gateway.raw.log import RawLog
@@ -156,23 +192,37 @@ def _gateway(options: Options, reactor: Any) -> IService:
 
     settings = options.settings
     foreground = bool(options.parent["nodaemon"]) if options.parent is not None else True
-    # twistd goes into its --rundir later.
-    below = os.path.realpath(options.parent["rundir"] if options.parent is not None else ".")
+    twistd: Any = options.parent or {}
+    below = _working_directory(twistd.get("chroot"), twistd.get("rundir") or ".")
+    if any(twistd.get(option) is not None for option in ("uid", "gid", "chroot")):
+        for module in [
+            *_IMPORTED_LATER,
+            *(["gateway.alert.firebase", "firebase_admin"] if settings.fcm.cred_path else []),
+        ]:
+            import_module(module)
     data_path = os.path.join(below, settings.data.path)
     database_path = os.path.join(below, settings.database.path)
 
     clock = WallClock(zone_named(settings.timezone))
-    try:
-        held = HeldObserver(
-            observer(clock, os.path.join(below, settings.logger.path), settings.logger.level, settings.logger.keep_days)
-        )
-    except OSError as error:
-        raise SystemExit(f"cynow-gateway: logger.path: {error.filename}: {error.strerror}") from error
+    counters = Counters()
+    log_path = os.path.join(below, settings.logger.path)
+    output = LogOutput(clock, counters, log_path, settings.logger.level, settings.logger.keep_days)
+    held = HeldObserver(output)
+
+    def open_log() -> None:
+        try:
+            # Of a daemon that cannot start, as root, its user would have the files else.
+            with _effective_user(twistd.get("uid"), twistd.get("gid")):
+                output.open()
+        except OSError as error:
+            raise StartError(f"logger.path: {_not_usable(error, log_path)}") from error
 
     limits = settings.limits
-    counters = Counters()
     health = Health()
     warnings = LimitedLog(Logger("gateway.ingest"), clock, counters)
+    web_warnings = LimitedLog(Logger("gateway.web"), clock, counters)
+    process_warnings = LimitedLog(Logger("gateway.service"), clock, counters)
+    files = OpenFiles(clock, counters, process_warnings)
     bus = Bus(clock, counters, limits.backlog_events, limits.backlog_bytes)
     lines = settings.lines()
     live = Live(bus, clock, {scale_id: _given(line.idle_timeout_sec) for scale_id, line in lines.items()})
@@ -247,7 +297,6 @@ def _gateway(options: Options, reactor: Any) -> IService:
     audience = Audience(counters, limits.subscribers)
     feed = Feed(reactor, bus, live, clock, counters, limits.subscriber_bytes)
     visitors = Visitors(settings.server.cors_origins, settings.server.names, platform.node())
-    web_warnings = LimitedLog(Logger("gateway.web"), clock, counters)
     traffic = Traffic(counters, web_warnings, visitors, limits.body_bytes)
 
     #: Whose statistics lack what came before the start.
@@ -260,6 +309,7 @@ def _gateway(options: Options, reactor: Any) -> IService:
     health.watch(lambda: ["statistics cannot be written, and wait"] if writer.is_stuck else [])
     health.watch(lambda: store.problems)
     health.watch(daq.problems)
+    health.watch(lambda: _one_of("{}", files.problem))
     for relay in relays:
         # Where the database is away, that is all there is to be said.
         health.watch(partial(_unheard, store, relay))
@@ -318,6 +368,9 @@ def _gateway(options: Options, reactor: Any) -> IService:
         else:
             parts.append(SerialService(_serial(line), factory, reactor, partial(_open_serial, reactor)))
 
+    for listener in listeners:
+        listener.guard(reactor, files, SPARE_OF_HTTP if listener.key in {"server.port", "server.own_port"} else SPARE)
+
     locks: list[DirectoryLock] = []
 
     def open_store() -> None:
@@ -331,10 +384,14 @@ def _gateway(options: Options, reactor: Any) -> IService:
             except DirectoryInUse as error:
                 raise StartError(f"{key}: another gateway uses {path}") from error
             except OSError as error:
-                raise StartError(f"{key}: {path}: {error.strerror}") from error
+                raise StartError(f"{key}: {_not_usable(error, path)}") from error
         try:
             store.open()
         except StoreUnavailable as error:
+            for path in glob.glob(os.path.join(glob.escape(database_path), "*.sqlite3*")):
+                if not os.access(path, os.R_OK | os.W_OK):
+                    denied = PermissionError(errno.EACCES, "Permission denied", path)
+                    raise StartError(f"database.path: {_not_usable(denied, path)}") from error
             key = "path" if database.url is None or isinstance(error, DirectoryUnusable) else "url"
             raise StartError(f"database.{key}: {error}") from error
         bus.number_from(store.first_seq, SequenceReserve(store).used)
@@ -375,6 +432,11 @@ def _gateway(options: Options, reactor: Any) -> IService:
         ],
         observer=held,
         in_foreground=foreground,
+        signals=options.signals,
+        open_log=open_log,
+        reopen_log=output.reopen,
+        report_log=counters.report_log,
+        umask=twistd.get("umask"),
     )
     return gateway
 
@@ -434,6 +496,42 @@ def _places(http: Any, scales: Sequence[Any]) -> Any:
 
 def _unheard(store: Any, relay: Any) -> list[str]:
     return [] if store.problems else _one_of("other gateways are not heard: {}", relay.problem)
+
+
+def _working_directory(chroot: str | None, rundir: str) -> str:
+    """Return where relative paths lead once ``twistd`` has gone into its ``--chroot`` and its ``--rundir``."""
+    if chroot is not None and (rundir == "." or os.path.isabs(rundir)):
+        return "/" if rundir == "." else rundir
+    return os.path.realpath(rundir)
+
+
+@contextlib.contextmanager
+def _effective_user(uid: int | None, gid: int | None) -> Iterator[None]:
+    """For a block, act as the user that ``twistd`` will become, where it has not yet."""
+    if uid is None or os.geteuid() != 0:
+        yield
+        return
+    group = os.getegid()
+    os.setegid(pwd.getpwuid(uid).pw_gid if gid is None else gid)
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+
+
+def _not_usable(error: OSError, path: str) -> str:
+    """Return what keeps a directory from being used, and what to do about it."""
+    where = error.filename or path
+    if error.errno not in {errno.EACCES, errno.EPERM}:
+        return f"{where}: {error.strerror}"
+    uid = os.geteuid()
+    try:
+        user = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        user = str(uid)
+    return f"{where}: the user {user} has no right to write there ({error.strerror}); give it to {user} (chown)"
 
 
 def _one_of(text: str, problem: str | None) -> list[str]:

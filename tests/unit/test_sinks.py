@@ -828,7 +828,7 @@ class LimitedLogTests(Parts):
         self.assertEqual(self.counters.log_suppressed._value.get(), 3)
         self.reactor.advance(60)
         self.log.warn("a", "a {n}", n=5)
-        self.assertEqual(self.lines[3:], ["3 more lines like the next were left out", "a 5"])
+        self.assertEqual(self.lines[3:], ["3 similar lines within 60 s were not logged, such as: a 2", "a 5"])
 
     def test_kinds_are_bounded(self) -> None:
         for number in range(100):
