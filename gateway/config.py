@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -294,17 +294,25 @@ class Problem:
 
     key: str
     message: str
+    #: The gateway cannot start with it; else it is a warning at the start, and ``--check`` prints it.
+    is_fatal: bool = True
 
     def __str__(self) -> str:
         return f"{self.key}: {self.message}" if self.key else self.message
 
 
 class ConfigError(Exception):
-    """A configuration that cannot be used, with every problem in it."""
+    """A configuration that cannot be used, with every problem in it.
 
-    def __init__(self, problems: list[Problem]) -> None:
+    :param rest: the settings without what is wrong; ``None`` where nothing can be read.
+    :param broken: the keys that have their default there.
+    """
+
+    def __init__(self, problems: list[Problem], rest: "Settings | None" = None, broken: Iterable[str] = ()) -> None:
         super().__init__("; ".join(map(str, problems)))
         self.problems = problems
+        self.rest = rest
+        self.broken = frozenset(broken)
 
 
 def load(
@@ -332,12 +340,37 @@ def load(
     try:
         settings = Settings.model_validate(tree, context=check_line)
     except ValidationError as error:
-        problems += [_problem(item, from_environment) for item in error.errors()]
+        found = [_problem(item, from_environment) for item in error.errors()]
+        # A scale without a key of its line is none: it goes as a whole.
+        places = [item["loc"][: 2 if item["loc"][:1] == ("scales",) else None] for item in error.errors()]
+        rest = _without(tree, places)
+        raise ConfigError([*problems, *found], _rest(rest, check_line), (problem.key for problem in found)) from error
     else:
         problems += _sharing_problems(settings)
     if problems:
         raise ConfigError(problems)
     return settings
+
+
+def _without(tree: Any, locations: list[tuple[int | str, ...]]) -> Any:
+    """Return a tree of mappings without what stands at some places; a list there goes as a whole."""
+    if not isinstance(tree, dict):
+        return tree
+    below: dict[int | str, list[tuple[int | str, ...]]] = {}
+    for first, *further in (location for location in locations if location):
+        below.setdefault(first, []).append(tuple(further))
+    return {
+        key: _without(value, below.get(key, []))
+        for key, value in tree.items()
+        if key not in below or (isinstance(value, dict) and all(below[key]) and ("[key]",) not in below[key])
+    }
+
+
+def _rest(tree: Any, check_line: Callable[[str, str], str] | None) -> "Settings | None":
+    try:
+        return Settings.model_validate(tree, context=check_line)
+    except ValidationError:
+        return None
 
 
 def _sharing_problems(settings: Settings) -> list[Problem]:

@@ -61,6 +61,8 @@ class Options(usage.Options):
     ]
 
     settings: Settings
+    #: What is wrong and keeps nothing from starting.
+    warnings: list[Problem]
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,22 +72,31 @@ class Options(usage.Options):
         if self.parent is not None and not self["check"]:
             self.signals.install()
         from gateway.config import ConfigError, load
+        from gateway.cross_checks import CrossChecks
 
         path = self["config"]
         try:
             self.settings = load(None if path is None else Path(path), os.environ, line_problem)
-            problems = zone_problems(self.settings)
+            twistd: Any = self.parent or {}
+            folder = _working_directory(None, twistd.get("rundir") or ".")
+            checks = CrossChecks(self.settings, os.environ, tcp_address, folder)
+            problems = [*zone_problems(self.settings), *checks.problems()]
         except ConfigError as error:
             problems = error.problems
+            if error.rest is not None:
+                # What has no effect may follow from what is wrong; two of one port do not.
+                problems += CrossChecks(error.rest, os.environ, tcp_address).port_problems(error.broken)
         if self["check"]:
             for problem in problems:
                 sys.stderr.write(f"{problem}\n")
             if not problems:
                 sys.stdout.write(f"{path or 'the default configuration'}: no problem\n")
             raise SystemExit(1 if problems else 0)
-        if problems:
+        fatal = [problem for problem in problems if problem.is_fatal]
+        if fatal:
             more = f" (and {len(problems) - 1} more: see --check)" if len(problems) > 1 else ""
-            raise SystemExit(f"cynow-gateway: {problems[0]}{more}")
+            raise SystemExit(f"cynow-gateway: {fatal[0]}{more}")
+        self.warnings = problems
 
 
 def zone_problems(settings: Settings) -> list[Problem]:
@@ -121,6 +132,27 @@ def line_problem(kind: str, text: str) -> str:
     except Exception as error:  # each kind of endpoint has errors of its own
         return f"no endpoint: {error}"
     return ""
+
+
+def tcp_address(kind: str, text: str) -> tuple[str, int] | None:
+    """Return the interface or host, and the port, of a TCP endpoint; ``None`` for another kind.
+
+    :param kind: ``listen`` or ``connect``.
+    """
+    from twisted.internet.endpoints import clientFromString, serverFromString
+    from twisted.internet.protocol import Factory
+    from twisted.internet.testing import MemoryReactorClock
+
+    reactor = MemoryReactorClock()
+    try:
+        # Nothing is opened: this reactor writes down what it is asked for.
+        if kind == "listen":
+            serverFromString(reactor, text).listen(Factory())
+            return next(((interface, port) for port, *_, interface in [*reactor.tcpServers, *reactor.sslServers]), None)
+        clientFromString(reactor, text).connect(Factory())
+    except Exception:  # each kind of endpoint has errors of its own, and `line_problem` says them
+        return None
+    return next(((host, port) for host, port, *_ in [*reactor.tcpClients, *reactor.sslClients]), None)
 
 
 def makeService(options: Options, reactor: Any = None) -> IService:
@@ -216,6 +248,9 @@ def _gateway(options: Options, reactor: Any) -> IService:
                 output.open()
         except OSError as error:
             raise StartError(f"logger.path: {_not_usable(error, log_path)}") from error
+
+    for problem in options.warnings:
+        Logger("gateway.config").warn("configuration: {problem}", problem=problem)
 
     limits = settings.limits
     health = Health()
@@ -388,7 +423,7 @@ def _gateway(options: Options, reactor: Any) -> IService:
         try:
             store.open()
         except StoreUnavailable as error:
-            for path in glob.glob(os.path.join(glob.escape(database_path), "*.sqlite3*")):
+            for path in sorted(glob.glob(os.path.join(glob.escape(database_path), "*.sqlite3*"))):
                 if not os.access(path, os.R_OK | os.W_OK):
                     denied = PermissionError(errno.EACCES, "Permission denied", path)
                     raise StartError(f"database.path: {_not_usable(denied, path)}") from error
