@@ -1,7 +1,12 @@
-"""One gateway a directory."""
+"""One gateway a directory, and none beside the monitoring server that it replaces."""
 
+import contextlib
 import fcntl
 import os
+import stat
+
+#: The file that the old monitoring server locks in its working directory while it runs.
+OLD_LOCK = "monitoring.lock"
 
 
 class DirectoryInUse(Exception):
@@ -30,3 +35,52 @@ class DirectoryLock:
 
     def release(self) -> None:
         os.close(self._file)
+
+
+class OldServerLock:
+    """Holds the old monitoring server's lock file, where there is one, for this process until it ends.
+
+    A file that lies there says nothing; that a process holds a lock on it does. Which kind of lock the old server takes
+    depends on its version, so both are asked for: ``flock(2)``, and the record lock of ``fcntl(2)``.
+
+    :param folder: its working directory, and ours.
+    :raises DirectoryInUse: another process holds it.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._file: int | None = None
+        path = os.path.join(folder, OLD_LOCK)
+        for access in (os.O_RDWR, os.O_RDONLY):
+            # Without the right to open it nothing can be told, and nothing is lost: ports tell as well.
+            with contextlib.suppress(OSError):
+                self._file = os.open(path, access | os.O_CLOEXEC | os.O_NONBLOCK)
+                break
+        if self._file is None:
+            return
+        try:
+            if stat.S_ISREG(os.fstat(self._file).st_mode):
+                self._lock(self._file, is_writable=access == os.O_RDWR)
+        except BlockingIOError as error:
+            self.release()
+            raise DirectoryInUse(path) from error
+
+    @staticmethod
+    def _lock(file: int, *, is_writable: bool) -> None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_writable:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except PermissionError as error:
+            # What some systems say instead, by POSIX.
+            raise BlockingIOError(error.errno, error.strerror) from error
+        except OSError:
+            # A file system without locks.
+            return
+
+    def release(self) -> None:
+        """Let the old server start again."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None

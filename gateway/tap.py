@@ -190,7 +190,7 @@ def _gateway(options: Options, reactor: Any) -> IService:
     from gateway.ingest.daq import DaqFactory
     from gateway.ingest.scale import ScaleFactory, SerialService, address_of, dialled
     from gateway.live import Live
-    from gateway.lock import DirectoryInUse, DirectoryLock
+    from gateway.lock import DirectoryInUse, DirectoryLock, OldServerLock
     from gateway.logs import HeldObserver, LimitedLog, LogOutput
     from gateway.model import Batch, Presence
     from gateway.openfiles import SPARE, SPARE_OF_HTTP, OpenFiles
@@ -406,9 +406,13 @@ def _gateway(options: Options, reactor: Any) -> IService:
     for listener in listeners:
         listener.guard(reactor, files, SPARE_OF_HTTP if listener.key in {"server.port", "server.own_port"} else SPARE)
 
-    locks: list[DirectoryLock] = []
+    locks: list[DirectoryLock | OldServerLock] = []
 
     def open_store() -> None:
+        try:
+            locks.append(OldServerLock(below))
+        except DirectoryInUse as error:
+            raise StartError(f"{error}: the old monitoring server is running here; end it first") from error
         # They may be one directory.
         for path, key in {
             os.path.realpath(database_path): "database.path",

@@ -1,8 +1,10 @@
 """The process: signals at any moment, modes of files, users, and the limit of open files."""
 
 import contextlib
+import fcntl
 import os
 import pwd
+import resource
 import signal
 import socket
 import stat
@@ -360,3 +362,105 @@ def test_a_port_in_use_as_another_user_leaves_no_files_of_root(
     log = open_folder / "log" / "cynow-gateway.log"
     assert "server.port: cannot listen on" in log.read_text("utf-8")
     assert log.stat().st_uid == log.parent.stat().st_uid == plain_user.pw_uid
+
+
+# -- the old server
+
+
+def test_a_running_old_server_keeps_it_from_starting_and_a_stale_lock_file_does_not(tmp_path: Path) -> None:
+    (tmp_path / "monitoring.lock").touch()
+    with (tmp_path / "monitoring.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        daemon = Daemon(tmp_path)
+        daemon.run()
+        try:
+            assert daemon.process.wait(PATIENCE) == 1
+        finally:
+            daemon.end()
+    (line,) = daemon.log().splitlines()
+    assert line.startswith("cynow-gateway: ")
+    assert line.endswith("monitoring.lock: the old monitoring server is running here; end it first")
+    with running(tmp_path) as daemon:
+        assert daemon.get("/healthz")[0] == 200
+
+
+# -- the limit of open files
+
+
+def test_more_connections_than_files_are_refused_and_it_serves_on(tmp_path: Path) -> None:
+    """7,600 connects at the limit of open files made 909 KB of log lines, and half a core of nothing."""
+    with limited_files(200), running(tmp_path) as daemon:
+        held = daemon.scale()
+        limits = Path(f"/proc/{daemon.process.pid}/limits").read_text("ascii")
+        assert [line.split()[3] for line in limits.splitlines() if line.startswith("Max open files")] == ["200"]
+        for _ in range(20):
+            with contextlib.ExitStack() as crowd:
+                for _ in range(220):
+                    crowd.enter_context(connected(daemon.scale_port))
+                if "a connection was closed at once" not in daemon.log():
+                    until(lambda: "a connection was closed at once" in daemon.log(), "a refusal is said")
+                    # In this state an operator can still ask, and files can still be opened.
+                    health = daemon.get("/healthz")[1]
+                    assert not health["ok"]
+                    (problem,) = health["problems"]
+                    assert problem.startswith("new connections cannot be accepted: nearly all of the 200 files")
+                    held.sendall(b"ST,+00002.00 kg\r\n")
+                    until(daemon.latest_is(2.0), "a connection from before is served")
+                    assert daemon.commit()[0] == 200
+        assert daemon.metric("cynow_connections_refused_total", kind="open_files") > 0
+
+        def is_served() -> bool:
+            # Until the crowd's ends are noticed, one more connection is still too many.
+            with contextlib.suppress(OSError):
+                daemon.weigh(b"ST,+00003.00 kg")
+            return daemon.latest_is(3.0)()
+
+        until(is_served, "new connections are served again")
+        assert len(daemon.log().encode()) < 20_000
+        assert "EMFILE" not in daemon.log()
+        assert "Traceback" not in daemon.log()
+        assert daemon.terminate() == 0
+        assert "lines within 60 s were not logged, such as: scale.port: a connection was closed" in daemon.log()
+
+
+def test_at_the_limit_of_open_files_it_does_nothing_without_end(tmp_path: Path) -> None:
+    """Those that are refused come back at once and without end, as the field's client does."""
+    with limited_files(200), running(tmp_path) as daemon, contextlib.ExitStack() as crowd:
+        for _ in range(250):
+            crowd.enter_context(connected(daemon.daq_port))
+        until(lambda: "a connection was closed at once" in daemon.log(), "a refusal is said")
+        before, began = cpu_seconds(daemon.process.pid), time.monotonic()
+        while time.monotonic() - began < 3:  # a share of this time is what is measured
+            with connected(daemon.daq_port) as again:
+                again.recv(1)
+        used = cpu_seconds(daemon.process.pid) - before
+        assert used / (time.monotonic() - began) < 0.1
+
+
+@contextlib.contextmanager
+def limited_files(count: int) -> Iterator[None]:
+    """What is started in this block may have so many open files, and may not ask for more."""
+    popen = subprocess.Popen.__init__
+
+    def limited(self: Any, *args: Any, **kwargs: Any) -> None:
+        popen(self, *args, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (count, count)), **kwargs)
+
+    subprocess.Popen.__init__ = limited  # type: ignore[method-assign]  # for this block
+    try:
+        yield
+    finally:
+        subprocess.Popen.__init__ = popen  # type: ignore[method-assign]  # as it was
+
+
+@contextlib.contextmanager
+def connected(port: int) -> Iterator[socket.socket]:
+    with socket.socket() as client:
+        client.settimeout(PATIENCE)
+        with contextlib.suppress(OSError):
+            client.connect(("127.0.0.1", port))
+        yield client
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -86,7 +86,7 @@ def test_cross_checks_of_a_sound_file_find_nothing(file: Path, text: str) -> Non
         ("scale: {host: 0.0.0.0}\nscales: {a: {listen: 'tcp:4001'}}", {"?scale.host"}),
         ("scale: {id: c}\nscales: {a: {listen: 'tcp:4001'}}", {"?scale.id"}),
         (
-            "scales: {a: {listen: 'tcp:1', baudrate: 9600, parity: E}, b: {connect: 'tcp:h:1', stopbits: 2, bytesize: 8}}",
+            "scales: {a: {listen: 'tcp:1', baudrate: 9, parity: E}, b: {connect: 'tcp:h:1', stopbits: 2, bytesize: 8}}",
             {"?scales.a.baudrate", "?scales.a.parity", "?scales.b.stopbits", "?scales.b.bytesize"},
         ),
         ("server: {cors_origins: http://h:9090/app}", {"?server.cors_origins"}),

@@ -1,6 +1,9 @@
 """Log files and what is written to them, with a clock of the tests'."""
 
 import io
+import os
+import subprocess
+import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +14,7 @@ from twisted.logger import LogLevel
 from twisted.trial.unittest import SynchronousTestCase
 
 from gateway.clock import WallClock
-from gateway.lock import DirectoryInUse, DirectoryLock
+from gateway.lock import OLD_LOCK, DirectoryInUse, DirectoryLock, OldServerLock
 from gateway.logs import HeldObserver, observer, shown
 
 
@@ -103,3 +106,55 @@ class LockTests(SynchronousTestCase):
         folder = Path(tempfile.mkdtemp(prefix="cynow-lock-")) / "a" / "b"
         DirectoryLock(str(folder)).release()
         self.assertTrue(folder.is_dir())
+
+
+class OldServerLockTests(SynchronousTestCase):
+    """Locks of one process do not collide by record, so the old server is a process of its own."""
+
+    def setUp(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="cynow-lock-"))
+        self.file = self.folder / OLD_LOCK
+
+    def held(self, how: str) -> "subprocess.Popen[bytes]":
+        code = (
+            f"import fcntl, sys; file = open({str(self.file)!r}, 'w');"
+            f" fcntl.{how}(file, fcntl.LOCK_EX | fcntl.LOCK_NB);"
+            "print(flush=True); sys.stdin.read()"
+        )
+        other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.addCleanup(other.communicate)
+        assert other.stdout is not None
+        other.stdout.readline()
+        return other
+
+    def test_no_file_is_no_old_server(self) -> None:
+        OldServerLock(str(self.folder)).release()
+        self.assertFalse(self.file.exists())
+
+    def test_a_stale_file_is_no_old_server(self) -> None:
+        self.file.write_text("1")
+        OldServerLock(str(self.folder)).release()
+
+    def test_a_file_that_is_locked_is_one(self) -> None:
+        for how in ("flock", "lockf"):
+            other = self.held(how)
+            with self.assertRaises(DirectoryInUse):
+                OldServerLock(str(self.folder))
+            other.communicate()
+            OldServerLock(str(self.folder)).release()
+
+    def test_it_keeps_the_old_server_from_starting(self) -> None:
+        self.file.touch()
+        lock = OldServerLock(str(self.folder))
+        for how in ("flock", "lockf"):
+            code = f"import fcntl; fcntl.{how}(open({str(self.file)!r}, 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+            self.assertIn(b"BlockingIOError", done.stderr)
+        lock.release()
+
+    def test_what_is_no_file_says_nothing(self) -> None:
+        os.mkfifo(self.file)
+        OldServerLock(str(self.folder)).release()
+        self.file.unlink()
+        self.file.mkdir()
+        OldServerLock(str(self.folder)).release()
