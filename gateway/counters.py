@@ -78,7 +78,7 @@ class Counters:
         )
         self.scale_http_requests = Counter(
             "cynow_scale_http_requests_total",
-            "Connections of a scale that were closed for an HTTP request.",
+            "Connections of a scale that were closed for an HTTP request or a TLS handshake.",
             ["scale_id"],
             registry=registry,
         )

@@ -29,7 +29,7 @@ from gateway.ingest.transport import end_reason, failure_reason, host_of, peer_o
 from gateway.logs import LimitedLog, shown
 from gateway.model import Presence, Reading
 from gateway.wire.errors import WireError
-from gateway.wire.scale import HTTP_OVERLAP, ScaleLine, has_http_request, parse_line, read_lines
+from gateway.wire.scale import HTTP_OVERLAP, ScaleLine, has_http_request, is_tls_handshake, parse_line, read_lines
 
 #: Maximum length of a line, in bytes; A&D's are 20.
 MAX_LINE: Final = 1024
@@ -41,6 +41,10 @@ _RETRY: Final = backoffPolicy(initialDelay=1.0, maxDelay=30.0, factor=1.5)
 _GOOD_AFTER: Final = 5.0
 
 _SLASH: Final = ord("/")
+
+#: What web browsers send to any port that a page names, with bytes of the page's choice in it.
+HTTP: Final = "an HTTP request"
+TLS: Final = "a TLS handshake"
 
 #: Log lines about connections of one scale and host in a minute. Only a peer that does nothing but reconnect has more.
 _CONNECTION_LINES: Final = 30
@@ -94,7 +98,7 @@ class ScaleLineProtocol(LineReceiver):
         # A lone byte is found in a tenth of a word's time, and hardly any line of a scale has a slash.
         if _SLASH in data and has_http_request(data):
             # A web page can make a browser send any bytes behind its request: nothing of this read is a scale's.
-            self._refuse()
+            self.refuse(HTTP)
             return
         if data.endswith(b"\n"):
             self.take(self, data)
@@ -110,6 +114,9 @@ class ScaleLineProtocol(LineReceiver):
                 self._scale.stirred(self)
 
     def lineLengthExceeded(self, line: bytes) -> None:
+        if self._scale.is_unproven(self) and is_tls_handshake(line):
+            self.refuse(TLS)
+            return
         self._skipped = line[-HTTP_OVERLAP:]
         self._scale.overlong(self.peer, line)
 
@@ -121,16 +128,20 @@ class ScaleLineProtocol(LineReceiver):
         skipped, end, rest = data.replace(b"\r", b"\n").partition(b"\n")
         # A request line may be longer than any line of a scale, and what a page has chosen comes behind it.
         if has_http_request(seen + skipped):
-            self._refuse()
+            self.refuse(HTTP)
             return b""
         self._skipped = None if end else (seen + skipped)[-HTTP_OVERLAP:]
         self._scale.stirred(self)
         return rest
 
-    def _refuse(self) -> None:
+    def refuse(self, what: str) -> None:
+        """Close the connection, and read nothing more of it.
+
+        :param what: came instead of a scale's line.
+        """
         self._refused = True
         self._skipped = b""
-        self._scale.refuse_http(self.peer)
+        self._scale.refused(self.peer, what)
         self.transport.loseConnection()
 
 
@@ -265,8 +276,15 @@ class ScaleFactory(Factory):
             del self._unproven[protocol]
             self._unproven[protocol] = None
 
+    def is_unproven(self, protocol: ScaleLineProtocol) -> bool:
+        """Return whether a connection has sent no reading yet."""
+        return protocol in self._unproven
+
     def lines_of_unproven(self, protocol: ScaleLineProtocol, data: bytes) -> None:
         """Take whole lines of a connection that has sent no reading yet."""
+        if is_tls_handshake(data):
+            protocol.refuse(TLS)
+            return
         before = sum(tally.value for tally in self._readings.values())
         self.lines(protocol, data)
         if sum(tally.value for tally in self._readings.values()) > before:
@@ -326,14 +344,15 @@ class ScaleFactory(Factory):
             line=shown(line),
         )
 
-    def refuse_http(self, peer: str) -> None:
-        """Count and log a connection that is closed for an HTTP request."""
+    def refused(self, peer: str, what: str) -> None:
+        """Count and log a connection that is closed for what a web browser sends."""
         self._http_requests.inc()
         self._warnings.warn(
             f"http {host_of(peer)}",
-            "scale {scale_id}, {peer}: connection closed, nothing of it is read: this is an HTTP request, not a scale",
+            "scale {scale_id}, {peer}: connection closed, nothing of it is read: this is {what}, not a scale",
             scale_id=self.scale_id,
             peer=peer,
+            what=what,
         )
 
     # -- attempts to reach it

@@ -173,3 +173,11 @@ def has_http_request(data: bytes) -> bool:
     """
     # To look for plain bytes first takes next to no time, however many bytes they are.
     return b"HTTP/" in data and _HTTP_VERSION.search(data) is not None
+
+
+def is_tls_handshake(data: bytes) -> bool:
+    """Return whether bytes begin as a TLS ClientHello does (RFC 8446, 5.1).
+
+    A browser repeats in it what another server has given it as a session ticket: line ends and lines, if it likes.
+    """
+    return data.startswith(b"\x16\x03") and data[2:3] <= b"\x04"

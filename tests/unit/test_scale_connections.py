@@ -125,6 +125,17 @@ class HttpTests(ScaleConnections):
         self.assertEqual(self.readings(), [])
         self.assertEqual(self.count(), 1)
 
+    def test_tls_handshake_at_any_cut_gives_no_reading(self) -> None:
+        # A browser repeats the session ticket that another server gave it, whatever is in it.
+        for padding in (0, 100, 2 * MAX_LINE):
+            hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x8a" * padding
+            stream = hello + b"\r\n" + self.BODY
+            for cut in (1, 2, 3, 5, 11, len(hello), len(hello) + 2, len(stream)):
+                transport = self.send([stream[:cut], stream[cut:]])
+                self.assertTrue(transport.disconnecting, (padding, cut))
+        self.assertEqual(self.readings(), [])
+        self.assertTrue(any("this is a TLS handshake, not a scale" in line for line in self.log.lines))
+
     def test_http_request_is_logged_with_scale_and_peer_and_limited(self) -> None:
         for _ in range(20):
             self.send([REQUESTS[0]])
@@ -195,7 +206,7 @@ class LogTests(ScaleConnections):
         self.lose(protocol)
         self.reactor.advance(60)
         self.from_peer("10.0.0.7", 101)
-        self.assertIn("170 more lines like the next were left out", self.log.lines)
+        self.assertIn("170 similar lines within 60 s were not logged, such as:", self.log.lines[-2])
         self.assertEqual(self.log.lines[-1], "scale dock: 10.0.0.7:101 connected")
 
 
@@ -321,7 +332,7 @@ class DialTests(ScaleConnections):
         self.assertTrue(all(wait < 31.1 for wait in waits), waits)
         self.assertEqual(self.counters.scale_failed_attempts.labels("dock")._value.get(), len(converter.times))
         self.waits(converter, 60)
-        self.assertRegex(self.log.lines[5], r"^\d\d more lines like the next were left out$")
+        self.assertRegex(self.log.lines[5], r"^\d\d similar lines within 600 s were not logged, such as: ")
         self.assertRegex(self.log.lines[6], "retrying in 3[01] s$")
 
     def test_attempt_that_fails_for_another_reason_is_said_at_once(self) -> None:
@@ -339,7 +350,7 @@ class DialTests(ScaleConnections):
             self.dial(converter)
             waits = self.waits(converter, 200)
             self.assertTrue(waits[0] < 3 < 10 < waits[5] < waits[8] < 31.2, waits)
-            said = [line for line in self.log.lines if "retrying" in line]
+            said = [line for line in self.log.lines if "retrying" in line and "similar lines" not in line]
             self.assertTrue(
                 said[0].startswith(
                     "scale dock: the connection to 10.0.0.7:4002 ended at once, without a reading; retrying in "
