@@ -280,6 +280,8 @@ class GatewayChannel(HTTPChannel):
         self._enter(_CLOSING)
         self.site.count_slow(what)
         self.site.traffic.log_closed(self._peer, reason)
+        for request in self.requests:
+            request.abandoned()
         self.transport.abortConnection()
 
     def close_with(self, refusal: Refusal) -> None:

@@ -40,7 +40,7 @@ class EventsResponse:
     def begin(self, patterns: Patterns, since: int | None) -> None:
         """Send what there is to send."""
         request = self._request
-        request.lasts()
+        request.lasts(self._feed.counters.subscribers_slow.inc)
         request.notifyFinish().addBoth(self._finished)
         self._audience.join(self, "events")
         request.registerProducer(self, True)

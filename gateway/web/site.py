@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
@@ -125,6 +126,10 @@ def _name_of(address: Any) -> str:
     return str(getattr(address, "host", address))
 
 
+def _nothing() -> None:
+    """Nobody has to know."""
+
+
 class GatewayRequest(Request):
     """A request with a bounded body, judged by where it comes from before anything is done for it.
 
@@ -140,6 +145,7 @@ class GatewayRequest(Request):
         super().__init__(channel, *args, **kwargs)
         self._traffic = traffic
         self._body = 0
+        self._abandoned: Callable[[], object] = _nothing
         self._invalid: Refusal | None = None
 
     def gotLength(self, length: int | None) -> None:
@@ -257,9 +263,17 @@ class GatewayRequest(Request):
             return None
         return Visitors.not_listed(origin)
 
-    def lasts(self) -> None:
-        """Its answer has no end of its own: the end of the daemon does not wait for it."""
+    def lasts(self, abandoned: Callable[[], object] = _nothing) -> None:
+        """Note that its answer has no end of its own: the end of the daemon does not wait for it.
+
+        :param abandoned: is called where its client reads too slowly, and is closed for that.
+        """
+        self._abandoned = abandoned
         self._traffic.ended(self)
+
+    def abandoned(self) -> None:
+        """Its client reads too slowly, and is being closed."""
+        self._abandoned()
 
     def taken_over(self) -> None:
         """Its connection becomes something else."""

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 from typing import Final
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from klein import Klein
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.http import Request
 
@@ -16,9 +15,10 @@ from gateway.counters import Counters
 from gateway.live import Live
 from gateway.web.answers import answer, body, handle_errors
 
-#: Making the text of ``/metrics`` takes 10 ms: it is made once a second at most, and so many times in a row for those
-#: who seldom ask. One more waits for the next, but a connection that was given the last one gets that again.
-_FRESH: Final = 5.0
+#: Making the text of ``/metrics`` takes some milliseconds. It is made once a second at most for one connection, and so
+#: many times a second in all; otherwise the last text is given again.
+_INTERVAL: Final = 1.0
+_RATE: Final = 20.0
 
 
 class StatusApi:
@@ -35,13 +35,12 @@ class StatusApi:
     ) -> None:
         self._reactor = reactor
         self._live = live
-        #: How many times the text of ``/metrics`` may be made at once, and when that was counted.
-        self._fresh = _FRESH
-        self._counted_at = reactor.seconds()
-        #: The last text, the connections that were given it, and who waits for the next.
+        #: The last text of ``/metrics``, how many may be made at once, and when one was made last: at all, and for each
+        #: connection.
         self._metrics = b""
-        self._given: WeakSet[object] = WeakSet()
-        self._waiting: list[Deferred[None]] = []
+        self._allowed = _RATE
+        self._made_at = reactor.seconds()
+        self._made_for: WeakKeyDictionary[object, float] = WeakKeyDictionary()
         self._problems = problems
         self._counters = counters
 
@@ -91,39 +90,13 @@ class StatusApi:
         )
 
     @app.route("/metrics", methods=["GET"], strict_slashes=False)
-    async def metrics(self, request: Request) -> bytes:
-        channel = request.channel
-        if not self._make_if_due() and channel not in self._given:
-            await self._next_metrics()
-        self._given.add(channel)
-        return body(request, self._metrics, CONTENT_TYPE_LATEST.encode())
-
-    def _make_if_due(self) -> bool:
-        """Make the text anew, unless that was done too often; return whether it was made."""
+    def metrics(self, request: Request) -> bytes:
         now = self._reactor.seconds()
-        self._fresh = min(_FRESH, self._fresh + now - self._counted_at)
-        self._counted_at = now
-        if self._fresh < 1:
-            return False
-        self._fresh -= 1
-        self._make_metrics()
-        return True
-
-    def _make_metrics(self) -> None:
-        self._metrics = generate_latest(self._counters.registry)
-        self._given.clear()
-
-    def _next_metrics(self) -> "Deferred[None]":
-        """Fires when the text is made again, in less than a second."""
-        waiting: Deferred[None] = Deferred()
-        self._waiting.append(waiting)
-        if len(self._waiting) == 1:
-            self._reactor.callLater(1 - self._fresh, self._give_metrics)
-        return waiting
-
-    def _give_metrics(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        self._fresh, self._counted_at = 0.0, self._reactor.seconds()
-        self._make_metrics()
-        for each in waiting:
-            each.callback(None)
+        channel = request.channel
+        is_due = now - self._made_for.get(channel, float("-inf")) >= _INTERVAL
+        allowed = min(_RATE, self._allowed + _RATE * (now - self._made_at))
+        if is_due and allowed >= 1:
+            self._allowed = allowed - 1
+            self._metrics = generate_latest(self._counters.registry)
+            self._made_at = self._made_for[channel] = now
+        return body(request, self._metrics, CONTENT_TYPE_LATEST.encode())
