@@ -143,6 +143,9 @@ def tcp_address(kind: str, text: str) -> tuple[str, int] | None:
     from twisted.internet.protocol import Factory
     from twisted.internet.testing import MemoryReactorClock
 
+    if text.startswith("systemd:"):
+        # Its socket is open already, and would be taken.
+        return None
     reactor = MemoryReactorClock()
     try:
         # Nothing is opened: this reactor writes down what it is asked for.
@@ -403,7 +406,7 @@ def _gateway(options: Options, reactor: Any) -> IService:
         else:
             parts.append(SerialService(_serial(line), factory, reactor, partial(_open_serial, reactor)))
 
-    for listener in listeners:
+    for listener in [*listeners, *scale_listeners]:
         listener.guard(reactor, files, SPARE_OF_HTTP if listener.key in {"server.port", "server.own_port"} else SPARE)
 
     locks: list[DirectoryLock | OldServerLock] = []

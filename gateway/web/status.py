@@ -18,7 +18,8 @@ from gateway.web.answers import answer, body, handle_errors
 #: Making the text of ``/metrics`` takes some milliseconds. It is made once a second at most for one connection, and so
 #: many times a second in all; otherwise the last text is given again.
 _INTERVAL: Final = 1.0
-_RATE: Final = 20.0
+_RATE: Final = 50.0
+_BURST: Final = 200.0
 
 
 class StatusApi:
@@ -38,7 +39,7 @@ class StatusApi:
         #: The last text of ``/metrics``, how many may be made at once, and when one was made last: at all, and for each
         #: connection.
         self._metrics = b""
-        self._allowed = _RATE
+        self._allowed = _BURST
         self._made_at = reactor.seconds()
         self._made_for: WeakKeyDictionary[object, float] = WeakKeyDictionary()
         self._problems = problems
@@ -94,7 +95,7 @@ class StatusApi:
         now = self._reactor.seconds()
         channel = request.channel
         is_due = now - self._made_for.get(channel, float("-inf")) >= _INTERVAL
-        allowed = min(_RATE, self._allowed + _RATE * (now - self._made_at))
+        allowed = min(_BURST, self._allowed + _RATE * (now - self._made_at))
         if is_due and allowed >= 1:
             self._allowed = allowed - 1
             self._metrics = generate_latest(self._counters.registry)

@@ -1,5 +1,6 @@
 """How the daemon starts, and how it says that it cannot."""
 
+import json
 import resource
 import socket
 import subprocess
@@ -196,8 +197,17 @@ def test_too_many_connections_are_closed_and_counted(tmp_path: Path) -> None:
         for port, kind in ((daemon.scale_port, "scale"), (daemon.daq_port, "daq")):
             kept = [daemon.scale(port) for _ in range(3)]
             until(lambda kind=kind: daemon.metric("cynow_connections", kind=kind) == 3, "three")
+            if kind == "scale":
+                # Those that have sent a reading keep their places.
+                for number, client in enumerate(kept, 1):
+                    client.sendall(b"ST,+%05d.00 kg\r\n" % number)
+                    until(daemon.latest_is(number), "the reading")
+            else:
+                for number, client in enumerate(kept):
+                    client.sendall(json.dumps(["name", f"M{number}"]).encode() + b"\0")
+                until(lambda: len(daemon.get("/sio/machineList")[1]["machine_list"]) == 3, "the names")
             assert daemon.scale(port).recv(1) == b""
-            assert daemon.metric("cynow_connections_refused_total", kind=kind) == 1
+            until(lambda kind=kind: daemon.metric("cynow_connections_refused_total", kind=kind) == 1, "counted")
             kept[0].close()
 
 

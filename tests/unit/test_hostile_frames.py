@@ -1,8 +1,8 @@
 """Frames that are made to cost much. How long they take, and how much memory, is in ``benchmarks/hostile.py``."""
 
 import pytest
-from benchmarks.hostile import FRAMES, MULTIPLE, frame, memory, turns
 
+from benchmarks.hostile_frames import FRAMES, MULTIPLE, frame, memory, turns
 from tests.unit.test_frames import CONSTANT, NAME, outcome
 
 MEGA = 2**20
