@@ -320,7 +320,7 @@ class ScaleFactory(Factory):
         except WireError as error:
             self._rejected.inc()
             self._warnings.warn(
-                host_of(peer),
+                f"line {host_of(peer)}",
                 "scale {scale_id}, {peer}: {error}: {line}",
                 scale_id=self.scale_id,
                 peer=peer,
@@ -336,7 +336,7 @@ class ScaleFactory(Factory):
         """Count and log a line that is too long."""
         self._overlong.inc()
         self._warnings.warn(
-            host_of(peer),
+            f"line {host_of(peer)}",
             "scale {scale_id}, {peer}: a line beyond {most} bytes is skipped: {line}",
             scale_id=self.scale_id,
             peer=peer,

@@ -14,11 +14,12 @@ from twisted.logger import LogLevel
 from twisted.trial.unittest import SynchronousTestCase
 
 from gateway.clock import WallClock
+from gateway.counters import Counters
 from gateway.lock import OLD_LOCK, DirectoryInUse, DirectoryLock, OldServerLock
-from gateway.logs import HeldObserver, observer, shown
+from gateway.logs import HeldObserver, LogOutput, observer, shown
 
 
-class LogFileTests(SynchronousTestCase):
+class LogCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.reactor = Clock()
         # One second before midnight in Seoul, when it is the afternoon in Greenwich.
@@ -42,6 +43,8 @@ class LogFileTests(SynchronousTestCase):
     def open(self, level: str = "info", keep_days: int = 10) -> None:
         self.observer = observer(self.clock, str(self.folder), level, keep_days, self.stream)
 
+
+class LogFileTests(LogCase):
     def test_it_rolls_over_at_midnight_of_the_configured_zone(self) -> None:
         self.open()
         self.say("어제 {name}", name="쇼트블라스트")
@@ -158,3 +161,35 @@ class OldServerLockTests(SynchronousTestCase):
         self.file.unlink()
         self.file.mkdir()
         OldServerLock(str(self.folder)).release()
+
+
+class LimitedObserverTests(LogCase):
+    """Lines that come without end, whoever logs them."""
+
+    def lines(self) -> list[str]:
+        return self.stream.getvalue().splitlines()
+
+    def opened(self) -> LogOutput:
+        self.counters = Counters()
+        self.observer = LogOutput(self.clock, self.counters, None, "info", 30, self.stream)
+        return self.observer
+
+    def test_lines_of_a_library_are_limited_and_counted(self) -> None:
+        self.opened()
+        for number in range(7600):
+            self.say("Could not accept new connection ({number})", log_namespace="twisted.internet.tcp", number=number)
+        self.say("Something else", log_namespace="twisted.internet.tcp")
+        self.say("ours", log_namespace="gateway.service")
+        self.assertEqual(len(self.lines()), 5 + 2)
+        self.assertEqual(self.counters.log_suppressed._value.get(), 7595)
+        # What was left out is said though no further line of that kind comes.
+        self.reactor.advance(61)
+        for report in self.counters.log_reports:
+            report()
+        self.assertIn("7595 similar lines within 60 s were not logged, such as: Could not accept", self.lines()[-1])
+
+    def test_own_errors_are_limited_generously(self) -> None:
+        self.opened()
+        for _ in range(200):
+            self.say("a part has failed", LogLevel.critical, log_namespace="gateway.bus")
+        self.assertEqual(len(self.lines()), 50)
