@@ -12,6 +12,9 @@ HEAD: Final = 64
 _FRAME_STARTS: Final = frozenset(b"\x80(]}[{")
 
 _HTTP: Final = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|TRACE|CONNECT|PRI) ")
+
+#: How a pickle of protocol 0 begins that names a class or a function: whatever the name is, it is no text.
+_GLOBAL: Final = re.compile(rb"c[A-Za-z_][A-Za-z0-9_.]*\n[A-Za-z_][A-Za-z0-9_.]*\n")
 _SCALE: Final = re.compile(
     rb"\s*(?:(?:ST|US|OL|HD|QT|NT|GS|TR)[ \t]*,|[A-Z, \t]*[-+]?[ \t]*[0-9]+(?:[.,][0-9]+)?[ \t]*_?(?:kg|g|t|lb)\b)",
     re.IGNORECASE,
@@ -38,7 +41,7 @@ def stranger(head: bytes, places: Places) -> str | None:
 
     :param head: its beginning, as far as it is there.
     """
-    if not head or head[0] in _FRAME_STARTS:
+    if not head or head[0] in _FRAME_STARTS or _GLOBAL.match(head):
         return None
     if _HTTP.match(head):
         return f"this is an HTTP request{places.http}"

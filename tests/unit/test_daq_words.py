@@ -338,3 +338,5 @@ def test_python_never_builds_what_a_pickle_names() -> None:
 
     for protocol in range(6):
         assert "a pickled object" in refusal(NAME + pickle.dumps(Boom(), protocol) + b"\0")
+    # Other versions of Python know the module by a longer name.
+    assert "a pickled object" in refusal(NAME + b"c_io\nopen\np0\n(V/nonexistent/boom\np1\nVw\np2\ntp3\nRp4\n.\0")
