@@ -46,6 +46,9 @@ _LONGEST_LOOK: Final = 2.0
 #: Seconds that answers to requests sent at once, or looks at deadlines, may take of one turn of the reactor.
 _TURN_SECONDS: Final = 0.01
 
+#: Seconds for which a body, and the reading of an answer, may fall behind 1 KiB/s.
+GRACE: Final = 10.0
+
 #: Connections that are looked at for one that can be closed in favour of a new one.
 _SEARCH: Final = 64
 
@@ -326,7 +329,7 @@ class GatewaySite(Site):
     ) -> None:
         super().__init__(root, requestFactory=partial(GatewayRequest, traffic), timeout=None, reactor=reactor)
         self.traffic = traffic
-        self.deadlines = deadlines or Deadlines()
+        self.deadlines = deadlines or Deadlines(grace=GRACE)
         #: Bytes of a body that is refused, but read to its end.
         self.max_refused_body = traffic.max_body + _PATIENCE
         self._most = most

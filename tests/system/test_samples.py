@@ -24,7 +24,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from gateway.store.rows import BUCKET_COLUMNS
-from tests.daemon import PATIENCE, Daemon, running, until
+from tests.daemon import PATIENCE, Daemon, running, until, with_constants
 from tests.system.test_machines import frame, update
 
 SEOUL = ZoneInfo("Asia/Seoul")
@@ -73,6 +73,14 @@ def table(content: bytes) -> list[list[str]]:
 def as_text(value: Any) -> str:
     """A JSON value as a CSV field."""
     return "" if value is None else str(value)
+
+
+@pytest.fixture(scope="module")
+def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A running gateway that waits for readers as long as a busy machine makes them slow."""
+    forbearing = with_constants({"gateway.web.site.GRACE": 10 * PATIENCE})
+    with running(tmp_path_factory.mktemp("samples"), twistd=forbearing, timezone="Asia/Seoul") as daemon:
+        yield daemon
 
 
 @pytest.fixture(scope="module")
