@@ -8,7 +8,10 @@ from typing import Any, Final
 
 import psycopg2
 from psycopg2.extensions import parse_dsn
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import TimeoutError as TookTooLong
 from twisted.internet.threads import deferToThreadPool
+from twisted.python.failure import Failure
 
 from gateway.store.interface import StoreUnavailable
 from gateway.threads import pool_of
@@ -22,6 +25,13 @@ _KEEPALIVE: Final = {
     # It would ask a Kerberos server, and wait.
     "gssencmode": "disable",
 }
+
+#: Seconds for the look-up of a host: of the only one, and of one among others, which are tried without it.
+_ALONE: Final = 5.0
+_AMONG_OTHERS: Final = 2.0
+
+#: Hosts that are looked up at a time.
+_LOOKUPS: Final = 8
 
 
 class Target:
@@ -46,7 +56,10 @@ class Target:
         except psycopg2.Error:
             # What it says may quote the password.
             raise StoreUnavailable("not a PostgreSQL URL") from None
-        self._names = pool_of(1, "names")
+        #: A name server that is silent for one host must not keep the others from being looked up.
+        self._names = pool_of(min(_LOOKUPS, self.parameters.get("host", "").count(",") + 1), "names")
+        #: Who waits for which host.
+        self._lookups: dict[str, list[Deferred[list[str]]]] = {}
         self.turned = 0
 
     def start(self) -> None:
@@ -67,36 +80,65 @@ class Target:
     async def arguments(self) -> dict[str, str]:
         """Return what to connect with: addresses beside the names of hosts, which libpq would look up and block.
 
-        A host whose name is not known is left out, as long as there is another one.
+        A host whose name is not known, or not found in time, is left out, as long as there is another one.
 
         :raises OSError: no host's name can be looked up.
         """
         arguments = dict(self.parameters)
-        hosts = arguments.get("host", "").split(",")
-        if "hostaddr" in arguments or (len(hosts) == 1 and (_is_local(hosts[0]) or not _is_name(hosts[0]))):
+        known = arguments.get("hostaddr", "").split(",")
+        hosts = arguments.get("host", "," * (len(known) - 1)).split(",")
+        if len(hosts) == 1 and ("hostaddr" in arguments or _is_local(hosts[0]) or not _is_name(hosts[0])):
             return arguments
+        if "hostaddr" not in arguments:
+            known = [""] * len(hosts)
         ports = arguments.get("port", "").split(",")
         if len(ports) != len(hosts):
             ports = ports[:1] * len(hosts)
+        if len(known) != len(hosts):
+            # The driver says what is wrong with them.
+            return arguments
+        limit = _ALONE if len(hosts) == 1 else _AMONG_OTHERS
+        lookups = [
+            succeed([address]) if address or _is_local(host) else self._look_up(host, limit)
+            for host, address in zip(hosts, known, strict=True)
+        ]
         triples: list[tuple[str, str, str]] = []
-        unknown: OSError | None = None
-        for host, port in zip(hosts, ports, strict=True):
-            if _is_local(host):
-                triples.append((host, "", port))
-                continue
-            try:
-                found: list[str] = await deferToThreadPool(self._reactor, self._names, _addresses, host)
-            except OSError as error:
-                unknown = OSError(f"the name of host {host} cannot be looked up: {error.strerror}")
-                continue
-            triples += [(host, address, port) for address in found]
+        unknown = OSError("database.url names no host")
+        for host, port, lookup in zip(hosts, ports, lookups, strict=True):
+            found = await lookup
+            if isinstance(found, OSError):
+                unknown = found
+            else:
+                triples += [(host, address, port) for address in found]
         if not triples:
-            raise unknown or OSError("database.url names no host")
+            raise unknown
         first = self.turned % len(triples)
         triples = triples[first:] + triples[:first]
         for key, values in zip(("host", "hostaddr", "port"), zip(*triples, strict=True), strict=True):
             arguments[key] = ",".join(values)
         return arguments
+
+    def _look_up(self, host: str, limit: float) -> "Deferred[list[str] | OSError]":
+        """Look a host up in a thread; fires with its addresses, or with what is wrong.
+
+        A host is looked up once at a time, however many connections ask for it.
+
+        :param limit: in seconds.
+        """
+        done: Deferred[list[str]] = Deferred(lambda cancelled: self._lookups[host].remove(cancelled))
+        if host in self._lookups:
+            self._lookups[host].append(done)
+        else:
+            self._lookups[host] = [done]
+            deferToThreadPool(self._reactor, self._names, _addresses, host).addBoth(self._looked_up, host)
+        return done.addTimeout(limit, self._reactor).addErrback(_unknown, host, limit)
+
+    def _looked_up(self, outcome: "list[str] | Failure", host: str) -> None:
+        for done in self._lookups.pop(host):
+            if isinstance(outcome, Failure):
+                done.errback(Failure(outcome.value))
+            else:
+                done.callback(outcome)
 
 
 def url_problem(url: str) -> str:
@@ -106,7 +148,8 @@ def url_problem(url: str) -> str:
     try:
         found = parse_dsn(url)
     except psycopg2.Error as error:
-        parameter = _UNKNOWN.search(str(error))
+        # Behind a password with a slash in it, the rest of that looks like parameters.
+        parameter = _UNKNOWN.search(str(error)) if "@" not in url.partition("?")[2] else None
         return f"unknown parameter {parameter[1]}" if parameter is not None else _EXPECTED
     for port in filter(None, found.get("port", "").split(",")):
         if not (port.isascii() and port.isdigit() and 1 <= int(port[:6]) <= 65535):
@@ -139,6 +182,13 @@ def _is_name(host: str) -> bool:
 def _is_local(host: str) -> bool:
     """Return whether a host is the folder of a socket, or libpq's own choice."""
     return not host or host.startswith(("/", "@"))
+
+
+def _unknown(failure: Failure, host: str, limit: float) -> OSError:
+    # UnicodeError is a name's that no name server knows.
+    failure.trap(OSError, UnicodeError, TookTooLong)
+    why = f"no answer within {limit:g} s" if failure.check(TookTooLong) else getattr(failure.value, "strerror", None)
+    return OSError(f"the name of host {host} cannot be looked up: {why or 'not a valid name'}")
 
 
 def _addresses(host: str) -> list[str]:

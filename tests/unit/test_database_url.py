@@ -1,5 +1,6 @@
 """``database.url``: what libpq takes, what it does not, and how hosts are tried."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from twisted.internet import reactor
 from twisted.trial.unittest import TestCase
 
 from gateway.config import ConfigError, load
+from gateway.store import target as target_module
 from gateway.store.interface import StoreUnavailable
 from gateway.store.target import Target, url_problem
 from gateway.tap import line_problem
@@ -120,3 +122,47 @@ class TargetTests(TestCase):
         with self.assertRaises(StoreUnavailable) as caught:
             Target(reactor, "postgresql://u:s3cret%zz@h/db", "test")
         self.assertNotIn("s3cret", str(caught.exception))
+
+    async def test_silent_address_is_tried_last(self) -> None:
+        url = "postgresql://u@db1,db2/db?hostaddr=127.0.0.1,127.0.0.2&port=1,2"
+        self.assertEqual(await self.hosts(url, turns=1), [("db2", "127.0.0.2", "2"), ("db1", "127.0.0.1", "1")])
+        self.assertEqual(
+            (await self.hosts("postgresql:///db?hostaddr=127.0.0.1,127.0.0.2&port=7", turns=1))[0][1:],
+            ("127.0.0.2", "7"),
+        )
+
+    async def test_look_up_that_takes_long_keeps_no_other_host_waiting(self) -> None:
+        asked: list[str] = []
+        answered = threading.Event()
+
+        def addresses(host: str) -> list[str]:
+            asked.append(host)
+            if host == "slow.example":
+                answered.wait(60)
+            return ["127.0.0.9"]
+
+        self.patch(target_module, "_addresses", addresses)
+        self.patch(target_module, "_AMONG_OTHERS", 0.2)
+        self.addCleanup(answered.set)
+        target = self.target("postgresql://u@slow.example:1,fast.example:2/db")
+        for _ in range(3):
+            found = await target.arguments()
+            self.assertEqual((found["host"], found["hostaddr"], found["port"]), ("fast.example", "127.0.0.9", "2"))
+        # No more threads wait for it than one.
+        self.assertEqual(asked.count("slow.example"), 1)
+
+    async def test_only_host_that_is_not_looked_up_in_time_is_said(self) -> None:
+        answered = threading.Event()
+        self.patch(target_module, "_addresses", lambda _: answered.wait(60) and [])
+        self.patch(target_module, "_ALONE", 0.1)
+        self.addCleanup(answered.set)
+        with self.assertRaisesRegex(OSError, "slow.example cannot be looked up: no answer within 0.1 s"):
+            await self.target("postgresql://u@slow.example/db").arguments()
+
+    async def test_name_that_cannot_be_one_is_said(self) -> None:
+        with self.assertRaisesRegex(OSError, "cannot be looked up"):
+            await self.target(f"postgresql://u@{'x' * 70}.example/db").arguments()
+
+
+def test_rest_of_a_password_is_not_named_as_a_parameter() -> None:
+    assert "s3cret" not in url_problem("postgresql://u:a/b?s3cret=1@h/db")
