@@ -3,9 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+import psycopg2
 from twisted.internet.defer import Deferred
 
+from gateway.store.interface import StoreUnavailable
 from gateway.store.pool import Pool
+from gateway.store.postgres_refusals import error_text
 from gateway.store.session import Session
 
 #: The form of what is said belongs to the name: gateways of another form would listen to another one.
@@ -54,7 +57,13 @@ class PostgresChannel:
             raise RuntimeError("the channel was not started")
 
         async def notify(session: Session) -> None:
-            await session.ask("SELECT pg_notify(%s, x) FROM unnest(%s::text[]) x", [CHANNEL, list(payloads)])
+            try:
+                await session.ask("SELECT pg_notify(%s, x) FROM unnest(%s::text[]) x", [CHANNEL, list(payloads)])
+            except psycopg2.Error as error:
+                if session.is_lost(error):
+                    raise
+                # The driver's text may quote the statement, and with it a commit.
+                raise StoreUnavailable(error_text(error)) from None
 
         return self._pool.run(notify, again=False)
 

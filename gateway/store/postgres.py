@@ -5,6 +5,7 @@ go to the server at once, or are refused while it is away.
 """
 
 import threading
+from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from datetime import date, datetime
 from functools import partial
@@ -15,6 +16,7 @@ from psycopg2.errors import ReadOnlySqlTransaction
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from gateway.clock import WallClock
 from gateway.counters import Counters
@@ -24,6 +26,7 @@ from gateway.store import postgres_questions as questions
 from gateway.store.interface import (
     CommitResult,
     Encode,
+    IdempotencyConflict,
     IdempotencyKey,
     OutcomeUnknown,
     Page,
@@ -56,6 +59,9 @@ _QUESTIONS: Final = 2
 #: Keys that are too old are looked for so often, in seconds.
 _PRUNE_EVERY: Final = 600.0
 
+#: Keys whose commits may have been written, at most: a later one takes the place of the oldest.
+_DOUBTFUL: Final = 1000
+
 #: What is begun at the end has so many seconds.
 _PATIENCE: Final = 0.8
 
@@ -82,6 +88,8 @@ class PostgresStore(Store):
         self._threads = pool_of(2, "pages")
         self._in_thread: InThread = partial(deferToThreadPool, reactor, self._threads)
         self._pruned = float("-inf")
+        #: Keys of commits that may have been written; the one that was used last is the last.
+        self._doubtful: OrderedDict[str, None] = OrderedDict()
 
     def open(self) -> None:
         pool = partial(Pool, self._reactor, self._url)
@@ -90,7 +98,7 @@ class PostgresStore(Store):
         self._commits: Pool = writing(name=f"{self._gateway} commits", size=_COMMITS)
         # A server that cannot be written can still be asked.
         self._questions: Pool = pool(name=f"{self._gateway} questions", size=_QUESTIONS, prepare=self._schema.ensure)
-        self._health = CommitHealth(self._reactor, self._questions)
+        self._health = CommitHealth(self._reactor, self._commits)
         self._orders = CommitQueue(self._reactor, self._commits.run, _COMMITS)
         self._spool.open()
         self.first_seq, self.reserved = self._spool.first_seq, self._spool.reserved
@@ -152,32 +160,39 @@ class PostgresStore(Store):
         try:
             result = await self._orders.write(order)
         except psycopg2.Error as error:
-            text = error_text(error)
             if is_of_the_row(error):
-                self._warnings.warn(
-                    "rejected",
-                    "scale {scale}: the database rejects a commit: {error}",
-                    scale=entry.scale_id,
-                    error=text,
-                )
-                raise RejectedByDatabase(text) from None
+                raise self._rejected(order, error_text(error)) from None
             self._health.refused(error)
-            raise self._unwritten(order, text) from None
-        except StoreUnavailable as error:
+            raise self._unwritten(order, error_text(error)) from None
+        except RejectedByDatabase as error:
+            raise self._rejected(order, str(error)) from None
+        except ValueError as error:
+            # No text of the driver's forms: it holds NUL, or half of a character. What it says may quote it.
+            raise self._rejected(order, f"a text cannot be written as UTF-8 ({type(error).__name__})") from None
+        except (StoreUnavailable, OutcomeUnknown) as error:
             if self._commits.is_there:
                 self._health.refused(error.__cause__ or error)
+            order.is_in_doubt |= isinstance(error, OutcomeUnknown)
             raise self._unwritten(order, str(error)) from None
+        except IdempotencyConflict:
+            self._doubtful.pop(order.key.key, None)
+            raise
+        self._doubtful.pop(order.key.key, None)
         self._health.written()
         if not 0 <= order.now - self._pruned < _PRUNE_EVERY:
             self._pruned = order.now
             self._commits.run(partial(prune, before=order.now - KEY_LIFE)).addErrback(
-                lambda failure: log.warn("old keys cannot be removed: {error}", error=failure.value)
+                lambda failure: log.warn("old keys cannot be removed: {error}", error=_text_of(failure))
             )
         return result
 
     def _unwritten(self, order: Order, why: str) -> Exception:
         """The error of a commit that the store has not seen written."""
-        if not order.is_in_doubt:
+        if order.is_in_doubt:
+            self._doubtful[order.key.key] = None
+            if len(self._doubtful) > _DOUBTFUL:
+                self._doubtful.popitem(last=False)
+        elif order.key.key not in self._doubtful:
             return StoreUnavailable(why)
         self._warnings.warn(
             "doubt",
@@ -187,6 +202,17 @@ class PostgresStore(Store):
         )
         return OutcomeUnknown(why)
 
+    def _rejected(self, order: Order, why: str) -> RejectedByDatabase:
+        """The error of a commit that will never be written; an earlier try of it was not written either."""
+        self._doubtful.pop(order.key.key, None)
+        self._warnings.warn(
+            "rejected",
+            "scale {scale}: the database rejects a commit: {error}",
+            scale=order.entry.scale_id,
+            error=why,
+        )
+        return RejectedByDatabase(why)
+
     def replay(self, key: IdempotencyKey) -> "Deferred[dict[str, Any] | None]":
         since = self._clock.wall() - KEY_LIFE
 
@@ -194,7 +220,15 @@ class PostgresStore(Store):
             found = await first_answer(session, key, since)
             return None if found is None else found[0]
 
-        return Deferred.fromCoroutine(self._on(self._commits, look))
+        return Deferred.fromCoroutine(self._replay(look, key))
+
+    async def _replay(self, look: Work[dict[str, Any] | None], key: IdempotencyKey) -> dict[str, Any] | None:
+        try:
+            return await self._on(self._commits, look)
+        except StoreUnavailable as error:
+            if key.key in self._doubtful:
+                raise OutcomeUnknown(str(error)) from None
+            raise
 
     def reserve(self, up_to: int) -> "Deferred[None]":
         return self._spool.reserve(up_to)
@@ -316,6 +350,10 @@ class PostgresStore(Store):
         await self._spool.close()
         # A page may still be made; nobody waits for it.
         threading.Thread(target=self._threads.stop, name="pages end", daemon=True).start()
+
+
+def _text_of(failure: Failure) -> str:
+    return "" if failure.value is None else error_text(failure.value)
 
 
 async def _no_page() -> Page:

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any, Final
 
 import psycopg2
-from psycopg2.errors import NotNullViolation
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
@@ -15,7 +14,7 @@ from gateway.logs import LimitedLog
 from gateway.model import Entry
 from gateway.store.interface import StoreUnavailable
 from gateway.store.pool import Pool
-from gateway.store.postgres_refusals import error_text
+from gateway.store.postgres_refusals import error_text, is_of_the_row, is_raised
 from gateway.store.postgres_rows import EntryWriter, InThread, Known
 from gateway.store.session import Session
 from gateway.store.spool import Spool
@@ -28,9 +27,8 @@ _BATCH: Final = 1000
 #: Seconds until entries that the server did not take are brought again.
 _AGAIN: Final = 0.5
 
-#: Errors of one entry that will be the same at every try. Others of the server may pass: a deadlock, a full disk, a
-#: table that somebody has dropped.
-_NEVER: Final = (psycopg2.DataError, NotNullViolation)
+#: An entry that a trigger refuses, which may change its mind, is tried so often before it is lost: for five seconds.
+_TRIES: Final = 10
 
 
 class Bringer:
@@ -69,6 +67,8 @@ class Bringer:
         self._drained: list[Deferred[None]] = []
         self.problem: str | None = None
         self.lost: tuple[int, str] = 0, ""
+        #: The entry that a trigger refuses, and how often it has.
+        self._raised: tuple[int, int] = 0, 0
 
     def start(self) -> None:
         # It may be another database than it was.
@@ -154,10 +154,13 @@ class Bringer:
         try:
             self._known.add(await self._pool.run(partial(self._apply, numbered), again=False))
         except Exception as error:  # whatever is wrong with one entry must not keep the others waiting
-            if isinstance(error, StoreUnavailable | psycopg2.Error) and not isinstance(error, _NEVER):
+            # What is of no entry may pass: a deadlock, a full disk, a table that somebody has dropped.
+            if isinstance(error, StoreUnavailable) or (isinstance(error, psycopg2.Error) and not is_of_the_row(error)):
                 raise
             if len(numbered) > 1:
                 return len(numbered) // 2
+            if isinstance(error, psycopg2.Error) and is_raised(error) and not self._has_tried_enough(numbered[0][0]):
+                raise
             self.lost = self.lost[0] + 1, error_text(error)
             self._warnings.warn("lost", "PostgreSQL refuses an entry for good: {error}", error=self.lost[1])
             self._counters.store_lost.inc()
@@ -165,6 +168,11 @@ class Bringer:
             self._refused(None)
         await self._spool.done(numbered[-1][0])
         return min(_BATCH, 2 * len(numbered))
+
+    def _has_tried_enough(self, number: int) -> bool:
+        before, count = self._raised
+        self._raised = number, count + 1 if number == before else 1
+        return self._raised[1] >= _TRIES
 
     def _refused(self, why: str | None) -> None:
         if why is not None:

@@ -9,7 +9,7 @@ import psycopg2
 from psycopg2.errors import UniqueViolation
 
 from gateway.model import Commit, CommitEntry
-from gateway.store.interface import CommitResult, IdempotencyConflict, IdempotencyKey, StoreUnavailable
+from gateway.store.interface import CommitResult, IdempotencyConflict, IdempotencyKey, RejectedByDatabase
 from gateway.store.session import Session
 
 #: An answer is kept for its Idempotency-Key so long, in seconds; the contract says a day at least.
@@ -34,6 +34,10 @@ FROM made RETURNING answer
 """
 
 
+class LeftOut(Exception):
+    """A commit was neither written nor refused, and there is no record of its key; nothing of it may stay."""
+
+
 @dataclass(slots=True)
 class Order:
     """One commit, which may be tried again and again: it is written once.
@@ -42,6 +46,8 @@ class Order:
     :ivar request: tells it from others with the same key.
     :ivar now: in seconds since 1970.
     :ivar is_in_doubt: whether it may have been written and nobody knows.
+    :ivar is_sent: whether the server was told of it.
+    :ivar is_withdrawn: whether it must not be sent any more.
     """
 
     entry: CommitEntry
@@ -49,6 +55,8 @@ class Order:
     request: str
     now: float
     is_in_doubt: bool = False
+    is_sent: bool = False
+    is_withdrawn: bool = False
 
     @classmethod
     def of(cls, entry: CommitEntry, key: IdempotencyKey | None, now: float) -> "Order":
@@ -57,17 +65,33 @@ class Order:
         return cls(entry, key or IdempotencyKey(_OWN + request, ""), request, now)
 
     def values(self) -> dict[str, Any]:
-        """What :data:`COMMIT` is told."""
-        before, _, behind = orjson.dumps(Commit(0, self.entry).answer()).decode().partition('"id":0')
+        """Return what :data:`COMMIT` is told.
+
+        :raises ValueError: a text of it has no form in UTF-8.
+        """
+        try:
+            before, _, behind = orjson.dumps(Commit(0, self.entry).answer()).decode().partition('"id":0')
+        except orjson.JSONEncodeError as error:
+            raise ValueError("a text is not valid UTF-8") from error
         values = {name: getattr(self.entry, name) for name in CommitEntry.__slots__}
         values |= {"key": self.key.key, "fingerprint": self.key.fingerprint, "request": self.request, "now": self.now}
         return values | {"before": f'{before}"id":', "behind": behind}
 
     async def write(self, session: Session) -> CommitResult:
-        """Write it, unless that was done."""
+        """Write it, unless that was done.
+
+        :raises IdempotencyConflict: its key was used for another request.
+        :raises RejectedByDatabase: the database says nothing against it, and does not write it.
+        :raises psycopg2.Error: the server has refused it.
+        """
+        self.is_sent = True
         values = self.values()
         for _ in range(3):
-            rows = await self._ask(session, values)
+            try:
+                rows = await self._ask(session, values)
+            except LeftOut:
+                # Its key may have been forgotten in the middle of this: not three times.
+                continue
             if rows:
                 answer = orjson.loads(rows[0][0])
                 return CommitResult(answer, Commit(answer["id"], self.entry))
@@ -79,11 +103,15 @@ class Order:
                 is_ours = request == self.request
                 return CommitResult(answer, Commit(answer["id"], self.entry) if is_ours else None)
             await prune(session, self.now - KEY_LIFE)
-        raise StoreUnavailable("its key comes and goes")
+        # A trigger that returns NULL: it leaves the row out, or has put it elsewhere, where its id cannot be known.
+        raise RejectedByDatabase("a trigger of scale_weight_log returns NULL instead of the row")
 
     async def _ask(self, session: Session, values: dict[str, Any]) -> list[tuple[Any, ...]]:
         async def insert(session: Session) -> list[tuple[Any, ...]]:
-            return await session.ask(COMMIT, values)
+            rows = await session.ask(COMMIT, values)
+            if not rows and not await session.ask("SELECT FROM cynow_idempotency WHERE key = %s", [self.key.key]):
+                raise LeftOut
+            return rows
 
         try:
             # A statement that commits itself would be done by a server that was silent when it speaks again, long

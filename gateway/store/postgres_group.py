@@ -15,8 +15,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from gateway.model import Commit
-from gateway.store.interface import CommitResult, IdempotencyConflict, StoreUnavailable
-from gateway.store.postgres_commits import COMMIT, KEY_LIFE, Order
+from gateway.store.interface import (
+    CommitResult,
+    IdempotencyConflict,
+    OutcomeUnknown,
+    RejectedByDatabase,
+    StoreUnavailable,
+)
+from gateway.store.postgres_commits import COMMIT, KEY_LIFE, LeftOut, Order
 from gateway.store.postgres_refusals import is_of_the_row
 from gateway.store.session import Session, Work
 
@@ -43,11 +49,16 @@ _OF_ONE: Final = (
     psycopg2.InternalError,
     psycopg2.ProgrammingError,
     DeadlockDetected,
+    LeftOut,
     ValueError,
 )
 
+#: Seconds in which a commit is answered, whatever becomes of it; and how often it is looked at.
+LIMIT: Final = 10.0
+_LOOK: Final = 0.5
 
-def _may_be_of_one(error: psycopg2.Error | ValueError) -> bool:
+
+def _may_be_of_one(error: Exception) -> bool:
     return isinstance(error, _OF_ONE) or (isinstance(error, psycopg2.Error) and is_of_the_row(error))
 
 
@@ -71,12 +82,17 @@ class CommitQueue:
         self._most = most
         self._waiting: deque[tuple[Order, Deferred[CommitResult], float]] = deque()
         self._turn: IDelayedCall | None = None
+        #: Those that are not answered, the oldest first; while there are any, they are looked at.
+        self._open: dict[str, tuple[Order, Deferred[CommitResult], float]] = {}
+        self._looking: IDelayedCall | None = None
 
     def write(self, order: Order) -> "Deferred[CommitResult]":
         """Write an order, with others that wait; it may be cancelled, which ends nothing.
 
         :raises IdempotencyConflict: its key was used for another request.
         :raises StoreUnavailable: it cannot be written now, or too many wait.
+        :raises OutcomeUnknown: the server was told of it, and has not said in time what became of it.
+        :raises RejectedByDatabase: it will never be written.
         :raises psycopg2.Error: the server has refused it.
         """
         done: Deferred[CommitResult] = Deferred()
@@ -84,9 +100,38 @@ class CommitQueue:
             done.errback(Failure(StoreUnavailable("too many wait")))
         else:
             self._waiting.append((order, done, self._reactor.seconds()))
+            self._open[order.request] = self._waiting[-1]
+            if self._looking is None:
+                self._looking = self._reactor.callLater(_LOOK, self._look)
             if self._free and self._turn is None:
                 self._turn = self._reactor.callLater(0, self._next)
         return done
+
+    def _look(self) -> None:
+        """Answer those that nobody has said anything about in time: those that were not sent are withdrawn."""
+        self._looking = None
+        before = self._reactor.seconds() - LIMIT
+        for order, done, since in list(self._open.values()):
+            if since > before:
+                break
+            order.is_withdrawn = True
+            late = OutcomeUnknown if order.is_sent else StoreUnavailable
+            self._answer(order, done, Failure(late(f"PostgreSQL has not written it within {LIMIT:g} s")))
+        while self._waiting and self._waiting[0][0].is_withdrawn:
+            self._waiting.popleft()
+        if self._open:
+            self._looking = self._reactor.callLater(_LOOK, self._look)
+
+    def _answer(self, order: Order, done: "Deferred[CommitResult]", outcome: Any) -> None:
+        if self._open.pop(order.request, None) is None:
+            return
+        if not self._open and self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+        if isinstance(outcome, CommitResult):
+            done.callback(outcome)
+        else:
+            done.errback(outcome)
 
     def _next(self) -> None:
         self._turn = None
@@ -113,16 +158,14 @@ class CommitQueue:
             self._next()
         for order, done in zip(together.orders, waiting, strict=True):
             outcome = together.outcomes.get(order.request, result)
-            if isinstance(outcome, CommitResult):
-                done.callback(outcome)
-            else:
-                done.errback(outcome)
+            self._answer(order, done, outcome)
 
     def _refuse_late(self, failure: Failure) -> None:
         """Refuse those that wait too long already; the others may hope that the server is back at once."""
         since = self._reactor.seconds() - _WAIT
         while self._waiting and self._waiting[0][2] <= since:
-            self._waiting.popleft()[1].errback(failure)
+            order, done, _ = self._waiting.popleft()
+            self._answer(order, done, failure)
 
 
 class _Together:
@@ -142,26 +185,29 @@ class _Together:
 
         :raises psycopg2.Error: the server has refused them all, or is gone; nothing of it is known to be written.
         """
-        orders = [order for order in self.orders if order.request not in self.outcomes]
+        orders = [order for order in self.orders if self._is_wanted(order)]
         if len(orders) > 1:
             try:
                 await self._write_all(session, orders)
-            except (psycopg2.Error, ValueError) as error:
+            except (psycopg2.Error, LeftOut, ValueError) as error:
                 if not _may_be_of_one(error) or session.is_lost(error):
                     raise
                 # One by one it is told which it was.
-                log.info("{count} commits are written one by one", count=len(orders))
+                log.debug("{count} commits are written one by one", count=len(orders))
         for order in orders:
-            if order.request in self.outcomes:
+            if not self._is_wanted(order):
                 continue
             if self._reactor.seconds() > self._until:
                 raise StoreUnavailable("PostgreSQL takes too long")
             await self._write_one(session, order)
 
+    def _is_wanted(self, order: Order) -> bool:
+        return order.request not in self.outcomes and not order.is_withdrawn
+
     async def _write_one(self, session: Session, order: Order) -> None:
         try:
             self.outcomes[order.request] = await order.write(session)
-        except (IdempotencyConflict, StoreUnavailable):
+        except (IdempotencyConflict, RejectedByDatabase):
             self.outcomes[order.request] = Failure()
         except (psycopg2.Error, ValueError) as error:
             if not _may_be_of_one(error) or session.is_lost(error):
@@ -172,11 +218,15 @@ class _Together:
         statements: list[str] = []
         values: dict[str, Any] = {"keys": [order.key.key for order in orders]}
         for number, order in enumerate(orders):
+            order.is_sent = True
             statements.append(COMMIT.replace("%(", f"%({number} "))
             values |= {f"{number} {name}": value for name, value in order.values().items()}
 
         async def insert(session: Session) -> list[tuple[Any, ...]]:
-            return await session.ask(";".join([*statements, _OUTCOMES]), values)
+            rows = await session.ask(";".join([*statements, _OUTCOMES]), values)
+            if {order.key.key for order in orders} - {row[0] for row in rows}:
+                raise LeftOut
+            return rows
 
         try:
             rows = await session.transaction(insert)

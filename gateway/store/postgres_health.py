@@ -1,14 +1,19 @@
 """Whether PostgreSQL takes commits: looked at while nobody commits, too."""
 
+from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any, Final
 
 import psycopg2
+from psycopg2.errors import ReadOnlySqlTransaction
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
+from gateway.model import CommitEntry
 from gateway.store.interface import StoreUnavailable
 from gateway.store.pool import Pool
+from gateway.store.postgres_commits import COMMIT, Order
 from gateway.store.postgres_refusals import explain
 from gateway.store.session import Session
 
@@ -19,19 +24,29 @@ _LOOK: Final = 5.0
 #: unless another one is written: a look does not find every reason.
 _REFUSED: Final = 10.0
 
-#: Needs the table, its columns and the rights of a commit, and writes nothing. A lock is not waited for.
-_PATIENCE: Final = "SET LOCAL lock_timeout = '500ms'"
-_EXPLAIN: Final = (
+#: Needs the tables, columns and rights of a commit, and writes nothing. All is one transaction that waits for no lock.
+#: The table of commits stands by itself first: where both are in trouble, the plant's own is the one to name.
+_LOOK_AT_TABLE: Final = (
     "EXPLAIN (COSTS off) INSERT INTO scale_weight_log (scale_id, cylinder_no, event_type, gross_kg, raw_line,"
-    " received_at, committed_at, arrival_shipping_no, move_report_no) "
+    " received_at, committed_at, arrival_shipping_no, move_report_no)"
     " VALUES ('', '', '', 0, '', now(), now(), NULL, NULL)"
 )
+_STATEMENTS: Final = ";".join(
+    [
+        "SELECT set_config('lock_timeout', '500ms', true)",
+        _LOOK_AT_TABLE,
+        f"EXPLAIN (COSTS off) {COMMIT}",
+        "SELECT current_setting('transaction_read_only')::boolean",
+    ]
+)
+_EPOCH: Final = datetime.fromtimestamp(0, UTC)
+_NOBODYS: Final = CommitEntry("", "", "", Decimal(0), "", _EPOCH, _EPOCH)
 
 
 class CommitHealth:
     """Looks at the table of commits every few seconds, and remembers what commits were answered.
 
-    :param pool: whose connections are free for questions.
+    :param pool: that writes commits: another one may be connected to another server.
     """
 
     def __init__(self, reactor: Any, pool: Pool) -> None:
@@ -70,8 +85,9 @@ class CommitHealth:
     def _look(self) -> "Deferred[None]":
         return self._pool.run(_look, again=False).addCallbacks(self._looked, self._failed)
 
-    def _looked(self, _: object) -> None:
-        self._found = None
+    def _looked(self, is_read_only: bool) -> None:
+        read_only = ReadOnlySqlTransaction("the session is read-only")
+        self._found = explain(read_only, self._pool.target.parameters).text if is_read_only else None
         if self._refused is not None and self._reactor.seconds() - self._refused[0] >= _REFUSED:
             self._refused = None
 
@@ -82,10 +98,11 @@ class CommitHealth:
             self._found = explain(error, self._pool.target.parameters).text
 
 
-async def _look(session: Session) -> None:
-    await session.transaction(_explain)
+async def _look(session: Session) -> bool:
+    """Return whether the session is read-only.
 
-
-async def _explain(session: Session) -> None:
-    await session.ask(_PATIENCE)
-    await session.ask(_EXPLAIN)
+    :raises psycopg2.Error: a commit would be refused.
+    """
+    values = Order.of(_NOBODYS, None, 0.0).values()
+    ((is_read_only,),) = await session.ask(_STATEMENTS, values)
+    return bool(is_read_only)

@@ -5,6 +5,8 @@ there is; afterwards the SQLSTATE decides (PostgreSQL's documentation, appendix 
 shown, for they hold the row, and so are messages that quote what was to be written.
 """
 
+import getpass
+import os
 import re
 from collections.abc import Mapping
 from typing import Final, NamedTuple
@@ -19,7 +21,19 @@ _OF_THE_SERVER: Final = frozenset(
 
 _SEVERITY: Final = re.compile(r"(?:failed: |^)[^\s:]+:  (.+)")
 
+#: What a right is missing on, as a server says it in English and in Korean.
 _TABLE: Final = re.compile(r"\b(schema|table|relation|sequence|database) \"?([\w.$-]+)\"?")
+_KOREAN_TABLE: Final = re.compile(r"\"?([\w.$-]+)\"? (스키마|테이블|릴레이션|시퀀스|데이터베이스)")
+_KOREAN: Final = {
+    "스키마": "schema",
+    "테이블": "table",
+    "릴레이션": "table",
+    "시퀀스": "sequence",
+    "데이터베이스": "database",
+}
+
+#: Where the server tells that a row breaks a policy of its table; its SQLSTATE is that of a missing right.
+_POLICY: Final = "ExecWithCheckOptions"
 
 
 class DatabaseRefuses(Exception):
@@ -38,7 +52,23 @@ class Explanation(NamedTuple):
 
 def is_of_the_row(error: psycopg2.Error) -> bool:
     """Return whether a statement was refused for the values of its row, which will be refused again."""
-    return bool(error.pgcode) and error.pgcode[:2] not in _OF_THE_SERVER
+    if not error.pgcode or _is_number_taken(error):
+        return False
+    return error.pgcode[:2] not in _OF_THE_SERVER or _breaks_policy(error)
+
+
+def is_raised(error: psycopg2.Error) -> bool:
+    """Return whether a row was refused by a function's own decision, which may be another one later."""
+    return is_of_the_row(error) and error.pgcode[:2] not in {"22", "23", "44"}
+
+
+def _is_number_taken(error: psycopg2.Error) -> bool:
+    """Return whether the sequence of commits gave an id that a row has already: the next one may be free."""
+    return bool(error.pgcode == "23505" and error.diag.constraint_name == "scale_weight_log_pkey")
+
+
+def _breaks_policy(error: psycopg2.Error) -> bool:
+    return bool(error.pgcode == "42501" and error.diag.source_function == _POLICY)
 
 
 def error_text(error: BaseException) -> str:
@@ -46,8 +76,12 @@ def error_text(error: BaseException) -> str:
     if isinstance(error, psycopg2.Error) and error.pgcode:
         if is_of_the_row(error):
             return f"{_rule_of(error)} ({error.pgcode})"
-        message = error.diag.message_primary if error.diag is not None else None
-        return f"{_on_one_line(message or type(error).__name__)} ({error.pgcode})"
+        if _is_number_taken(error):
+            return "the sequence of scale_weight_log gives out ids that rows have already (23505)"
+        if error.diag.context:
+            # A function's words may be those of the row, whatever SQLSTATE it gives them.
+            return f"{type(error).__name__}, inside a trigger or a function of the database ({error.pgcode})"
+        return f"{_on_one_line(error.diag.message_primary or type(error).__name__)} ({error.pgcode})"
     # Errors of a connection: the driver's own, or the server's before there are statements.
     return _on_one_line(str(error)) or type(error).__name__
 
@@ -62,9 +96,9 @@ def explain(error: BaseException, parameters: Mapping[str, str]) -> Explanation:
     text = error_text(error)
     if not isinstance(error, psycopg2.Error):
         return Explanation(False, text)
-    user = parameters.get("user", "the role")
-    database = parameters.get("dbname") or user
-    code = error.pgcode or _code_of(text)
+    user = parameters.get("user") or os.environ.get("PGUSER") or _system_user()
+    database = parameters.get("dbname") or os.environ.get("PGDATABASE") or user
+    code = "sequence" if _is_number_taken(error) else error.pgcode or _code_of(text)
     advice = _advice(code, text, database, user)
     if advice is None:
         # What a server says before there is a session has a severity, in whatever language.
@@ -96,8 +130,18 @@ def _advice(code: str, text: str, database: str, user: str) -> str | None:
     return _FIXED.get(code)
 
 
+def _system_user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "..."
+
+
 #: What mends a refusal, whatever the names are.
 _FIXED: Final = {
+    "sequence": (
+        "set it: SELECT setval(pg_get_serial_sequence('scale_weight_log', 'id'), max(id)) FROM scale_weight_log;"
+    ),
     "42P01": "it was dropped, renamed, or is not in the role's search_path: restore it",
     "42703": "a column was dropped or renamed: restore it",
     "53100": "the server's disk is full: make room there",
@@ -110,8 +154,11 @@ _FIXED: Final = {
 
 
 def _grant(text: str, base: str, role: str) -> str:
-    found = _TABLE.search(text)
-    kind, name = (found[1], found[2]) if found is not None else ("schema", "public")
+    kind, name = "schema", "public"
+    if (found := _TABLE.search(text)) is not None:
+        kind, name = found[1], found[2]
+    elif (found := _KOREAN_TABLE.search(text)) is not None:
+        kind, name = _KOREAN[found[2]], found[1]
     if kind == "database":
         return f"GRANT CONNECT, CREATE, TEMPORARY ON DATABASE {base} TO {role};"
     if kind == "schema":
@@ -121,17 +168,22 @@ def _grant(text: str, base: str, role: str) -> str:
     return f"GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE {name} TO {role};"
 
 
-#: Words of a server, or of the driver, while a connection is made, and what they mean.
+#: Words of a server, in English or Korean, or of the driver, while a connection is made, and what they mean.
 _WORDS: Final = (
-    (re.compile(r"database \".*\" does not exist"), "3D000"),
-    (re.compile(r"role \".*\" does not exist"), "role"),
-    (re.compile(r"is not permitted to log in"), "login"),
-    (re.compile(r"no pg_hba\.conf entry|pg_hba\.conf rejects"), "hba"),
-    (re.compile(r"authentication failed|no password supplied"), "28P01"),
-    (re.compile(r"permission denied"), "42501"),
-    (re.compile(r"too many clients|remaining connection slots|too many connections"), "53300"),
+    (re.compile(r"database \".*\" does not exist|\".*\" 데이터베이스 없음"), "3D000"),
+    (re.compile(r"role \".*\" does not exist|\".*\" 롤\(role\) 없음"), "role"),
+    (re.compile(r"is not permitted to log in|롤은 접속을 허용하지 않음"), "login"),
+    (re.compile(r"no pg_hba\.conf entry|pg_hba\.conf rejects|pg_hba\.conf 파일"), "hba"),
+    (re.compile(r"authentication failed|no password supplied|인증을 실패했습니다"), "28P01"),
+    (re.compile(r"permission denied|(액세스|접근) 권한 없음"), "42501"),
+    (
+        re.compile(
+            r"too many clients|remaining connection slots|too many connections|접속자? ?수를 초과|남은 연결 슬롯"
+        ),
+        "53300",
+    ),
     (re.compile(r"session is read-only|server is in hot standby"), "read-only"),
-    (re.compile(r"starting up|shutting down|in recovery mode"), "57P03"),
+    (re.compile(r"the database system is|데이터베이스 시스템(이|은)"), "57P03"),
     (re.compile(r"does not support SSL|SSL is required|certificate verify failed|server certificate"), "ssl"),
     (
         re.compile(r"invalid connection option|invalid \w+ value|service file|definition of service|invalid port"),
@@ -153,6 +205,8 @@ def _said(text: str) -> str:
 def _rule_of(error: psycopg2.Error) -> str:
     """The rule that refuses a row, by the names that the server gives it."""
     diag = error.diag
+    if _breaks_policy(error):
+        return "refused by a row-level security policy"
     names = [] if diag is None else [diag.constraint_name, diag.column_name, diag.table_name]
     known = " of ".join(name for name in names if name)
     if known:

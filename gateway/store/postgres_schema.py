@@ -26,23 +26,22 @@ class Schema:
         self._steps = {
             int(step.name[:2]): step.read_text("utf-8") for step in folder.iterdir() if step.name.endswith(".sql")
         }
-        self._is_there = False
 
     async def ensure(self, session: Session) -> None:
-        """Apply the steps that this database has not seen, unless that was done before.
+        """Apply the steps that this database has not seen; it may be another one than it was.
 
         :raises psycopg2.Error: there are tables missing, and they cannot be made now.
         :raises DatabaseRefuses: this database cannot be used: another encoding, or the schema of a later version.
         """
-        if not self._is_there:
-            await self._check(session)
-            try:
-                await session.transaction(self._apply)
-            except InsufficientPrivilege:
-                # Somebody else makes the tables, and has them made.
-                if await self._missing(session):
-                    raise
-            self._is_there = True
+        await self._check(session)
+        try:
+            if not await self._lacking(session):
+                return
+            await session.transaction(self._apply)
+        except InsufficientPrivilege:
+            # Somebody else makes the tables, and has them made.
+            if await self._missing(session):
+                raise
 
     async def _check(self, session: Session) -> None:
         """Look whether this database can hold every name.
@@ -59,6 +58,20 @@ class Schema:
 
     async def _apply(self, session: Session) -> None:
         await session.ask("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
+        lacking = await self._lacking(session)
+        if not lacking:
+            return
+        await session.ask("CREATE TABLE IF NOT EXISTS cynow_schema (step integer NOT NULL PRIMARY KEY)")
+        for number in lacking:
+            await session.ask(self._steps[number])
+            await session.ask("INSERT INTO cynow_schema (step) VALUES (%s)", [number])
+            log.info("step {number} of the schema is applied", number=number)
+
+    async def _lacking(self, session: Session) -> list[int]:
+        """Return the steps that this database has not seen.
+
+        :raises DatabaseRefuses: it has seen those of a later version.
+        """
         done: set[int] = set()
         if not await _absent(session, ["cynow_schema"]):
             done = {step for (step,) in await session.ask("SELECT step FROM cynow_schema")}
@@ -67,13 +80,7 @@ class Schema:
                 f"the schema of the database is at step {max(done)}, and this version knows {max(self._steps)}: install"
                 " the gateway's newer version"
             )
-        if done >= set(self._steps):
-            return
-        await session.ask("CREATE TABLE IF NOT EXISTS cynow_schema (step integer NOT NULL PRIMARY KEY)")
-        for number in sorted(set(self._steps) - done):
-            await session.ask(self._steps[number])
-            await session.ask("INSERT INTO cynow_schema (step) VALUES (%s)", [number])
-            log.info("step {number} of the schema is applied", number=number)
+        return sorted(set(self._steps) - done)
 
     async def _missing(self, session: Session) -> list[str]:
         tables = sorted({table for text in self._steps.values() for table in _CREATED.findall(text)})
@@ -81,5 +88,9 @@ class Schema:
 
 
 async def _absent(session: Session, tables: list[str]) -> list[str]:
-    rows = await session.ask("SELECT t FROM unnest(%s) AS t WHERE to_regclass(t) IS NULL", [tables])
+    # The server learns at the lock of a table what others have made since: here, of pg_class.
+    rows = await session.ask(
+        "SELECT t FROM unnest(%s) AS t WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = to_regclass(t))",
+        [tables],
+    )
     return [table for (table,) in rows]
