@@ -1,7 +1,6 @@
 """The configuration: YAML and environment in, frozen settings or a list of every problem out."""
 
 import difflib
-import re
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +36,6 @@ ENVIRONMENT: Final = {
 
 #: Kinds of endpoints that several processes may listen on at a time.
 _SHAREABLE: Final = ("tcp:", "tcp6:", "systemd:")
-
-
-#: A host's name in a URL; what is not ASCII stands there as punycode.
-_HOST_NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?")
 
 
 def _no_bool(value: object) -> object:
@@ -98,7 +93,7 @@ def _host(value: str) -> str:
     try:
         return normal_host(value)
     except ValueError as error:
-        message = "a name of this gateway as it stands in URLs, without scheme and port: {reason}"
+        message = "{reason}; write it without scheme and port, such as plant.example"
         raise PydanticCustomError("host", message, {"reason": str(error)}) from error
 
 
@@ -304,8 +299,8 @@ class Problem:
 class ConfigError(Exception):
     """A configuration that cannot be used, with every problem in it.
 
-    :param rest: the settings without what is wrong; ``None`` where nothing can be read.
-    :param broken: the keys that have their default there.
+    :param rest: the settings without what is wrong; ``None`` where the file cannot be read that far.
+    :param broken: keys, or sections, that have their defaults there.
     """
 
     def __init__(self, problems: list[Problem], rest: "Settings | None" = None, broken: Iterable[str] = ()) -> None:
@@ -337,18 +332,24 @@ def load(
     if isinstance(tree.get("stat"), dict):
         # A type that is left out has its default, as every key has.
         tree["stat"] = {**Settings().stat, **tree["stat"]}
+    broken = {problem.key.rpartition(".")[0] for problem in problems}
+    settings: Settings | None
     try:
         settings = Settings.model_validate(tree, context=check_line)
     except ValidationError as error:
-        found = [_problem(item, from_environment) for item in error.errors()]
-        # A scale without a key of its line is none: it goes as a whole.
+        for item in error.errors():
+            problem = _problem(item, from_environment)
+            problems.append(problem)
+            # An unknown key may be meant for any other of its section.
+            is_unknown = item["type"] == "extra_forbidden"
+            broken.add(problem.key.rpartition(".")[0] if is_unknown else problem.key)
+        # A scale without a key of its line cannot be used: it goes as a whole.
         places = [item["loc"][: 2 if item["loc"][:1] == ("scales",) else None] for item in error.errors()]
-        rest = _without(tree, places)
-        raise ConfigError([*problems, *found], _rest(rest, check_line), (problem.key for problem in found)) from error
-    else:
-        problems += _sharing_problems(settings)
-    if problems:
-        raise ConfigError(problems)
+        settings = _rest(_without(tree, places), check_line)
+    if settings is not None:
+        problems += _sharing_problems(settings, broken)
+    if problems or settings is None:
+        raise ConfigError(problems, None if "" in broken else settings, broken)
     return settings
 
 
@@ -373,12 +374,12 @@ def _rest(tree: Any, check_line: Callable[[str, str], str] | None) -> "Settings 
         return None
 
 
-def _sharing_problems(settings: Settings) -> list[Problem]:
+def _sharing_problems(settings: Settings, broken: Iterable[str]) -> list[Problem]:
     """What keeps several processes from sharing the ports."""
     if not settings.server.share_ports:
         return []
     problems = []
-    if settings.database.url is None:
+    if settings.database.url is None and not {"database", "database.url"} & set(broken):
         # Each would have commits and statistics of its own, and hear nothing of the others.
         problems.append(Problem("server.share_ports", "processes that share ports share a database too: database.url"))
     for scale_id, line in settings.scales.items():

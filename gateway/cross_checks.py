@@ -38,14 +38,22 @@ class CrossChecks:
 
     :param environment: variables, of which some have overridden the file.
     :param folder: that relative paths are relative to.
+    :param broken: keys and sections that are wrong in themselves, and have their defaults in ``settings``; no problem
+        follows from such a default.
     """
 
     def __init__(
-        self, settings: Settings, environment: Mapping[str, str], address_of: AddressOf, folder: str = "."
+        self,
+        settings: Settings,
+        environment: Mapping[str, str],
+        address_of: AddressOf,
+        folder: str = ".",
+        broken: Collection[str] = (),
     ) -> None:
         self._settings = settings
         self._address_of = address_of
         self._folder = folder
+        self._broken = frozenset(broken)
         self._variables = {
             f"{section}.{key}": variable
             for variable, (section, key) in ENVIRONMENT.items()
@@ -55,7 +63,7 @@ class CrossChecks:
     def problems(self) -> list[Problem]:
         """Return every problem."""
         return [
-            *self.port_problems(),
+            *self._port_problems(),
             *self._shared_devices(),
             *self._similar_ids(),
             *self._line_without_effect(),
@@ -64,13 +72,16 @@ class CrossChecks:
             *self._files_for_folders(),
         ]
 
-    def port_problems(self, broken: Collection[str] = ()) -> Iterator[Problem]:
-        """Return a problem for each port that two keys name, and for each that is out of range.
+    def _is_broken(self, *keys: str) -> bool:
+        """Return whether one of these keys, its section or a part of it is wrong in itself."""
+        return any(
+            f"{key}.".startswith(f"{wrong}.") or wrong.startswith(f"{key}.") for key in keys for wrong in self._broken
+        )
 
-        :param broken: keys that are wrong in themselves, and have their default here.
-        """
+    def _port_problems(self) -> Iterator[Problem]:
+        """Return a problem for each port that two keys name, and for each that is out of range."""
         ports: list[_Port] = []
-        for port in self._ports(broken):
+        for port in self._ports():
             if isinstance(port, Problem):
                 yield port
                 continue
@@ -84,10 +95,10 @@ class CrossChecks:
                     break
             ports.append(port)
 
-    def _ports(self, broken: Collection[str]) -> Iterator[_Port | Problem]:
+    def _ports(self) -> Iterator[_Port | Problem]:
         server, scale = self._settings.server, self._settings.scale
         for key, number in (("port", server.port), ("tcp_port", server.tcp_port), ("own_port", server.own_port)):
-            if number is not None and not {f"server.{key}", "server.host", "server"} & set(broken):
+            if number is not None and not self._is_broken(f"server.{key}", "server.host"):
                 yield _Port(f"server.{key}", server.host, number)
         for scale_id, line in self._settings.scales.items():
             for kind, text, lowest in (("listen", line.listen, 0), ("connect", line.connect, 1)):
@@ -99,7 +110,7 @@ class CrossChecks:
                     yield Problem(key, f"not a valid port: {address[1]}; {_RANGE.format(1)}")
                 elif kind == "listen":
                     yield _Port(key, *address)
-        if not self._settings.scales and not any(key.partition(".")[0] in {"scale", "scales"} for key in broken):
+        if not self._settings.scales and not self._is_broken("scale", "scales"):
             yield _Port("scale.port", scale.host or server.host, scale.port)
 
     def _set_by(self, key: str) -> str:
@@ -144,19 +155,20 @@ class CrossChecks:
     def _line_without_effect(self) -> Iterator[Problem]:
         """Keys of `scale` that `scales` replaces."""
         scale, scales = self._settings.scale, self._settings.scales
-        if not scales:
+        if "scales" in self._broken or not (scales or self._is_broken("scales")):
             return
         defaults = type(scale)()
         for key in ("host", "port"):
             # Where it says what holds anyway, it may stay: the file that is shipped says everything.
-            if getattr(scale, key) != getattr(defaults, key) or f"scale.{key}" in self._variables:
+            is_said = getattr(scale, key) != getattr(defaults, key) or f"scale.{key}" in self._variables
+            if is_said and not self._is_broken(f"scale.{key}"):
                 yield Problem(
                     f"scale.{key}",
                     f"has no effect{self._set_by(f'scale.{key}')}: `scales` replaces the line of `scale`; leave it out,"
                     " or write the port into scales.<id>.listen",
                     is_fatal=False,
                 )
-        if scale.id != defaults.id and scale.id not in scales:
+        if scale.id != defaults.id and scale.id not in scales and not self._is_broken("scales"):
             yield Problem(
                 "scale.id",
                 f"has no effect: no scale of `scales` is {scale.id!r}; requests that name no scale mean"
@@ -194,7 +206,7 @@ class CrossChecks:
             there = os.path.normpath(os.path.join(self._folder, path))
             while not os.path.lexists(there) and os.path.dirname(there) != there:
                 there = os.path.dirname(there)
-            if os.path.lexists(there) and not os.path.isdir(there):
+            if os.path.lexists(there) and not os.path.isdir(there) and not self._is_broken(key):
                 yield Problem(key, f"{there} is not a folder; choose another path, or move the file away")
 
 

@@ -18,7 +18,7 @@ _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*", re.ASCII)
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 #: Characters that no host name has in a URL (the URL standard's forbidden ones, and `*` and `,`, which match nothing).
-_FORBIDDEN: Final = re.compile(r"[\x00-\x20\x7f\"#%*,/<>?@\[\\\]^`{|}]")
+_FORBIDDEN: Final = re.compile(r"[\x00-\x20\x7f\"#%*,/:<>?@\[\\\]^`{|}]")
 
 #: A last label that makes browsers read the host as an IPv4 address.
 _NUMERIC: Final = re.compile(r"(?:[0-9]+|0x[0-9a-f]*)", re.ASCII)

@@ -75,17 +75,21 @@ class Options(usage.Options):
         from gateway.cross_checks import CrossChecks
 
         path = self["config"]
+        problems: list[Problem] = []
+        broken: frozenset[str] = frozenset()
+        settings: Settings | None
         try:
-            self.settings = load(None if path is None else Path(path), os.environ, line_problem)
+            settings = self.settings = load(None if path is None else Path(path), os.environ, line_problem)
+        except ConfigError as error:
+            problems, settings, broken = error.problems, error.rest, error.broken
+        if settings is not None:
             twistd: Any = self.parent or {}
             folder = _working_directory(None, twistd.get("rundir") or ".")
-            checks = CrossChecks(self.settings, os.environ, tcp_address, folder)
-            problems = [*zone_problems(self.settings), *checks.problems()]
-        except ConfigError as error:
-            problems = error.problems
-            if error.rest is not None:
-                # What has no effect may follow from what is wrong; two of one port do not.
-                problems += CrossChecks(error.rest, os.environ, tcp_address).port_problems(error.broken)
+            problems = [
+                *problems,
+                *([] if "timezone" in broken else zone_problems(settings)),
+                *CrossChecks(settings, os.environ, tcp_address, folder, broken).problems(),
+            ]
         if self["check"]:
             for problem in problems:
                 sys.stderr.write(f"{problem}\n")

@@ -146,8 +146,27 @@ def test_a_file_where_a_folder_is_needed_is_named(file: Path, tmp_path: Path) ->
         ("server: {port: 4001}\nscales: {a/b: {listen: 'tcp:4002'}}", ["scales.a/b"]),
         ("server: {port: 4001}\nscale: {port: x}", ["scale.port"]),
         ("server: {port: 4001, cors_origins: [5]}", ["server.cors_origins.0", "scale.port"]),
-        # What has no effect may follow from what is wrong.
-        ("timezone: Mars/Olympus\nscale: {port: 4005}\nscales: {a: {listen: 'tcp:4001'}}", ["timezone"]),
+        # So is everything else that does not follow from it.
+        ("timezone: Mars/Olympus\nscale: {port: 4005}\nscales: {a: {listen: 'tcp:4001'}}", ["timezone", "scale.port"]),
+        ("scale: {port: 4005}\nscales: {a: {listen: nonsense}}", ["scales.a.listen", "scale.port"]),
+        ("scale: {id: b}\nscales: {a: {listen: 'tcp:4001'}, b: {listen: nonsense}}", ["scales.b.listen"]),
+        ("scale: {port: 4005}\nscales: 5", ["scales"]),
+        (
+            (
+                "stat: 5\nserver: {cors_origins: plant}\nscales:\n  a: {serial: /dev/null}\n  b: {serial: /dev/null}\n"
+                "  c: {listen: 'tcp:1', parity: E}\n  C: {listen: 'tcp:2'}"
+            ),
+            ["stat", "scales.b.serial", "scales.C", "scales.c.parity", "server.cors_origins"],
+        ),
+        ("timezone: Mars/Olympus\ndata: {path: /dev/null}", ["timezone", "data.path"]),
+        ("data: {path: 5}\ndatabase: {path: /dev/null}", ["data.path", "database.path"]),
+        ("server: {port: x, share_ports: true}", ["server.port", "server.share_ports"]),
+        ("server: {share_ports: true}\ndatabase: {url: x}", ["database.url"]),
+        # An unknown key may be meant for any other of its section.
+        ("server: {prot: 9000, tcp_port: 8080}\nscale: {port: 8080}", ["server.prot"]),
+        ("data: {path: /dev/null}\nserver: {prot: 9000}", ["server.prot", "data.path"]),
+        ("servr: {port: 9000}\ndata: {path: /dev/null}", ["servr"]),
+        ("server: {names: 'plant.example:8080', port: 9000, tcp_port: 9000}", ["server.names.0", "server.tcp_port"]),
     ],
 )
 def test_check_prints_what_else_is_wrong_beside_a_wrong_key(
