@@ -128,7 +128,8 @@ def body(request: Request, content: bytes, content_type: bytes) -> bytes:
     """An answer whose length is known."""
     request.setHeader(b"content-type", content_type)
     request.setHeader(b"content-length", b"%d" % len(content))
-    return content
+    # Twisted leaves a body out where HEAD is asked for, and logs a line each time.
+    return content if request.method != b"HEAD" else b""
 
 
 def refuse(request: Request, refusal: Refusal) -> bytes:
@@ -137,6 +138,15 @@ def refuse(request: Request, refusal: Refusal) -> bytes:
         request.setHeader(b"retry-after", b"%d" % RETRY_AFTER)
     request.refusal = refusal  # type: ignore[attr-defined]  # every request is a GatewayRequest, which logs it
     return encoded_answer(request, refusal.text(), refusal.status)
+
+
+def refuse_method(request: Request, allowed: str) -> bytes:
+    """The answer to a request whose method its path does not have.
+
+    :param allowed: the methods that it has, such as ``GET, HEAD``.
+    """
+    request.setHeader(b"allow", allowed.encode())
+    return refuse(request, Refusal(405, "method_not_allowed", detail=f"allowed here: {allowed}"))
 
 
 def failed(request: Request, failure: Failure) -> bytes:
@@ -156,9 +166,7 @@ def handle_errors(app: Klein) -> None:
     # Any: Klein hands in the failures of the named exceptions only, and our own requests, which its types cannot say.
     @app.handle_errors(MethodNotAllowed)
     def _method(self: Any, request: Any, failure: Any) -> bytes:
-        allowed = sorted(set(failure.value.valid_methods or ()))
-        request.setHeader(b"allow", ", ".join(allowed).encode())
-        return refuse(request, Refusal(405, "method_not_allowed"))
+        return refuse_method(request, ", ".join(sorted(set(failure.value.valid_methods or ()))))
 
     @app.handle_errors(NotFound)
     def _missing(self: Any, request: Any, failure: Any) -> bytes:

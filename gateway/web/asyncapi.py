@@ -10,7 +10,7 @@ from typing import Any, Final
 from twisted.web.resource import Resource
 
 from gateway import __version__
-from gateway.web.answers import Refusal, answer, refuse
+from gateway.web.answers import answer, refuse_method
 from gateway.web.catalogue import CHANNELS, SCHEMAS, Channel, Message
 from gateway.web.site import GatewayRequest
 
@@ -111,10 +111,8 @@ class AsyncApiResource(Resource):
 
     def render(self, request: Any) -> bytes:
         if request.method not in {b"GET", b"HEAD"}:
-            request.setHeader(b"allow", b"GET, HEAD")
-            return refuse(request, Refusal(405, "method_not_allowed"))
-        content = answer(request, document(_host(request)))
-        return b"" if request.method == b"HEAD" else content
+            return refuse_method(request, "GET, HEAD")
+        return answer(request, document(_host(request)))
 
 
 def _host(request: GatewayRequest) -> str:

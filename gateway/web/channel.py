@@ -15,6 +15,7 @@ from twisted.web.http import HTTPChannel
 from twisted.web.http_headers import Headers
 
 from gateway.web.answers import Refusal
+from gateway.web.malformed import header_fault, request_line_fault
 
 #: Bytes read of a connection before the others have their turn.
 _READ_SIZE: Final = 8 * 1024
@@ -110,6 +111,8 @@ class GatewayChannel(HTTPChannel):
         #: Bytes of a request that were received after its refusal.
         self._lingered = 0
         self._is_in_request_line = True
+        #: The line of a head that is being parsed.
+        self._line = b""
         # Few requests of a client that sends many at once are answered before it is another's turn.
         self.transport.bufferSize = _READ_SIZE
         super().connectionMade()
@@ -152,15 +155,18 @@ class GatewayChannel(HTTPChannel):
 
     def lineReceived(self, line: bytes) -> None:
         if self._is_in_request_line and line:
-            self._is_in_request_line = False
             # Some clients send UTF-8 as it is, where RFC 3986 wants it escaped.
-            line = _RAW_TEXT.sub(lambda found: b"%%%02X" % found[0][0], line)
-        super().lineReceived(line)
+            self._line = line = _RAW_TEXT.sub(lambda found: b"%%%02X" % found[0][0], line)
+            super().lineReceived(line)
+            self._is_in_request_line = False
+        else:
+            super().lineReceived(line)
 
     def lineLengthExceeded(self, line: bytes) -> None:
         self.close_with(Refusal(431, "head_too_large", detail=f"a line of more than {self.MAX_LENGTH} bytes"))
 
     def headerReceived(self, line: bytes) -> bool:
+        self._line = line
         name, _, value = line.partition(b":")
         if len(value) > _MAX_LENGTH_DIGITS and name.lower() == b"content-length":
             digits = value.strip(b" \t").lstrip(b"0")
@@ -304,8 +310,14 @@ class GatewayChannel(HTTPChannel):
         if self._receivedHeaderSize > self.totalHeadersSize or self._receivedHeaderCount > self.maxHeaders:
             detail = f"a head of more than {self.totalHeadersSize} bytes or {self.maxHeaders} lines"
             self.close_with(Refusal(431, "head_too_large", detail=detail))
+            return
+        if self._phase == _BODY:
+            detail = "a body in chunks that cannot be read"
+        elif self._is_in_request_line:
+            detail = request_line_fault(self._line)
         else:
-            self.close_with(Refusal(400, "bad_request", detail="not a valid HTTP/1 request"))
+            detail = header_fault(self._line)
+        self.close_with(Refusal(400, "bad_request", detail=detail))
 
     # -- what goes out
 

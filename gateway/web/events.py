@@ -12,7 +12,7 @@ from twisted.web.server import NOT_DONE_YET
 from zope.interface import implementer
 
 from gateway.bus import Event
-from gateway.web.answers import Refusal, argument, refuse
+from gateway.web.answers import Refusal, argument, refuse, refuse_method
 from gateway.web.audience import Audience
 from gateway.web.following import Feed, Follower, Patterns, patterns_of
 from gateway.web.site import GatewayRequest
@@ -108,8 +108,7 @@ class EventsResource(Resource):
 
     def render(self, request: Any) -> Any:
         if request.method not in {b"GET", b"HEAD"}:
-            request.setHeader(b"allow", b"GET, HEAD")
-            return refuse(request, Refusal(405, "method_not_allowed"))
+            return refuse_method(request, "GET, HEAD")
         try:
             patterns, since = _asked(request)
         except ValueError as error:

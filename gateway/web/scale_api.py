@@ -163,7 +163,8 @@ class ScaleApi:
             raise
         except IdempotencyConflict as error:
             self._commits.labels("idempotency_conflict").inc()
-            raise Refusal(422, "idempotency_conflict") from error
+            detail = "the Idempotency-Key was used for another request"
+            raise Refusal(422, "idempotency_conflict", detail=detail) from error
         except StoreUnavailable:
             self._commits.labels("store_unavailable").inc()
             raise

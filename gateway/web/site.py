@@ -18,7 +18,7 @@ from twisted.web.server import Request, Site
 
 from gateway.counters import Counters
 from gateway.logs import LimitedLog, shown
-from gateway.web.answers import Refusal, common_headers, refuse
+from gateway.web.answers import Refusal, common_headers, refuse, refuse_method
 from gateway.web.channel import Deadlines, GatewayChannel
 from gateway.web.visitors import HostPort, Visitors, host_of
 
@@ -75,12 +75,11 @@ class Traffic:
             refusal = request.refusal
             self._warnings.warn(
                 f"http {request.code} {_name_of(request.getClientAddress())}",
-                "HTTP request from {peer} refused with {code}: {method} {path}: {reason}",
+                "HTTP request from {peer} refused with {code}: {request}: {reason}",
                 peer=_name_of(request.getClientAddress()),
                 code=request.code,
-                method=shown(request.method),
                 # Without the query: what it holds is nobody's business.
-                path=shown(request.path, 100),
+                request=shown(b"%b %b" % (request.method, request.path), 100),
                 reason="invalid request" if refusal is None else refusal.detail,
             )
 
@@ -171,7 +170,7 @@ class GatewayRequest(Request):
         if not path.startswith(b"/") and path != b"*":
             absolute = _ABSOLUTE.fullmatch(path)
             if absolute is None or not absolute[1]:
-                self._invalid = Refusal(400, "invalid_url", detail="the request target is neither a path nor a URL")
+                self._invalid = Refusal(400, "invalid_url", "요청 대상은 경로나 http URL이어야 합니다")
             else:
                 # RFC 9112, 3.2.2: what the target says stands for the Host header.
                 host, path = absolute[1], absolute[2] or b"/"
@@ -235,7 +234,11 @@ class GatewayRequest(Request):
         self.prepath = []
         self.postpath = list(map(unquote_to_bytes, self.path[1:].split(b"/")))
         if self.path == b"*":
-            self._handleStar()
+            if self.method == b"OPTIONS":
+                self._handleStar()
+            else:
+                self.write(refuse_method(self, "OPTIONS"))
+                self.finish()
             return
         try:
             self.render(self.site.getResourceFor(self))

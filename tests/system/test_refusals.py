@@ -194,3 +194,39 @@ def test_clients_that_leave_in_the_middle_of_large_answers_are_nobodys_fault(tmp
         assert "not unregistered" not in daemon.log()
         assert "Traceback" not in daemon.log()
         assert len(daemon.get(f"/stat/anomaly?machine=M&{day}")[1]) == 4000
+
+
+HEAD = b"POST /healthz HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "reason"),
+    [
+        (b"GET / HTTP/1.2\r\n\r\n", "HTTP/1.2 is not spoken here"),
+        (b"GET /\r\n\r\n", "a request line has three parts, not 2"),
+        (HEAD + b"nonsense\r\n\r\n", "a header line without a colon"),
+        (HEAD + b"Content-Length: 1\r\nContent-Length: 1\r\n\r\nx", "the length of the body is given twice"),
+        (
+            HEAD + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "the length of the body is given twice",
+        ),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", "a body in chunks that cannot be read"),
+        # The second request of a connection is no different.
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/3\r\n\r\n", "HTTP/3 is not spoken here"),
+    ],
+)
+def test_request_that_is_not_http_is_logged_with_its_reason(daemon: Daemon, request_bytes: bytes, reason: str) -> None:
+    exchange(daemon, request_bytes)
+    until(lambda: f"closed with 400: {reason}" in daemon.log(), reason)
+    assert daemon.metric("cynow_http_requests_total", status="400") == 1
+
+
+def test_head_of_what_has_a_body_is_answered_without_a_line_in_the_log(daemon: Daemon) -> None:
+    for path in (b"/events", b"/asyncapi.json", b"/healthz", b"/metrics", b"/stat/hour", b"/nowhere", b"/api/v1/x"):
+        client = daemon.scale(daemon.port)
+        client.sendall(b"HEAD " + path + b" HTTP/1.1\r\nHost: x\r\n" + CLOSE)
+        with client.makefile("rb") as stream:
+            head, end, body = stream.read().partition(b"\r\n\r\n")
+        assert (end, body) == (b"\r\n\r\n", b""), path
+        assert re.search(rb"(?i)\r\ncontent-length: [1-9]", head), path
+    assert "message body" not in daemon.log()
