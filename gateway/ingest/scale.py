@@ -109,13 +109,12 @@ class ScaleLineProtocol(LineReceiver):
         # LineReceiver takes lines out of its buffer one by one, which costs more than to read them. So it only gets
         # what is no whole line yet, to keep it and to see to its length.
         if end_of_lines < len(data):
+            if not end_of_lines and self._scale.is_tls(self, data):
+                return
             super().dataReceived(data[end_of_lines:])
-            if not end_of_lines:
-                self._scale.stirred(self)
 
     def lineLengthExceeded(self, line: bytes) -> None:
-        if self._scale.is_unproven(self) and is_tls_handshake(line):
-            self.refuse(TLS)
+        if self._scale.is_tls(self, line):
             return
         self._skipped = line[-HTTP_OVERLAP:]
         self._scale.overlong(self.peer, line)
@@ -276,14 +275,22 @@ class ScaleFactory(Factory):
             del self._unproven[protocol]
             self._unproven[protocol] = None
 
-    def is_unproven(self, protocol: ScaleLineProtocol) -> bool:
-        """Return whether a connection has sent no reading yet."""
-        return protocol in self._unproven
+    def is_tls(self, protocol: ScaleLineProtocol, data: bytes) -> bool:
+        """Return whether a connection begins with a TLS handshake; such a connection is closed.
+
+        :param data: bytes that are no reading yet.
+        """
+        if protocol not in self._unproven:
+            return False
+        if is_tls_handshake(data):
+            protocol.refuse(TLS)
+            return True
+        self.stirred(protocol)
+        return False
 
     def lines_of_unproven(self, protocol: ScaleLineProtocol, data: bytes) -> None:
         """Take whole lines of a connection that has sent no reading yet."""
-        if is_tls_handshake(data):
-            protocol.refuse(TLS)
+        if self.is_tls(protocol, data):
             return
         before = sum(tally.value for tally in self._readings.values())
         self.lines(protocol, data)

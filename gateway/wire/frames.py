@@ -16,7 +16,7 @@ from gateway.wire.jsontext import JsonReader, json_value
 from gateway.wire.messages import DataUpdate, Message, Misshapen, Name, message
 from gateway.wire.pickles import PickleReader
 from gateway.wire.shapes import Begun, Known, Shape, separated
-from gateway.wire.strangers import HEAD, NOWHERE, Places, stranger
+from gateway.wire.strangers import HEAD, NOWHERE, Places, is_scale_line, stranger
 from gateway.wire.values import Value
 
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
@@ -119,6 +119,8 @@ class FrameReader:
                     self._pickle = PickleReader(self._max)
             read, after = self._read_json(data, pos) if self._json is not None else self._read_pickle(data, pos)
             if read is None:
+                if is_scale_line(self._head):
+                    raise WireError("not a frame")
                 self._rest = data[after:]
                 if self._json is not None or (self._pickle is not None and not self._pickle.done):
                     self._limit(self._size + len(self._rest))

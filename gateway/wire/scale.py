@@ -92,7 +92,7 @@ _LINES: Final = re.compile(
 
 _NO_TEXT: Final = re.compile(r"[^ -~]")
 
-_HTTP_VERSION: Final = re.compile(rb"[ \t]HTTP/[0-9]")
+_HTTP_VERSION: Final = re.compile(rb"[ \t]HTTP/[0-9]", re.IGNORECASE)
 
 #: The end of unread bytes that :func:`has_http_request` needs to see again with those that follow, in bytes.
 HTTP_OVERLAP: Final = 7
@@ -172,7 +172,7 @@ def has_http_request(data: bytes) -> bool:
     No line of a scale holds a blank and ``HTTP/1``.
     """
     # To look for plain bytes first takes next to no time, however many bytes they are.
-    return b"HTTP/" in data and _HTTP_VERSION.search(data) is not None
+    return b"http/" in data.lower() and _HTTP_VERSION.search(data) is not None
 
 
 def is_tls_handshake(data: bytes) -> bool:
@@ -180,4 +180,4 @@ def is_tls_handshake(data: bytes) -> bool:
 
     A browser repeats in it what another server has given it as a session ticket: line ends and lines, if it likes.
     """
-    return data.startswith(b"\x16\x03") and data[2:3] <= b"\x04"
+    return data.startswith(b"\x16\x03") and b"\0" <= data[2:3] <= b"\x04"

@@ -36,6 +36,13 @@ class Places(NamedTuple):
 NOWHERE: Final = Places()
 
 
+def is_scale_line(head: bytes) -> bool:
+    """Return whether what begins so is a line of a scale: ``US,`` is also a pickle's text of 83 bytes, most of them to
+    come.
+    """
+    return bool(head) and head[0] not in _FRAME_STARTS and _SCALE.match(head) is not None
+
+
 def stranger(head: bytes, places: Places) -> str | None:
     """Return what a frame is that cannot be read; ``None`` where its beginning does not tell.
 
@@ -45,7 +52,7 @@ def stranger(head: bytes, places: Places) -> str | None:
         return None
     if _HTTP.match(head):
         return f"this is an HTTP request{places.http}"
-    if _SCALE.match(head):
+    if is_scale_line(head):
         return f"this is a line of a scale{places.scale}"
     if head.startswith(_TLS):
         return "this is a TLS handshake; frames are sent without TLS"

@@ -269,6 +269,9 @@ def test_an_object_is_refused_however_it_is_cut() -> None:
         (b"ST , +000053.26 _kg\r\n", "this is a line of a scale: its port is 4001"),
         (b"ST,GS,+00123.45kg\r\n", "this is a line of a scale: its port is 4001"),
         (b"US,GS,+00123.45kg\r\n" * 8, "this is a line of a scale"),
+        # Which a pickle could begin with, and wait for the rest of.
+        (b"US,GS,+00123.45kg\r\n", "this is a line of a scale"),
+        (b"us , +00123.45 _kg", "this is a line of a scale"),
         (b"OL,-99999999PC\r\n", "this is a line of a scale"),
         (b"+000053.26 kg\r\n", "this is a line of a scale"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "this is a TLS handshake"),

@@ -136,6 +136,14 @@ class HttpTests(ScaleConnections):
         self.assertEqual(self.readings(), [])
         self.assertTrue(any("this is a TLS handshake, not a scale" in line for line in self.log.lines))
 
+    def test_tls_handshake_without_a_line_end_is_closed_at_once(self) -> None:
+        hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
+        for number, pieces in enumerate(([hello], [hello[:1], hello[1:]], [hello[:2], hello[2:3]]), 1):
+            self.assertTrue(self.send(pieces).disconnecting, pieces)
+            self.assertEqual(self.count(), number)
+        # Noise, as far as can be told.
+        self.assertFalse(self.send([hello[:2]]).disconnecting)
+
     def test_http_request_is_logged_with_scale_and_peer_and_limited(self) -> None:
         for _ in range(20):
             self.send([REQUESTS[0]])

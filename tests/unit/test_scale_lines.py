@@ -259,6 +259,7 @@ def test_parse_line_decimal_comma_has_at_most_five_digits() -> None:
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"OPTIONS\t*\tHTTP/1.1\n",
         b"x HTTP/3",
+        b"GET / http/1.1\r\n",
     ],
 )
 def test_has_http_request_request_line_is_found(data: bytes) -> None:
