@@ -6,19 +6,16 @@ import math
 import os
 import pty
 import re
-import shutil
 import signal
 import sqlite3
 import struct
 import subprocess
 import sys
-import tempfile
 import termios
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -38,6 +35,7 @@ from gateway.store.sqlite import SqliteStore
 from tests.conftest import ROOT
 from tests.daemon import PATIENCE, until
 from tests.postgres import ServerCase
+from tests.trial import new_folder
 from tests.unit.test_store import bucket_of
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -92,8 +90,7 @@ class MigrateTests(ServerCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.folder = Path(tempfile.mkdtemp(prefix="cynow-migrate-"))
-        self.addCleanup(shutil.rmtree, self.folder)
+        self.folder = new_folder(self, "migrate")
         self.db = self.folder / "db"
         self.db.mkdir()
         self.config = self.folder / "gateway.yaml"

@@ -4,9 +4,7 @@ import io
 import os
 import subprocess
 import sys
-import tempfile
 from datetime import UTC, datetime
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from twisted.internet.task import Clock
@@ -17,6 +15,7 @@ from gateway.clock import WallClock
 from gateway.counters import Counters
 from gateway.lock import OLD_LOCK, DirectoryInUse, DirectoryLock, OldServerLock
 from gateway.logs import HeldObserver, LogOutput, observer, shown
+from tests.trial import new_folder
 
 
 class LogCase(SynchronousTestCase):
@@ -25,7 +24,7 @@ class LogCase(SynchronousTestCase):
         # One second before midnight in Seoul, when it is the afternoon in Greenwich.
         self.reactor.rightNow = datetime(2025, 12, 18, 14, 59, 59, tzinfo=UTC).timestamp()
         self.clock = WallClock(ZoneInfo("Asia/Seoul"), self.reactor.seconds, self.reactor.seconds)
-        self.folder = Path(tempfile.mkdtemp(prefix="cynow-log-")) / "log"
+        self.folder = new_folder(self, "log") / "log"
         self.stream = io.StringIO()
 
     def say(self, text: str, level: LogLevel = LogLevel.info, **fields: object) -> None:
@@ -98,7 +97,7 @@ class LogFileTests(LogCase):
 
 class LockTests(SynchronousTestCase):
     def test_one_at_a_time(self) -> None:
-        folder = tempfile.mkdtemp(prefix="cynow-lock-")
+        folder = str(new_folder(self, "lock"))
         lock = DirectoryLock(folder)
         with self.assertRaises(DirectoryInUse):
             DirectoryLock(folder)
@@ -106,7 +105,7 @@ class LockTests(SynchronousTestCase):
         DirectoryLock(folder).release()
 
     def test_it_is_made(self) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="cynow-lock-")) / "a" / "b"
+        folder = new_folder(self, "lock") / "a" / "b"
         DirectoryLock(str(folder)).release()
         self.assertTrue(folder.is_dir())
 
@@ -115,7 +114,7 @@ class OldServerLockTests(SynchronousTestCase):
     """Locks of one process do not collide by record, so the old server is a process of its own."""
 
     def setUp(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="cynow-lock-"))
+        self.folder = new_folder(self, "lock")
         self.file = self.folder / OLD_LOCK
 
     def held(self, how: str) -> "subprocess.Popen[bytes]":

@@ -1,7 +1,5 @@
 """What is special about PostgreSQL: its schema, and all the ways in which a server can be away."""
 
-import shutil
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -32,8 +30,9 @@ from gateway.store.interface import (
 from gateway.store.postgres import PostgresStore
 from gateway.store.session import Session
 from gateway.store.spool import Spool
-from tests.daemon import PATIENCE, Stopwatch
+from tests.daemon import Stopwatch
 from tests.postgres import ServerCase
+from tests.trial import new_folder, until
 from tests.unit.test_store import DAY, ENTRY, at, end, fault, hour
 
 #: As "manage.py sqlmigrate" prints it for the Django project.
@@ -66,15 +65,6 @@ VALUES ('default', 'CY0', 'RETURN', 12.50, 'ST', '2025-01-01 00:00:00+09', '2025
 SEOUL = timezone(timedelta(hours=9))
 
 
-async def until(condition: Callable[[], Any], what: str) -> None:
-    """Wait for a condition to give something true."""
-    last = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > last:
-            raise AssertionError(f"waited in vain: {what}")
-        await deferLater(reactor, 0.02)
-
-
 class BrokenSpool(Spool):
     """Cannot forget what was brought, as often as it is told to."""
 
@@ -102,15 +92,13 @@ class PostgresCase(ServerCase):
         self.server.resume()
         for store in self.stores:
             await store.close()
-        for folder in self.folders:
-            shutil.rmtree(folder)
 
     def opened(
         self, gateway: str = "g", url: str | None = None, folder: Path | None = None, kind: type[Spool] = Spool
     ) -> PostgresStore:
         clock = WallClock(UTC)
         if folder is None:
-            folder = Path(tempfile.mkdtemp(prefix="cynow-store-"))
+            folder = new_folder(self, "store")
             self.folders.append(folder)
         spool = kind(reactor, clock, self.counters, str(folder), 10**8)
         store = PostgresStore(reactor, clock, self.counters, spool, url or self.server.url, gateway)

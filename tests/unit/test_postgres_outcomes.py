@@ -20,7 +20,8 @@ from gateway.store.postgres_group import LIMIT, CommitQueue
 from gateway.store.postgres_refusals import explain
 from gateway.store.session import Session, Work
 from tests.daemon import PATIENCE
-from tests.unit.test_postgres_refusals import SECRET, RefusalCase, until
+from tests.trial import until
+from tests.unit.test_postgres_refusals import SECRET, RefusalCase
 from tests.unit.test_store import DAY, ENTRY, fault
 
 #: The same request, again and again.

@@ -1,9 +1,6 @@
 """A real server that is there and refuses: what is said, what mends it, and that it heals by itself."""
 
 import contextlib
-import shutil
-import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC
 from typing import Any
@@ -21,19 +18,11 @@ from gateway.store.postgres import PostgresStore
 from gateway.store.postgres_refusals import explain
 from gateway.store.session import Session
 from gateway.store.spool import Spool
-from tests.daemon import PATIENCE
 from tests.postgres import Server, ServerCase
+from tests.trial import new_folder, until
 from tests.unit.test_store import DAY, ENTRY, fault
 
 SECRET = "CY-SECRET-77"
-
-
-async def until(condition: Callable[[], Any], what: str) -> None:
-    end = reactor.seconds() + PATIENCE
-    while not condition():
-        if reactor.seconds() > end:
-            raise AssertionError(f"waited in vain: {what}")
-        await deferLater(reactor, 0.02)
 
 
 async def _read_only(session: Session) -> None:
@@ -42,8 +31,7 @@ async def _read_only(session: Session) -> None:
 
 class RefusalCase(ServerCase):
     def opened(self, url: str | None = None, gateway: str = "hall-1") -> PostgresStore:
-        folder = tempfile.mkdtemp(prefix="cynow-refusals-")
-        self.addCleanup(shutil.rmtree, folder, ignore_errors=True)
+        folder = str(new_folder(self, "refusals"))
         clock, counters = WallClock(UTC), Counters()
         spool = Spool(reactor, clock, counters, folder, 2**20)
         store = PostgresStore(reactor, clock, counters, spool, url or self.server.url, gateway)

@@ -3,7 +3,6 @@
 import gzip
 import io
 import os
-import shutil
 import sqlite3
 import tempfile
 from array import array
@@ -28,6 +27,7 @@ from gateway.raw.files import HEADER
 from gateway.raw.log import RawLog
 from gateway.raw.plot import Plot
 from tests.killable import Killable, readable
+from tests.trial import new_folder
 from tests.unit.test_recovery import at
 
 GOOD = HEADER + b"10:00:00,1.5\n10:00:00,2.5\n10:00:01,3.5\n"
@@ -323,8 +323,7 @@ class DamageLogTests(SynchronousTestCase):
 
 class AppendTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="cynow-damage-"))
-        self.addCleanup(shutil.rmtree, self.folder)
+        self.folder = new_folder(self, "damage")
         (self.folder / "M").mkdir()
         self.path = self.folder / "M" / "20251218_v.csv"
         self.reactor = Clock()
@@ -442,8 +441,7 @@ class RecoveryTests(TestCase):
     """A gateway that is killed at 11:20, its file damaged, and started again."""
 
     def setUp(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="cynow-damage-"))
-        self.addCleanup(shutil.rmtree, self.folder)
+        self.folder = new_folder(self, "damage")
 
     def query(self, killed: Killable, statement: str) -> list[tuple[int, ...]]:
         connection = sqlite3.connect(killed.db / "M.db")
@@ -604,8 +602,7 @@ class RecoveryTests(TestCase):
 
 class PlotTests(SynchronousTestCase):
     def test_damage_that_a_plot_comes_upon_is_counted_once(self) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="cynow-damage-"))
-        self.addCleanup(shutil.rmtree, folder)
+        folder = new_folder(self, "damage")
         (folder / "M").mkdir()
         (folder / "M" / "20251218_v.csv").write_bytes(GOOD + bytes(100) + b"\n10:00:02,4.5\n10:00:03,0.7")
         begin, end = (datetime(2025, 12, 18, hour, tzinfo=UTC) for hour in (9, 11))

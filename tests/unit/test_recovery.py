@@ -9,7 +9,6 @@ import os
 import random
 import shutil
 import sqlite3
-import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
@@ -27,6 +26,7 @@ from gateway.period import PERIODS, end_of, start_of
 from gateway.store import sqlite
 from gateway.store.tables import MachineTables
 from tests.killable import Killable, means_of_files, never_killed
+from tests.trial import new_folder
 
 SEOUL = ZoneInfo("Asia/Seoul")
 KOLKATA = ZoneInfo("Asia/Kolkata")
@@ -59,8 +59,7 @@ class RecoveryCase(TestCase):
 
     def setUp(self) -> None:
         # Nothing here asks what a disk does, and a thousand starts would wait for it.
-        self.folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
-        self.addCleanup(shutil.rmtree, self.folder)
+        self.folder = new_folder(self, "recovery", in_memory=True)
         self.addCleanup(self.stop)
         self.killables: list[Killable] = []
 

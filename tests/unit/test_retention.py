@@ -2,7 +2,6 @@
 
 import gzip
 import os
-import tempfile
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -20,6 +19,7 @@ from gateway.raw import retention
 from gateway.raw.files import raw_files, runs
 from gateway.raw.retention import ROUND, Retention
 from gateway.threads import pool_of
+from tests.trial import new_folder
 
 TODAY = date(2025, 12, 18)
 
@@ -28,7 +28,7 @@ LINES = b"time,data\n" + b"".join(b"%02d:00:00,%d.5\n" % (hour, hour) for hour i
 
 class RetentionTests(TestCase):
     def setUp(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="cynow-retention-"))
+        self.folder = new_folder(self, "retention")
         (self.folder / "M").mkdir()
         self.counters = Counters()
         self.pool = pool_of(1, "retention")

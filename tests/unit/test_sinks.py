@@ -2,12 +2,10 @@
 
 import errno
 import os
-import tempfile
 from array import array
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
@@ -29,6 +27,7 @@ from gateway.stats.rollup import Rollup
 from gateway.stats.statistics import Statistics
 from gateway.store.interface import SEQ_BLOCK
 from gateway.writer import HIGH_WATER, LOW_WATER, Writer
+from tests.trial import new_folder
 
 #: 2025-12-18 10:11:00 UTC.
 START = datetime(2025, 12, 18, 10, 11, tzinfo=UTC).timestamp()
@@ -321,7 +320,7 @@ class SequenceTests(Parts):
 class RawLogTests(Parts):
     def setUp(self) -> None:
         super().setUp()
-        self.folder = Path(tempfile.mkdtemp(prefix="cynow-raw-"))
+        self.folder = new_folder(self, "raw")
         self.known = {("M", "v")}
         self.rawlog = RawLog(
             self.reactor, self.clock, self.counters, str(self.folder), lambda *sensor: sensor in self.known
@@ -619,7 +618,7 @@ class StatisticsTests(Parts):
         self.updates: list[Update] = []
         self.entries: list[Entry] = []
         self.broken = False
-        self.folder = Path(tempfile.mkdtemp(prefix="cynow-raw-"))
+        self.folder = new_folder(self, "raw")
         self.rawlog = RawLog(self.reactor, self.clock, self.counters, str(self.folder), lambda machine, sensor: True)
         rollup = Rollup(UTC, {"vib": "ABS"})
         self.statistics = Statistics(

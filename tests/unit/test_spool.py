@@ -2,13 +2,10 @@
 
 import contextlib
 import math
-import os
 import random
-import shutil
 import sqlite3
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
@@ -31,6 +28,7 @@ from gateway.store import spool as module
 from gateway.store.interface import SEQ_BLOCK, DayMark, SensorState, Standing, StoreUnavailable
 from gateway.store.spool import SPOOL_FILE, Spool
 from gateway.store.sqlite import SqliteStore
+from tests.trial import new_folder
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -38,9 +36,6 @@ BERLIN = ZoneInfo("Europe/Berlin")
 DAY = date(2025, 12, 18)
 NOON = datetime(2025, 12, 18, 12, tzinfo=UTC)
 MEGABYTE = 1024 * 1024
-
-#: A folder without a disk, where there is one.
-MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
 
 def bucket(value: float = 1.5) -> Bucket:
@@ -89,8 +84,7 @@ class SpoolCase(TestCase):
     most_bytes = 4 * MEGABYTE
 
     def setUp(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="cynow-spool-"))
-        self.addCleanup(shutil.rmtree, self.folder)
+        self.folder = new_folder(self, "spool")
         self.counters = Counters()
         self.spool = self.open()
         self.addCleanup(lambda: self.spool.close())
@@ -600,8 +594,7 @@ class SameAsTheStoreTests(SpoolCase):
 
     async def same(self, zone: ZoneInfo, begin: datetime, chance: random.Random) -> None:
         # Nothing here asks what a disk does, and thousands of transactions would wait for it.
-        self.folder = Path(tempfile.mkdtemp(prefix="cynow-spool-", dir=MEMORY))
-        self.addCleanup(shutil.rmtree, self.folder)
+        self.folder = new_folder(self, "spool", in_memory=True)
         await self.in_zone(zone)
         store = SqliteStore(reactor, WallClock(zone), self.counters, str(self.folder))
         store.open()

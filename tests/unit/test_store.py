@@ -3,15 +3,12 @@
 import contextlib
 import math
 import random
-import shutil
 import sqlite3
-import tempfile
 from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -41,6 +38,7 @@ from gateway.store.spool import Spool
 from gateway.store.sqlite import SqliteStore
 from gateway.store.writing import run_together
 from tests.postgres import ServerCase
+from tests.trial import new_folder
 
 SEOUL = timezone(timedelta(hours=9))
 
@@ -693,7 +691,7 @@ class SqliteStoreTests(StoreSuite, TestCase):
     """The suite on the embedded store, and what only that has."""
 
     def setUp(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="cynow-store-"))
+        self.folder = new_folder(self, "store")
         self.counters = Counters()
         self.store = self.open()
 
@@ -1154,13 +1152,12 @@ class PostgresStoreTests(StoreSuite, ServerCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.folder = Path(tempfile.mkdtemp(prefix="cynow-store-"))
+        self.folder = new_folder(self, "store")
         self.counters = Counters()
         self.store = self.open()
 
     async def tearDown(self) -> None:
         await self.store.close()
-        shutil.rmtree(self.folder)
         self.assertEqual(self.counters.store_lost._value.get(), 0)
 
     def open(self) -> PostgresStore:
