@@ -5,10 +5,9 @@ import json
 import os
 import shutil
 import sqlite3
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC
 from decimal import Decimal
@@ -17,7 +16,6 @@ from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import gatherResults
-from twisted.internet.task import deferLater
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
@@ -34,11 +32,11 @@ from gateway.store.interface import (
 from gateway.store.note import Note, read_note, write_note
 from gateway.store.spool import SPOOL_FILE, Spool
 from gateway.store.sqlite import SqliteStore
+from tests.daemon import PATIENCE
+from tests.trial import new_folder, until
 from tests.unit.test_store import DAY, ENTRY, at, fault, mean
 
 NAME = "cynow-gateway.sqlite3"
-
-PATIENCE = 60.0
 
 
 class StoreCase(TestCase):
@@ -49,8 +47,7 @@ class StoreCase(TestCase):
     def setUp(self) -> None:
         self.patch(writing, "_LOOK", 0.02)
         self.patch(sqlite, "_LOOK", 0.02)
-        self.folder = Path(tempfile.mkdtemp(prefix="cynow-store-"))
-        self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
+        self.folder = new_folder(self, "store")
         self.path = self.folder / NAME
         self.counters = Counters()
         self.opened: list[Any] = []
@@ -67,11 +64,18 @@ class StoreCase(TestCase):
         self.opened.append(store)
         return store
 
-    async def until(self, condition: Callable[[], Any], what: str) -> None:
-        end = time.monotonic() + PATIENCE
-        while not condition():
-            self.assertLess(time.monotonic(), end, f"waited in vain: {what}")
-            await deferLater(reactor, 0.01)
+    async def looks(self, where: type, name: str) -> None:
+        """Wait until a look, which has a method of its own, was made a few times more from its beginning to its end."""
+        made = []
+        look = getattr(where, name)
+
+        def counted(*given: Any, **named: Any) -> Any:
+            result = look(*given, **named)
+            made.append(name)
+            return result
+
+        self.patch(where, name, counted)
+        await until(lambda: len(made) > 3, "looks")
 
     async def refused(self, store: SqliteStore) -> str:
         """Why a commit is refused now, as the answer and ``/healthz`` say."""
@@ -97,19 +101,19 @@ class ProblemTests(StoreCase):
 
     async def noticed(self, store: SqliteStore, *words: str) -> None:
         """Without a commit."""
-        await self.until(lambda: store.problems, "a problem")
+        await until(lambda: store.problems, "a problem")
         for word in words:
             self.assertIn(word, store.problems[0])
         await self.refused(store)
 
     async def cleared(self, store: SqliteStore) -> None:
-        await self.until(lambda: not store.problems, "no problem")
+        await until(lambda: not store.problems, "no problem")
         await store.commit(ENTRY, None)
 
     async def test_problems_without_a_fault_are_none(self) -> None:
         store = self.open()
         await store.commit(ENTRY, None)
-        await deferLater(reactor, 0.2)
+        await self.looks(writing.GroupWriter, "_look_at_file")
         self.assertEqual(store.problems, [])
 
     async def test_problems_directory_moved_names_it_and_clears(self) -> None:
@@ -152,7 +156,7 @@ class ProblemTests(StoreCase):
             store = self.open()
             with self.rows() as connection:
                 connection.execute(f"ALTER TABLE {table} RENAME TO gone")
-            await self.until(lambda store=store: store.problems, "a problem")
+            await until(lambda store=store: store.problems, "a problem")
             self.assertIn(f"no such table: {table}", store.problems[0])
             with self.rows() as connection:
                 connection.execute(f"ALTER TABLE gone RENAME TO {table}")
@@ -198,7 +202,7 @@ class ProblemTests(StoreCase):
         store = self.open()
         with self.rows() as other:
             other.execute("BEGIN EXCLUSIVE")
-            await self.until(lambda: store.problems, "a problem")
+            await until(lambda: store.problems, "a problem")
             self.assertIn(NAME, store.problems[0])
             self.assertIn("locked", store.problems[0])
             await self.refused(store)
@@ -211,8 +215,8 @@ class ProblemTests(StoreCase):
         with self.rows() as other:
             other.execute("BEGIN EXCLUSIVE")
             store._gateway._look_call.reset(0)  # type: ignore[union-attr]  # it is open
-            await self.until(lambda: store._gateway._was_locked, "the look")  # type: ignore[union-attr]
-            await self.until(lambda: store._gateway._running is None, "the look")  # type: ignore[union-attr]
+            await until(lambda: store._gateway._was_locked, "the look")  # type: ignore[union-attr]
+            await until(lambda: store._gateway._running is None, "the look")  # type: ignore[union-attr]
             self.assertEqual(store.problems, [])
             other.execute("ROLLBACK")
         await store.commit(ENTRY, None)
@@ -247,7 +251,7 @@ class ProblemTests(StoreCase):
             file.seek((root - 1) * size)
             file.write(b"\xa5" * size)
         store = self.open()
-        await self.until(lambda: store.problems, "the check")
+        await until(lambda: store.problems, "the check")
         self.assertIn("damaged", store.problems[0])
         self.assertIn("restore a backup", store.problems[0])
         await self.refused(store)
@@ -334,6 +338,19 @@ class RefusedRowTests(StoreCase):
 class OutcomeTests(StoreCase):
     """How long a commit is waited for, and what is known of it then."""
 
+    def open(self, **options: Any) -> SqliteStore:
+        """Open a store that is as patient as the tests are, until :meth:`expire`."""
+        self.patch(SqliteStore._run, "__kwdefaults__", {**SqliteStore._run.__kwdefaults__, "patience": PATIENCE})
+        return super().open(**options)
+
+    def expire(self, store: SqliteStore) -> None:
+        """Let the time in which everything that was asked is answered be over."""
+        writer = store._gateway
+        assert writer is not None
+        for each in (*writer._in_hand, *writer._waiting):
+            each.until = reactor.seconds()
+        writer._expire()
+
     def stall(self, store: SqliteStore) -> threading.Event:
         """Keep the writer's thread in a transaction until the event is set."""
         event = threading.Event()
@@ -342,22 +359,23 @@ class OutcomeTests(StoreCase):
         return event
 
     async def test_commit_in_a_thread_that_hangs_is_answered_in_time(self) -> None:
-        self.patch(sqlite, "_PATIENCE", 0.2)
         store = self.open()
-        event = threading.Event()
+        begins, event = threading.Event(), threading.Event()
         self.addCleanup(event.set)
         commit = sqlite._commit
 
         def slow(*given: Any) -> Any:
             result = commit(*given)
+            begins.set()
             event.wait(PATIENCE)
             return result
 
         self.patch(sqlite, "_commit", slow)
         begun = store.commit(ENTRY, IdempotencyKey("k", "f"))
-        await deferLater(reactor, 0.05)
+        await until(begins.is_set, "it has begun")
         waiting = store.commit(replace(ENTRY, cylinder_no="CY2"), IdempotencyKey("l", "f"))
         question = store.replay(IdempotencyKey("k", "f"))
+        self.expire(store)
         with self.assertRaises(OutcomeUnknown):
             await begun
         for each in (waiting, question):
@@ -374,13 +392,13 @@ class OutcomeTests(StoreCase):
         self.assertEqual((late["count"], late["written"]), (1, 1))
 
     async def test_commit_behind_a_job_that_hangs_was_not_written(self) -> None:
-        self.patch(sqlite, "_PATIENCE", 0.1)
         store = self.open()
         event = self.stall(store)
+        waiting = store.commit(ENTRY, None)
+        self.expire(store)
         with self.assertRaises(StoreUnavailable):
-            await store.commit(ENTRY, None)
+            await waiting
         event.set()
-        self.patch(sqlite, "_PATIENCE", PATIENCE)
         await store.commit(ENTRY, None)
         self.assertEqual(self.count(), 1)
 
@@ -404,7 +422,7 @@ class OutcomeTests(StoreCase):
         store = self.open()
         with self.assertRaises(StoreUnavailable):
             await self.failing(store, 1)
-        await self.until(lambda: not store.problems, "no problem")
+        await until(lambda: not store.problems, "no problem")
         self.assertEqual(self.count(), 0)
 
     async def test_commit_that_the_disk_fails_for_long_is_unknown(self) -> None:
@@ -412,7 +430,7 @@ class OutcomeTests(StoreCase):
         with self.assertRaises(OutcomeUnknown):
             await self.failing(store, 2)
         self.assertIn("disk I/O error", store.problems[0])
-        await self.until(lambda: not store.problems, "no problem")
+        await until(lambda: not store.problems, "no problem")
         result = await store.commit(ENTRY, IdempotencyKey("k", "f"))
         self.assertIsNotNone(result.commit)
         self.assertEqual(self.count(), 1)
@@ -552,8 +570,7 @@ class LostFileTests(StoreCase):
         """SQLite removes the log of an empty database; commits may be in it only."""
         store = self.open()
         await store.commit(ENTRY, None)
-        copy = Path(tempfile.mkdtemp(prefix="cynow-store-"))
-        self.addCleanup(shutil.rmtree, copy)
+        copy = new_folder(self, "store")
         for name in (NAME, f"{NAME}-wal"):
             shutil.copy(self.folder / name, copy / name)
         await self.close()
@@ -626,7 +643,7 @@ class LostFileTests(StoreCase):
             except StoreUnavailable as error:
                 self.assertIn("damaged", str(error))
             else:
-                await self.until(lambda store=store: store.problems, "the check")
+                await until(lambda store=store: store.problems, "the check")
                 await self.refused(store)
                 await self.close()
 
@@ -675,7 +692,7 @@ class LostFileTests(StoreCase):
     async def test_note_is_kept_while_commits_come(self) -> None:
         store = self.open()
         await store.commit(ENTRY, None)
-        await self.until(lambda: (read_note(str(self.folder), "store") or Note("")).commit == 1, "the note")
+        await until(lambda: (read_note(str(self.folder), "store") or Note("")).commit == 1, "the note")
         self.assertEqual(read_note(str(self.folder), "store").reserved, store.reserved)  # type: ignore[union-attr]
 
     def test_note_that_is_none_is_not_believed(self) -> None:
@@ -728,7 +745,7 @@ class MachineFileTests(StoreCase):
         self.assertEqual(self.lost(), 2)
         self.assertEqual([item["name"] for item in (await store.anomalies(None, DAY, DAY)).items], ["N", "N"])
         # Nothing of it clears by itself.
-        await deferLater(reactor, 0.2)
+        await self.looks(SqliteStore, "_looked")
         self.assertEqual(store.problems, [problem])
         await store.commit(ENTRY, None)
 
@@ -751,7 +768,7 @@ class MachineFileTests(StoreCase):
             if restored:
                 (self.folder / "M.db").write_bytes(self.whole)
             with capturedLogs() as events:
-                await self.until(lambda store=store: not store.problems, "no problem")
+                await until(lambda store=store: not store.problems, "no problem")
             self.assertEqual([event["count"] for event in events if "sound again" in event["log_format"]], [1])
             self.assertEqual(await store.write([fault("M", 3)]), [])
             self.assertEqual(len((await store.anomalies("M", DAY, DAY)).items), 2 if restored else 1)
@@ -870,10 +887,10 @@ class SpoolFileTests(StoreCase):
     async def test_problem_of_a_spool_that_was_removed_is_noticed_without_an_entry(self) -> None:
         spool = self.spool()
         moved = (self.folder / SPOOL_FILE).rename(self.folder / "moved")
-        await self.until(lambda: spool.problem, "a problem")
+        await until(lambda: spool.problem, "a problem")
         self.assertIn("removed or replaced", str(spool.problem))
         moved.rename(self.folder / SPOOL_FILE)
-        await self.until(lambda: spool.problem is None, "no problem")
+        await until(lambda: spool.problem is None, "no problem")
 
 
 class ErrorTests(SynchronousTestCase):
@@ -906,8 +923,7 @@ class ErrorTests(SynchronousTestCase):
     def test_explained_full_disk_names_the_directory(self) -> None:
         text = sqlite_errors.explained(self.error(sqlite3.SQLITE_FULL), "/dev/shm/db/x.sqlite3")
         self.assertIn("/dev/shm/db", text)
-        folder = tempfile.mkdtemp()
-        self.addCleanup(shutil.rmtree, folder)
+        folder = new_folder(self, "full")
         text = sqlite_errors.explained(self.error(sqlite3.SQLITE_FULL), f"{folder}/x.sqlite3")
         self.assertEqual(text, f"{folder}: the disk is full; make room")
         # An I/O error of a disk that takes a file keeps its own words.
