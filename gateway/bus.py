@@ -101,7 +101,7 @@ def parse_topic(pattern: str) -> tuple[str, ...]:
 
 
 def _kept(source: str, name: str) -> str:
-    """Return a name as it is kept: a machine's in NFC, a scale's as the configuration has it."""
+    """Return the stored form of a name: a machine's in NFC, a scale's as configured."""
     return name if source == "scale" else name_of(name) or name
 
 

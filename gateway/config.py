@@ -72,17 +72,17 @@ def _gateway_name(value: str) -> str:
 
 
 def _as_list(value: object) -> object:
-    """Take a text for a list of one."""
+    """Turn a single string into a list of one."""
     if isinstance(value, str):
         return (value,)
     if isinstance(value, list) and None in value:
-        # YAML's null is also what an empty entry is, and must not let in the pages of sandboxed frames.
+        # YAML reads an empty entry as null, and that must not admit the pages of sandboxed frames.
         raise PydanticCustomError("origin", 'an empty entry; pages without an origin are "null", in quotes')
     return value
 
 
 def _origin(value: str) -> str:
-    """Return an origin in its normal form; one that can match nothing stays, and `--check` and the start say so."""
+    """Return an origin in its normal form; keep one that cannot match, which `--check` and the start report."""
     try:
         return normal_origin(value)
     except ValueError:
@@ -289,7 +289,7 @@ class Problem:
 
     key: str
     message: str
-    #: The gateway cannot start with it; else it is a warning at the start, and ``--check`` prints it.
+    #: Whether it keeps the gateway from starting; otherwise it is a warning at startup and in ``--check``.
     is_fatal: bool = True
 
     def __str__(self) -> str:
@@ -299,8 +299,8 @@ class Problem:
 class ConfigError(Exception):
     """A configuration that cannot be used, with every problem in it.
 
-    :param rest: the settings without what is wrong; ``None`` where the file cannot be read that far.
-    :param broken: keys, or sections, that have their defaults there.
+    :param rest: settings without the invalid values; ``None`` if the file cannot be read that far.
+    :param broken: keys and sections that have their defaults in ``rest``.
     """
 
     def __init__(self, problems: list[Problem], rest: "Settings | None" = None, broken: Iterable[str] = ()) -> None:
@@ -313,11 +313,11 @@ class ConfigError(Exception):
 def load(
     path: Path | None, environment: Mapping[str, str], check_line: Callable[[str, str], str] | None = None
 ) -> Settings:
-    """The settings of a file (``None``: all defaults) and the environment.
+    """Return the settings of a file (``None``: all defaults) and the environment.
 
-    :param check_line: told the kind of a scale's line (``listen``, ``connect``, ``serial``) and its text, or ``url``
-        and that of a database, returns what is wrong with it, or nothing.
-    :raises ConfigError: with every problem that there is.
+    :param check_line: function that takes the kind of a scale's line (``listen``, ``connect``, ``serial``) and its
+        text, or ``url`` and a database's URL, and returns the problem with it, or an empty string.
+    :raises ConfigError: with every problem found.
     """
     given = {} if path is None else _read(path)
     problems: list[Problem] = []
@@ -343,7 +343,7 @@ def load(
             # An unknown key may be meant for any other of its section.
             is_unknown = item["type"] == "extra_forbidden"
             broken.add(problem.key.rpartition(".")[0] if is_unknown else problem.key)
-        # A scale without a key of its line cannot be used: it goes as a whole.
+        # A scale without a key for its line cannot be used, so the whole scale is removed.
         places = [item["loc"][: 2 if item["loc"][:1] == ("scales",) else None] for item in error.errors()]
         settings = _rest(_without(tree, places), check_line)
     if settings is not None:
@@ -354,7 +354,7 @@ def load(
 
 
 def _without(tree: Any, locations: list[tuple[int | str, ...]]) -> Any:
-    """Return a tree of mappings without what stands at some places; a list there goes as a whole."""
+    """Return a tree of mappings without the values at some locations; a list there is removed as a whole."""
     if not isinstance(tree, dict):
         return tree
     below: dict[int | str, list[tuple[int | str, ...]]] = {}

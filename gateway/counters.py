@@ -60,7 +60,7 @@ class Counters:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        #: Each log with a rate limit adds what says how many lines it left out; see `report_log`.
+        #: Functions that log how many lines a rate limit left out, one of each such log; see `report_log`.
         self.log_reports: list[Callable[[bool], None]] = []
         ProcessCollector(registry=registry)
 
@@ -233,7 +233,7 @@ class Counters:
     def report_log(self, everything: bool) -> None:
         """Log how many lines rate limits left out.
 
-        :param everything: also in periods that are not over.
+        :param everything: include periods that have not ended.
         """
         for report in self.log_reports:
             report(everything)

@@ -1,7 +1,7 @@
-"""Keys of the configuration that are valid alone, and wrong together or without effect.
+"""Checks for configuration keys that are valid alone, but conflict or have no effect.
 
 A problem that would keep the gateway from working anyway is fatal. The others are printed by ``--check`` and logged at
-a start, so that a file that has worked goes on working.
+startup, so that an existing file keeps working.
 """
 
 import ipaddress
@@ -14,11 +14,11 @@ from typing import Final
 from gateway.config import ENVIRONMENT, Problem, Settings
 from gateway.origins import normal_origin
 
-#: What a TCP endpoint says: the interface or host, and the port; ``None`` for another kind of endpoint.
-#: It is given the kind of line (``listen`` or ``connect``) and the endpoint's text.
+#: Returns the interface or host, and the port, of a TCP endpoint; ``None`` for another kind of endpoint.
+#: The arguments are the kind of line (``listen`` or ``connect``) and the endpoint's text.
 AddressOf = Callable[[str, str], tuple[str, int] | None]
 
-#: Keys of a scale's line that only a serial one heeds.
+#: Keys that affect only serial lines of scales.
 _OF_SERIAL: Final = ("baudrate", "bytesize", "parity", "stopbits")
 
 _RANGE: Final = "write a number from {} to 65535"
@@ -34,12 +34,12 @@ class _Port:
 
 
 class CrossChecks:
-    """The checks of one configuration.
+    """Cross-checks of one configuration.
 
-    :param environment: variables, of which some have overridden the file.
-    :param folder: that relative paths are relative to.
-    :param broken: keys and sections that are wrong in themselves, and have their defaults in ``settings``; no problem
-        follows from such a default.
+    :param environment: environment variables, some of which may override the file.
+    :param folder: base folder of relative paths.
+    :param broken: keys and sections that are invalid in themselves, and have their defaults in ``settings``; these
+        defaults are not checked.
     """
 
     def __init__(
@@ -73,13 +73,13 @@ class CrossChecks:
         ]
 
     def _is_broken(self, *keys: str) -> bool:
-        """Return whether one of these keys, its section or a part of it is wrong in itself."""
+        """Return whether one of these keys, its section or a part of it is invalid in itself."""
         return any(
             f"{key}.".startswith(f"{wrong}.") or wrong.startswith(f"{key}.") for key in keys for wrong in self._broken
         )
 
     def _port_problems(self) -> Iterator[Problem]:
-        """Return a problem for each port that two keys name, and for each that is out of range."""
+        """Yield a problem for each port that two keys name, and for each that is out of range."""
         ports: list[_Port] = []
         for port in self._ports():
             if isinstance(port, Problem):
@@ -118,7 +118,7 @@ class CrossChecks:
         return "" if variable is None else f" (set by {variable})"
 
     def _shared_devices(self) -> Iterator[Problem]:
-        """Two scales on one line: each would get some of the other's bytes, or all of them."""
+        """Yield a problem for each line that two scales share: each would get the other's bytes, or some of them."""
         seen: dict[tuple[str, ...], str] = {}
         for scale_id, line in self._settings.scales.items():
             key = f"scales.{scale_id}"
@@ -129,7 +129,7 @@ class CrossChecks:
                 host, port = self._address_of("connect", line.connect) or (line.connect, 0)
                 device, key = ("connect", host.lower(), str(port)), f"{key}.connect"
             elif line.listen is not None and self._address_of("listen", line.listen) is None:
-                # Of a socket in the file system or of systemd, the text is all that can be told.
+                # For a socket in the file system or of systemd, only the texts can be compared.
                 device, key = ("listen", line.listen), f"{key}.listen"
             else:
                 continue
@@ -153,13 +153,13 @@ class CrossChecks:
                 )
 
     def _line_without_effect(self) -> Iterator[Problem]:
-        """Keys of `scale` that `scales` replaces."""
+        """Yield a problem for each key of `scale` that `scales` replaces."""
         scale, scales = self._settings.scale, self._settings.scales
         if "scales" in self._broken or not (scales or self._is_broken("scales")):
             return
         defaults = type(scale)()
         for key in ("host", "port"):
-            # Where it says what holds anyway, it may stay: the file that is shipped says everything.
+            # A value that equals the default may stay: the shipped file lists every key.
             is_said = getattr(scale, key) != getattr(defaults, key) or f"scale.{key}" in self._variables
             if is_said and not self._is_broken(f"scale.{key}"):
                 yield Problem(

@@ -9,7 +9,7 @@ from gateway.bus import Bus
 from gateway.clock import WallClock
 from gateway.model import Presence, Reading, Update
 
-#: Machines that have disconnected without a mean and are remembered.
+#: Maximum remembered machines that have disconnected without a mean.
 MAX_GONE: Final = 1000
 
 #: How many updates of a sensor a client is given on arrival; the old server kept as many.
@@ -57,7 +57,7 @@ class Live:
         self._recent: dict[str, dict[str, deque[Update]]] = {}
         #: By machine: the gateways that it is connected to, at least one.
         self._connected: dict[str, set[str]] = {}
-        #: Machines without a mean that have disconnected, the last one last.
+        #: Machines that have disconnected without a mean, the most recent last.
         self._gone: dict[str, None] = {}
         #: Machines that were seen on this gateway.
         self._machines_here: dict[str, None] = {}
@@ -107,7 +107,7 @@ class Live:
                 self._forget_machine(presence.name)
 
     def _forget_machine(self, machine: str) -> None:
-        """Note that a machine is gone; of many of which nothing is known but their names, the first are forgotten."""
+        """Note that a machine has disconnected; beyond the maximum, forget the oldest of those known by name only."""
         self._gone.pop(machine, None)
         if not self._recent.get(machine):
             self._gone[machine] = None

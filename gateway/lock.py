@@ -1,4 +1,4 @@
-"""One gateway a directory, and none beside the monitoring server that it replaces."""
+"""Locks that allow one gateway for each directory, and none beside the monitoring server that it replaces."""
 
 import contextlib
 import fcntl
@@ -38,20 +38,20 @@ class DirectoryLock:
 
 
 class OldServerLock:
-    """Holds the old monitoring server's lock file, where there is one, for this process until it ends.
+    """A lock on the old monitoring server's lock file, if it exists, held until this process ends.
 
-    A file that lies there says nothing; that a process holds a lock on it does. Which kind of lock the old server takes
-    depends on its version, so both are asked for: ``flock(2)``, and the record lock of ``fcntl(2)``.
+    The file alone does not mean that the server runs; a lock on it does. The kind of lock depends on the old server's
+    version, so both are tried: ``flock(2)``, and the record lock of ``fcntl(2)``.
 
-    :param folder: its working directory, and ours.
-    :raises DirectoryInUse: another process holds it.
+    :param folder: working directory of both programs.
+    :raises DirectoryInUse: another process holds the lock.
     """
 
     def __init__(self, folder: str) -> None:
         self._file: int | None = None
         path = os.path.join(folder, OLD_LOCK)
         for access in (os.O_RDWR, os.O_RDONLY):
-            # Without the right to open it nothing can be told, and nothing is lost: ports tell as well.
+            # Without the right to open it, the check is skipped: the ports would conflict as well.
             with contextlib.suppress(OSError):
                 self._file = os.open(path, access | os.O_CLOEXEC | os.O_NONBLOCK)
                 break
@@ -73,10 +73,10 @@ class OldServerLock:
         except BlockingIOError:
             raise
         except PermissionError as error:
-            # What some systems say instead, by POSIX.
+            # POSIX allows this error instead, and some systems use it.
             raise BlockingIOError(error.errno, error.strerror) from error
         except OSError:
-            # A file system without locks.
+            # The file system does not support locks.
             return
 
     def release(self) -> None:

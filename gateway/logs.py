@@ -43,9 +43,9 @@ class MidnightLogFile(DailyLogFile):
         self._remove_old()
 
     def reopen(self) -> None:
-        """Write into a file of the configured name from now on: another program has renamed the one in use.
+        """Open the configured file name again, after another program has renamed the file in use.
 
-        :raises OSError: it cannot be opened; the one in use stays.
+        :raises OSError: the new file cannot be opened; the one in use stays.
         """
         file = open(self.path, "ab", 0)  # noqa: SIM115 - closed by the base class
         old, self._file = self._file, file
@@ -81,10 +81,10 @@ class MidnightLogFile(DailyLogFile):
 
 @implementer(ILogObserver)
 class LogOutput:
-    """Where the log goes: to stderr (or ``stream``), and once :meth:`open` was called to files of a day each.
+    """Log output to stderr (or ``stream``) and, after :meth:`open`, to daily files.
 
-    :param directory: of the files; ``None`` is no files.
-    :param level: lines below it are not written.
+    :param directory: directory of the files; ``None`` for no files.
+    :param level: lowest level that is written.
     :param keep_days: days after which a file is removed.
     """
 
@@ -103,12 +103,12 @@ class LogOutput:
         self._file: MidnightLogFile | None = None
         self._text = _formatter(clock)
         self._publisher = LogPublisher(FileLogObserver(stream or sys.stderr, self._text))
-        #: Bounds what a kind of line may write.
+        #: Limits the lines of each kind.
         self.limit = LimitedObserver(self._publisher, clock, counters)
         levels = LogLevelFilterPredicate(LogLevel.levelWithName(level))
-        # It has a line or two for whatever a client does wrong, without limit; we have our own.
+        # Autobahn logs a line or two for each client error, without limit; the gateway logs its own.
         levels.setLogLevelForNamespace("autobahn", LogLevel.critical)
-        # Its line about a dial-out names an object, not the scale, and comes without limit; `ingest.scale` has its own.
+        # Twisted's line about a dial-out does not name the scale and has no limit; `ingest.scale` logs its own.
         levels.setLogLevelForNamespace("twisted.application._client_service", LogLevel.critical)
         self._filter = FilteringLogObserver(self.limit, [levels])
 
@@ -116,7 +116,7 @@ class LogOutput:
         self._filter(event)
 
     def open(self) -> None:
-        """Write to the files too from now on.
+        """Begin to write to the files too.
 
         :raises OSError: the directory cannot be written.
         """
@@ -124,17 +124,17 @@ class LogOutput:
             return
         os.makedirs(self._directory, exist_ok=True)
         if not os.access(self._directory, os.W_OK | os.X_OK):
-            # The file alone would do until midnight, and then never roll over.
+            # A writable file alone would work until midnight, and could then not roll over.
             raise PermissionError(13, "no right to write there", self._directory)
         self._file = MidnightLogFile(self._directory, self._clock, self._keep_days)
-        # It has what an observer writes to, and is no IO by its type.
+        # It has the methods that an observer needs, but is not an IO type.
         output: Any = self._file
         self._publisher.addObserver(FileLogObserver(output, self._text))
 
     def reopen(self) -> None:
         """Close the file and open it by its name again, for programs that rename it.
 
-        :raises OSError: it cannot be opened; the one in use stays.
+        :raises OSError: the new file cannot be opened; the one in use stays.
         """
         if self._file is not None:
             self._file.reopen()
@@ -143,7 +143,7 @@ class LogOutput:
 def observer(
     clock: WallClock, directory: str | None, level: str, keep_days: int, stream: IO[str] | None = None
 ) -> ILogObserver:
-    """Return what writes the log: to stderr (or ``stream``) and, under ``directory``, to files of a day each.
+    """Return an observer that logs to stderr (or ``stream``) and to daily files under ``directory``.
 
     :raises OSError: the directory cannot be written.
     """
@@ -201,30 +201,30 @@ class HeldObserver:
 
 
 class _Kind:
-    """What is counted of one kind of line."""
+    """Counts of one kind of line."""
 
     __slots__ = ("began", "example", "left_out", "lines")
 
     def __init__(self, began: float) -> None:
-        #: When its period began, by the monotonic clock.
+        #: Monotonic time at which the period began.
         self.began = began
         #: Lines that were logged in the period.
         self.lines = 0
-        #: Lines that were left out in it, and the first of them.
+        #: Lines that were left out in the period, and the first of them.
         self.left_out = 0
         self.example = ""
 
 
 class Shares:
-    """How many lines of a kind may be logged in a period, and how many were left out.
+    """Rate limits of log lines by kind, with counts of the lines left out.
 
-    Any thread may ask.
+    Every method may be called in any thread.
 
-    :param burst: lines of a kind in a period.
-    :param period: in seconds.
-    :param kinds: no more kinds of a group are told apart at a time; the rest of a group shares one, so that strangers
-        who choose kinds cannot push out those of another group.
-    :param say: is given the group, the number of lines left out, the period in seconds, and the first of them.
+    :param burst: maximum lines of a kind in a period.
+    :param period: length of a period, in seconds.
+    :param kinds: maximum kinds of a group that are counted separately at a time. Further ones share one count, so that
+        peers that choose kinds cannot displace those of another group.
+    :param say: called with the group, the number of lines left out, the period in seconds, and the first of them.
     """
 
     def __init__(
@@ -245,14 +245,14 @@ class Shares:
         self._kinds = kinds
         self._groups: dict[str, dict[str, _Kind]] = {}
         self._looked = clock.monotonic()
-        # What a line is made of may log itself.
+        # Formatting a line may log another one.
         self._lock = threading.RLock()
         counters.log_reports.append(self.report)
 
     def take(self, group: str, kind: str, line: Callable[[], str]) -> bool:
-        """Return whether this line may be logged; else count it.
+        """Return whether this line may be logged; otherwise count it.
 
-        :param line: makes its text, an example of those that are left out.
+        :param line: function that returns its text, an example of the lines left out.
         """
         now = self._clock.monotonic()
         before: _Kind | None = None
@@ -289,9 +289,9 @@ class Shares:
         return self._groups.setdefault(group, {})
 
     def report(self, everything: bool = False) -> None:
-        """Say how many lines were left out in periods that are over, and forget these.
+        """Report how many lines were left out in periods that have ended, and forget these periods.
 
-        :param everything: also in periods that are not over, for the process ends.
+        :param everything: include periods that have not ended, because the process ends.
         """
         now = self._looked = self._clock.monotonic()
         reports = []
@@ -310,15 +310,15 @@ class Shares:
 
 @implementer(ILogObserver)
 class LimitedObserver:
-    """Bounds what each kind of line may write, whoever logs it.
+    """Observer that limits each kind of line, from any logger.
 
-    Twisted has a line for each connection that it cannot accept, and warnings of libraries come as often as they like.
-    The gateway's own lines below critical pass: what strangers can repeat is bounded where it is logged.
+    Twisted logs a line for each connection that it cannot accept, and libraries may repeat warnings without limit. The
+    gateway's own lines below critical pass: lines that peers can provoke are limited where they are logged.
 
-    :param observer: is given what passes.
+    :param observer: receives the lines that pass.
     """
 
-    #: Lines a minute of a kind: an error of ours is never lost without a word, but a thousand equal ones say no more.
+    #: Maximum lines a minute of a kind: an error of the gateway is always reported, but not a thousand equal ones.
     FOREIGN: Final = 5
     CRITICAL: Final = 50
 
@@ -353,17 +353,17 @@ class LimitedObserver:
         )
 
 
-#: Characters of a line that are repeated where others like it were left out.
+#: Maximum characters of a line shown as the example of those left out.
 _EXAMPLE: Final = 300
 
 _LEFT_OUT: Final = "{count} similar lines within {period} s were not logged, such as: {example}"
 
-#: Namespaces of what is written to standard output and error, line by line: the tracebacks of threads, for one.
+#: Namespaces of text written to standard output and error, line by line, such as the tracebacks of threads.
 _STANDARD_STREAMS: Final = frozenset({"stdout", "stderr"})
 
 _DIGITS: Final = re.compile(r"[0-9]+")
 
-#: Formats of lines that come as text.
+#: Formats of lines that are plain text.
 _WHOLE: Final = frozenset({None, "{log_text}", "{log_io}"})
 
 
@@ -373,10 +373,10 @@ def _text_of(event: Any) -> str:
 
 
 def _kind_of(event: Any) -> str:
-    """Return what lines have in common that differ by values only."""
+    """Return the kind of a line: the part shared by lines that differ only in values."""
     text = event.get("log_format")
     if "log_legacy" in event or text in _WHOLE:
-        # Digits are what differs.
+        # Such lines mostly differ only in digits.
         text = _DIGITS.sub("0", formatEvent(event)[:100])
     failure = event.get("log_failure")
     error = "" if failure is None else f" {getattr(failure, 'type', '')}"
@@ -385,12 +385,13 @@ def _kind_of(event: Any) -> str:
 
 
 class LimitedLog:
-    """Log lines about bad input: so many of a kind in a period, and then how many were left out.
+    """Rate-limited log for lines about bad input, with counts of the lines left out.
 
-    A kind is a word, or several of which the first is a constant of the code: kinds of one first word share
-    a bound, whatever strangers put behind it.
+    A kind is one or more words, the first of which is a constant in the code: kinds with the same first word share a
+    bound, regardless of the text that peers put after it.
 
-    :param kinds: no more kinds of a first word than that are told apart at a time; the rest of them share one.
+    :param kinds: maximum kinds with the same first word that are counted separately at a time; the rest share one
+        count.
     """
 
     def __init__(
@@ -403,7 +404,7 @@ class LimitedLog:
         self._shares = Shares(clock, counters, self._say, burst=burst, period=period, kinds=kinds)
 
     def limited(self, burst: int, period: float = 60.0) -> "LimitedLog":
-        """Return a log to the same place with a limit of its own."""
+        """Return a log to the same logger with a limit of its own."""
         return LimitedLog(self._log, self._clock, self._counters, burst, period, self._kinds)
 
     def warn(self, kind: str, message: str, **fields: object) -> None:

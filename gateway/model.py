@@ -20,32 +20,33 @@ from gateway.bucket import Bucket
 #: Punctuation that a machine's or a sensor's name may hold beside letters and digits.
 _NAME_MARKS: Final = frozenset(" _-.:")
 
-#: Unicode's letters and decimal digits, and the marks that may follow these: vowel signs, accents.
+#: Unicode categories of letters and decimal digits, and of marks that may follow them: vowel signs, accents.
 _NAME_CATEGORIES: Final = frozenset({"Lu", "Ll", "Lt", "Lm", "Lo", "Nd"})
 _MARK_CATEGORIES: Final = frozenset({"Mn", "Mc", "Me"})
 
-#: Characters of a name, counted in NFC.
+#: Maximum characters of a name, counted in NFC.
 MAX_NAME: Final = 64
 
 #: A name becomes a file name with at most 17 bytes more (``YYYYMMDD_`` before, ``.csv.gz~`` behind it), and
 #: Linux allows 255.
 _NAME_BYTES: Final = 238
 
-#: Longer text is not looked at: one character of a name in NFC is at most four in any other form.
+#: Maximum characters of text that may become a name: one character in NFC is at most four in any other form.
 _MAX_UNCOMPOSED: Final = 4 * MAX_NAME
 
 
 def is_name(text: str) -> bool:
-    """Return whether a text, in NFC, can name a machine, a sensor or a scale.
+    """Return whether a text in NFC is a valid name of a machine, a sensor or a scale.
 
-    1 to 64 characters: letters with their marks and digits of any script, space, ``_ - . :``; not ``.`` or ``..``.
+    A name has 1 to 64 characters: letters with their marks and digits of any script, space, ``_ - . :``; not ``.`` or
+    ``..``.
     """
     return name_of(text) is not None
 
 
 def name_of(text: str) -> str | None:
-    """Return a name in the form in which it is kept and compared (NFC); ``None`` where the text is not a name."""
-    # Names come again and again, but nobody may fill the cache with what is not a name at first sight.
+    """Return a name in its stored and compared form (NFC); ``None`` if the text is not a valid name."""
+    # Names repeat, but text that is clearly not a name must not fill the cache.
     return _name_of(text) if 1 <= len(text) <= _MAX_UNCOMPOSED else None
 
 
@@ -56,7 +57,7 @@ def _name_of(text: str) -> str | None:
 
 
 def name_problem(text: str) -> str | None:
-    """Return why a text cannot be a name, for somebody who can change it; ``None`` where it can."""
+    """Return why a text is not a valid name, for an operator who can change it; ``None`` if it is valid."""
     if not text:
         return "it is empty"
     if len(text) > _MAX_UNCOMPOSED:
@@ -80,7 +81,7 @@ def name_problem(text: str) -> str | None:
 
 
 def forms_of(name: str) -> tuple[str, ...]:
-    """Return a name, and the decomposed form (NFD) in which an older version may have named files and tables."""
+    """Return a name, and the decomposed form (NFD) that an older version may have used for files and tables."""
     if name.isascii():
         return (name,)
     decomposed = unicodedata.normalize("NFD", name)
@@ -142,7 +143,7 @@ class Reading(_Reading):
 
     @property
     def settled(self) -> bool:
-        """Whether it becomes its scale's latest value: stable, and no net, tare or held weight."""
+        """Whether the reading becomes its scale's latest value: stable, and not a net, tare or held weight."""
         return self.status == "ST" and self.kind == "gross"
 
     def payload(self) -> dict[str, Any]:

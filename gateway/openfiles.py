@@ -1,4 +1,4 @@
-"""The limit of open files: connections are refused before it is reached, so that files can still be opened."""
+"""Guard against the limit of open files: connections are refused early, so that files can still be opened."""
 
 import os
 import resource
@@ -12,18 +12,18 @@ from gateway.clock import WallClock
 from gateway.counters import Counters
 from gateway.logs import LimitedLog
 
-#: Open files that connections of devices leave free: for raw files, databases, the log.
+#: Open files that device connections must leave free for raw files, databases and the log.
 SPARE: Final = 32
 
-#: What HTTP leaves free; it may take more than devices, so that an operator can ask what is wrong.
+#: The same for HTTP connections; fewer than for devices, so that an operator can still query the gateway.
 SPARE_OF_HTTP: Final = 16
 
-#: Seconds for which a refusal stands in `/healthz`.
+#: Seconds for which `/healthz` shows a refusal.
 _SAID: Final = 60.0
 
 
 class OpenFiles:
-    """How many files the process has open, as far as the next connection needs to know it."""
+    """Open files of the process, and the connections refused because of them."""
 
     def __init__(self, clock: WallClock, counters: Counters, warnings: LimitedLog) -> None:
         self._clock = clock
@@ -34,7 +34,7 @@ class OpenFiles:
 
     @property
     def problem(self) -> str | None:
-        """What an operator has to know: connections are refused, or were in the last minute."""
+        """The problem for an operator, if connections were refused in the last minute; otherwise ``None``."""
         if self._last_refusal is None or self._clock.monotonic() - self._last_refusal >= _SAID:
             return None
         return (
@@ -43,10 +43,13 @@ class OpenFiles:
         )
 
     def has_room(self, spare: int) -> bool:
-        """Return whether one more connection leaves so many files free, or an eighth of a low limit."""
+        """Return whether another connection leaves enough open files free.
+
+        :param spare: files to leave free; with a low limit, a share of the limit if that is less.
+        """
         limit = _limit()
         try:
-            # The lowest number that is free: all below it are in use.
+            # This is the lowest free number: all numbers below it are in use.
             number = os.dup(self._null)
         except OSError:
             return False
@@ -54,9 +57,9 @@ class OpenFiles:
         return number < limit - min(spare, limit * spare // (SPARE * 8))
 
     def refuse(self, key: str) -> None:
-        """Count a connection that is closed at once, and say so.
+        """Count and log a connection that is closed at once.
 
-        :param key: of the port, in the configuration.
+        :param key: configuration key of the port.
         """
         self._last_refusal = self._clock.monotonic()
         self._refused.inc()
@@ -71,7 +74,7 @@ class OpenFiles:
 
 @implementer(IProtocolFactory, ILoggingContext)
 class GuardedFactory:
-    """A factory whose connections are refused while too many files are open.
+    """A factory that refuses connections while too many files are open.
 
     :param refused: called for each connection that is refused.
     """

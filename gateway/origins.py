@@ -1,23 +1,23 @@
-"""Origins of web pages in the one form in which browsers send them, so that two of them can be compared as texts."""
+"""Origins of web pages, in the form that browsers send, so that they can be compared as text."""
 
 import ipaddress
 import re
 from collections.abc import Iterable
 from typing import Final
 
-#: Any page, of any origin.
+#: Matches pages of any origin.
 ANY: Final = "*"
 
-#: What browsers send for pages that have no origin: sandboxed frames, and files in most of them.
+#: The origin that browsers send for pages without one: sandboxed frames, and in most browsers files.
 NULL: Final = "null"
 
-#: What some browsers and apps send for pages that were opened from a file.
+#: The origin that some browsers and apps send for pages opened from a file.
 FILE: Final = "file://"
 
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*", re.ASCII)
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
-#: Characters that no host name has in a URL (the URL standard's forbidden ones, and `*` and `,`, which match nothing).
+#: Characters that host names in URLs cannot have (those the URL standard forbids, and `*` and `,`, which never match).
 _FORBIDDEN: Final = re.compile(r"[\x00-\x20\x7f\"#%*,/:<>?@\[\\\]^`{|}]")
 
 #: A last label that makes browsers read the host as an IPv4 address.
@@ -29,7 +29,7 @@ def normal_origin(text: str) -> str:
 
     ``*`` (any), ``null`` and ``file://`` are returned as they are.
 
-    :raises ValueError: no browser can send such an origin; the text says why, and what to write instead.
+    :raises ValueError: browsers never send such an origin; the text says why, and what to write instead.
     """
     given = text.strip()
     lower = given.lower()
@@ -50,7 +50,7 @@ def normal_origin(text: str) -> str:
     if scheme == "file":
         raise ValueError("a page from a file has no path in its origin; write file://, and null for other browsers")
     if scheme in {"ws", "wss"}:
-        # A WebSocket bears the origin of its page.
+        # A WebSocket request carries the origin of its page.
         raise ValueError(f"a page has no {scheme}:// origin; write {_suggested('http' + scheme[2:], rest)}")
     authority, tail = re.fullmatch(r"([^/?#\\]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]  # matches any text
     if tail not in {"", "/"}:
@@ -64,13 +64,13 @@ def normal_origin(text: str) -> str:
 
 
 def normal_origins(texts: Iterable[str]) -> frozenset[str]:
-    """Return those entries of ``server.cors_origins`` that an origin can match, each as browsers send it."""
+    """Return the entries of ``server.cors_origins`` that can match an origin, each as browsers send it."""
     normal = set()
     for text in texts:
         try:
             normal.add(normal_origin(text))
         except ValueError:
-            # `--check` and the start say so.
+            # `--check` and the start report it.
             continue
     return frozenset(normal)
 
@@ -78,7 +78,7 @@ def normal_origins(texts: Iterable[str]) -> frozenset[str]:
 def normal_host(text: str) -> str:
     """Return a host as browsers send it: lower case, non-ASCII names in punycode, IPv6 addresses short, in brackets.
 
-    :param text: without a port; an IPv6 address in brackets.
+    :param text: host without a port; an IPv6 address is in brackets.
     :raises ValueError: not a valid host; the text says why.
     """
     if not text:
@@ -114,7 +114,7 @@ def _split_port(authority: str) -> tuple[str, str]:
 
 
 def _port_number(port: str) -> int | None:
-    """Return the number of a port; ``None`` where there is none."""
+    """Return the number of a port; ``None`` if the port is empty."""
     if not port:
         return None
     if not re.fullmatch(r"[0-9]{1,9}", port, re.ASCII) or not 1 <= int(port) <= 65535:
@@ -124,19 +124,19 @@ def _port_number(port: str) -> int | None:
 
 def _ipv6(text: str) -> str:
     try:
-        # Browsers take no zone, such as %eth0.
+        # Browsers do not accept a zone, such as %eth0.
         address = ipaddress.IPv6Address(text[1:].removesuffix("]") if "%" not in text else "")
     except ValueError as error:
         raise ValueError("not a valid IPv6 address; write it such as http://[2001:db8::7]:9090") from error
     mapped = address.ipv4_mapped
     if mapped is not None:
-        # Python's form of these differs by its version; browsers write hexadecimal digits.
+        # Python's form of these addresses depends on its version; browsers write hexadecimal digits.
         return f"[::ffff:{int(mapped) >> 16:x}:{int(mapped) & 0xFFFF:x}]"
     return f"[{address.compressed}]"
 
 
 def _punycode(text: str) -> str:
-    import idna  # 5 ms, for host names that few have
+    import idna  # takes 5 ms, and is needed only for non-ASCII host names
 
     try:
         return idna.encode(text, uts46=True).decode("ascii")
@@ -145,7 +145,7 @@ def _punycode(text: str) -> str:
 
 
 def _suggested(scheme: str, rest: str) -> str:
-    """Return the origin that was probably meant, or an example where that cannot be told."""
+    """Return the origin that was probably meant, or an example if that is unclear."""
     authority = re.split(r"[/?#\\]", rest.lstrip("/"), maxsplit=1)[0].rpartition("@")[2]
     try:
         return normal_origin(f"{scheme}://{authority}")

@@ -71,7 +71,7 @@ class SharedPort:
             self._listening = self._reactor.adoptStreamPort(bound.fileno(), bound.family, self._factory)
 
     def pause(self) -> None:
-        """Take no connections until :meth:`startListening` is called again; the kernel keeps them."""
+        """Stop accepting connections until :meth:`startListening` is called again; the kernel queues them."""
         listening: Any = self._listening
         if listening is not None:
             listening.stopReading()

@@ -62,7 +62,7 @@ class Recompute:
     :param force: whether a row that counts more samples than the raw files hold is changed too.
     :param progress: counts bytes of raw files.
     :ivar outcomes: how many rows were new, different, as they were, or kept.
-    :param damage: is told of files that were damaged.
+    :param damage: log for damaged files.
     :ivar problems: files that cannot be read, a line each.
     """
 
@@ -343,7 +343,7 @@ async def _run(reactor: Any, options: argparse.Namespace, settings: Settings) ->
         raise SystemExit(f"recompute: {error}") from error
     finally:
         await store.close()
-    # Statistics are made of what is left.
+    # Statistics are made from the undamaged lines.
     recompute.problems += damage.problems
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(recompute.outcomes.items()))
     sys.stdout.write(f"{len(jobs)} sensors; rows: {counts or 'none'}\n")

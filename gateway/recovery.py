@@ -70,7 +70,7 @@ async def recover(
     """Let everything be as it was before; fires when the store has what has ended since.
 
     :param in_thread: runs what blocks.
-    :param remember: told every machine with stored data, and its sensors.
+    :param remember: called with every machine that has stored data, and its sensors.
     :returns: machines of which nothing could be recovered.
     :raises StoreUnavailable: the store cannot say what it has.
     """
@@ -92,7 +92,7 @@ async def recover(
         seconds=clock.monotonic() - began,
     )
     with contextlib.suppress(StoreUnavailable):
-        # Some have anomalies only.
+        # Some machines have only anomalies.
         for machine in await store.machines():
             remember(machine, ())
     return standing.unreadable
@@ -110,7 +110,7 @@ class Recovery:
     :param rollup: goes on from there; nobody else uses it meanwhile.
     :param scratch: makes a rollup of the same zone and modes.
     :param stopped: says whether the gateway is ending: then what is done is of no use any more.
-    :param damage: is told of files that were damaged.
+    :param damage: log for damaged files.
     """
 
     def __init__(
@@ -209,7 +209,7 @@ class Recovery:
 
     @contextlib.contextmanager
     def _told(self, file: RawFile) -> Iterator[None]:
-        """Go on with the next file where one cannot be read."""
+        """Log a file that cannot be read, and go on with the next one."""
         try:
             yield
         except files.ReadError as error:
@@ -265,10 +265,10 @@ class Recovery:
         return next(found, size)
 
     def _is_counted(self, file: RawFile, content: io.BufferedIOBase, size: int, counted: int, end: datetime) -> bool:
-        """Tell whether a file holds what rows count of it, as far as its end tells.
+        """Return whether a file still holds the part that rows count, judging by the end of that part.
 
-        :param counted: how many bytes rows count.
-        :param end: of the last hour that has a row.
+        :param counted: number of bytes that rows count.
+        :param end: end of the last hour that has a row.
         """
         if counted > size:
             if self._damage is not None:
@@ -277,9 +277,9 @@ class Recovery:
         self._look_before(file, content, counted)
         if files.begins_line(content, counted):
             last = files.last_clock(content, counted)
-            # Behind the first of two hours the wall clock shows its times again.
+            # After the first of two repeated hours the wall clock shows the same times again.
             bound = end + timedelta(hours=end.fold)
-            # Else another file has taken the place of the one that was counted.
+            # Otherwise another file has replaced the one that was counted.
             if last is None or bound.date() != file.day or last < _clock_of(bound):
                 return True
         if self._damage is not None:
@@ -287,7 +287,7 @@ class Recovery:
         return False
 
     def _look_before(self, file: RawFile, content: io.BufferedIOBase, counted: int) -> None:
-        """Report damage of the last part that rows count: rows may have reached the disk before the lines have."""
+        """Report damage in the last part that rows count: rows may have reached the disk before the lines did."""
         if self._damage is None or file.compressed:
             return
         begin = files.nul_before(content, counted)
@@ -298,7 +298,7 @@ class Recovery:
                         break
 
     def _timed(self, state: SensorState, piece: "_Piece", damaged: Damaged | None) -> Iterator[tuple[datetime, Run]]:
-        """Read the lines that are in no row, and their times."""
+        """Read the lines that no row counts, and their times."""
         mark = state.days.get(piece.file.day)
         clock = LineClock(
             piece.file.day,

@@ -346,7 +346,7 @@ def _text(value: Any, most: int) -> str:
 
 
 def _name(value: Any) -> str:
-    # A gateway of an older version may send it decomposed.
+    # A gateway of an older version may send the name decomposed.
     name = name_of(value) if isinstance(value, str) else None
     if name is None:
         raise WireError("no name")

@@ -35,21 +35,21 @@ _STARTING: Final = 30
 #: Seconds that requests in flight are given at the end, of the five in all that SIGTERM allows.
 _PATIENCE: Final = 2.0
 
-#: How long a thread that computes keeps the others waiting, in seconds. The reactor gives way with each byte that it
-#: sends: with Python's own 5 ms, a hundred answers beside a thread that encodes take half a second.
+#: Switch interval of threads, in seconds. The reactor gives up the interpreter lock with each send: with Python's
+#: default of 5 ms, a hundred answers take half a second while another thread encodes.
 _SWITCH_SECONDS: Final = 0.0005
 
-#: Seconds after which the process leaves, whatever still hangs: the steps of the end and Python's own end are bounded
-#: each, and not their sum.
+#: Seconds after which the process exits even if something hangs: each step of the shutdown, and Python's own, has a
+#: bound, but their sum has none.
 _LATEST: Final = 4.7
 
-#: Seconds between looks for log lines that were left out.
+#: Seconds between reports of log lines that were left out.
 _REPORTING: Final = 10.0
 
-#: Seconds for which a port takes no connections after it had to refuse one: whoever is refused may be back at once.
+#: Seconds for which a port stops accepting after it refused a connection: a refused peer may return at once.
 _PAUSE: Final = 1.0
 
-#: What nobody but the owner and its group may do with new files.
+#: Umask of new files: others have no access, and the group may not write.
 _UMASK: Final = 0o027
 
 #: A step of the end: its name in the log, what it does, and the seconds that it is given.
@@ -68,10 +68,10 @@ class Closable(Protocol):
 
 
 class Listener:
-    """One endpoint and what listens there."""
+    """One endpoint and the factory that listens there."""
 
     def __init__(self, what: str, endpoint: IStreamServerEndpoint, factory: IProtocolFactory) -> None:
-        #: Of the configuration; names it in a line of the log.
+        #: Configuration key, for log lines.
         self.key = what
         self._endpoint = endpoint
         self._factory = factory
@@ -79,7 +79,7 @@ class Listener:
         self._resume: Any = None
 
     def guard(self, reactor: Any, files: OpenFiles, spare: int) -> None:
-        """Refuse connections that leave fewer open files free than ``spare``; to be called before :meth:`listen`."""
+        """Refuse connections that leave fewer than ``spare`` open files free; call this before :meth:`listen`."""
 
         def refused() -> None:
             files.refuse(self.key)
@@ -120,7 +120,7 @@ class Listener:
 
     @property
     def port_number(self) -> int | None:
-        """The TCP port; ``None`` where it is not known yet, or of another kind."""
+        """The TCP port; ``None`` if it is not known yet, or the endpoint is of another kind."""
         address = None if self._port is None else self._port.getHost()
         return address.port if isinstance(address, IPv4Address | IPv6Address) else None
 
@@ -159,10 +159,10 @@ class Gateway(Service):
     :param drained: fires when no request is in flight.
     :param finish: what is done after that, in this order.
     :param in_foreground: an error at the start is a line on stderr; else ``twistd`` hands it to its parent.
-    :param open_log: opens the log's files, once the process has the user that it runs as; raises :class:`StartError`.
+    :param open_log: opens the log's files, once the process runs as its final user; raises :class:`StartError`.
     :param reopen_log: opens the log's file again by its name; raises :class:`OSError`.
-    :param report_log: says how many log lines were left out; at the end, also in periods that are not over.
-    :param umask: of ``twistd``; ``None`` where the operator gave none.
+    :param report_log: reports how many log lines were left out; at the end, also for periods that have not ended.
+    :param umask: ``twistd --umask``; ``None`` if the operator did not set it.
     """
 
     name = "cynow-gateway"
@@ -219,7 +219,7 @@ class Gateway(Service):
 
     def privilegedStartService(self) -> None:
         if self._umask is None:
-            # A stricter one is whoever started it's own choice.
+            # Keep a stricter mask that the operator has set.
             os.umask(os.umask(_UMASK) | _UMASK)
         try:
             for listener in self._listeners:
@@ -245,7 +245,7 @@ class Gateway(Service):
         except StartError as error:
             self._give_up(error)
         except Exception:
-            # A fault of ours: its traceback must not be held back.
+            # This is a bug in the gateway: its traceback must not be held back.
             self._observer.release()
             raise
         self._is_open = True
@@ -256,7 +256,7 @@ class Gateway(Service):
             (sys.__stderr__ or sys.stderr).write(f"cynow-gateway: {error}\n")
             raise SystemExit(1)
         with contextlib.suppress(StartError):
-            # Its files may be what cannot be opened.
+            # The log's files may themselves be the problem.
             self._open_log()
         self._observer.release()
         log.critical("{error}", error=error)

@@ -1,7 +1,7 @@
 """The ``twistd`` plugin's options and service: the one place where everything is put together.
 
-What imports the reactor is imported in :func:`makeService` only: ``twistd`` reads this module before it has chosen one.
-So is what takes long, for until the options are read nothing handles signals.
+Modules that import the reactor are imported only in :func:`makeService`: ``twistd`` reads this module before it has
+chosen one. So are modules that load slowly, because nothing handles signals until the options are read.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from gateway.config import Problem, ScaleLine, Settings
 
 
-#: Modules that are imported when they are needed, and so after ``twistd`` has changed its user or its root directory:
-#: the new user may have no right to read them, or not find them.
+#: Modules that would otherwise be imported late, after ``twistd`` has changed its user or its root directory: the new
+#: user may have no right to read them, or may not find them.
 _IMPORTED_LATER: Final = (
     "encodings.idna",
     "gateway.store.schema.postgres",
@@ -61,7 +61,7 @@ class Options(usage.Options):
     ]
 
     settings: Settings
-    #: What is wrong and keeps nothing from starting.
+    #: Problems that do not keep the gateway from starting.
     warnings: list[Problem]
 
     def __init__(self) -> None:
@@ -116,7 +116,7 @@ def zone_problems(settings: Settings) -> list[Problem]:
 
 
 def line_problem(kind: str, text: str) -> str:
-    """Return what Twisted, pyserial or libpq has against the line of a scale or the URL of a database, if anything."""
+    """Return the objection of Twisted, pyserial or libpq to a scale's line or a database's URL, or an empty string."""
     if kind == "url":
         from gateway.store.target import url_problem
 
@@ -148,16 +148,16 @@ def tcp_address(kind: str, text: str) -> tuple[str, int] | None:
     from twisted.internet.testing import MemoryReactorClock
 
     if text.startswith("systemd:"):
-        # Its socket is open already, and would be taken.
+        # Its socket is already open, and listening would take it over.
         return None
     reactor = MemoryReactorClock()
     try:
-        # Nothing is opened: this reactor writes down what it is asked for.
+        # Nothing is opened: this reactor only records the requests.
         if kind == "listen":
             serverFromString(reactor, text).listen(Factory())
             return next(((interface, port) for port, *_, interface in [*reactor.tcpServers, *reactor.sslServers]), None)
         clientFromString(reactor, text).connect(Factory())
-    except Exception:  # each kind of endpoint has errors of its own, and `line_problem` says them
+    except Exception:  # each kind of endpoint has errors of its own, and `line_problem` reports them
         return None
     return next(((host, port) for host, port, *_ in [*reactor.tcpClients, *reactor.sslClients]), None)
 
@@ -250,7 +250,7 @@ def _gateway(options: Options, reactor: Any) -> IService:
 
     def open_log() -> None:
         try:
-            # Of a daemon that cannot start, as root, its user would have the files else.
+            # Otherwise a daemon that runs as root and cannot start would leave log files that belong to root.
             with _effective_user(twistd.get("uid"), twistd.get("gid")):
                 output.open()
         except OSError as error:
@@ -341,7 +341,7 @@ def _gateway(options: Options, reactor: Any) -> IService:
     visitors = Visitors(settings.server.cors_origins, settings.server.names, platform.node())
     traffic = Traffic(counters, web_warnings, visitors, limits.body_bytes)
 
-    #: Whose statistics lack what came before the start.
+    #: Machines with statistics that lack samples from before the start.
     lacking = ["all machines"]
 
     health.watch(lambda: _one_of("raw files cannot be written: {}", rawlog.problem))
@@ -353,7 +353,7 @@ def _gateway(options: Options, reactor: Any) -> IService:
     health.watch(daq.problems)
     health.watch(lambda: _one_of("{}", files.problem))
     for relay in relays:
-        # Where the database is away, that is all there is to be said.
+        # If the database is away, only that is reported.
         health.watch(partial(_unheard, store, relay))
 
     status = StatusApi(reactor, live, counters, health.problems).app.resource()
@@ -490,9 +490,9 @@ def _gateway(options: Options, reactor: Any) -> IService:
 def _on_server(
     reactor: Any, settings: Settings, url: str, database_path: str, bus: Any, live: Any, clock: Any, counters: Any
 ) -> tuple[Any, Any, Any]:
-    """The store on PostgreSQL, what crosses between gateways there, and the spool.
+    """Return the store on PostgreSQL, the relay between gateways there, and the spool.
 
-    Imported only where it is configured: it takes 6 MB.
+    Its modules are imported only if it is configured: they take 6 MB.
     """
     from twisted.logger import Logger
 
@@ -522,10 +522,10 @@ def _first_number(identity: str) -> int:
 
 
 def _places(http: Any, scales: Sequence[Any]) -> Any:
-    """Return where belongs what comes to the port of DAQ programs and is no frame.
+    """Return where input of other protocols on the DAQ port should be sent instead.
 
-    :param http: the listener of HTTP.
-    :param scales: those of the scales that dial in.
+    :param http: listener of HTTP.
+    :param scales: listeners of the scales that dial in.
     """
     from gateway.wire.strangers import Places
 
@@ -545,7 +545,7 @@ def _unheard(store: Any, relay: Any) -> list[str]:
 
 
 def _working_directory(chroot: str | None, rundir: str) -> str:
-    """Return where relative paths lead once ``twistd`` has gone into its ``--chroot`` and its ``--rundir``."""
+    """Return the base of relative paths after ``twistd`` has entered its ``--chroot`` and its ``--rundir``."""
     if chroot is not None and (rundir == "." or os.path.isabs(rundir)):
         return "/" if rundir == "." else rundir
     return os.path.realpath(rundir)
@@ -553,7 +553,7 @@ def _working_directory(chroot: str | None, rundir: str) -> str:
 
 @contextlib.contextmanager
 def _effective_user(uid: int | None, gid: int | None) -> Iterator[None]:
-    """For a block, act as the user that ``twistd`` will become, where it has not yet."""
+    """Act, within a block, as the user that ``twistd`` will become, unless it already has."""
     if uid is None or os.geteuid() != 0:
         yield
         return
@@ -568,7 +568,7 @@ def _effective_user(uid: int | None, gid: int | None) -> Iterator[None]:
 
 
 def _not_usable(error: OSError, path: str) -> str:
-    """Return what keeps a directory from being used, and what to do about it."""
+    """Return why a directory cannot be used, and the remedy."""
     where = error.filename or path
     if error.errno not in {errno.EACCES, errno.EPERM}:
         return f"{where}: {error.strerror}"
@@ -612,7 +612,7 @@ def _open_serial(reactor: Any, protocol: Any, line: Any) -> Any:
                 raise
 
     class CheckedPort(SerialPort):
-        # What came before this was made is dropped by SerialPort, so that no byte goes unchecked.
+        # SerialPort drops bytes that came before the port was set up, so that no byte goes unchecked.
         _serialFactory = CheckedSerial
 
     return CheckedPort(

@@ -1,4 +1,4 @@
-"""Which machines and sensors have a place: those with stored data always, others within bounds."""
+"""Admission of machines and sensors: those with stored data always, others within bounds."""
 
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -9,19 +9,19 @@ from gateway.model import SensorBatch, name_of
 from gateway.wire.errors import shown_text
 from gateway.wire.messages import LeftOut
 
-#: Seconds that a bound of new sensors is of, and that a refusal stands in ``/healthz``.
+#: Period of the bound on new sensors, and how long ``/healthz`` shows a refusal, in seconds.
 _MINUTE: Final = 60.0
 _TOLD: Final = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Bounds of what DAQ programs may bring.
+    """Bounds on machines and sensors of DAQ programs.
 
-    :ivar machines: machines with and without data; one more is refused.
-    :ivar sensors: sensors of all machines; one more is left out.
-    :ivar machine_sensors: sensors of one machine.
-    :ivar new_sensors: sensors in a minute that were not known before.
+    :ivar machines: maximum machines, with and without data; further ones are refused.
+    :ivar sensors: maximum sensors of all machines; further ones are left out.
+    :ivar machine_sensors: maximum sensors of one machine.
+    :ivar new_sensors: maximum new sensors in a minute.
     """
 
     machines: int
@@ -31,28 +31,28 @@ class Bounds:
 
 
 class Admission:
-    """Places for machines and their sensors.
+    """Register of the machines and sensors that count towards the bounds.
 
-    A machine without data has its place only while it is connected, and a sensor has none before its first sample: so
-    names that come and go take nothing from machines that measure.
+    A machine without data counts only while it is connected, and a sensor counts from its first sample on. So names
+    that come and go use up nothing that machines with data need.
 
-    :param seconds: a monotonic clock.
+    :param seconds: monotonic clock.
     """
 
     def __init__(self, bounds: Bounds, seconds: Callable[[], float]) -> None:
         self._bounds = bounds
         self._seconds = seconds
         self._machines: dict[str, set[str]] = {}
-        #: Machines that have stored data, and need not have sensors.
+        #: Machines with stored data; some may have no sensors.
         self._stored: set[str] = set()
         self._sensors = 0
-        #: How many new sensors came when, of the last minute.
+        #: Times and numbers of the sensors that were new in the last minute.
         self._new: deque[tuple[float, int]] = deque()
-        #: The last machine that was refused, and when.
+        #: The last refused machine, and the time.
         self._refused: tuple[str, float] | None = None
 
     def remember(self, machine: str, sensors: Iterable[str] = ()) -> None:
-        """Give a machine with stored data its place, and its known sensors theirs, whatever the bounds."""
+        """Register a machine with stored data and its known sensors, regardless of the bounds."""
         name = name_of(machine)
         if name is not None:
             known = self._machines.setdefault(name, set())
@@ -62,7 +62,7 @@ class Admission:
             self._sensors += len(known)
 
     def enter(self, machine: str) -> str | None:
-        """Give a machine its place; returns why it has none."""
+        """Register a machine that connects; return the reason if it is refused."""
         if machine not in self._machines:
             if len(self._machines) >= self._bounds.machines:
                 self._refused = machine, self._seconds()
@@ -71,7 +71,7 @@ class Admission:
         return None
 
     def keep(self, machine: str) -> None:
-        """Let a machine keep its place: it has stored data."""
+        """Keep a machine registered after it disconnects: it has stored data."""
         self._stored.add(machine)
 
     def leave(self, machine: str) -> None:
@@ -80,7 +80,7 @@ class Admission:
             self._machines.pop(machine, None)
 
     def admit(self, machine: str, sensors: dict[str, SensorBatch]) -> tuple[dict[str, SensorBatch], list[LeftOut]]:
-        """Return the sensors that have a place, and those that have none, with the reason."""
+        """Split sensors into those that are admitted and those that are left out, with the reason."""
         known = self._machines[machine]
         if sensors.keys() <= known:
             return sensors, []
@@ -105,7 +105,11 @@ class Admission:
         return taken, left_out
 
     def _reason(self, count: int, is_late: bool) -> str | None:
-        """Return why a machine that has so many sensors can have no further one now."""
+        """Return the reason to leave out a new sensor, or ``None`` to admit it.
+
+        :param count: sensors that its machine already has.
+        :param is_late: whether this minute's bound on new sensors is reached.
+        """
         bounds = self._bounds
         if count >= bounds.machine_sensors:
             return f"it is one more than daq.max_machine_sensors ({bounds.machine_sensors})"
@@ -119,14 +123,14 @@ class Admission:
         return None
 
     def _count_new(self) -> int:
-        """Return how many sensors were new in the last minute."""
+        """Return the number of new sensors in the last minute."""
         since = self._seconds() - _MINUTE
         while self._new and self._new[0][0] <= since:
             self._new.popleft()
         return sum(count for _, count in self._new)
 
     def problems(self) -> list[str]:
-        """Return what was refused in the last minutes, for ``/healthz``."""
+        """Return the last refusal of a machine, if it is recent, for ``/healthz``."""
         if self._refused is None or self._seconds() - self._refused[1] > _TOLD:
             return []
         return [

@@ -35,21 +35,21 @@ NAME_TIMEOUT: Final = 60.0
 _LEAST_READ: Final = 4 * 1024
 _MOST_READ: Final = 64 * 1024
 
-#: CPU seconds that a read may take: one of a connection whose frames take longer is made smaller.
+#: Maximum CPU seconds of a full read; a connection that exceeds it gets smaller reads.
 _LONG_READ: Final = 0.03
 
-#: Samples, and messages, that are dealt with in one turn of the reactor: about a twentieth of a second.
+#: Maximum samples, and maximum messages, processed in one turn of the reactor: about a twentieth of a second.
 SLICE: Final = 65_536
 MESSAGES: Final = 500
 
-#: Seconds that a connection is held unread before it is closed: one that is refused, and the first that is taken over.
+#: Seconds for which a refused connection, or the first one that is taken over, is held unread before it is closed.
 HOLD: Final = 1.0
 
-#: The same, at most, where takeovers of a machine repeat, and the seconds in which they must.
+#: Maximum hold when takeovers of a machine repeat, and the interval in which they count as repeated, in seconds.
 MAX_HOLD: Final = 10.0
 REPEATED: Final = 60.0
 
-#: Machines whose takeovers are kept in mind.
+#: Maximum machines with remembered takeovers.
 _MAX_TAKEOVERS: Final = 10_000
 
 
@@ -126,7 +126,7 @@ class DaqProtocol(Protocol):
                 self._adapt(self._daq.cpu_seconds() - began)
 
     def _adapt(self, spent: float) -> None:
-        """Read more at a time where that is quick, and little where it is not, from then on.
+        """Adapt the size of later reads: larger if this one was quick, the smallest from now on if it was slow.
 
         :param spent: CPU seconds that a full read took.
         """
@@ -194,30 +194,30 @@ class DaqProtocol(Protocol):
             self._go_on()
 
     def refuse(self, reason: str) -> None:
-        """Close the connection for what it sent, but not at once: its program may come again without end."""
+        """Refuse the connection, but hold it before closing: its program may reconnect endlessly."""
         self._daq.refused(self, reason)
         self.hold(HOLD)
 
     def hold(self, seconds: float) -> None:
-        """Close the connection later; what it still sends is not read."""
+        """Close the connection after some seconds; read nothing more."""
         if self._end():
             self._daq.holding.hold(self.transport, seconds)
 
     def close(self) -> None:
-        """Close the connection now; what it still sends is not read."""
+        """Close the connection now; read nothing more."""
         if self._end():
             self.transport.loseConnection()
         else:
             self._daq.holding.close(self.transport)
 
     def give_way(self, reason: str) -> None:
-        """Close the connection at once, in favour of another."""
+        """Close the connection at once to admit another one."""
         self._daq.refused(self, reason)
         self._end()
         self.transport.abortConnection()
 
     def _end(self) -> bool:
-        """Deal with what has been received, and with nothing more; returns whether it is not ending already."""
+        """Process the bytes received so far and stop; return false if the connection was already ending."""
         self._hurry()
         if self.closing:
             return False
@@ -247,13 +247,13 @@ class DaqProtocol(Protocol):
 class DaqFactory(Factory):
     """All connections of DAQ programs.
 
-    :param most: connections that may be open at a time, those that are held included.
-    :param most_machines: machines that may be known; a connection of one more is refused.
-    :param most_sensors: sensors of all machines that may be known; one more is left out of its message.
-    :param most_machine_sensors: the same, of one machine.
-    :param most_new_sensors: the same, of those that come in one minute.
-    :param places: says where belongs what is no frame.
-    :ivar cpu_seconds: the CPU time of the reactor's thread.
+    :param most: maximum open connections, held ones included.
+    :param most_machines: maximum known machines; a connection of one more is refused.
+    :param most_sensors: maximum known sensors of all machines; further ones are left out of their messages.
+    :param most_machine_sensors: maximum known sensors of one machine.
+    :param most_new_sensors: maximum new sensors in one minute.
+    :param places: function that returns where input of other protocols should be sent instead.
+    :ivar cpu_seconds: CPU time of the reactor's thread.
     """
 
     noisy = False
@@ -288,13 +288,13 @@ class DaqFactory(Factory):
         self._left_out = LeftOutSensors(counters, warnings, clock.monotonic)
         self.holding = Holding(reactor)
         self._open: set[DaqProtocol] = set()
-        #: Of these, those that have not said a name, the oldest first.
+        #: Open connections without a name yet, the oldest first.
         self._nameless: dict[DaqProtocol, None] = {}
-        #: Of these, those that were closed in favour of others, and are not gone yet.
+        #: Open connections that are being closed in favour of others.
         self._leaving: set[DaqProtocol] = set()
         #: The one connection of each machine that is connected.
         self._speaking: dict[str, DaqProtocol] = {}
-        #: By machine: how many takeovers followed each other, and when the last was. That of the last comes last.
+        #: By machine, in order of the last takeover: number of takeovers in a row, and the time of the last one.
         self._takeovers: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._paused = False
         self._connections = counters.connections.labels("daq")
@@ -316,12 +316,12 @@ class DaqFactory(Factory):
             )
             return None
         if self._places is None:
-            # Ports are known by now.
+            # Port numbers are known only once connections arrive.
             self._places = self._find_places()
         return DaqProtocol(self, FrameReader(self._max_frame_bytes, self._places))
 
     def _make_room(self) -> bool:
-        """Close the oldest connection without a name; returns whether there was one."""
+        """Close the oldest connection without a name; return whether there was one."""
         protocol = next(iter(self._nameless), None)
         if protocol is None:
             return False
@@ -336,7 +336,7 @@ class DaqFactory(Factory):
             protocol.close()
 
     def problems(self) -> list[str]:
-        """Return what is refused and left out, for ``/healthz``."""
+        """Return the problems with refused machines and left-out sensors, for ``/healthz``."""
         return [*self.admission.problems(), *self._left_out.problems()]
 
     def pause(self, paused: bool) -> None:
@@ -349,7 +349,7 @@ class DaqFactory(Factory):
             self.steer(protocol)
 
     def steer(self, protocol: DaqProtocol) -> None:
-        """Let a connection be read, or not for now; one that is ending is never read."""
+        """Resume or pause reading of a connection; one that is ending is never read."""
         if protocol.closing:
             return
         if self._paused or protocol.busy:
@@ -396,7 +396,7 @@ class DaqFactory(Factory):
         self._bus.publish(Presence("machine", machine, connected=True))
 
     def _take_over(self, machine: str, before: DaqProtocol, protocol: DaqProtocol) -> None:
-        """Hold the connection that another of the same machine took over, the longer the more often that happens."""
+        """Hold the connection that another of the same machine took over, longer for repeated takeovers."""
         self._taken_over.inc()
         now = self.clock.monotonic()
         count, last = self._takeovers.pop(machine, (0, now))

@@ -1,7 +1,7 @@
 """Connections that are held unread for some time before they are closed.
 
-The field's DAQ programs connect again at once when they are closed, without end. What is held costs nothing, and its
-program nothing but time.
+DAQ programs in the field reconnect at once, again and again, when their connection is closed. A held connection costs
+the gateway nothing, and slows the program down.
 """
 
 import select
@@ -9,15 +9,15 @@ from typing import Any, Final
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-#: How often it is looked whether a peer has closed its connection meanwhile, in seconds: nobody reads it.
+#: Seconds between checks for held connections that the peer has closed: nothing reads from them.
 _LOOK: Final = 0.1
 
-#: Not every system tells.
+#: Events that show a closed peer; POLLRDHUP does not exist on every system.
 _GONE: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
 
 class Holding:
-    """Connections that are held, each until its time has come or its peer is gone."""
+    """Held connections, each kept until its time is up or its peer has closed."""
 
     def __init__(self, reactor: IReactorTime) -> None:
         self._reactor = reactor
@@ -28,19 +28,19 @@ class Holding:
         return transport in self._held
 
     def hold(self, transport: Any, seconds: float) -> None:
-        """Read nothing more of a connection, and close it later."""
+        """Stop reading from a connection, and close it later."""
         transport.pauseProducing()
         self._held[transport] = self._reactor.callLater(seconds, self.close, transport)
         if self._looking is None:
             self._looking = self._reactor.callLater(_LOOK, self._look)
 
     def close(self, transport: Any) -> None:
-        """Close a connection that is held; of another, do nothing."""
+        """Close a connection if it is held."""
         if self.forget(transport):
             transport.loseConnection()
 
     def forget(self, transport: Any) -> bool:
-        """Hold a connection no more, which is closed or will be; returns whether it was held."""
+        """Stop holding a connection that is closed or about to be; return whether it was held."""
         call = self._held.pop(transport, None)
         if call is not None and call.active():
             call.cancel()
@@ -50,12 +50,12 @@ class Holding:
         return call is not None
 
     def _look(self) -> None:
-        """Close those whose peer has closed its end."""
+        """Close the held connections that their peers have closed."""
         self._looking = self._reactor.callLater(_LOOK, self._look)
         poll = select.poll()
         transports: dict[int, Any] = {}
         for transport in self._held:
-            # Transports in memory have none; one that is being closed has -1.
+            # Transports in memory have no descriptor; one that is being closed has -1.
             fileno = getattr(transport, "fileno", lambda: -1)()
             if fileno >= 0:
                 transports[fileno] = transport

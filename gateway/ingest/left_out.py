@@ -1,4 +1,4 @@
-"""Sensors whose samples are not taken, for as long as that goes on."""
+"""Record of the sensors that are currently left out of messages."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
@@ -8,30 +8,30 @@ from gateway.logs import LimitedLog
 from gateway.wire.errors import shown_text
 from gateway.wire.messages import LeftOut
 
-#: Seconds after which a sensor that does not come again is forgotten.
+#: Seconds after which a left-out sensor that does not come again is forgotten.
 _FORGOTTEN: Final = 300.0
 
-#: Machines, and sensors of each, that are kept; and machines that ``/healthz`` tells of.
+#: Maximum machines, and sensors of each, that are remembered; and maximum machines that ``/healthz`` names.
 _MAX_MACHINES: Final = 1000
 _MAX_SENSORS: Final = 20
 _MAX_TOLD: Final = 10
 
 
 class LeftOutSensors:
-    """Counts the sensors that are left out of messages, and tells of them in the log and in ``/healthz``.
+    """Counter of the sensors left out of messages, which reports them in the log and in ``/healthz``.
 
-    :param seconds: a monotonic clock.
+    :param seconds: monotonic clock.
     """
 
     def __init__(self, counters: Counters, warnings: LimitedLog, seconds: Callable[[], float]) -> None:
         self._counter = counters.daq_left_out
         self._warnings = warnings
         self._seconds = seconds
-        #: By machine and sensor: the reason, and when it was left out last. The machine of the last comes last.
+        #: By machine, the most recent last, and sensor: the reason, and the last time it was left out.
         self._machines: dict[str, dict[str, tuple[str, float]]] = {}
 
     def add(self, machine: str, peer: str, left_out: Sequence[LeftOut]) -> None:
-        """Count and tell of the sensors that were left out of a message."""
+        """Count and log the sensors that were left out of a message."""
         self._counter.inc(len(left_out))
         first = left_out[0]
         self._warnings.warn(

@@ -1,4 +1,4 @@
-"""Weighing scales: lines in, readings out, for lines that dial in, are dialled, or come from a serial port."""
+"""Weighing scales: lines in, readings out, for scales that dial in, are dialled, or use a serial port."""
 
 import termios
 from collections.abc import Callable
@@ -34,22 +34,22 @@ from gateway.wire.scale import HTTP_OVERLAP, ScaleLine, has_http_request, is_tls
 #: Maximum length of a line, in bytes; A&D's are 20.
 MAX_LINE: Final = 1024
 
-#: Waits between attempts to dial out or to open a serial line: 1 s, then longer, 30 s at most, spread a little.
+#: Waits between attempts to dial out or to open a serial line: 1 s, then longer, at most 30 s, with some jitter.
 _RETRY: Final = backoffPolicy(initialDelay=1.0, maxDelay=30.0, factor=1.5)
 
-#: A dialled connection or serial line that ends without a reading within so many seconds counts as a failed attempt.
+#: Seconds within which a dialled connection or serial line that ends without a reading counts as a failed attempt.
 _GOOD_AFTER: Final = 5.0
 
 _SLASH: Final = ord("/")
 
-#: What web browsers send to any port that a page names, with bytes of the page's choice in it.
+#: Web browsers send requests to any port that a page names, with bytes of the page's choice in them.
 HTTP: Final = "an HTTP request"
 TLS: Final = "a TLS handshake"
 
-#: Log lines about connections of one scale and host in a minute. Only a peer that does nothing but reconnect has more.
+#: Maximum log lines a minute about connections of one scale and host. Only endless reconnecting exceeds it.
 _CONNECTION_LINES: Final = 30
 
-#: Log lines about failed attempts of one scale and reason, in ten minutes.
+#: Maximum log lines in ten minutes about failed attempts of one scale with one reason.
 _RETRY_LINES: Final = 5
 _RETRY_PERIOD: Final = 600.0
 
@@ -58,8 +58,8 @@ class ScaleLineProtocol(LineReceiver):
     """One connection of one scale.
 
     :param peer: name for log lines; by default the transport's peer.
-    :param lost: called when the connection has ended, with whether it was a good one: it has sent a reading, or lasted
-        for some seconds.
+    :param lost: called when the connection has ended. The argument is true if the connection was good: it sent a
+        reading, or lasted for some seconds.
     """
 
     delimiter = b"\n"
@@ -75,9 +75,9 @@ class ScaleLineProtocol(LineReceiver):
         self.peer = peer
         self._scale = scale
         self._lost = lost
-        #: Takes whole lines; another function until the first reading.
+        #: Handler of whole lines; a different one until the first reading.
         self.take = scale.lines_of_unproven
-        #: The end of what was skipped of a line that is too long; ``None`` outside of such a line.
+        #: The last skipped bytes of a line that is too long; ``None`` outside such a line.
         self._skipped: bytes | None = None
         self._refused = False
 
@@ -95,9 +95,9 @@ class ScaleLineProtocol(LineReceiver):
         if self._skipped is not None:
             data = self._skip(data)
         data = self.clearLineBuffer() + data
-        # A lone byte is found in a tenth of a word's time, and hardly any line of a scale has a slash.
+        # Searching for a single byte takes a tenth of the time, and hardly any line of a scale has a slash.
         if _SLASH in data and has_http_request(data):
-            # A web page can make a browser send any bytes behind its request: nothing of this read is a scale's.
+            # A web page can make a browser send any bytes with its request, so the whole read is discarded.
             self.refuse(HTTP)
             return
         if data.endswith(b"\n"):
@@ -120,12 +120,12 @@ class ScaleLineProtocol(LineReceiver):
         self._scale.overlong(self.peer, line)
 
     def _skip(self, data: bytes) -> bytes:
-        """Skip the rest of a line that is too long, or all of a refused connection; return what follows it."""
+        """Skip the rest of a line that is too long, or all bytes of a refused connection; return the bytes after it."""
         if self._refused:
             return b""
         seen = self._skipped or b""
         skipped, end, rest = data.replace(b"\r", b"\n").partition(b"\n")
-        # A request line may be longer than any line of a scale, and what a page has chosen comes behind it.
+        # A request line may be longer than any line of a scale, and bytes of the page's choice follow it.
         if has_http_request(seen + skipped):
             self.refuse(HTTP)
             return b""
@@ -134,9 +134,9 @@ class ScaleLineProtocol(LineReceiver):
         return rest
 
     def refuse(self, what: str) -> None:
-        """Close the connection, and read nothing more of it.
+        """Close the connection, and read nothing more from it.
 
-        :param what: came instead of a scale's line.
+        :param what: input that came instead of a scale's line.
         """
         self._refused = True
         self._skipped = b""
@@ -147,9 +147,10 @@ class ScaleLineProtocol(LineReceiver):
 class ScaleFactory(Factory):
     """All connections of one scale.
 
-    :param warnings: log for lines about bad input; lines about connections and failed attempts are limited apart.
-    :param most: connections that may be open at a time. Beyond it, the one that has been silent the longest and has
-        never sent a reading is closed in favour of a new one.
+    :param warnings: log for lines about bad input; lines about connections and failed attempts have limits of their
+        own.
+    :param most: maximum open connections. At this bound, the connection that has been silent the longest and has never
+        sent a reading is closed in favour of a new one.
     """
 
     noisy = False
@@ -164,11 +165,11 @@ class ScaleFactory(Factory):
         self._connection_log = warnings.limited(_CONNECTION_LINES)
         self._retry_log = warnings.limited(_RETRY_LINES, _RETRY_PERIOD)
         self._most = most
-        #: Open connections and when they were made, by the monotonic clock.
+        #: Open connections, and the monotonic time at which each was made.
         self._open: dict[ScaleLineProtocol, float] = {}
-        #: Those that have never sent a reading, the one that has been silent the longest first.
+        #: Connections that have never sent a reading, the longest silent first.
         self._unproven: dict[ScaleLineProtocol, None] = {}
-        #: Those that are being closed in favour of a new one.
+        #: Connections that are being closed in favour of a new one.
         self._evicted: set[ScaleLineProtocol] = set()
         self._connections = counters.connections.labels("scale")
         self._refused = counters.connections_refused.labels("scale")
@@ -185,7 +186,7 @@ class ScaleFactory(Factory):
         return self.admit()
 
     def admit(self, lost: Callable[[bool], None] | None = None) -> ScaleLineProtocol | None:
-        """Return the protocol of a new connection, or ``None`` where the scale has too many.
+        """Return the protocol of a new connection, or ``None`` if the scale has too many.
 
         :param lost: see :class:`ScaleLineProtocol`.
         """
@@ -202,7 +203,7 @@ class ScaleFactory(Factory):
         return ScaleLineProtocol(self, lost=lost)
 
     def _close_silent(self) -> bool:
-        """Close the connection that has been silent the longest of those without a reading, if there is one."""
+        """Close the longest silent connection that has never sent a reading; return whether there was one."""
         silent = next(iter(self._unproven), None)
         if silent is None:
             return False
@@ -225,10 +226,10 @@ class ScaleFactory(Factory):
         for protocol in list(self._open):
             protocol.transport.loseConnection()
 
-    # -- events of its connections
+    # -- events of the connections
 
     def joined(self, protocol: ScaleLineProtocol) -> None:
-        """Take a connection that was made."""
+        """Register a connection that was made."""
         others = list(self._open)
         self._open[protocol] = self._clock.monotonic()
         self._unproven[protocol] = None
@@ -270,15 +271,15 @@ class ScaleFactory(Factory):
         return was_good
 
     def stirred(self, protocol: ScaleLineProtocol) -> None:
-        """Note that a connection has sent bytes that are no reading yet."""
+        """Note that a connection has sent bytes, but no reading yet."""
         if protocol in self._unproven:
             del self._unproven[protocol]
             self._unproven[protocol] = None
 
     def is_tls(self, protocol: ScaleLineProtocol, data: bytes) -> bool:
-        """Return whether a connection begins with a TLS handshake; such a connection is closed.
+        """Close a connection that begins with a TLS handshake; return whether it did.
 
-        :param data: bytes that are no reading yet.
+        :param data: bytes that have not given a reading yet.
         """
         if protocol not in self._unproven:
             return False
@@ -289,7 +290,7 @@ class ScaleFactory(Factory):
         return False
 
     def lines_of_unproven(self, protocol: ScaleLineProtocol, data: bytes) -> None:
-        """Take whole lines of a connection that has sent no reading yet."""
+        """Process whole lines of a connection that has not sent a reading yet."""
         if self.is_tls(protocol, data):
             return
         before = sum(tally.value for tally in self._readings.values())
@@ -315,7 +316,7 @@ class ScaleFactory(Factory):
                 self._bus.publish(Reading(self.scale_id, status, weight, kind, raw, now), time=now)
 
     def _parse(self, peer: str, line: bytes) -> ScaleLine | None:
-        """Parse a line that is not plain; count and log one that is no reading."""
+        """Parse a line that is not in the most common form; count and log it if it is not a valid reading."""
         if len(line) > MAX_LINE:
             self.overlong(peer, line)
             return None
@@ -352,7 +353,7 @@ class ScaleFactory(Factory):
         )
 
     def refused(self, peer: str, what: str) -> None:
-        """Count and log a connection that is closed for what a web browser sends."""
+        """Count and log a connection that is closed because a web browser's input came."""
         self._http_requests.inc()
         self._warnings.warn(
             f"http {host_of(peer)}",
@@ -362,7 +363,7 @@ class ScaleFactory(Factory):
             what=what,
         )
 
-    # -- attempts to reach it
+    # -- attempts to reach the scale
 
     def attempt_failed(self, problem: str, delay: float) -> None:
         """Count and log a failed attempt to reach the scale.
@@ -389,11 +390,11 @@ class _Attempts:
         self._problem: str | None = None
 
     def failed(self, problem: str) -> None:
-        """Note why the next attempt will be needed."""
+        """Note the reason for the next attempt."""
         self._problem = problem
 
     def ended(self, name: str, was_good: bool) -> None:
-        """Note that a connection has ended, which is a failed attempt unless the connection was good.
+        """Note that a connection has ended; unless it was good, it counts as a failed attempt.
 
         :param name: address or device.
         """
@@ -404,7 +405,7 @@ class _Attempts:
             self._problem = f"the connection to {name} ended at once, without a reading"
 
     def delay(self) -> float:
-        """Return the seconds until the next attempt; say so where the last one failed."""
+        """Return the seconds until the next attempt, and log them if the last one failed."""
         self._count += 1
         delay = _RETRY(self._count)
         problem, self._problem = self._problem, None
@@ -415,7 +416,7 @@ class _Attempts:
 
 @implementer(IStreamClientEndpoint)
 class _SpeakingEndpoint:
-    """An endpoint that tells why it could not connect."""
+    """An endpoint that reports why it could not connect."""
 
     def __init__(self, endpoint: IStreamClientEndpoint, failed: Callable[[BaseException | None], None]) -> None:
         self._endpoint = endpoint
@@ -430,7 +431,7 @@ class _SpeakingEndpoint:
 
 
 class _DialFactory(Factory):
-    """Makes the protocols of connections that are dialled."""
+    """Factory of the protocols of dialled connections."""
 
     noisy = False
 
@@ -445,15 +446,15 @@ class _DialFactory(Factory):
 def dialled(
     endpoint: IStreamClientEndpoint, factory: ScaleFactory, reactor: IReactorTime, address: str
 ) -> ClientService:
-    """Return a service that dials out to a serial-to-Ethernet converter, again and again.
+    """Return a service that dials a serial-to-Ethernet converter, and redials it whenever the connection ends.
 
-    :param address: of the converter, for log lines.
+    :param address: the converter's address, for log lines.
     """
     attempts = _Attempts(factory)
     speaking = _SpeakingEndpoint(
         endpoint, lambda error: attempts.failed(f"cannot connect to {address}: {failure_reason(error)}")
     )
-    # ClientService takes every connection that is made for a success, so the attempts are counted here.
+    # ClientService treats every connection that is made as a success, so the attempts are counted here.
     service: ClientService = ClientService(
         speaking,
         _DialFactory(factory, partial(attempts.ended, address)),
@@ -530,13 +531,13 @@ class SerialService(Service):
 
 
 def check_parity(descriptor: int, parity: str) -> None:
-    """Let a serial port turn a byte of wrong parity into NUL, which spoils its line.
+    """Make a serial port turn a byte of wrong parity into NUL, so that its line is rejected.
 
-    :param descriptor: of the open port.
-    :param parity: of the line; with ``N`` there is nothing to check.
+    :param descriptor: file descriptor of the open port.
+    :param parity: parity of the line; with ``N`` there is nothing to check.
     """
     settings = termios.tcgetattr(descriptor)
-    # Without INPCK such a byte would come as another character; with PARMRK or IGNPAR it would be marked or left out.
+    # Without INPCK such a byte would arrive as another character; with PARMRK or IGNPAR, marked or left out.
     settings[0] &= ~(termios.INPCK | termios.PARMRK | termios.IGNPAR)
     if parity != "N":
         settings[0] |= termios.INPCK
@@ -544,7 +545,7 @@ def check_parity(descriptor: int, parity: str) -> None:
 
 
 def address_of(endpoint: str) -> str:
-    """Return the address that a description of a client endpoint names: ``10.0.0.7:4002`` of ``tcp:10.0.0.7:4002``."""
+    """Return the address in a client endpoint's description: ``10.0.0.7:4002`` for ``tcp:10.0.0.7:4002``."""
     kind, *rest = _arguments(endpoint)
     named = dict(each.partition("=")[::2] for each in rest if "=" in each)
     places = [each for each in rest if "=" not in each]
@@ -556,7 +557,7 @@ def address_of(endpoint: str) -> str:
 
 
 def _arguments(endpoint: str) -> list[str]:
-    """Split a description of an endpoint at its colons; one behind a backslash is part of an argument."""
+    """Split an endpoint's description at its colons; a colon after a backslash is part of an argument."""
     arguments = [""]
     escaped = False
     for character in endpoint:

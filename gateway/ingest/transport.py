@@ -46,7 +46,7 @@ def peer_of(transport: Any) -> str:
 
 
 def host_of(peer: str) -> str:
-    """Return a peer of :func:`peer_of` without its port: log lines are limited for each host."""
+    """Return the host of a peer from :func:`peer_of`: log lines are limited for each host."""
     return peer.rpartition(":")[0] or peer
 
 
@@ -61,11 +61,11 @@ _REASONS: Final[tuple[tuple[type[BaseException], str], ...]] = (
 
 
 def failure_reason(error: BaseException | None) -> str:
-    """Return in plain words why a connection could not be made, or a device not be opened."""
+    """Return in plain words why a connection could not be made, or a device could not be opened."""
     for kind, words in _REASONS:
         if isinstance(error, kind):
             return words
-    # Twisted's errors of connecting keep the operating system's, with its number or as it is.
+    # Twisted's connection errors keep the operating system's error, or only its number.
     number = getattr(error, "osError", None)
     number = getattr(number, "errno", number) or getattr(error, "errno", None)
     if number is None and error is not None and error.args and isinstance(error.args[0], int):
@@ -75,7 +75,7 @@ def failure_reason(error: BaseException | None) -> str:
 
 
 def end_reason(error: BaseException | None) -> str:
-    """Return in plain words why a connection has ended that the gateway did not close."""
+    """Return in plain words why a connection ended that the gateway did not close itself."""
     if isinstance(error, errors.ConnectionDone):
         return "closed by the peer"
     if isinstance(error, errors.ConnectionAborted):

@@ -1,4 +1,4 @@
-"""What a power cut or a disk did to raw files: counted, logged once, and said to the operator for a day."""
+"""Damage of raw files by a power cut or a disk: counted, logged once, and shown to the operator for a day."""
 
 import contextlib
 import os
@@ -17,24 +17,24 @@ from gateway.raw.files import Damaged, ReadError
 
 log = Logger()
 
-#: Seconds for which a file is named as a problem: damage cannot be mended, and is not new for ever.
+#: Seconds for which a file is listed as a problem: damage cannot be repaired, so the message must end by itself.
 SHOWN_SECONDS: Final = 24 * 3600.0
 
-#: Files whose damage is remembered, so that it is counted and logged once, and stretches of one file; the last of these
-#: then covers what lies behind it.
+#: Maximum remembered files, so that damage is counted and logged once, and maximum stretches of one file; at that bound
+#: the last stretch covers the rest of the file.
 MAX_FILES: Final = 1000
 _MAX_STRETCHES: Final = 1000
 
-#: Log lines a minute: each sensor has a file, and a power cut damages all that were being written.
+#: Maximum log lines a minute: each sensor has a file, and a power cut damages all files that were being written.
 _BURST: Final = 200
 
-#: A line that is being written is no longer than that, in bytes.
+#: Maximum bytes of a line that is being written.
 _TORN_BYTES: Final = 4096
 
-#: Characters of a line of ``/healthz`` about one file.
+#: Maximum characters in ``/healthz`` about one file.
 _MAX_TEXT: Final = 500
 
-#: Where a stretch begins, and where it ends, in bytes of the (decompressed) file.
+#: Begin and end of a stretch, in bytes of the (decompressed) file.
 Stretch: TypeAlias = tuple[int, int]
 
 
@@ -42,10 +42,10 @@ Stretch: TypeAlias = tuple[int, int]
 class Scan:
     """Damaged stretches of one file, collected while it is read.
 
-    :param is_growing: lines are appended meanwhile, so that a last one without an end may be whole soon.
-    :ivar stretches: ascending and apart.
-    :ivar count: how many bytes are damaged.
-    :ivar nul: how many of the damaged bytes are NUL.
+    :param is_growing: whether lines are being appended, so that a last line without an end may soon be whole.
+    :ivar stretches: damaged stretches, in ascending order and not adjacent.
+    :ivar count: number of damaged bytes.
+    :ivar nul: number of damaged bytes that are NUL.
     """
 
     is_growing: bool = False
@@ -54,7 +54,7 @@ class Scan:
     nul: int = 0
 
     def add(self, begin: int, content: bytes) -> None:
-        """Take a damaged piece."""
+        """Add a damaged piece."""
         if self.is_growing and len(content) <= _TORN_BYTES and not content.endswith(b"\n"):
             return
         self.count += len(content)
@@ -68,9 +68,9 @@ class Scan:
 
 @dataclass(slots=True)
 class _Problem:
-    """What is said of one file.
+    """The problem of one file.
 
-    :ivar since: when it was found, in seconds of the clock that never steps.
+    :ivar since: monotonic time at which it was found, in seconds.
     """
 
     since: float
@@ -78,7 +78,9 @@ class _Problem:
 
 
 class DamageLog:
-    """Counts damage of raw files, logs each once, and keeps what the operator is told; for any thread.
+    """Log of damage in raw files, which counts and logs each damage once and lists problems for the operator.
+
+    Every method may be called in any thread.
 
     :param max_shown: maximum files that are named as problems; the others are counted.
     """
@@ -89,19 +91,19 @@ class DamageLog:
         self._counters = counters
         self._warnings = LimitedLog(log, clock, counters, burst=_BURST)
         self._lock = threading.Lock()
-        #: By path, without the ending of a compressed file.
+        #: Known stretches by path, without the suffix of a compressed file.
         self._known: OrderedDict[str, list[Stretch]] = OrderedDict()
         self._problems: OrderedDict[str, _Problem] = OrderedDict()
 
     @contextlib.contextmanager
     def scan(self, path: str, *, is_growing: bool = False, is_problem: bool = True) -> Iterator[Damaged]:
-        """Give what takes the damaged pieces of a file that is read; report them in the end.
+        """Yield a function that takes the damaged pieces of a file while it is read; report them at the end.
 
-        Of a file that turns out to be unreadable nothing is reported: what a broken compressed one has given so far is
-        not what was written, and whoever reads it says that it is broken.
+        Nothing is reported for a file that turns out to be unreadable: the content that a broken compressed file gave
+        so far is not the original, and its reader reports that it is broken.
 
-        :param is_growing: lines are appended meanwhile.
-        :param is_problem: the operator is told too, not the log alone.
+        :param is_growing: whether lines are being appended meanwhile.
+        :param is_problem: whether to show the damage in ``/healthz``, not only in the log.
         """
         scan = Scan(is_growing)
         is_readable = True
@@ -115,7 +117,7 @@ class DamageLog:
                 self.report(path, scan, is_problem=is_problem)
 
     def report(self, path: str, scan: Scan, *, is_problem: bool = True) -> None:
-        """Count and log those damaged bytes of a file that are not known yet."""
+        """Count and log the damaged bytes of a file that are not known yet."""
         if not scan.stretches:
             return
         with self._lock:
@@ -135,12 +137,12 @@ class DamageLog:
             )
 
     def learn(self, path: str, begin: int, end: int) -> None:
-        """Remember a stretch as known without a word."""
+        """Remember a stretch as known, without counting or logging it."""
         with self._lock:
             self._learn(path, [(begin, end)])
 
     def missing(self, path: str, size: int, counted: int) -> None:
-        """Report a file that is shorter than the part of it that statistics count."""
+        """Report a file that is shorter than the part that statistics count."""
         text = f"{counted - size} bytes are missing: it has {size}, and statistics count {counted}"
         with self._lock:
             self._counters.raw_missing.inc(counted - size)
@@ -153,7 +155,7 @@ class DamageLog:
             )
 
     def changed(self, path: str, counted: int) -> None:
-        """Report a file whose counted part is not what it was."""
+        """Report a file that has changed in the part that statistics count."""
         text = f"the {counted} bytes that statistics count are not what they were"
         with self._lock:
             self._problem(path, text)
@@ -165,13 +167,13 @@ class DamageLog:
             )
 
     def unreadable(self, path: str, error: Exception) -> None:
-        """Tell the operator of a file that cannot be read; whoever found that has logged it."""
+        """List a file that cannot be read as a problem; the caller has logged it."""
         with self._lock:
             self._problem(path, f"it cannot be read, and its samples are in no statistics: {error}")
 
     @property
     def problems(self) -> list[str]:
-        """What the operator is told: the files that were found damaged in the last day."""
+        """Problems for the operator: the files that were found damaged in the last day."""
         with self._lock:
             oldest = self._clock.monotonic() - SHOWN_SECONDS
             while self._problems and next(iter(self._problems.values())).since <= oldest:
@@ -192,7 +194,7 @@ class DamageLog:
             self._problems.popitem(last=False)
 
     def _learn(self, path: str, stretches: list[Stretch]) -> int:
-        """Add to what is known of a file; how many bytes are new."""
+        """Add stretches to those known of a file; return the number of new bytes."""
         path = path.removesuffix(".gz")
         before = self._known.pop(path, [])
         after = _merged(before, stretches)
@@ -210,7 +212,7 @@ def _described(scan: Scan) -> str:
 
 
 def _name(path: str) -> str:
-    """Return the part of a path that ``/healthz`` may show: the machine and the file."""
+    """Return the part of a path to show in ``/healthz``: the machine and the file."""
     directory, name = os.path.split(path)
     return os.path.join(os.path.basename(directory), name)
 

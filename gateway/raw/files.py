@@ -38,22 +38,22 @@ _LONGEST: Final = 4096
 _TIME: Final = re.compile(rb"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9],")
 _SECOND: Final = re.compile(rb"^(" + _TIME.pattern + rb").*\n(?:\1.*\n)*+", re.MULTILINE)
 
-#: A number as it stands in a line, and several between commas: nothing that only looks like one, for damage must not
-#: make another number. On Windows the old server ended lines with CR CR LF.
+#: A number as it is written in a line, and several separated by commas. The pattern is strict, because damage must not
+#: turn one number into another. On Windows the old server ended lines with CR CR LF.
 _NUMBER: Final = re.compile(rb"-?(?:(?:0|[1-9][0-9]*+)(?:\.[0-9]*+)?(?:[eE][+-]?[0-9]++)?|inf|nan)\r*+")
 _NUMBERS: Final = re.compile(rb"%b(?:,%b)*+" % (_NUMBER.pattern, _NUMBER.pattern))
 
-#: What JSON allows beside numbers: blanks, and ``true`` and ``false``, which are numbers to Python.
+#: Bytes that JSON allows beside numbers: blanks, and letters of ``true`` and ``false``, which Python takes for numbers.
 _BLANK, _TAB, _CR, _U, _L = b" \t\rul"
 
-#: Lines that hold no sample and are not damaged: the header, which compressed files may hold twice, and blank ones.
+#: Undamaged lines without a sample: the header, which compressed files may hold twice, and blank lines.
 _EMPTY: Final = re.compile(rb"(?:time,data)?\r*+\n")
 
-#: How much before a position is searched for the last line of a sample, in bytes; then all of a file.
+#: Numbers of bytes before a position to search for the last sample line, in turn; then the whole file is searched.
 _BACK: Final = (_LONGEST, 64 * 1024, 1024 * 1024)
 
-#: Takes a piece of a file that is not lines of samples: where it begins, in bytes of the (decompressed) file, and its
-#: content: whole lines, a piece of a line that is too long, or a last line without an end.
+#: Takes a piece of a file that does not consist of sample lines: its offset in the (decompressed) file, in bytes, and
+#: its content: whole lines, a piece of a line that is too long, or a last line without an end.
 Damaged: TypeAlias = Callable[[int, bytes], object]
 
 
@@ -116,11 +116,11 @@ def machines(directory: str) -> list[str]:
 
 
 def path_of(directory: str, name: str, pattern: str = "{}") -> str:
-    """Return the path of what is named after a machine or a sensor.
+    """Return the path of a file or folder that is named after a machine or a sensor.
 
-    An older version may have written the name decomposed (NFD): where only that exists, it is used.
+    An older version may have written the name decomposed (NFD): if only that path exists, it is used.
 
-    :param pattern: of the file's name.
+    :param pattern: pattern of the file name.
     """
     path, *older = (os.path.join(directory, pattern.format(form)) for form in forms_of(name))
     if older and not os.path.exists(path) and os.path.exists(older[0]):
@@ -173,11 +173,11 @@ def holds_all(compressed: str, path: str) -> bool:
 
 
 def runs(file: io.BufferedIOBase, begin: int = 0, damaged: Damaged | None = None) -> Iterator[Run]:
-    """Read the lines of a file from some byte on, at which a line begins.
+    """Read the sample lines of a file, from the given start of a line on.
 
-    What is not a line of a sample is passed over, and so is a last line without an end: its number may have been cut.
+    Other lines are skipped, and so is a last line without an end: its number may have been cut.
 
-    :param damaged: is given what is passed over, but for headers and blank lines.
+    :param damaged: called with each skipped piece, except headers and blank lines.
     :raises ReadError: the file cannot be read.
     """
     file.seek(begin)
@@ -202,7 +202,7 @@ def runs(file: io.BufferedIOBase, begin: int = 0, damaged: Damaged | None = None
                 yield Run(begin + found.start(), begin + found.end(), found[1], samples)
         if damaged is not None and position < whole:
             _pass_over(text[position:whole], begin + position, damaged)
-        # The rest of a line that is too long has been passed over already.
+        # The rest of a line that is too long has already been skipped.
         whole = max(whole, position)
         rest = text[whole:]
         begin += whole
@@ -217,7 +217,7 @@ def runs(file: io.BufferedIOBase, begin: int = 0, damaged: Damaged | None = None
 
 
 def _pass_over(lines: bytes, begin: int, damaged: Damaged) -> None:
-    """Report whole lines that are not of samples."""
+    """Report whole lines that are not sample lines."""
     for line in _split_lines(lines):
         if _EMPTY.fullmatch(line) is None:
             damaged(begin, line)
@@ -225,21 +225,21 @@ def _pass_over(lines: bytes, begin: int, damaged: Damaged) -> None:
 
 
 def _split_lines(lines: bytes) -> list[bytes]:
-    """Split whole lines at LF only, and keep it."""
+    """Split whole lines at LF only, and keep the LF."""
     return [line + b"\n" for line in lines.split(b"\n")[:-1]]
 
 
 def _numbers(lines: bytes, clock: bytes, begin: int, damaged: Damaged | None) -> "array[float]":
-    """Read the numbers of whole lines which all begin with the same time.
+    """Read the numbers of whole lines that all begin with the same time.
 
-    :param begin: where the first line begins.
+    :param begin: offset of the first line.
     """
     count = lines.count(b"\n")
     text = lines[len(clock) : -1].replace(b"\n" + clock, b",")
-    # Looking for an integer takes a tenth as long as looking for bytes.
+    # Searching for an integer takes a tenth of the time of searching for bytes.
     if _CR in text:
         text = text.replace(b"\r,", b",").removesuffix(b"\r")
-    # What has more numbers than lines has a line that is not one of a sample.
+    # If there are more numbers than lines, one of the lines is not a sample line.
     try:
         # Half as long as splitting takes.
         numbers = array("d", orjson.loads(b"[%b]" % text))
@@ -256,7 +256,7 @@ def _numbers(lines: bytes, clock: bytes, begin: int, damaged: Damaged | None) ->
         if _NUMBER.fullmatch(line, len(clock), len(line) - 1):
             numbers.append(float(line[len(clock) :]))
         elif damaged is not None:
-            # A line that was torn, with the next one behind it, say: neither is guessed.
+            # For example, a torn line with the next one glued to it: neither is guessed.
             damaged(begin, line)
         begin += len(line)
     return numbers
@@ -330,16 +330,16 @@ def _read_through(file: io.BufferedIOBase) -> int:
 
 
 def last_clock(file: io.BufferedIOBase, size: int) -> bytes | None:
-    """Return the time of the last whole line of a sample, ``HH:MM:SS,``; ``None`` where there is none.
+    """Return the time of the last whole sample line, ``HH:MM:SS,``; ``None`` if there is no such line.
 
-    :param size: how many bytes of the file count.
+    :param size: number of bytes of the file to consider.
     """
-    # A compressed file is read from its beginning for each look back.
+    # In a compressed file, each seek back reads from the beginning.
     for length in _BACK[:1] if isinstance(file, gzip.GzipFile) else (*_BACK, size):
         begin = max(0, size - length)
         file.seek(begin)
         lines = file.read(size - begin).split(b"\n")
-        # The first may have lost its beginning.
+        # The first line may lack its beginning.
         whole = lines[:-1] if begin == 0 else lines[1:-1]
         found = next((line[:9] for line in reversed(whole) if is_line(line)), None)
         if found is not None or begin == 0:
@@ -348,14 +348,14 @@ def last_clock(file: io.BufferedIOBase, size: int) -> bytes | None:
 
 
 def is_line(line: bytes) -> bool:
-    """Tell whether a line, without its end, is one of a sample."""
+    """Return whether a line, without its end, is a sample line."""
     return _TIME.match(line) is not None and _NUMBER.fullmatch(line, 9) is not None
 
 
 def nul_before(file: io.BufferedIOBase, position: int) -> int | None:
-    """Return where a line begins before which nothing is NUL, in the last MiB before a position; ``None``: no NUL.
+    """Find NUL bytes in the last MiB before a position; return the start of a line before them, or ``None``.
 
-    Pages that a power cut kept from the disk read as NUL.
+    Pages that a power cut kept from the disk read as NUL bytes.
     """
     begin = max(0, position - _BACK[-1])
     file.seek(begin)

@@ -50,10 +50,10 @@ _OPEN_SHARE: Final = 4
 
 _FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
 
-#: Bytes of a torn last line that are looked at before new lines go behind it; the whole of it was read at the start.
+#: Maximum bytes of a torn last line to inspect before new lines follow it; recovery has read the whole line.
 _TAIL_BYTES: Final = 64 * 1024
 
-#: Ends a last line that lacks its end and would read as one of a sample: its number may have been cut.
+#: Ending of a torn last line that would otherwise read as a sample line: its number may have been cut.
 _TORN: Final = b" torn\n"
 
 #: Samples of one second and sensor that are made lines of together.
@@ -112,12 +112,12 @@ class Lines:
 
 
 class RawLog(Service):
-    """Writes every sample of every batch.
+    """Writer of every sample of every batch.
 
     :param directory: ``data.path``; it exists.
-    :param is_known: says of a machine and a sensor whether its type is kept, which no file tells.
-    :param damage: is told of files that were damaged; by default, one of its own.
-    :ivar problem: why files cannot be written; ``None`` where they can.
+    :param is_known: function that returns whether the type of a machine's sensor is stored, as files do not hold it.
+    :param damage: log for damaged files; by default, a new one.
+    :ivar problem: why files cannot be written; ``None`` if they can.
     """
 
     name = "rawlog"
@@ -147,7 +147,7 @@ class RawLog(Service):
         self._prefix = b""
         self._paths: dict[tuple[str, str], str] = {}
         self._files: OrderedDict[str, int] = OrderedDict()
-        #: By path of an open file: how many bytes it has, unless somebody else has changed it.
+        #: Size of each open file by path, in bytes, unless another program has changed it.
         self._sizes: dict[str, int] = {}
         self._most_files = _OPEN_FILES
         self._more: IDelayedCall | None = None
@@ -179,7 +179,7 @@ class RawLog(Service):
         if path in self._waiting:
             self._flush(path)
         try:
-            # Opened as for writing: a line that was torn is ended first, and a line begins there.
+            # Opening the file ends a torn line, so a line begins at its size.
             return None if path in self._waiting or not os.path.exists(path) else os.fstat(self._open(path)).st_size
         except OSError:
             return None
@@ -280,7 +280,7 @@ class RawLog(Service):
                 return file
             if size is not None and size < self._sizes[path]:
                 self._damage.missing(path, size, self._sizes[path])
-            # Somebody has removed, moved or changed the file.
+            # Another program has removed, moved or changed the file.
             self._close(path)
         try:
             file = os.open(path, _FLAGS, 0o644)
@@ -305,7 +305,7 @@ class RawLog(Service):
         scan = Scan()
         scan.add(begin, line)
         self._damage.report(path, scan)
-        # What ends the line is a part of it for whoever reads the file next.
+        # To the next reader of the file, the ending is part of the line.
         self._damage.learn(path, begin, size)
 
     def _close(self, path: str) -> None:
@@ -316,7 +316,7 @@ class RawLog(Service):
 
 
 def _size_at(file: int, path: str) -> int | None:
-    """Return the size of an open file; ``None`` where it is not what a path names."""
+    """Return the size of an open file; ``None`` if the path names another file by now."""
     try:
         found = os.fstat(file)
         return found.st_size if os.path.samestat(found, os.stat(path)) else None
@@ -335,17 +335,17 @@ def _append(file: int, lines: bytearray) -> int:
 
 
 def _prepare(file: int) -> tuple[int, bytes] | None:
-    """Let new lines begin on a line of their own: begin a new file with its header, and end a torn last line.
+    """Prepare a file for new lines: write the header of a new file, and end a torn last line.
 
-    :returns: where the torn line begins, in bytes, and its content, its last 64 KiB at most; ``None``: nothing is torn.
-    :raises OSError: the disk takes nothing.
+    :returns: offset of the torn line, in bytes, and its content, at most its last 64 KiB; ``None`` if no line is torn.
+    :raises OSError: the disk cannot be written.
     """
     size = os.fstat(file).st_size
     if size and os.pread(file, 1, size - 1) == b"\n":
         return None
     tail = os.pread(file, _TAIL_BYTES, max(0, size - _TAIL_BYTES))
     if size == len(tail) and HEADER.startswith(tail.removesuffix(b"\r")):
-        # Nothing is lost with a header.
+        # A torn header is simply completed: it holds no sample.
         _add(file, size, HEADER[len(tail) :] or b"\n")
         return None
     line = tail[tail.rfind(b"\n") + 1 :]
@@ -354,9 +354,9 @@ def _prepare(file: int) -> tuple[int, bytes] | None:
 
 
 def _add(file: int, size: int, text: bytes) -> None:
-    """Append a text to a file of this size, or nothing of it.
+    """Append all of a text to a file of this size, or none of it.
 
-    :raises OSError: the disk takes only a part of it.
+    :raises OSError: the disk has taken only a part.
     """
     if os.write(file, text) < len(text):
         os.ftruncate(file, size)

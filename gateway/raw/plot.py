@@ -33,8 +33,8 @@ class Plot:
     :param begin: of the range, aware.
     :param end: of the range, which is not in it.
     :param most: points; the range is cut into so many stretches of the same length, and those with samples are points.
-    :param damage: is told of files that were damaged.
-    :param today: to files of this day and later ones lines are appended meanwhile.
+    :param damage: log for damaged files.
+    :param today: first day with files that are still growing.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Plot:
     def _scan(self, file: RawFile) -> contextlib.AbstractContextManager[Damaged | None]:
         if self._damage is None:
             return contextlib.nullcontext()
-        # Who looks at an old day's curve does not make its damage a problem of today.
+        # Plotting an old day must not turn its damage into a current problem.
         return self._damage.scan(file.path, is_growing=file.day >= self._today, is_problem=False)
 
     def _offset(self, file: RawFile, content: io.BufferedIOBase, midnight: datetime) -> int:

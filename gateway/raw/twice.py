@@ -25,7 +25,7 @@ def timed_runs(
     :param first_counts: by hour that comes twice: how many finite samples the first of the two has, where that is
         known. It tells the two where no line is earlier than the one before it. What has come is taken from it, for
         there may be another file of the day.
-    :param damaged: is given what is not lines of samples.
+    :param damaged: called with each piece that does not consist of sample lines.
     :raises ReadError: the file cannot be read.
     """
     told = _hours_set_back(content) if first_counts else set()

@@ -62,7 +62,7 @@ class PostgresChannel:
             except psycopg2.Error as error:
                 if session.is_lost(error):
                     raise
-                # The driver's text may quote the statement, and with it a commit.
+                # The driver's text may quote the statement, and with it the data of a commit.
                 raise StoreUnavailable(error_text(error)) from None
 
         return self._pool.run(notify, again=False)

@@ -23,21 +23,21 @@ class StoreUnavailable(Exception):
 
 
 class DirectoryUnusable(StoreUnavailable):
-    """A file under ``database.path`` cannot be used, whatever the server that ``database.url`` names."""
+    """Error for a file under ``database.path`` that cannot be used, regardless of the server in ``database.url``."""
 
 
 class MachineDamaged(StoreUnavailable):
-    """What the store has of one machine cannot be read; others are not affected."""
+    """Error for the stored data of one machine that cannot be read; other machines are not affected."""
 
 
 class OutcomeUnknown(Exception):
-    """A commit may have been written: the store was told to write it and has not said in time whether it did."""
+    """Error for a commit that may have been written: the store was told to write it, and has not confirmed in time."""
 
 
 class RejectedByDatabase(Exception):
-    """The database will always refuse this row (a CHECK, a trigger, an encoding); nothing was written.
+    """Error for a row that the database will always reject (a CHECK, a trigger, an encoding); nothing was written.
 
-    The text names the rule that refused the row, and nothing of the row itself.
+    The text names the rule that rejected the row, and never shows the row itself.
     """
 
 
@@ -136,7 +136,7 @@ class Store(ABC):
     @property
     @abstractmethod
     def problems(self) -> list[str]:
-        """What does not work of it, one line each, for ``/healthz``; it does not block."""
+        """Problems of the store, one line each, for ``/healthz``; reading it does not block."""
 
     @abstractmethod
     def open(self) -> None:
@@ -153,7 +153,7 @@ class Store(ABC):
 
         :raises IdempotencyConflict: the key was used for another request.
         :raises StoreUnavailable: it cannot be written now, and was not.
-        :raises OutcomeUnknown: it may have been written; the same request with the same key tells.
+        :raises OutcomeUnknown: it may have been written; the same request with the same key gives the outcome.
         :raises RejectedByDatabase: it will never be written as it is.
         """
 
@@ -222,8 +222,8 @@ class Store(ABC):
     ) -> "Deferred[Page]":
         """Items of ``/stat/anomaly``: of one machine, ascending in time; of all (``None``), newest first.
 
-        Those of one time stand by machine, and then as they were written. Of all machines, those that cannot be read
-        are left out.
+        Anomalies with the same time are ordered by machine, then by order of writing. For all machines, those that
+        cannot be read are left out.
 
         :param after: from the page before this one.
         :param limit: maximum number of items in the page; the store's own maximum by default.

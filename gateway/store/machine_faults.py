@@ -1,4 +1,4 @@
-"""Machines' databases that cannot be written or read: what is said of them in ``/healthz``, until that is over."""
+"""Faults of machines' databases that cannot be written or read, for ``/healthz``, until they are fixed."""
 
 import os
 import sqlite3
@@ -9,21 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
-#: Machines that are named; the others are counted.
+#: Maximum machines that are named; the others are counted.
 _NAMED: Final = 20
 
-#: What changes where a database is repaired, replaced or written: identity, time of change and size of its files.
+#: Identity, change time and size of a database's files; they change when it is repaired, replaced or written.
 _State: TypeAlias = tuple[tuple[int, int, int, int] | None, ...]
 
 
 @dataclass(slots=True)
 class _Fault:
-    """What is wrong with one machine's database.
+    """The fault of one machine's database.
 
     :ivar verb: ``written`` or ``read``.
-    :ivar lost: entries that were given up.
-    :ivar stays: whether only a repair ends it.
-    :ivar seen: the files' state when they were looked at last.
+    :ivar lost: number of entries that were given up.
+    :ivar stays: whether only a repair ends the fault.
+    :ivar seen: state of the files at the last check.
     """
 
     verb: str
@@ -34,7 +34,7 @@ class _Fault:
 
 
 class MachineFaults:
-    """What is wrong with databases of machines. Every method may be called in any thread."""
+    """Current faults of machines' databases. Every method may be called in any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -42,7 +42,7 @@ class MachineFaults:
 
     @property
     def problems(self) -> list[str]:
-        """One line for each machine, but for those beyond a few."""
+        """Return one line for each faulty machine, and a count of those beyond the maximum."""
         with self._lock:
             lines = [_line(machine, fault) for machine, fault in sorted(self._faults.items())]
         if len(lines) > _NAMED:
@@ -50,14 +50,14 @@ class MachineFaults:
         return lines
 
     def waits(self, machine: str, text: str) -> None:
-        """Entries of a machine cannot be written now, and wait."""
+        """Note that entries of a machine cannot be written now, and wait."""
         with self._lock:
             fault = self._faults.setdefault(machine, _Fault("written", text))
             if not fault.stays:
                 fault.verb, fault.text = "written", text
 
     def damaged(self, machine: str, text: str, verb: str, lost: int = 0) -> None:
-        """A machine's database is damaged: entries of it may be lost."""
+        """Note that a machine's database is damaged; some of its entries may be lost."""
         with self._lock:
             fault = self._faults.setdefault(machine, _Fault(verb, text))
             if verb == "written" or not fault.stays:
@@ -66,8 +66,8 @@ class MachineFaults:
             fault.stays = True
 
     def wrote(self, machine: str) -> None:
-        """Entries of a machine were written: what made them wait is over."""
-        # Mostly there is nothing to be done; a dict may be asked without the lock.
+        """Note that entries of a machine were written, which ends a passing fault."""
+        # There is mostly no fault, and a dict can be read without the lock.
         if machine in self._faults:
             with self._lock:
                 if not self._faults[machine].stays:
@@ -75,14 +75,14 @@ class MachineFaults:
 
     @property
     def any_stay(self) -> bool:
-        """Return whether a database must be looked at again."""
+        """Return whether any database must be checked again."""
         with self._lock:
             return any(fault.stays for fault in self._faults.values())
 
     def look(self, path_of: Callable[[str], str]) -> list[tuple[str, int]]:
-        """Look whether damaged databases were repaired, replaced or removed; this may block.
+        """Check whether damaged databases were repaired, replaced or removed; this may block.
 
-        :returns: those that were, and how many entries each has lost.
+        :returns: the machines of such databases, and the number of lost entries of each.
         """
         with self._lock:
             suspects = [(machine, fault) for machine, fault in self._faults.items() if fault.stays]
@@ -124,7 +124,7 @@ def _state_of(path: str) -> _State:
 
 
 def _is_sound(path: str) -> bool:
-    """Return whether a database is whole; one that is missing is made again."""
+    """Return whether a database is whole or missing; a missing one is created again."""
     if not os.path.exists(path):
         return os.path.isdir(os.path.dirname(path))
     try:

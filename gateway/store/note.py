@@ -1,7 +1,8 @@
-"""A note outside a database file of what that file held: who has lost the file still knows that there was one.
+"""Notes on the content of a database file, kept outside it, so that the loss of the file is noticed.
 
-It is an extended attribute of the directory (``user.cynow-gateway.*``), so that no further file stands among those that
-are named by machines. Where the file system has none, or a copy of the directory lost them, there is no note.
+A note is an extended attribute of the directory (``user.cynow-gateway.*``), so that no additional file lies among those
+named after machines. There is no note if the file system does not support attributes, or a copy of the directory lost
+them.
 """
 
 import dataclasses
@@ -15,12 +16,12 @@ _PREFIX: Final = "user.cynow-gateway."
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What was known of a database file; every number is a lower bound.
+    """Last known content of a database file; every number is a lower bound.
 
-    :ivar identity: of the file.
-    :ivar commit: the highest id that a commit was given.
-    :ivar reserved: no live event was given a number above this one.
-    :ivar waiting: entries that waited in it for another store.
+    :ivar identity: identity of the file.
+    :ivar commit: highest id given to a commit.
+    :ivar reserved: upper bound of the numbers given to live events.
+    :ivar waiting: number of entries that waited in the file for another store.
     """
 
     identity: str
@@ -30,7 +31,7 @@ class Note:
 
 
 def read_note(directory: str, name: str) -> Note | None:
-    """Return the note of a name; ``None`` where there is none that can be read."""
+    """Return the note with a name; ``None`` if it does not exist or cannot be read."""
     try:
         fields = json.loads(os.getxattr(directory, _PREFIX + name))
         note = Note(str(fields["identity"]), *(int(fields[each]) for each in ("commit", "reserved", "waiting")))
@@ -42,7 +43,7 @@ def read_note(directory: str, name: str) -> Note | None:
 def write_note(directory: str, name: str, note: Note) -> bool:
     """Write a note, and return whether it could be written.
 
-    A power cut may take the last seconds of it: its numbers are lower bounds.
+    A power cut may lose the changes of the last seconds; therefore the numbers are lower bounds.
     """
     try:
         os.setxattr(directory, _PREFIX + name, json.dumps(dataclasses.asdict(note)).encode())

@@ -1,8 +1,8 @@
-"""Opening the file of commits: what is new, what is as it was left, and what is neither.
+"""Opening of the file of commits, which distinguishes a first start, an intact file and a lost one.
 
-A file that is missing or empty where a gateway was before is not a new one: ids of commits would begin again, and a key
-that was answered would ship its cylinder a second time. Nothing is written then, and nothing is touched: SQLite removes
-the write-ahead log of an empty file, and with it what could be restored.
+If a gateway has run before and the file is missing or empty, it is not treated as new: ids of commits would start
+again, and an answered key would ship its cylinder a second time. Then nothing is written and nothing is opened: SQLite
+removes the write-ahead log of an empty file, and with it data that could be restored.
 """
 
 import contextlib
@@ -27,25 +27,25 @@ log = Logger()
 GATEWAY_FILE: Final = "cynow-gateway.sqlite3"
 SPOOL_FILE: Final = "cynow-gateway-spool.sqlite3"
 
-#: The name of the note of the gateway's file.
+#: Name of the note on the gateway's file.
 STORE_NOTE: Final = "store"
 
-#: The option that lets a start go on without what was there.
+#: The option that lets a start continue without the lost data.
 ACCEPT: Final = "--accept-empty-store"
 
-#: Where it is not known which event numbers were given, they go on at so many for each second since 1970: above any
-#: reservation that a gateway has come to, and below 2**53, to which JavaScript counts.
+#: Event numbers for each second since 1970, from which numbering goes on if the given numbers are unknown: above any
+#: reservation that a gateway has reached, and below 2**53, the limit of JavaScript.
 _NUMBERS_A_SECOND: Final = 10_000
 
-#: Databases of machines that are looked into for signs of an earlier gateway.
+#: Maximum machines' databases that are searched for signs of an earlier gateway.
 _LOOKED_INTO: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
 class _Loss:
-    """What was found in the place of a file that a gateway had.
+    """The loss of a file that a gateway had.
 
-    :ivar keeps_from_starting: whether it may be a file of somebody else.
+    :ivar keeps_from_starting: whether the file in its place may belong to somebody else.
     """
 
     text: str
@@ -54,11 +54,11 @@ class _Loss:
 
 @dataclass(slots=True)
 class Opened:
-    """The gateway's own file, as a start finds it.
+    """The gateway's own file, as opened by a start.
 
-    :ivar connection: ``None`` where commits are refused.
-    :ivar reserved: no live event was given a number above this one.
-    :ivar note: to be written down outside the file.
+    :ivar connection: open connection; ``None`` if commits are refused.
+    :ivar reserved: upper bound of the numbers given to live events.
+    :ivar note: note to write outside the file.
     :ivar problem: why commits are refused.
     """
 
@@ -69,12 +69,12 @@ class Opened:
 
 
 def open_store(directory: str, wall: float, *, accept: bool, gives_numbers: bool) -> Opened:
-    """Open ``cynow-gateway.sqlite3``, and make it at the first start. This may block.
+    """Open ``cynow-gateway.sqlite3``, and create it at the first start. This may block.
 
     :param wall: seconds since 1970.
-    :param accept: whether a start may go on without what was there: a file that is empty or no database is renamed.
-    :param gives_numbers: whether numbers of events will be given out; a command gives none and writes no note.
-    :raises StoreUnavailable: there is no starting with it.
+    :param accept: whether to go on without the lost data: a file that is empty or not a database is renamed.
+    :param gives_numbers: whether event numbers will be given out; a command gives none and does not write a note.
+    :raises StoreUnavailable: the gateway cannot start with this file.
     """
     path = os.path.join(directory, GATEWAY_FILE)
     note = read_note(directory, STORE_NOTE)
@@ -101,9 +101,9 @@ def open_store(directory: str, wall: float, *, accept: bool, gives_numbers: bool
 
 
 def connect(path: str, *, synchronous: str, wait: float = LOCK_WAIT) -> sqlite3.Connection:
-    """Return a connection whose transactions are explicit, for one thread at a time.
+    """Return a connection with explicit transactions, for use by one thread at a time.
 
-    :param wait: for a lock that somebody else holds, in seconds.
+    :param wait: maximum wait for a lock of another program, in seconds.
     """
     connection = sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
     try:
@@ -118,14 +118,14 @@ def connect(path: str, *, synchronous: str, wait: float = LOCK_WAIT) -> sqlite3.
 def has_tables(path: str) -> bool:
     """Return whether a database has any table.
 
-    :raises sqlite3.Error: it cannot be read.
+    :raises sqlite3.Error: the database cannot be read.
     """
     with contextlib.closing(sqlite3.connect(path, timeout=LOCK_WAIT)) as connection:
         return connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is not None
 
 
 def _loss(path: str, note: Note | None) -> _Loss | None:
-    """Look at the file before it is opened; ``None`` where it is one, or none was there before."""
+    """Inspect the file before it is opened; return ``None`` if it is a database, or if there never was one."""
     name = os.path.basename(path)
     with _explaining(path):
         size = os.stat(path).st_size if os.path.lexists(path) else None
@@ -147,7 +147,7 @@ def _loss(path: str, note: Note | None) -> _Loss | None:
 
 
 def _sign_of_gateway(path: str, note: Note | None) -> str | None:
-    """Say what shows that a gateway had a file here; ``None`` where nothing does, as beside the old server's files."""
+    """Return the evidence that a gateway had a file here; ``None`` if there is none, as with the old server's files."""
     directory = os.path.dirname(path)
     if os.path.exists(f"{path}-wal"):
         return f"its write-ahead log {path}-wal is there: keep it"
@@ -158,7 +158,7 @@ def _sign_of_gateway(path: str, note: Note | None) -> str | None:
     with _explaining(directory):
         names = sorted(name for name in os.listdir(directory) if name.endswith(".db"))
     for name in names[:_LOOKED_INTO]:
-        # What cannot be read shows nothing: the old server's files may be damaged too.
+        # An unreadable file is not evidence: the old server's files may be damaged too.
         with contextlib.suppress(sqlite3.Error):
             if _is_of_gateway(os.path.join(directory, name)):
                 return f"{name} has been written by a gateway"
@@ -176,7 +176,7 @@ def _is_of_gateway(path: str) -> bool:
 
 
 def _without(directory: str, found: str, note: Note | None, wall: float) -> Opened:
-    """Go on without the file."""
+    """Go on without the file, and refuse commits."""
     problem = f"{found}; {_todo(directory)}"
     log.error("commits are refused: {problem}", problem=problem)
     if note is None:
@@ -192,7 +192,7 @@ def _todo(directory: str) -> str:
 
 
 def _opened(path: str, note: Note | None, wall: float, *, accept: bool, is_lost: bool) -> Opened:
-    """Open the file, or make a new one."""
+    """Open the file, or create a new one."""
     directory = os.path.dirname(path)
     if not os.path.exists(path):
         _create(path)
@@ -223,9 +223,9 @@ def _opened(path: str, note: Note | None, wall: float, *, accept: bool, is_lost:
 
 
 def _difference(connection: sqlite3.Connection, note: Note, identity: str) -> str | None:
-    """Say why a file is not the one that was there; ``None`` where it is, or that had no commits."""
+    """Return why a file is not the previous one; ``None`` if it is, or if the previous one had no commits."""
     if not _has_table(connection, "scale_weight_log"):
-        # It was renamed, say: that is no old file, and may be put right while the gateway runs.
+        # The table may have been renamed; the file is not an old one, and can be repaired while the gateway runs.
         return None
     highest = highest_commit(connection)
     if highest >= note.commit and (identity == note.identity or not note.identity or not note.commit):
@@ -238,13 +238,13 @@ def _difference(connection: sqlite3.Connection, note: Note, identity: str) -> st
 
 
 def highest_commit(connection: sqlite3.Connection) -> int:
-    """Return the highest id that a commit was ever given, of rows that were removed too."""
+    """Return the highest id ever given to a commit, removed rows included."""
     row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'scale_weight_log'").fetchone()
     return 0 if row is None else int(row[0])
 
 
 def _go_on_above(connection: sqlite3.Connection, note: Note) -> None:
-    """Let neither ids of commits nor numbers of events come twice, as far as these are known."""
+    """Continue ids of commits and numbers of events above those in the note, so that none is given twice."""
     if highest_commit(connection) < note.commit:
         connection.execute("DELETE FROM sqlite_sequence WHERE name = 'scale_weight_log'")
         connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('scale_weight_log', ?)", (note.commit,))
@@ -252,7 +252,7 @@ def _go_on_above(connection: sqlite3.Connection, note: Note) -> None:
 
 
 def _mend_event_seq(connection: sqlite3.Connection, directory: str, note: Note | None, wall: float) -> None:
-    """Make the number of the last event again where it is missing: nobody's work hangs on it."""
+    """Restore the number of the last event if it is missing; it is not worth refusing commits for."""
     if _has_table(connection, "event_seq") and connection.execute("SELECT 1 FROM event_seq").fetchone():
         return
     reserved = _unheard_of(directory, wall) if note is None else note.reserved
@@ -267,13 +267,13 @@ def _has_table(connection: sqlite3.Connection, name: str) -> bool:
 
 
 def _unheard_of(directory: str, wall: float) -> int:
-    """Return an event number above all that were given, where these are not known."""
+    """Return an event number above all that may have been given, if these are not known."""
     spooled = _spool_row(directory, "SELECT reserved FROM state")
     return max(int(wall * _NUMBERS_A_SECOND), 0 if spooled is None else int(spooled[0]))
 
 
 def _spool_row(directory: str, statement: str) -> Any:
-    """Ask the spool for a row; ``None`` where there is none, or no spool."""
+    """Query the spool for one row; return ``None`` if it or the spool does not exist."""
     path = os.path.join(directory, SPOOL_FILE)
     if os.path.exists(path):
         uri = Path(path).absolute().as_uri() + "?mode=ro"
@@ -286,7 +286,7 @@ def _spool_row(directory: str, statement: str) -> Any:
 
 
 def _create(path: str) -> None:
-    """Make a new file, whole from the moment on at which it has its name: an empty one is a sign of damage."""
+    """Create a new file that is complete before it gets its name: an empty file would be a sign of damage."""
     making = f"{path}.new"
     try:
         for leftover in (making, f"{making}-journal"):
@@ -303,7 +303,7 @@ def _create(path: str) -> None:
     except OSError as error:
         raise StoreUnavailable(f"{path}: {error.strerror}") from error
     except sqlite3.Error as error:
-        # Before it is removed: what is in it is what the disk has no room for.
+        # Diagnose before the file is removed: its content may be what fills the disk.
         reason = explained(error, making)
         with contextlib.suppress(OSError):
             os.remove(making)
@@ -311,7 +311,7 @@ def _create(path: str) -> None:
 
 
 def _set_aside(path: str, found: str) -> None:
-    """Rename what is in the place of the file: nothing is ever removed."""
+    """Rename the file that was found: nothing is ever removed."""
     stamp = time.strftime("%Y%m%dT%H%M%S")
     log.warn("accepted ({option}): {found}; a new file is made", option=ACCEPT, found=found)
     for suffix in ("", "-wal", "-shm"):
@@ -323,7 +323,7 @@ def _set_aside(path: str, found: str) -> None:
 
 
 def apply_schema(connection: sqlite3.Connection) -> None:
-    """Apply the numbered steps that this database has not seen; ``user_version`` is the last it has."""
+    """Apply the numbered steps that this database lacks; ``user_version`` is its last step."""
     folder = importlib.resources.files("gateway.store.schema.sqlite")
     (done,) = connection.execute("PRAGMA user_version").fetchone()
     if not done:
@@ -337,7 +337,7 @@ def apply_schema(connection: sqlite3.Connection) -> None:
 
 
 def _version_of(connection: sqlite3.Connection) -> int:
-    """Return the last step that a database without a version has seen: ``.dump`` and ``.recover`` leave it out."""
+    """Return the last step of a database without a version: ``.dump`` and ``.recover`` leave the version out."""
     if not all(_has_table(connection, name) for name in ("scale_weight_log", "idempotency", "event_seq")):
         return 0
     found = 3 if _has_table(connection, "store") else 2 if _has_table(connection, "sensor") else 1

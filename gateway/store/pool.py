@@ -68,7 +68,7 @@ class Pool:
     :param most: work that may wait; more is refused.
     :param heard: is given what others NOTIFY, on channels that ``prepare`` listens to. It must not raise.
     :ivar problem: why there is no connection; ``None`` where there is one.
-    :ivar refuses: whether the server is there, and refuses.
+    :ivar refuses: whether the server is reachable, but refuses.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Pool:
 
     @property
     def state(self) -> str:
-        """Why there is no connection, in a sentence."""
+        """Return why there is no connection, in a sentence."""
         return f"PostgreSQL {'refuses' if self.refuses else 'is away'}: {self.problem}"
 
     @property
@@ -251,7 +251,7 @@ class Pool:
         self._refusing = self._reactor.callLater(PATIENCE, self._refuse_away)
 
     def _explain(self, error: BaseException | None) -> None:
-        """Keep why there is no connection, and log it where that is news."""
+        """Remember why there is no connection, and log the reason if it is new."""
         if error is None:
             return
         before = self.state
@@ -347,7 +347,7 @@ class _Link(DeadConnectionDetector):  # type: ignore[misc]  # it has no annotati
             self._again(_RETRY)
 
     def _silent(self) -> None:
-        # The driver tries one host after the other, and has no patience of its own: the next try begins with another.
+        # The driver tries one host after the other without a time limit, so the next try begins with another host.
         self._pool.target.turn(self._turned)
         self._close()
 

@@ -59,7 +59,7 @@ _QUESTIONS: Final = 2
 #: Keys that are too old are looked for so often, in seconds.
 _PRUNE_EVERY: Final = 600.0
 
-#: Keys whose commits may have been written, at most: a later one takes the place of the oldest.
+#: Maximum remembered keys of commits that may have been written; a new one replaces the oldest.
 _DOUBTFUL: Final = 1000
 
 #: What is begun at the end has so many seconds.
@@ -88,7 +88,7 @@ class PostgresStore(Store):
         self._threads = pool_of(2, "pages")
         self._in_thread: InThread = partial(deferToThreadPool, reactor, self._threads)
         self._pruned = float("-inf")
-        #: Keys of commits that may have been written; the one that was used last is the last.
+        #: Keys of commits that may have been written, the most recently used last.
         self._doubtful: OrderedDict[str, None] = OrderedDict()
 
     def open(self) -> None:
@@ -96,7 +96,7 @@ class PostgresStore(Store):
         writing = partial(pool, prepare=self._prepare_to_write)
         self._entries: Pool = writing(name=f"{self._gateway} entries", size=1)
         self._commits: Pool = writing(name=f"{self._gateway} commits", size=_COMMITS)
-        # A server that cannot be written can still be asked.
+        # A read-only server can still answer questions.
         self._questions: Pool = pool(name=f"{self._gateway} questions", size=_QUESTIONS, prepare=self._schema.ensure)
         self._health = CommitHealth(self._reactor, self._commits)
         self._orders = CommitQueue(self._reactor, self._commits.run, _COMMITS)
@@ -119,7 +119,7 @@ class PostgresStore(Store):
 
     async def _prepare_to_write(self, session: Session) -> None:
         await self._schema.ensure(session)
-        # A session keeps what the database's setting was when it began: this one is given up, and made again.
+        # A session keeps the database's setting from its start, so this session is closed and opened again.
         ((is_read_only,),) = await session.ask("SELECT current_setting('transaction_read_only')::boolean")
         if is_read_only:
             raise ReadOnlySqlTransaction("the session is read-only")
@@ -149,9 +149,9 @@ class PostgresStore(Store):
     def commit(self, entry: CommitEntry, key: IdempotencyKey | None) -> "Deferred[CommitResult]":
         """See :class:`Store`.
 
-        Where the connection is lost, the same is tried again for some seconds, which writes nothing where it was
-        written. When the server is not back by then nothing was written, unless it went away between being told to
-        commit and its answer: then the outcome is unknown, and the same request with the same key tells it.
+        If the connection is lost, the commit is retried for some seconds; a retry writes nothing if the commit was
+        written already. If the server is not back by then, nothing was written, unless it went away between being told
+        to commit and its answer: then the outcome is unknown, and the same request with the same key gives it.
         """
         return Deferred.fromCoroutine(self._commit(entry, key))
 
@@ -167,7 +167,7 @@ class PostgresStore(Store):
         except RejectedByDatabase as error:
             raise self._rejected(order, str(error)) from None
         except ValueError as error:
-            # No text of the driver's forms: it holds NUL, or half of a character. What it says may quote it.
+            # The text holds NUL or half a character, so the driver cannot encode it. Its error may quote the text.
             raise self._rejected(order, f"a text cannot be written as UTF-8 ({type(error).__name__})") from None
         except (StoreUnavailable, OutcomeUnknown) as error:
             if self._commits.is_there:
@@ -187,7 +187,7 @@ class PostgresStore(Store):
         return result
 
     def _unwritten(self, order: Order, why: str) -> Exception:
-        """The error of a commit that the store has not seen written."""
+        """Return the error for a commit that is not known to be written."""
         if order.is_in_doubt:
             self._doubtful[order.key.key] = None
             if len(self._doubtful) > _DOUBTFUL:
@@ -203,7 +203,7 @@ class PostgresStore(Store):
         return OutcomeUnknown(why)
 
     def _rejected(self, order: Order, why: str) -> RejectedByDatabase:
-        """The error of a commit that will never be written; an earlier try of it was not written either."""
+        """Return the error for a commit that will never be written; earlier tries were not written either."""
         self._doubtful.pop(order.key.key, None)
         self._warnings.warn(
             "rejected",

@@ -27,7 +27,7 @@ _BATCH: Final = 1000
 #: Seconds until entries that the server did not take are brought again.
 _AGAIN: Final = 0.5
 
-#: An entry that a trigger refuses, which may change its mind, is tried so often before it is lost: for five seconds.
+#: Number of tries, over five seconds, of an entry that a trigger refuses; the trigger may decide otherwise later.
 _TRIES: Final = 10
 
 
@@ -37,7 +37,7 @@ class Bringer:
     :param gateway: ``gateway.name``: how far its entries are is kept on the server by it and the spool's identity.
     :param in_thread: for what would hold up the reactor.
     :ivar problem: why the server, which is there, does not take them.
-    :ivar lost: how many it will never take, and why it does not take the last of them.
+    :ivar lost: number of entries that it will never take, and why it refuses the last of them.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Bringer:
         self._drained: list[Deferred[None]] = []
         self.problem: str | None = None
         self.lost: tuple[int, str] = 0, ""
-        #: The entry that a trigger refuses, and how often it has.
+        #: The entry that a trigger refuses, and the number of refusals.
         self._raised: tuple[int, int] = 0, 0
 
     def start(self) -> None:
@@ -154,7 +154,7 @@ class Bringer:
         try:
             self._known.add(await self._pool.run(partial(self._apply, numbered), again=False))
         except Exception as error:  # whatever is wrong with one entry must not keep the others waiting
-            # What is of no entry may pass: a deadlock, a full disk, a table that somebody has dropped.
+            # Errors that do not depend on the entry may pass: a deadlock, a full disk, a dropped table.
             if isinstance(error, StoreUnavailable) or (isinstance(error, psycopg2.Error) and not is_of_the_row(error)):
                 raise
             if len(numbered) > 1:

@@ -35,7 +35,7 @@ FROM made RETURNING answer
 
 
 class LeftOut(Exception):
-    """A commit was neither written nor refused, and there is no record of its key; nothing of it may stay."""
+    """Error for a commit that was neither written nor refused and has no record of its key; nothing of it may stay."""
 
 
 @dataclass(slots=True)
@@ -46,8 +46,8 @@ class Order:
     :ivar request: tells it from others with the same key.
     :ivar now: in seconds since 1970.
     :ivar is_in_doubt: whether it may have been written and nobody knows.
-    :ivar is_sent: whether the server was told of it.
-    :ivar is_withdrawn: whether it must not be sent any more.
+    :ivar is_sent: whether it was sent to the server.
+    :ivar is_withdrawn: whether it must no longer be sent.
     """
 
     entry: CommitEntry
@@ -65,9 +65,9 @@ class Order:
         return cls(entry, key or IdempotencyKey(_OWN + request, ""), request, now)
 
     def values(self) -> dict[str, Any]:
-        """Return what :data:`COMMIT` is told.
+        """Return the parameters of :data:`COMMIT`.
 
-        :raises ValueError: a text of it has no form in UTF-8.
+        :raises ValueError: one of its texts cannot be encoded in UTF-8.
         """
         try:
             before, _, behind = orjson.dumps(Commit(0, self.entry).answer()).decode().partition('"id":0')
@@ -78,10 +78,10 @@ class Order:
         return values | {"before": f'{before}"id":', "behind": behind}
 
     async def write(self, session: Session) -> CommitResult:
-        """Write it, unless that was done.
+        """Write the commit, unless it was written already.
 
         :raises IdempotencyConflict: its key was used for another request.
-        :raises RejectedByDatabase: the database says nothing against it, and does not write it.
+        :raises RejectedByDatabase: the database does not write it, though it reports no error.
         :raises psycopg2.Error: the server has refused it.
         """
         self.is_sent = True
@@ -90,7 +90,7 @@ class Order:
             try:
                 rows = await self._ask(session, values)
             except LeftOut:
-                # Its key may have been forgotten in the middle of this: not three times.
+                # Its key may have expired in between, so try again; this cannot happen three times.
                 continue
             if rows:
                 answer = orjson.loads(rows[0][0])
@@ -103,7 +103,7 @@ class Order:
                 is_ours = request == self.request
                 return CommitResult(answer, Commit(answer["id"], self.entry) if is_ours else None)
             await prune(session, self.now - KEY_LIFE)
-        # A trigger that returns NULL: it leaves the row out, or has put it elsewhere, where its id cannot be known.
+        # A trigger that returns NULL drops the row, or writes it elsewhere, with an id that cannot be known.
         raise RejectedByDatabase("a trigger of scale_weight_log returns NULL instead of the row")
 
     async def _ask(self, session: Session, values: dict[str, Any]) -> list[tuple[Any, ...]]:

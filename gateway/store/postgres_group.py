@@ -53,7 +53,7 @@ _OF_ONE: Final = (
     ValueError,
 )
 
-#: Seconds in which a commit is answered, whatever becomes of it; and how often it is looked at.
+#: Seconds within which a commit is answered, whatever its outcome; and seconds between checks for late ones.
 LIMIT: Final = 10.0
 _LOOK: Final = 0.5
 
@@ -82,7 +82,7 @@ class CommitQueue:
         self._most = most
         self._waiting: deque[tuple[Order, Deferred[CommitResult], float]] = deque()
         self._turn: IDelayedCall | None = None
-        #: Those that are not answered, the oldest first; while there are any, they are looked at.
+        #: Orders without an answer, the oldest first; while there are any, they are checked regularly.
         self._open: dict[str, tuple[Order, Deferred[CommitResult], float]] = {}
         self._looking: IDelayedCall | None = None
 
@@ -91,7 +91,7 @@ class CommitQueue:
 
         :raises IdempotencyConflict: its key was used for another request.
         :raises StoreUnavailable: it cannot be written now, or too many wait.
-        :raises OutcomeUnknown: the server was told of it, and has not said in time what became of it.
+        :raises OutcomeUnknown: it was sent to the server, which has not reported the outcome in time.
         :raises RejectedByDatabase: it will never be written.
         :raises psycopg2.Error: the server has refused it.
         """
@@ -108,7 +108,7 @@ class CommitQueue:
         return done
 
     def _look(self) -> None:
-        """Answer those that nobody has said anything about in time: those that were not sent are withdrawn."""
+        """Answer the orders that are late; withdraw those that were not sent."""
         self._looking = None
         before = self._reactor.seconds() - LIMIT
         for order, done, since in list(self._open.values()):

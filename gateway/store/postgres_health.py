@@ -1,4 +1,4 @@
-"""Whether PostgreSQL takes commits: looked at while nobody commits, too."""
+"""Check that PostgreSQL takes commits, also while there are none."""
 
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -17,15 +17,15 @@ from gateway.store.postgres_commits import COMMIT, Order
 from gateway.store.postgres_refusals import explain
 from gateway.store.session import Session
 
-#: Seconds between two looks.
+#: Seconds between two checks.
 _LOOK: Final = 5.0
 
-#: Seconds for which a commit that was refused for a passing reason (a full disk, a slow trigger) is a problem at least,
-#: unless another one is written: a look does not find every reason.
+#: Minimum seconds for which a commit refused for a passing reason (a full disk, a slow trigger) is shown as a problem,
+#: unless another one is written: a check does not find every reason.
 _REFUSED: Final = 10.0
 
-#: Needs the tables, columns and rights of a commit, and writes nothing. All is one transaction that waits for no lock.
-#: The table of commits stands by itself first: where both are in trouble, the plant's own is the one to name.
+#: Statements that need the tables, columns and rights of a commit, but write nothing, in one transaction that waits for
+#: no lock. The table of commits comes first, by itself: if both tables are in trouble, the plant's own is named.
 _LOOK_AT_TABLE: Final = (
     "EXPLAIN (COSTS off) INSERT INTO scale_weight_log (scale_id, cylinder_no, event_type, gross_kg, raw_line,"
     " received_at, committed_at, arrival_shipping_no, move_report_no)"
@@ -44,9 +44,9 @@ _NOBODYS: Final = CommitEntry("", "", "", Decimal(0), "", _EPOCH, _EPOCH)
 
 
 class CommitHealth:
-    """Looks at the table of commits every few seconds, and remembers what commits were answered.
+    """Regular check of the table of commits, which also remembers the outcome of commits.
 
-    :param pool: that writes commits: another one may be connected to another server.
+    :param pool: pool that writes commits: another pool may be connected to another server.
     """
 
     def __init__(self, reactor: Any, pool: Pool) -> None:
@@ -59,15 +59,15 @@ class CommitHealth:
 
     @property
     def problem(self) -> str | None:
-        """Why commits are refused, with what mends it; ``None`` where they are not."""
+        """Return why commits are refused, with the remedy; ``None`` if they are not refused."""
         return self._found or (None if self._refused is None else self._refused[1])
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start the checks."""
         self._looking.start(_LOOK)
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop the checks."""
         if self._looking.running:
             self._looking.stop()
 
@@ -76,7 +76,7 @@ class CommitHealth:
         self._found = self._refused = None
 
     def refused(self, error: BaseException) -> None:
-        """Note that a commit was refused, or that nobody knows what became of it."""
+        """Note that a commit was refused, or that its outcome is unknown."""
         if isinstance(error, psycopg2.Error):
             self._refused = self._reactor.seconds(), explain(error, self._pool.target.parameters).text
         else:
@@ -92,14 +92,14 @@ class CommitHealth:
             self._refused = None
 
     def _failed(self, failure: Failure) -> None:
-        # Where the server is away or silent, its connections say so.
+        # If the server is away or silent, its connections report that.
         error = failure.value
         if error is not None and not isinstance(error, StoreUnavailable):
             self._found = explain(error, self._pool.target.parameters).text
 
 
 async def _look(session: Session) -> bool:
-    """Return whether the session is read-only.
+    """Check that a commit would be taken; return whether the session is read-only.
 
     :raises psycopg2.Error: a commit would be refused.
     """

@@ -20,7 +20,7 @@ _SENSORS: Final = 2_000
 
 
 def page_size(limit: int | None) -> int:
-    """Return how many items a page has at most, of which no more than ``limit`` were asked for."""
+    """Return the maximum number of items in a page, given the caller's ``limit``."""
     return PAGE if limit is None else min(limit, PAGE)
 
 

@@ -1,8 +1,8 @@
-"""What PostgreSQL refuses, in words for an operator, with the statement that mends it; never a value of a row.
+"""Explanations of PostgreSQL's refusals for an operator, with the statement that fixes them; never a row's values.
 
-A server that refuses is not away. While a connection is being made, the driver gives no SQLSTATE, and the text is all
-there is; afterwards the SQLSTATE decides (PostgreSQL's documentation, appendix A). DETAIL, HINT and CONTEXT are never
-shown, for they hold the row, and so are messages that quote what was to be written.
+A server that refuses is not away. While a connection is being made, the driver gives no SQLSTATE, and only the text is
+available; afterwards the SQLSTATE decides (PostgreSQL's documentation, appendix A). DETAIL, HINT and CONTEXT are never
+shown, because they hold the row. Neither are messages that quote the values to be written.
 """
 
 import getpass
@@ -13,15 +13,15 @@ from typing import Final, NamedTuple
 
 import psycopg2
 
-#: Classes of SQLSTATE whose message tells of the server, the session or the schema. The others (22, 23, 44, P0, what a
-#: trigger raises) tell of the values of one row.
+#: Classes of SQLSTATE with messages about the server, the session or the schema. The other classes (22, 23, 44, P0, and
+#: those that a trigger raises) are about the values of one row.
 _OF_THE_SERVER: Final = frozenset(
     {"08", "0B", "25", "28", "2D", "3D", "3F", "40", "42", "53", "54", "55", "57", "58", "F0", "XX"}
 )
 
 _SEVERITY: Final = re.compile(r"(?:failed: |^)[^\s:]+:  (.+)")
 
-#: What a right is missing on, as a server says it in English and in Korean.
+#: The object that a right is missing on, as a server names it in English and in Korean.
 _TABLE: Final = re.compile(r"\b(schema|table|relation|sequence|database) \"?([\w.$-]+)\"?")
 _KOREAN_TABLE: Final = re.compile(r"\"?([\w.$-]+)\"? (스키마|테이블|릴레이션|시퀀스|데이터베이스)")
 _KOREAN: Final = {
@@ -32,18 +32,18 @@ _KOREAN: Final = {
     "데이터베이스": "database",
 }
 
-#: Where the server tells that a row breaks a policy of its table; its SQLSTATE is that of a missing right.
+#: The server's function that reports a row that breaks a policy of its table; its SQLSTATE is that of a missing right.
 _POLICY: Final = "ExecWithCheckOptions"
 
 
 class DatabaseRefuses(Exception):
-    """The database is there and cannot be used as it is; the text says why, and what mends it."""
+    """Error for a reachable database that cannot be used as it is; the text gives the reason and the remedy."""
 
 
 class Explanation(NamedTuple):
-    """Why there is no connection.
+    """The reason why there is no connection.
 
-    :ivar refuses: whether the server is there and has refused; else it is away.
+    :ivar refuses: whether the server is reachable and has refused; otherwise it is away.
     """
 
     refuses: bool
@@ -51,19 +51,19 @@ class Explanation(NamedTuple):
 
 
 def is_of_the_row(error: psycopg2.Error) -> bool:
-    """Return whether a statement was refused for the values of its row, which will be refused again."""
+    """Return whether a statement was refused because of its row's values, so that it will be refused again."""
     if not error.pgcode or _is_number_taken(error):
         return False
     return error.pgcode[:2] not in _OF_THE_SERVER or _breaks_policy(error)
 
 
 def is_raised(error: psycopg2.Error) -> bool:
-    """Return whether a row was refused by a function's own decision, which may be another one later."""
+    """Return whether a function of the database refused the row; it may decide otherwise later."""
     return is_of_the_row(error) and error.pgcode[:2] not in {"22", "23", "44"}
 
 
 def _is_number_taken(error: psycopg2.Error) -> bool:
-    """Return whether the sequence of commits gave an id that a row has already: the next one may be free."""
+    """Return whether the sequence of commits gave an id that a row already has: the next one may be free."""
     return bool(error.pgcode == "23505" and error.diag.constraint_name == "scale_weight_log_pkey")
 
 
@@ -72,24 +72,24 @@ def _breaks_policy(error: psycopg2.Error) -> bool:
 
 
 def error_text(error: BaseException) -> str:
-    """Return what an error says on one line, without any value of a row."""
+    """Return the text of an error on one line, without any value of a row."""
     if isinstance(error, psycopg2.Error) and error.pgcode:
         if is_of_the_row(error):
             return f"{_rule_of(error)} ({error.pgcode})"
         if _is_number_taken(error):
             return "the sequence of scale_weight_log gives out ids that rows have already (23505)"
         if error.diag.context:
-            # A function's words may be those of the row, whatever SQLSTATE it gives them.
+            # A function's text may quote the row, whatever SQLSTATE it has.
             return f"{type(error).__name__}, inside a trigger or a function of the database ({error.pgcode})"
         return f"{_on_one_line(error.diag.message_primary or type(error).__name__)} ({error.pgcode})"
-    # Errors of a connection: the driver's own, or the server's before there are statements.
+    # This is a connection error: the driver's own, or the server's before any statement.
     return _on_one_line(str(error)) or type(error).__name__
 
 
 def explain(error: BaseException, parameters: Mapping[str, str]) -> Explanation:
-    """Return why a connection cannot be used, with the statement that mends it where there is one.
+    """Return why a connection cannot be used, with the statement that fixes it, if there is one.
 
-    :param parameters: of the connection; the names of the database and the role are shown.
+    :param parameters: connection parameters; the names of the database and the role are shown.
     """
     if isinstance(error, DatabaseRefuses):
         return Explanation(True, str(error))
@@ -101,14 +101,14 @@ def explain(error: BaseException, parameters: Mapping[str, str]) -> Explanation:
     code = "sequence" if _is_number_taken(error) else error.pgcode or _code_of(text)
     advice = _advice(code, text, database, user)
     if advice is None:
-        # What a server says before there is a session has a severity, in whatever language.
+        # A server's message before there is a session has a severity, in any language.
         said = _SEVERITY.search(str(error)) if error.pgcode is None else None
         return Explanation(said is not None and not code.startswith("57P"), text)
     return Explanation(True, f"{text if error.pgcode else _said(str(error))}; {advice}")
 
 
 def _advice(code: str, text: str, database: str, user: str) -> str | None:
-    """Return what mends a refusal; ``None`` where nothing is known, or the server will mend it itself."""
+    """Return the remedy for a refusal; ``None`` if none is known, or the server will recover by itself."""
     base, role = _quoted(database), _quoted(user)
     if code == "3D000":
         return f"create it: CREATE DATABASE {base} ENCODING 'UTF8' TEMPLATE template0;"
@@ -137,7 +137,7 @@ def _system_user() -> str:
         return "..."
 
 
-#: What mends a refusal, whatever the names are.
+#: Remedies for refusals that do not depend on any names.
 _FIXED: Final = {
     "sequence": (
         "set it: SELECT setval(pg_get_serial_sequence('scale_weight_log', 'id'), max(id)) FROM scale_weight_log;"
@@ -168,7 +168,7 @@ def _grant(text: str, base: str, role: str) -> str:
     return f"GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE {name} TO {role};"
 
 
-#: Words of a server, in English or Korean, or of the driver, while a connection is made, and what they mean.
+#: Texts of a server (in English or Korean) or of the driver while a connection is made, and their meaning.
 _WORDS: Final = (
     (re.compile(r"database \".*\" does not exist|\".*\" 데이터베이스 없음"), "3D000"),
     (re.compile(r"role \".*\" does not exist|\".*\" 롤\(role\) 없음"), "role"),
@@ -197,13 +197,13 @@ def _code_of(text: str) -> str:
 
 
 def _said(text: str) -> str:
-    """What the server said, without the driver's words about the connection."""
+    """Return the server's message, without the driver's text about the connection."""
     found = _SEVERITY.search(text)
     return _on_one_line(text if found is None else found[1])
 
 
 def _rule_of(error: psycopg2.Error) -> str:
-    """The rule that refuses a row, by the names that the server gives it."""
+    """Return the rule that refuses a row, with the names from the server."""
     diag = error.diag
     if _breaks_policy(error):
         return "refused by a row-level security policy"

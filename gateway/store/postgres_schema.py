@@ -28,9 +28,9 @@ class Schema:
         }
 
     async def ensure(self, session: Session) -> None:
-        """Apply the steps that this database has not seen; it may be another one than it was.
+        """Apply the steps that this database lacks; it may not be the same database as before.
 
-        :raises psycopg2.Error: there are tables missing, and they cannot be made now.
+        :raises psycopg2.Error: tables are missing, and cannot be created now.
         :raises DatabaseRefuses: this database cannot be used: another encoding, or the schema of a later version.
         """
         await self._check(session)
@@ -39,14 +39,14 @@ class Schema:
                 return
             await session.transaction(self._apply)
         except InsufficientPrivilege:
-            # Somebody else makes the tables, and has them made.
+            # Another session may have created the tables meanwhile.
             if await self._missing(session):
                 raise
 
     async def _check(self, session: Session) -> None:
-        """Look whether this database can hold every name.
+        """Check that this database can store every name.
 
-        :raises DatabaseRefuses: it has another encoding than UTF8.
+        :raises DatabaseRefuses: its encoding is not UTF8.
         """
         ((database, encoding),) = await session.ask("SELECT current_database(), current_setting('server_encoding')")
         if encoding != "UTF8":
@@ -68,9 +68,9 @@ class Schema:
             log.info("step {number} of the schema is applied", number=number)
 
     async def _lacking(self, session: Session) -> list[int]:
-        """Return the steps that this database has not seen.
+        """Return the steps that this database lacks.
 
-        :raises DatabaseRefuses: it has seen those of a later version.
+        :raises DatabaseRefuses: it has steps of a later version.
         """
         done: set[int] = set()
         if not await _absent(session, ["cynow_schema"]):
@@ -88,7 +88,7 @@ class Schema:
 
 
 async def _absent(session: Session, tables: list[str]) -> list[str]:
-    # The server learns at the lock of a table what others have made since: here, of pg_class.
+    # Locking a table makes the server see the changes of other sessions: here, the lock of pg_class.
     rows = await session.ask(
         "SELECT t FROM unnest(%s) AS t WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = to_regclass(t))",
         [tables],

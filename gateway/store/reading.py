@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 _IDLE: Final = 8
 
 
-#: What tells a file from another in its place, or from itself with other content: device, inode, time of change, size.
+#: Device, inode, change time and size of a file; they differ for another file, or for other content.
 _Content: TypeAlias = tuple[int, int, int, int]
 
 
@@ -26,7 +26,7 @@ class Readers:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        #: By their paths: what these were, and the connections; the one that was used last is the last.
+        #: Content and connection by path, the most recently used last.
         self._idle: OrderedDict[str, tuple[_Content | None, sqlite3.Connection]] = OrderedDict()
         self._closed = False
 
@@ -39,7 +39,7 @@ class Readers:
         """
         content = _content_of(path)
         its, connection = self._take(path) or (None, None)
-        if connection is not None and its != content:  # another file, or what a connection remembers of it is old
+        if connection is not None and its != content:  # it is another file, or the connection's cache is outdated
             connection.close()
             connection = None
         if connection is None:

@@ -136,7 +136,7 @@ def is_last_word(error: BaseException | None) -> bool:
     if not isinstance(error, psycopg2.Error):
         return False
     if isinstance(error, ReadOnlySqlTransaction):
-        # A session keeps what it began with: a new one may write again.
+        # A session keeps the setting from its start: a new one may be able to write.
         return True
     severity = error.diag.severity_nonlocalized if error.diag is not None else None
     return severity in {"FATAL", "PANIC"} or (error.pgcode or "").startswith("08")

@@ -38,7 +38,7 @@ log = Logger()
 
 T = TypeVar("T")
 
-#: The name of the note of this file.
+#: Name of the note on this file.
 _NOTE: Final = "spool"
 
 #: The write-ahead log is cut to so many bytes once it is in the database.
@@ -112,7 +112,7 @@ class Spool:
         self._failing = _Spell()
         self._warnings = LimitedLog(log, clock, counters)
         self._writer: GroupWriter | None = None
-        #: What the start found to be lost.
+        #: The loss that was found at the start, for `/healthz`.
         self._lost: str | None = None
 
     @property
@@ -151,7 +151,7 @@ class Spool:
             raise DirectoryUnusable(self._unusable(error)) from error
         if found is not None:
             log.error("{problem}", problem=found)
-            # Where nothing waited, nothing is lost.
+            # If nothing waited, nothing is lost.
             self._lost = found if note is None or note.waiting else None
         self.first_seq = reserved + 1
         self.reserved = reserved + SEQ_BLOCK
@@ -164,7 +164,7 @@ class Spool:
         self._is_open = True
 
     def _lost_file(self, note: Note | None) -> str | None:
-        """Say that the file of an earlier start is gone; ``None`` where it is there, or there was none."""
+        """Return the loss of an earlier file, in words; ``None`` if the file exists, or never did."""
         try:
             size = os.stat(self._path).st_size
         except OSError:
@@ -183,7 +183,7 @@ class Spool:
         return f"{text}; {_todo(self._path)}" if is_damage(error) else text
 
     def _note_waiting(self, connection: sqlite3.Connection) -> None:
-        """Note how much waits outside the file too, in the writer's thread."""
+        """Write the number of waiting entries into the note outside the file, in the writer's thread."""
         if self.waiting != self._note.waiting:
             self._note = replace(self._note, waiting=self.waiting)
             write_note(os.path.dirname(self._path), _NOTE, self._note)

@@ -74,13 +74,13 @@ _KEY_LIFE: Final = 48 * 3600.0
 #: Machines' files that the writer holds open.
 _OPEN_MACHINES: Final = 64
 
-#: How long a question, or a writer of machines, waits for a lock that somebody else holds, in seconds.
+#: Seconds for which a question, or a write of machines' data, waits for a lock of another program.
 _LOCK_WAIT: Final = LOCK_WAIT
 
-#: A commit is answered within so many seconds, whatever the disk does.
+#: Seconds within which a commit is answered, whatever the disk does.
 _PATIENCE: Final = 5.0
 
-#: Seconds between two looks at machines' files that were found damaged.
+#: Seconds between two checks of machines' files that were found damaged.
 _LOOK: Final = 5.0
 
 
@@ -107,9 +107,9 @@ class SqliteStore(Store):
     """The embedded store.
 
     :param directory: ``database.path``; it exists, and no other gateway uses it.
-    :param reactor: with a clock and threads.
+    :param reactor: reactor with a clock and threads.
     :param gives_numbers: whether numbers of events will be given out; a command gives none, beside a gateway or not.
-    :param accept_empty: whether to go on without a file of commits that was there and is lost.
+    :param accept_empty: whether to go on without a file of commits that existed and is lost.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class SqliteStore(Store):
         self._commit_pool = pool_of(1, "commits")
         self._machine_pool = pool_of(1, "machines")
         self._read_pool = pool_of(3, "reads")
-        #: Reads whole files, to find damage and the end of it.
+        #: Reads whole files, to find damage and to notice repairs.
         self._check_pool = pool_of(1, "checks")
         self._pools = (self._commit_pool, self._machine_pool, self._read_pool, self._check_pool)
         self._closing = False
@@ -140,7 +140,7 @@ class SqliteStore(Store):
         self._machines: OrderedDict[str, tuple[sqlite3.Connection, MachineTables, Identity | None]] = OrderedDict()
         self._faults = MachineFaults()
         self._warnings = LimitedLog(log, clock, counters)
-        #: Why there is no file of commits; ``None`` where there is one.
+        #: Why there is no file of commits; ``None`` if there is one.
         self._lost: str | None = None
         self._gateway: GroupWriter | None = None
         self._look_call: IDelayedCall | None = None
@@ -172,7 +172,7 @@ class SqliteStore(Store):
             self._check.addCallbacks(self._checked, lambda failure: log.failure("the check failed", failure))
 
     def _is_whole(self, path: str) -> str | None:
-        """Say what is damaged in the file of commits; it reads all of it, in a thread of its own."""
+        """Check the whole file of commits, in a thread of its own; return the damage in words, or ``None``."""
         uri = Path(path).absolute().as_uri() + "?mode=ro"
         try:
             with contextlib.closing(sqlite3.connect(uri, uri=True, check_same_thread=False)) as connection:
@@ -193,7 +193,7 @@ class SqliteStore(Store):
             )
 
     def _note_commits(self, connection: sqlite3.Connection) -> None:
-        """Note the highest id outside the file too, in the writer's thread."""
+        """Write the highest commit id into the note outside the file, in the writer's thread."""
         if self._gives_numbers:
             highest = highest_commit(connection)
             if highest > self._note.commit:
@@ -250,7 +250,7 @@ class SqliteStore(Store):
             )
 
         if self._gateway is None or self._gateway.is_damaged:
-            # They are said again after the restart that brings the file back; statistics must not wait for that.
+            # They come again after the restart that brings the file back; statistics must not wait for that.
             return []
         try:
             if sightings:
@@ -270,7 +270,7 @@ class SqliteStore(Store):
         return again
 
     def _write_or_wait(self, machine: str, entries: list[Entry]) -> list[Entry]:
-        """Write entries of one machine; those that must be tried again."""
+        """Write entries of one machine; return those that must be tried again."""
         try:
             self._write_machine(machine, entries)
         except sqlite3.Error as error:
@@ -283,7 +283,7 @@ class SqliteStore(Store):
                 )
                 return entries
             if len(entries) > 1 and primary(error) != sqlite3.SQLITE_NOTADB:
-                # What is damaged may be another table than that of most of them.
+                # Only the table of a few entries may be damaged, so they are written one by one.
                 return [each for entry in entries for each in self._write_or_wait(machine, [entry])]
             self._faults.damaged(machine, text, "written", len(entries))
             self._reactor.callFromThread(self._look_later)
@@ -300,11 +300,11 @@ class SqliteStore(Store):
         return []
 
     def _warn(self, kind: str, message: str, **fields: Any) -> None:
-        """Log a warning from any thread, unless its kind has had its share."""
+        """Log a warning from any thread, unless its kind has reached its limit."""
         self._reactor.callFromThread(partial(self._warnings.warn, kind, message, **fields))
 
     def _look_later(self) -> None:
-        """Look at damaged files of machines again, as long as there are any."""
+        """Schedule a check of machines' damaged files, as long as there are any."""
         if self._look_call is None and not self._closing:
             self._look_call = self._reactor.callLater(_LOOK, self._look)
 
@@ -370,7 +370,7 @@ class SqliteStore(Store):
 
     def _machine_path(self, machine: str) -> str:
         path, *older = (os.path.join(self._directory, f"{form}.db") for form in forms_of(machine))
-        # An older version may have written the name decomposed.
+        # A file of an older version may have a decomposed name.
         return older[0] if older and not os.path.exists(path) and os.path.exists(older[0]) else path
 
     # -- questions
@@ -383,7 +383,7 @@ class SqliteStore(Store):
 
     async def _standing(self, days: Mapping[tuple[str, str], Collection[date]], now: datetime) -> Standing:
         if self._gateway is None or self._gateway.is_damaged:
-            # Without types, a mean of magnitudes cannot be told from one of values.
+            # Without types, a mean of magnitudes cannot be distinguished from a mean of values.
             machines = await self._read(self._machine_names)
             return Standing([], frozenset(machines) | {machine for machine, _ in days})
         types = await self._run(
@@ -517,10 +517,10 @@ class SqliteStore(Store):
         *,
         or_empty: bool = True,
     ) -> list[T]:
-        """Ask one machine's file; the answer is empty where it is missing.
+        """Query one machine's file; the answer is empty if the file is missing.
 
-        :param or_empty: it is empty where the file lacks a table or a column too.
-        :raises StoreUnavailable: it cannot be read, or not now.
+        :param or_empty: whether the answer is also empty if the file lacks a table or a column.
+        :raises StoreUnavailable: the file cannot be read, at all or at present.
         """
         path = self._machine_path(machine)
         if not is_name(machine) or not os.path.exists(path):
@@ -591,11 +591,11 @@ _INSERT: Final = (
 
 
 def _check(connection: sqlite3.Connection) -> None:
-    """Compile what commits need, triggers included; nothing is run."""
+    """Compile the statements of a commit, triggers included, without running them."""
     connection.execute("SELECT key, fingerprint, answer, made_at FROM idempotency LIMIT 0")
     connection.execute("SELECT machine, sensor, type FROM sensor LIMIT 0")
     connection.execute("SELECT reserved FROM event_seq LIMIT 0")
-    # Only now is the schema the present one; a statement whose text is the same is not compiled again.
+    # This reads the current schema; a statement with unchanged text would not be compiled again.
     (version,) = connection.execute("PRAGMA schema_version").fetchone()
     connection.execute(f"EXPLAIN /* schema {version} */ {_INSERT}", (None,) * 9).fetchone()
 
@@ -623,7 +623,7 @@ def _commit(connection: sqlite3.Connection, entry: CommitEntry, key: Idempotency
     try:
         row = connection.execute(_INSERT, values).lastrowid
     except (sqlite3.IntegrityError, UnicodeError) as error:
-        # Not from it: a trigger may put what it likes into its text.
+        # Not chained to the error: a trigger may put any text into it.
         raise RejectedByDatabase(_rule(error, values)) from None
     if row is None:  # pragma: no cover - an INSERT has one
         raise StoreUnavailable("no row was made")
@@ -638,7 +638,7 @@ def _commit(connection: sqlite3.Connection, entry: CommitEntry, key: Idempotency
 
 
 def _rule(error: Exception, values: Sequence[str | None]) -> str:
-    """Name the rule that refused a row, and nothing of the row itself."""
+    """Return the rule that refused a row, without anything from the row itself."""
     if isinstance(error, UnicodeError):
         return "a text that is not Unicode"
     text = str(error)
@@ -662,7 +662,7 @@ def _insert(connection: sqlite3.Connection, its: MachineTables, entry: Entry) ->
     its.create_anomaly()
     match entry:
         case Sighting():
-            # Its type is kept elsewhere; its tables are made when they get their first rows.
+            # Its type is stored elsewhere; its tables are created with their first rows.
             pass
         case HourEnd():
             its.end_hour(entry)

@@ -1,4 +1,4 @@
-"""What SQLite's errors mean for an operator: what happened to which path, and what to do."""
+"""Explanations of SQLite's errors for an operator: the path, the problem and the remedy."""
 
 import errno
 import os
@@ -6,7 +6,7 @@ import sqlite3
 import tempfile
 from typing import Final
 
-#: Primary result codes that may pass by themselves: a lock, a full disk, a missing right, a schema that was changed.
+#: Primary result codes of errors that may pass: a lock, a full disk, a missing right, a changed schema.
 _PASSING: Final = frozenset(
     {
         sqlite3.SQLITE_ABORT,
@@ -26,7 +26,7 @@ _PASSING: Final = frozenset(
 
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
-#: Codes behind which a full disk, a file system that is read-only or a missing right may stand.
+#: Codes that may be caused by a full disk, a read-only file system or a missing right.
 _OF_THE_DISK: Final = frozenset(
     {
         sqlite3.SQLITE_CANTOPEN,
@@ -37,7 +37,7 @@ _OF_THE_DISK: Final = frozenset(
     }
 )
 
-#: What is written to learn what the disk says: more than SQLite's index of a write-ahead log, which has 32 KiB.
+#: Bytes of a trial write that shows the disk's error: more than SQLite's 32 KiB index of a write-ahead log.
 _TRIAL_BYTES: Final = 64 * 1024
 
 _DISK_ERRORS: Final = {
@@ -51,12 +51,12 @@ _DISK_ERRORS: Final = {
 
 
 def primary(error: BaseException) -> int:
-    """Return the primary result code of an error; 0 where SQLite has given none."""
+    """Return the primary result code of an error; 0 if SQLite gave none."""
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
 def may_pass(error: BaseException) -> bool:
-    """Return whether the same may work later."""
+    """Return whether the operation may succeed later."""
     return primary(error) in _PASSING
 
 
@@ -66,9 +66,9 @@ def is_damage(error: BaseException) -> bool:
 
 
 def explained(error: BaseException, path: str) -> str:
-    """Return one line about an error on the database at ``path``: what happened, and what to do.
+    """Return one line that explains an error of the database at ``path``, with the remedy.
 
-    It may write a small file beside the database to learn what the disk says, so it is for a thread or a start.
+    It may write a small file beside the database to find the disk's error, so call it only in a thread or at startup.
     """
     name, directory, code = os.path.basename(path), os.path.dirname(path) or ".", primary(error)
     if code == sqlite3.SQLITE_NOTADB:
@@ -87,7 +87,7 @@ def explained(error: BaseException, path: str) -> str:
 
 
 def _disk_reason(path: str, directory: str) -> str | None:
-    """Say what stands in the way of writing a file; ``None`` where nothing does."""
+    """Return why a file cannot be written; ``None`` if it can."""
     if os.path.isdir(path):
         return f"{path}: a directory is in the place of the file; move it away"
     for each in (path, f"{path}-wal", f"{path}-shm"):
@@ -112,7 +112,7 @@ def _is_read_only(directory: str) -> bool:
 
 
 def may_be_full(path: str) -> bool:
-    """Return whether so little room is left, or the file system is read-only, that only a write tells what works."""
+    """Return whether the disk may be full or read-only, so that only a write can show whether writing works."""
     try:
         found = os.statvfs(path)
     except OSError:

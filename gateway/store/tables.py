@@ -69,9 +69,9 @@ class MachineTables:
             self._complete.add("anomaly")
 
     def create_means(self, sensor: str, period: str) -> str:
-        """Make a sensor's table where it is missing, and complete one of the old server.
+        """Create a sensor's table if it is missing, or add the columns that the old server's table lacks.
 
-        :returns: its name.
+        :returns: the table's name.
         """
         table = self.means(sensor, period)
         if table not in self._complete:
@@ -87,7 +87,7 @@ class MachineTables:
             )
             self._complete.add(table)
             if missing:
-                # The old server, which made this one, has them all.
+                # The old server, which made this table, made those of all periods.
                 for other in PERIODS:
                     self.create_means(sensor, other)
         return table
@@ -97,14 +97,14 @@ class MachineTables:
 
         It is ``<sensor>_<period>_avg``. SQLite takes ``Vib_hour_avg`` and ``vib_hour_avg`` for one table, and allows
         no name that begins with ``sqlite_``: the second sensor's becomes ``vib~2_hour_avg``, the other's
-        ``~sqlite_...``. All tables of a sensor have the same number, though they are made one after the other.
+        ``~sqlite_...``. All tables of a sensor have the same number, though they are created one after the other.
         """
         stem = f"~{sensor}" if sensor.lower().startswith("sqlite_") else sensor
         number = 1
         while True:
             added = "" if number == 1 else f"~{number}"
             tables = {each: f"{stem}{added}_{each}_avg" for each in PERIODS}
-            # Of an older version they may have names that are decomposed.
+            # Tables of an older version may have decomposed names.
             there = {each: self._names.get(_folded(table), table) for each, table in tables.items()}
             if all(normalize("NFC", there[each]) == table for each, table in tables.items()):
                 return there[period]
@@ -209,7 +209,7 @@ class MachineTables:
 
 
 def _folded(table: str) -> str:
-    """Return a table's name in the form in which names are compared: composed, and without regard to case."""
+    """Return a table's name in its compared form: composed, and in lower case."""
     return normalize("NFC", table).lower()
 
 
@@ -266,7 +266,7 @@ def _has_row(connection: sqlite3.Connection, table: str, start: datetime) -> boo
 
 
 def page_size(limit: int | None) -> int:
-    """Return how many items a page has at most, of which no more than ``limit`` were asked for."""
+    """Return the maximum number of items in a page, given the caller's ``limit``."""
     return PAGE if limit is None else min(limit, PAGE)
 
 

@@ -26,11 +26,11 @@ _KEEPALIVE: Final = {
     "gssencmode": "disable",
 }
 
-#: Seconds for the look-up of a host: of the only one, and of one among others, which are tried without it.
+#: Seconds for the look-up of the only host, and of one of several hosts, which is then skipped.
 _ALONE: Final = 5.0
 _AMONG_OTHERS: Final = 2.0
 
-#: Hosts that are looked up at a time.
+#: Maximum hosts that are looked up at a time.
 _LOOKUPS: Final = 8
 
 
@@ -39,8 +39,8 @@ class Target:
 
     :param url: any URI of libpq, ``postgresql://...``
     :param name: as which the server knows the connection.
-    :ivar parameters: of the connection, hosts by their names.
-    :ivar turned: how many hosts are tried last instead of first.
+    :ivar parameters: connection parameters, with the names of hosts.
+    :ivar turned: number of leading hosts that are tried last instead of first.
     :raises StoreUnavailable: the URL is not valid.
     """
 
@@ -56,9 +56,9 @@ class Target:
         except psycopg2.Error:
             # What it says may quote the password.
             raise StoreUnavailable("not a PostgreSQL URL") from None
-        #: A name server that is silent for one host must not keep the others from being looked up.
+        #: Threads for look-ups: a name server that is silent for one host must not block the look-up of others.
         self._names = pool_of(min(_LOOKUPS, self.parameters.get("host", "").count(",") + 1), "names")
-        #: Who waits for which host.
+        #: Waiting callers by host.
         self._lookups: dict[str, list[Deferred[list[str]]]] = {}
         self.turned = 0
 
@@ -70,19 +70,19 @@ class Target:
         threading.Thread(target=self._names.stop, name="names end", daemon=True).start()
 
     def turn(self, turned: int) -> None:
-        """Begin with the next host from now on, for the first one is silent.
+        """Begin with the next host from now on, because the first one is silent.
 
-        :param turned: as it was when that one was tried: several connections may find it silent.
+        :param turned: value of ``turned`` when that host was tried: several connections may find it silent.
         """
         if turned == self.turned:
             self.turned += 1
 
     async def arguments(self) -> dict[str, str]:
-        """Return what to connect with: addresses beside the names of hosts, which libpq would look up and block.
+        """Return the connection parameters, with the hosts' addresses: libpq's own look-up would block.
 
-        A host whose name is not known, or not found in time, is left out, as long as there is another one.
+        A host with a name that is unknown, or not found in time, is left out if there is another host.
 
-        :raises OSError: no host's name can be looked up.
+        :raises OSError: none of the hosts' names can be looked up.
         """
         arguments = dict(self.parameters)
         known = arguments.get("hostaddr", "").split(",")
@@ -95,7 +95,7 @@ class Target:
         if len(ports) != len(hosts):
             ports = ports[:1] * len(hosts)
         if len(known) != len(hosts):
-            # The driver says what is wrong with them.
+            # The driver reports the mismatch.
             return arguments
         limit = _ALONE if len(hosts) == 1 else _AMONG_OTHERS
         lookups = [
@@ -119,11 +119,11 @@ class Target:
         return arguments
 
     def _look_up(self, host: str, limit: float) -> "Deferred[list[str] | OSError]":
-        """Look a host up in a thread; fires with its addresses, or with what is wrong.
+        """Look up a host in a thread; fires with its addresses, or with the error.
 
-        A host is looked up once at a time, however many connections ask for it.
+        Concurrent calls for one host share one look-up.
 
-        :param limit: in seconds.
+        :param limit: maximum wait, in seconds.
         """
         done: Deferred[list[str]] = Deferred(lambda cancelled: self._lookups[host].remove(cancelled))
         if host in self._lookups:
@@ -142,13 +142,13 @@ class Target:
 
 
 def url_problem(url: str) -> str:
-    """Return what libpq has against a URL; nothing where it is sound. No part of the URL is repeated."""
+    """Return libpq's objection to a URL, or an empty string. No part of the URL is repeated."""
     if not url.startswith(("postgresql://", "postgres://")):
         return _EXPECTED
     try:
         found = parse_dsn(url)
     except psycopg2.Error as error:
-        # Behind a password with a slash in it, the rest of that looks like parameters.
+        # After a slash in a password, the rest of the password looks like parameters.
         parameter = _UNKNOWN.search(str(error)) if "@" not in url.partition("?")[2] else None
         return f"unknown parameter {parameter[1]}" if parameter is not None else _EXPECTED
     for port in filter(None, found.get("port", "").split(",")):
@@ -171,7 +171,7 @@ _SESSION_ATTRIBUTES: Final = ("any", "read-write", "read-only", "primary", "stan
 
 
 def _is_name(host: str) -> bool:
-    """Return whether a host must be looked up."""
+    """Return whether a host is a name that must be looked up."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -180,12 +180,12 @@ def _is_name(host: str) -> bool:
 
 
 def _is_local(host: str) -> bool:
-    """Return whether a host is the folder of a socket, or libpq's own choice."""
+    """Return whether a host is the folder of a socket, or empty, which leaves the choice to libpq."""
     return not host or host.startswith(("/", "@"))
 
 
 def _unknown(failure: Failure, host: str, limit: float) -> OSError:
-    # UnicodeError is a name's that no name server knows.
+    # UnicodeError is raised for names that cannot be valid host names.
     failure.trap(OSError, UnicodeError, TookTooLong)
     why = f"no answer within {limit:g} s" if failure.check(TookTooLong) else getattr(failure.value, "strerror", None)
     return OSError(f"the name of host {host} cannot be looked up: {why or 'not a valid name'}")

@@ -27,30 +27,30 @@ T = TypeVar("T")
 
 Job = Callable[[sqlite3.Connection], T]
 
-#: What tells a file from one that took its place: its device and inode.
+#: Device and inode of a file, which distinguish it from another file with its name.
 Identity: TypeAlias = tuple[int, int]
 
 #: Jobs in one transaction.
 _BATCH: Final = 1000
 
-#: Seconds between two looks at the file.
+#: Seconds between two checks of the file.
 _LOOK: Final = 2.0
 
-#: How long a transaction waits for a lock that somebody else holds, in seconds.
+#: Seconds for which a transaction waits for a lock of another program.
 LOCK_WAIT: Final = 2.0
 
 _TOO_SLOW: Final = "the disk, a lock or a trigger keeps the database busy"
 
-#: Bytes of the smallest database; a file of fewer was truncated.
+#: Bytes of the smallest database; a smaller file was truncated.
 _LEAST_BYTES: Final = 512
 
 
 @dataclass(slots=True)
 class _Waiting:
-    """A job that waits, or runs.
+    """A waiting or running job.
 
-    :ivar until: when it is answered at the latest, by the reactor's clock; may be infinite.
-    :ivar once: whether it must be said where it is not known what became of it.
+    :ivar until: latest time of its answer, by the reactor's clock; may be infinite.
+    :ivar once: whether to report an unknown outcome as such.
     """
 
     job: Job[Any]
@@ -62,11 +62,11 @@ class _Waiting:
 
 @dataclass(slots=True)
 class _Outcome:
-    """What came of a run.
+    """The outcome of a run.
 
-    :ivar results: one for each job; a Failure where it failed.
-    :ivar problem: why the file takes nothing; ``None`` where it does.
-    :ivar unsettled: whether the disk failed while it was told to write.
+    :ivar results: one result for each job; a Failure if it failed.
+    :ivar problem: why the file cannot be written; ``None`` if it can.
+    :ivar unsettled: whether the disk failed during a commit.
     """
 
     results: list[Any] = field(default_factory=list)
@@ -77,13 +77,13 @@ class _Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What is looked at every few seconds, in the writer's thread.
+    """Functions of the regular check of a file, called in the writer's thread every few seconds.
 
-    :ivar what: the subject of log lines, such as ``commits``.
-    :ivar check: reads what jobs need of the schema; raises ``sqlite3.Error`` where something is missing.
-    :ivar touch: writes a row that changes nothing, to learn whether the file can be written.
+    :ivar what: subject of log lines, such as ``commits``.
+    :ivar check: reads the parts of the schema that jobs need; raises ``sqlite3.Error`` if something is missing.
+    :ivar touch: writes a row without changing it, to find out whether the file can be written.
     :ivar look: called when all is well.
-    :ivar says: whether problems are logged here.
+    :ivar says: whether this writer logs problems.
     """
 
     what: str
@@ -94,18 +94,18 @@ class Watch:
 
 
 class CommitFailed(Exception):
-    """The disk failed while it was told to write: some of the transaction may be on it."""
+    """Error for a disk failure during a commit: some of the transaction may be on the disk."""
 
 
 class GroupWriter:
     """Runs jobs on one connection, many to a transaction.
 
-    :param reactor: with a clock and threads.
-    :param pool: a pool of one thread, which is this writer's own.
-    :param connection: used by that thread only from here on.
-    :param path: of its database. Once somebody has removed or replaced that, nothing is written any more: it would be
+    :param reactor: reactor with a clock and threads.
+    :param pool: pool of one thread, which is this writer's own.
+    :param connection: connection that only this thread uses from now on.
+    :param path: path of its database. Once the file was removed or replaced, nothing more is written: the data would be
         gone with the process.
-    :param most: jobs that may wait; one more is refused.
+    :param most: maximum waiting jobs; further ones are refused.
     """
 
     def __init__(
@@ -143,16 +143,16 @@ class GroupWriter:
 
     @property
     def problem(self) -> str | None:
-        """Why nothing is written now; ``None`` where all is well."""
+        """Return why nothing is written now; ``None`` if all is well."""
         return self._damage or self._problem
 
     @property
     def is_damaged(self) -> bool:
-        """Return whether nothing will be written any more before a restart."""
+        """Return whether nothing more will be written before a restart."""
         return self._damage is not None
 
     def condemn(self, problem: str) -> None:
-        """Write nothing any more: the file is damaged."""
+        """Stop writing for good: the file is damaged."""
         if self._damage is None:
             self._damage = problem
             self._say_refused(problem)
@@ -160,8 +160,8 @@ class GroupWriter:
     def run(self, job: Job[T], patience: float | None = None, *, once: bool = False) -> "Deferred[T]":
         """Run a job in a transaction; fires when that is durable.
 
-        :param patience: seconds after which it is answered in any case; the job may be done all the same.
-        :param once: whether :class:`OutcomeUnknown` is to be said where that is so.
+        :param patience: seconds after which it is answered in any case; the job may still be done.
+        :param once: whether to report an unknown outcome as :class:`OutcomeUnknown`.
         :raises StoreUnavailable: too many wait, the writer is closed, or the database refused; nothing was written.
         :raises OutcomeUnknown: it may have been written.
         """
@@ -179,10 +179,10 @@ class GroupWriter:
             self._start()
         return done
 
-    # -- in time
+    # -- deadlines
 
     def _expire(self) -> None:
-        """Answer those that have waited too long: what has not begun is withdrawn."""
+        """Answer the jobs that have waited too long; withdraw those that have not begun."""
         self._deadline_call = None
         now = self._reactor.seconds()
         late = [each for each in self._in_hand if each.until <= now and not each.is_answered]
@@ -217,7 +217,7 @@ class GroupWriter:
         self._running = deferToThreadPool(self._reactor, self._pool, self._run, jobs, look).addBoth(self._finish)
 
     def _run(self, jobs: list[tuple[Job[Any], bool]], look: bool) -> _Outcome:
-        """Do what is due, in the thread."""
+        """Run the due check and the jobs, in the thread."""
         moved = self._moved()
         if moved is not None:
             return _refused(jobs, moved)
@@ -240,7 +240,7 @@ class GroupWriter:
                     outcome.problem = explained(raised.__cause__, self._path)
                     outcome.is_damage = is_damage(raised.__cause__)
                 if isinstance(raised, CommitFailed) and not outcome.unsettled:
-                    # The frames of the transaction may be in the log, whole: a start after a kill would find the rows.
+                    # The log may hold all frames of the transaction, and a start after a kill would find the rows.
                     outcome.unsettled = not self._settles()
                 unknown = once and outcome.unsettled and isinstance(raised, CommitFailed)
                 result = Failure((OutcomeUnknown if unknown else StoreUnavailable)(outcome.problem))
@@ -248,7 +248,7 @@ class GroupWriter:
         return outcome
 
     def _settles(self) -> bool:
-        """Write over what a transaction that failed may have left in the log."""
+        """Overwrite the frames that a failed transaction may have left in the log; return whether that worked."""
         try:
             run_together(self._connection, [self._watch.touch])
         except (StoreUnavailable, CommitFailed):
@@ -256,7 +256,7 @@ class GroupWriter:
         return True
 
     def _moved(self) -> str | None:
-        """Say whether somebody has moved, removed, replaced or truncated the file."""
+        """Return how another program has moved, removed, replaced or truncated the file, in words, or ``None``."""
         try:
             status = os.stat(self._path)
         except FileNotFoundError:
@@ -279,7 +279,7 @@ class GroupWriter:
         return None
 
     def _look_at_file(self, *, is_tried: bool) -> tuple[str, bool] | None:
-        """Say what keeps jobs from being done, and whether it is damage, though there may be none."""
+        """Check the file without a job; return the problem and whether it is damage, or ``None``."""
         connection = self._connection
         try:
             self._watch.check(connection)
@@ -298,7 +298,7 @@ class GroupWriter:
         except (sqlite3.Error, StoreUnavailable, CommitFailed) as failure:
             error = failure.__cause__ or failure
             if primary(error) == sqlite3.SQLITE_BUSY and not self._was_locked and self._problem is None:
-                # Somebody may have it for a moment: it is a problem where it is so at the next look too.
+                # A short lock is normal: it is a problem only if the next check finds it too.
                 self._was_locked = True
                 return None
             return explained(error, self._path), is_damage(error)
@@ -382,7 +382,7 @@ class GroupWriter:
 
 
 def inode_of(path: str) -> Identity | None:
-    """Return what tells a file from one that took its place; ``None`` where there is none."""
+    """Return the device and inode of a file; ``None`` if it does not exist."""
     try:
         status = os.stat(path)
     except OSError:
@@ -391,12 +391,12 @@ def inode_of(path: str) -> Identity | None:
 
 
 def run_together(connection: sqlite3.Connection, jobs: Sequence[Job[Any]]) -> list[Any]:
-    """Run jobs in one transaction; a result or a Failure for each. What one raises undoes that one only.
+    """Run jobs in one transaction; return a result or a Failure for each. An error undoes only its own job.
 
-    Where a rule of the database ends the transaction (``RAISE(ROLLBACK)``), those before it have one of their own.
+    If a rule of the database ends the transaction (``RAISE(ROLLBACK)``), the jobs before it get one of their own.
 
-    :raises StoreUnavailable: the database refused, for the cause of this error; nothing was written.
-    :raises CommitFailed: the disk failed at the end, for the cause of this error; some of it may be written.
+    :raises StoreUnavailable: the database refused, with the reason as the cause; nothing was written.
+    :raises CommitFailed: the disk failed at the end, with the reason as the cause; some of it may be written.
     """
     outcomes: list[Any] = []
     while len(outcomes) < len(jobs):
@@ -406,13 +406,13 @@ def run_together(connection: sqlite3.Connection, jobs: Sequence[Job[Any]]) -> li
             told = _told(error)
             if not outcomes:
                 raise told from told.__cause__
-            # Those before are durable.
+            # The earlier jobs are durable.
             outcomes += [Failure(told)] * (len(jobs) - len(outcomes))
     return outcomes
 
 
 def _told(error: Exception) -> Exception:
-    """Return what a job's owner hears of an error of the database."""
+    """Return the error to report to a job's owner for an error of the database."""
     if not isinstance(error, sqlite3.Error) or isinstance(error, sqlite3.IntegrityError):
         return error
     told = StoreUnavailable(str(error))
@@ -421,7 +421,7 @@ def _told(error: Exception) -> Exception:
 
 
 def _transaction(connection: sqlite3.Connection, jobs: Sequence[Job[Any]]) -> list[Any]:
-    """Run the first of some jobs, all where none ends the transaction; what came of these."""
+    """Run jobs up to one that ends the transaction, or all of them; return their outcomes."""
     outcomes: list[Any] = []
     try:
         connection.execute("BEGIN IMMEDIATE")
@@ -435,7 +435,7 @@ def _transaction(connection: sqlite3.Connection, jobs: Sequence[Job[Any]]) -> li
                     return [*_again(connection, jobs[: len(outcomes)]), failure]
                 outcomes.append(failure)
                 connection.execute("ROLLBACK TO job")
-            except Exception as error:  # it is whose job it was that hears of it
+            except Exception as error:  # it is reported to the job's owner
                 if not connection.in_transaction:  # a full disk ends the transaction itself
                     raise
                 outcomes.append(Failure(_told(error)))

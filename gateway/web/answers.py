@@ -23,7 +23,7 @@ T = TypeVar("T")
 #: When a client may try again after the store could not take a request, in seconds.
 RETRY_AFTER = 2
 
-#: Older clients read a JSON answer without a charset as Latin-1.
+#: With a charset, because older clients read a JSON answer without one as Latin-1.
 JSON: Final = b"application/json; charset=utf-8"
 
 _SERVER: Final = f"cynow-gateway/{__version__}".encode()
@@ -61,8 +61,8 @@ _MESSAGES = {
 
 
 def common_headers() -> tuple[tuple[bytes, bytes], ...]:
-    """Return the headers that every answer bears, as names and values."""
-    # The date is the wall clock's, and changes once a second.
+    """Return the headers of every answer, as names and values."""
+    # The date is that of the wall clock, and changes once a second.
     return _common_headers(int(time.time()))
 
 
@@ -72,11 +72,11 @@ def _common_headers(second: int) -> tuple[tuple[bytes, bytes], ...]:
 
 
 class Refusal(Exception):
-    """A request that is answered with an error.
+    """An error answer to a request.
 
-    :param error: the word for programs.
-    :param message: for people; by default the error's own.
-    :param detail: the reason for the log, which the client is not told; by default the error.
+    :param error: error code, for programs.
+    :param message: text for people; by default that of the error code.
+    :param detail: reason for the log, which the client does not get; by default the error code.
     """
 
     def __init__(self, status: int, error: str, message: str | None = None, *, detail: str = "") -> None:
@@ -88,7 +88,7 @@ class Refusal(Exception):
 
     @property
     def status_line(self) -> bytes:
-        """The status as it stands in the first line of an answer."""
+        """The status code and phrase for the first line of an answer."""
         return b"%d %b" % (self.status, _PHRASES[self.status])
 
     def text(self) -> bytes:
@@ -96,7 +96,7 @@ class Refusal(Exception):
         return orjson.dumps({"ok": False, "error": self.error, "message": self.message})
 
     def whole_answer(self, *headers: tuple[bytes, bytes]) -> bytes:
-        """Return an answer for what is not a whole request: head and body of one that closes its connection."""
+        """Return head and body of an answer to an incomplete request; the answer closes the connection."""
         text = self.text()
         lines = [
             b"%b: %b" % header

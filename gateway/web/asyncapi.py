@@ -116,7 +116,7 @@ class AsyncApiResource(Resource):
 
 
 def _host(request: GatewayRequest) -> str:
-    """Return the host that the client asked for; where it named none, the address that it reached."""
+    """Return the host that the client named, or else the address that it reached."""
     named = request.named_host
     if named is not None:
         given = f"{named.host}:{named.port}" if named.port else named.host

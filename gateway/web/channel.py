@@ -17,26 +17,26 @@ from twisted.web.http_headers import Headers
 from gateway.web.answers import Refusal
 from gateway.web.malformed import header_fault, request_line_fault
 
-#: Bytes read of a connection before the others have their turn.
+#: Maximum bytes read from a connection before the others have their turn.
 _READ_SIZE: Final = 8 * 1024
 
-#: Bytes of requests that may wait behind the one that is being answered; then nothing more is read.
+#: Maximum bytes of requests that wait behind the one being answered; then reading stops.
 _MAX_WAITING: Final = 16 * 1024
 
-#: A refused request may send so many bytes more, for so many seconds: a connection that is closed with unread bytes
-#: is reset, and the client never sees its answer.
+#: Maximum bytes, and seconds, for which input is still read after a refusal: a connection that is closed with unread
+#: bytes is reset, and the client never sees its answer.
 _LINGER_BYTES: Final = 1024 * 1024
 _LINGER_SECONDS: Final = 2.0
 
-#: Digits of the longest Content-Length that is read as a number.
+#: Maximum digits of a Content-Length that is read as a number.
 _MAX_LENGTH_DIGITS: Final = 18
 
 _RAW_TEXT: Final = re.compile(rb"[\x80-\xff]")
 
-#: How a TLS handshake begins (RFC 8446, 5.1).
+#: First bytes of a TLS handshake (RFC 8446, 5.1).
 _TLS: Final = b"\x16\x03"
 
-# What a connection is doing.
+# Phases of a connection.
 _IDLE: Final = 0
 _HEAD: Final = 1
 _BODY: Final = 2
@@ -46,12 +46,12 @@ _CLOSING: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
-    """How long a connection may take, in seconds.
+    """Time limits of a connection, in seconds.
 
-    :ivar head: from the first byte of a request's head to its end.
-    :ivar idle: without a request.
-    :ivar grace: in which a body, or the reading of an answer, may fall behind its rate.
-    :ivar rate: bytes a second.
+    :ivar head: maximum time from the first byte of a request's head to its end.
+    :ivar idle: maximum time without a request.
+    :ivar grace: maximum time by which a body, or the reading of an answer, may fall behind ``rate``.
+    :ivar rate: minimum rate, in bytes a second.
     """
 
     head: float = 10.0
@@ -61,8 +61,10 @@ class Deadlines:
 
 
 def unread_bytes(transport: Any) -> int:
-    """Return how many bytes wait for a client to take them: in a TCP transport, which has no public way to ask, and in
-    the operating system (``SIOCOUTQ``, ``tcp(7)``), which takes a megabyte for a client that reads nothing.
+    """Return the number of sent bytes that a client has not read yet.
+
+    They are in the TCP transport, which has no public way to ask, and in the operating system (``SIOCOUTQ``,
+    ``tcp(7)``), which buffers a megabyte for a client that reads nothing.
     """
     waiting = len(transport.dataBuffer) - transport.offset + transport._tempDataLen
     if transport.fileno() >= 0:
@@ -71,7 +73,7 @@ def unread_bytes(transport: Any) -> int:
 
 
 def has_sent_all(transport: Any) -> bool:
-    """Return whether nothing waits in a TCP transport."""
+    """Return whether a TCP transport has no more bytes to send."""
     return not (transport.dataBuffer or transport._tempDataBuffer)
 
 
@@ -79,11 +81,11 @@ class GatewayChannel(HTTPChannel):
     """One HTTP connection, counted by its site until it is lost or has become something else.
 
     A client that sends many requests at once gets one answer in each turn of the reactor, and none while it has not
-    read those before. The site calls :meth:`tick` about twice a second, which holds the deadlines: no request starts
-    or stops a timer.
+    read the earlier ones. The site calls :meth:`tick` about once a second, which enforces the deadlines: no request
+    starts or stops a timer.
 
-    The head of an answer waits for the first of its body, and both go to the socket at once: a reactor that is told to
-    wait until it can be written asks the operating system three times for it.
+    The head of an answer waits for the first part of its body, and both go to the socket at once: waiting until the
+    socket can be written costs the reactor three system calls.
     """
 
     counted = False
@@ -97,18 +99,18 @@ class GatewayChannel(HTTPChannel):
         # Every request asks for them, and they do not change.
         self._peer: IAddress = self.transport.getPeer()
         self._host: IAddress = self.transport.getHost()
-        #: What it is doing, and since how many seconds, as far as :meth:`tick` has said.
+        #: Phase of the connection, and its age in seconds, as counted by :meth:`tick`.
         self._phase = _IDLE
         self._age = 0.0
-        #: Bytes received and handed to the transport, and both (less what is not read) as the last tick found them.
+        #: Bytes received and bytes written, and at the last tick bytes received and bytes that the client had read.
         self._received = 0
         self._written = 0
         self._received_before = 0
         self._read_before = 0
-        #: Seconds that the body, and the reading of answers, may still fall behind.
+        #: Seconds by which the body, and the reading of answers, may still fall behind.
         self._body_credit = 0.0
         self._reader_credit = self.site.deadlines.grace
-        #: Bytes of a request that were received after its refusal.
+        #: Bytes received after the refusal of a request.
         self._lingered = 0
         self._is_in_request_line = True
         #: The line of a head that is being parsed.
@@ -133,7 +135,7 @@ class GatewayChannel(HTTPChannel):
     def getHost(self) -> IAddress:
         return self._host
 
-    # -- what comes in
+    # -- input
 
     def dataReceived(self, data: bytes) -> None:
         self._received += len(data)
@@ -155,7 +157,7 @@ class GatewayChannel(HTTPChannel):
 
     def lineReceived(self, line: bytes) -> None:
         if self._is_in_request_line and line:
-            # Some clients send UTF-8 as it is, where RFC 3986 wants it escaped.
+            # Some clients send raw UTF-8, though RFC 3986 requires escapes.
             self._line = line = _RAW_TEXT.sub(lambda found: b"%%%02X" % found[0][0], line)
             super().lineReceived(line)
             self._is_in_request_line = False
@@ -176,7 +178,7 @@ class GatewayChannel(HTTPChannel):
         return bool(super().headerReceived(line))
 
     def allHeadersReceived(self) -> None:
-        # Before the client is told to continue.
+        # This check comes before the client is told to continue.
         most: int = self.site.max_refused_body
         if self.length is not None and self.length > most:
             self.close_with(Refusal(413, "body_too_large", detail=f"Content-Length {self.length}"))
@@ -191,7 +193,7 @@ class GatewayChannel(HTTPChannel):
             super().allContentReceived()
 
     def requestDone(self, request: Any) -> None:
-        # What the client has sent already waits for the next turn.
+        # Requests that have already arrived wait for the next turn.
         self.paused = True
         self._is_in_request_line = True
         self._enter(_IDLE)
@@ -199,7 +201,7 @@ class GatewayChannel(HTTPChannel):
         if not self.counted:
             return
         if self._waitingForTransport:
-            # It goes on in resumeProducing, when the answer is read.
+            # Reading goes on in resumeProducing, once the client has read the answer.
             self._networkProducer.pauseProducing()
         elif self._buffer:
             self.site.queue_turn(self)
@@ -207,7 +209,7 @@ class GatewayChannel(HTTPChannel):
             self.paused = False
 
     def go_on(self) -> None:
-        """Answer the next of the requests that have come, in a turn of the connection's own."""
+        """Answer the next waiting request, in the connection's own turn."""
         if self._waitingForTransport or self._phase == _CLOSING or not self.counted:
             return
         self.paused = False
@@ -226,7 +228,7 @@ class GatewayChannel(HTTPChannel):
 
     @property
     def is_idle(self) -> bool:
-        """Whether it waits for a request of which nothing has come."""
+        """Whether the connection waits for a request, and no byte of it has come."""
         return self._phase == _IDLE
 
     def _enter(self, phase: int) -> None:
@@ -234,9 +236,9 @@ class GatewayChannel(HTTPChannel):
         self._age = 0.0
 
     def tick(self, seconds: float) -> None:
-        """Close the connection where its client was too slow.
+        """Close the connection if its client was too slow.
 
-        :param seconds: since the last tick.
+        :param seconds: seconds since the last tick.
         """
         self._age += seconds
         if self._phase == _CLOSING:
@@ -244,7 +246,7 @@ class GatewayChannel(HTTPChannel):
                 self.transport.abortConnection()
             return
         deadlines = self.site.deadlines
-        # Where all was read at the last tick and nothing was written since, nobody need be asked.
+        # If the client had read everything at the last tick and nothing was written since, skip the system call.
         unread = unread_bytes(self.transport) if self._is_bare and self._written != self._read_before else 0
         read = self._written - unread
         progress, self._read_before = max(0, read - self._read_before), read
@@ -258,7 +260,7 @@ class GatewayChannel(HTTPChannel):
         else:
             self._reader_credit = deadlines.grace
         if self.paused or (unread and self._phase == _IDLE):
-            # The gateway takes its time, or the last answer is being read.
+            # The gateway is still answering, or the client is still reading the last answer.
             self._age = 0.0
         elif self._phase == _HEAD and self._age > deadlines.head:
             self._refuse_slow("head", f"the head took more than {deadlines.head:g} s")
@@ -273,7 +275,7 @@ class GatewayChannel(HTTPChannel):
             self.loseConnection()
 
     def give_way(self) -> None:
-        """Close the connection, which waits for nothing, in favour of a new one."""
+        """Close this idle connection in favour of a new one."""
         self._enter(_CLOSING)
         self.site.count_slow("idle")
         self.transport.abortConnection()
@@ -291,22 +293,22 @@ class GatewayChannel(HTTPChannel):
         self.transport.abortConnection()
 
     def close_with(self, refusal: Refusal) -> None:
-        """Refuse what is not a whole request, and close the connection once the client can have read why."""
+        """Refuse an incomplete request, and close the connection once the client has had time to read the answer."""
         if self._phase == _CLOSING:
             return
         self._enter(_CLOSING)
-        # Nothing of what has come is looked at any more.
+        # Input is no longer processed.
         self.paused = True
         self._head = b""
         self.write(refusal.whole_answer())
         self.site.traffic.refused(self._peer, refusal)
-        # The client's last words are read, and dropped, whether it reads its answer or not.
+        # Further input is read and dropped, whether the client reads its answer or not.
         self.transport.unregisterProducer()
         self.transport.resumeProducing()
         self.transport.loseWriteConnection()
 
     def _respondToBadRequestAndDisconnect(self) -> None:
-        # Twisted's own writes a bare status line, and tells nobody.
+        # Twisted's method writes a bare status line, and does not log anything.
         if self._receivedHeaderSize > self.totalHeadersSize or self._receivedHeaderCount > self.maxHeaders:
             detail = f"a head of more than {self.totalHeadersSize} bytes or {self.maxHeaders} lines"
             self.close_with(Refusal(431, "head_too_large", detail=detail))
@@ -319,7 +321,7 @@ class GatewayChannel(HTTPChannel):
             detail = header_fault(self._line)
         self.close_with(Refusal(400, "bad_request", detail=detail))
 
-    # -- what goes out
+    # -- output
 
     def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
         lines = [b"%b: %b\r\n" % (name, value) for name, values in headers.getAllRawHeaders() for value in values]

@@ -68,7 +68,7 @@ class MachineApi:
     :param directory: ``data.path``.
     :param pool: of threads that read files.
     :param flush: hands all raw lines to the operating system.
-    :param damage: is told of files that were damaged.
+    :param damage: log for damaged files.
     """
 
     app = Klein()

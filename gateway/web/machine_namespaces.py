@@ -91,7 +91,7 @@ class MachineNamespaces:
     def find(self, name: str) -> Namespace | None:
         if name == "/":
             return self._lobby
-        # Some clients write a name as it stands in a URL, and some systems take letters and their marks apart.
+        # Some clients percent-encode a name as in a URL, and some systems send letters and their marks decomposed.
         machine = name_of(unquote(name.removeprefix(_PREFIX)))
         if not name.startswith(_PREFIX) or machine is None:
             return None

@@ -32,32 +32,32 @@ _ALLOWED_METHODS: Final = b"GET, HEAD, POST, OPTIONS"
 _ALLOWED_HEADERS: Final = b"Content-Type, Idempotency-Key, Authorization, Last-Event-ID"
 _EXPOSED_HEADERS: Final = b"Retry-After, Allow"
 
-#: Names of headers that a page may ask for (RFC 9110, 5.6.2), and how many bytes of them.
+#: Header names that a page may ask for (RFC 9110, 5.6.2), at most 2,000 bytes.
 _HEADER_NAMES: Final = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2000}")
 
-#: RFC 9112, 3.2.2: a target with the gateway's name in it, as proxies send it.
+#: A request target that includes the gateway's name, as proxies send it (RFC 9112, 3.2.2).
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
 
-#: Seconds between two looks at the deadlines of all connections, and the longest that one of them counts: what the
-#: gateway itself was late is no client's fault.
+#: Seconds between two checks of the deadlines of all connections, and the maximum that one check counts: a delay of the
+#: gateway itself must not count against a client.
 _LOOK: Final = 1.0
 _LONGEST_LOOK: Final = 2.0
 
-#: Seconds that answers to requests sent at once, or looks at deadlines, may take of one turn of the reactor.
+#: Maximum seconds of one turn of the reactor for answers to requests sent at once, or for checks of deadlines.
 _TURN_SECONDS: Final = 0.01
 
-#: Seconds for which a body, and the reading of an answer, may fall behind 1 KiB/s.
+#: Maximum seconds by which a body, or the reading of an answer, may fall behind 1 KiB/s.
 GRACE: Final = 10.0
 
-#: Connections that are looked at for one that can be closed in favour of a new one.
+#: Maximum connections that are searched for one to close in favour of a new one.
 _SEARCH: Final = 64
 
 
 class Traffic:
-    """The requests in flight, and what holds for all of them.
+    """The requests in flight, and the settings that they share.
 
-    :param warnings: of the web's own logger.
-    :param max_body: of a request, in bytes.
+    :param warnings: rate-limited log of the web's logger.
+    :param max_body: maximum bytes of a request's body.
     """
 
     def __init__(self, counters: Counters, warnings: LimitedLog, visitors: Visitors, max_body: int) -> None:
@@ -84,7 +84,7 @@ class Traffic:
             )
 
     def refused(self, peer: IAddress | None, refusal: Refusal) -> None:
-        """Count and log what was refused before it was a request."""
+        """Count and log a refusal that came before there was a whole request."""
         self._answers.labels(str(refusal.status)).inc()
         self._warnings.warn(
             f"http {refusal.status} {_name_of(peer)}",
@@ -129,14 +129,14 @@ def _name_of(address: Any) -> str:
 
 
 def _nothing() -> None:
-    """Nobody has to know."""
+    """Do nothing."""
 
 
 class GatewayRequest(Request):
-    """A request with a bounded body, judged by where it comes from before anything is done for it.
+    """A request with a bounded body, whose origin and host are checked before it is processed.
 
-    :ivar refusal: why it was refused, for the log.
-    :ivar named_host: what it calls the gateway; ``None`` where it names none.
+    :ivar refusal: the refusal that it got, for the log.
+    :ivar named_host: host by which it addresses the gateway; ``None`` if it names none.
     """
 
     channel: Any
@@ -151,7 +151,7 @@ class GatewayRequest(Request):
         self._invalid: Refusal | None = None
 
     def gotLength(self, length: int | None) -> None:
-        # Twisted's own makes a file on the disk for what may be longer than 100 kB.
+        # Twisted's method creates a file on the disk for a body that may exceed 100 kB.
         self.content = io.BytesIO()
 
     def handleContentChunk(self, data: bytes) -> None:
@@ -172,7 +172,7 @@ class GatewayRequest(Request):
             if absolute is None or not absolute[1]:
                 self._invalid = Refusal(400, "invalid_url", "요청 대상은 경로나 http URL이어야 합니다")
             else:
-                # RFC 9112, 3.2.2: what the target says stands for the Host header.
+                # RFC 9112, 3.2.2: the target overrides the Host header.
                 host, path = absolute[1], absolute[2] or b"/"
                 path = path if path.startswith(b"/") else b"/" + path
         self.uri = path
@@ -210,7 +210,7 @@ class GatewayRequest(Request):
             self._find_and_render()
 
     def _judge(self, origin: bytes) -> Refusal | None:
-        """Return why this request is not answered as asked, whatever it asks for."""
+        """Return the refusal of this request, if it must be refused regardless of its path."""
         fetch_site = b""
         if self.method not in {b"GET", b"HEAD"}:
             fetch_site = self.requestHeaders.getRawHeaders(b"sec-fetch-site", (b"",))[0]
@@ -229,7 +229,7 @@ class GatewayRequest(Request):
         return None
 
     def _find_and_render(self) -> None:
-        # As Twisted's own process(), which sets the headers of every answer once more.
+        # Like Twisted's process(), which would set the headers of every answer again.
         self.site = self.channel.site
         self.prepath = []
         self.postpath = list(map(unquote_to_bytes, self.path[1:].split(b"/")))
@@ -242,7 +242,7 @@ class GatewayRequest(Request):
             return
         try:
             self.render(self.site.getResourceFor(self))
-        except Exception:  # whatever a resource raises, its client gets an answer
+        except Exception:  # the client gets an answer, whatever a resource raises
             self.processingFailed(Failure())
 
     def write(self, data: bytes) -> None:
@@ -260,9 +260,9 @@ class GatewayRequest(Request):
         self._traffic.ended(self)
 
     def page_refusal(self) -> Refusal | None:
-        """Return why its page may not follow live events, if so: it is neither the gateway's own nor a listed one.
+        """Return the refusal if its page may not follow live events, being neither the gateway's own nor listed.
 
-        Browsers ask nobody before they open a WebSocket.
+        Browsers do not ask for permission before they open a WebSocket.
         """
         origin = b", ".join(self.requestHeaders.getRawHeaders(b"origin", ()))
         if not origin or self._traffic.visitors.is_admitted(origin, self.named_host):
@@ -270,15 +270,15 @@ class GatewayRequest(Request):
         return Visitors.not_listed(origin)
 
     def lasts(self, abandoned: Callable[[], object] = _nothing) -> None:
-        """Note that its answer has no end of its own: the end of the daemon does not wait for it.
+        """Note that its answer has no end of its own: the daemon's shutdown does not wait for it.
 
-        :param abandoned: is called where its client reads too slowly, and is closed for that.
+        :param abandoned: called if its client reads too slowly, and its connection is closed for that.
         """
         self._abandoned = abandoned
         self._traffic.ended(self)
 
     def abandoned(self) -> None:
-        """Its client reads too slowly, and is being closed."""
+        """Report that its connection is being closed because its client reads too slowly."""
         self._abandoned()
 
     def taken_over(self) -> None:
@@ -303,7 +303,7 @@ class GatewayRequest(Request):
         if self.responseHeaders.hasHeader(b"access-control-allow-origin"):
             asked = b", ".join(self.requestHeaders.getRawHeaders(b"access-control-request-headers", ()))
             self.setHeader(b"access-control-allow-methods", _ALLOWED_METHODS)
-            # The old server allowed whatever was asked for.
+            # The old server allowed every header that was asked for.
             is_sound = _HEADER_NAMES.fullmatch(asked) is not None
             self.setHeader(b"access-control-allow-headers", asked if is_sound else _ALLOWED_HEADERS)
             self.setHeader(b"access-control-max-age", b"600")
@@ -315,7 +315,7 @@ class GatewayRequest(Request):
 class GatewaySite(Site):
     """The site.
 
-    :param most: connections that may be open at a time. Where one more comes, one that waits for nothing is closed.
+    :param most: maximum open connections. At this bound, an idle one is closed in favour of a new one.
     """
 
     noisy = False
@@ -333,14 +333,14 @@ class GatewaySite(Site):
         super().__init__(root, requestFactory=partial(GatewayRequest, traffic), timeout=None, reactor=reactor)
         self.traffic = traffic
         self.deadlines = deadlines or Deadlines(grace=GRACE)
-        #: Bytes of a body that is refused, but read to its end.
+        #: Maximum bytes of a refused body that is still read to its end.
         self.max_refused_body = traffic.max_body + _PATIENCE
         self._most = most
         self._open: dict[GatewayChannel, None] = {}
         self._connections = counters.connections.labels("http")
         self._refused = counters.connections_refused.labels("http")
         self._slow = {what: counters.http_slow.labels(what) for what in ("head", "body", "reader", "idle")}
-        #: Connections with further requests, in the order of their turns.
+        #: Connections with waiting requests, in the order of their turns.
         self._queue: dict[GatewayChannel, None] = {}
         self._to_look: list[GatewayChannel] = []
         self._looked = reactor.seconds()
@@ -359,9 +359,9 @@ class GatewaySite(Site):
             self._looking.stop()
 
     def _look(self) -> None:
-        """Hold the deadlines of all connections."""
+        """Enforce the deadlines of all connections."""
         if self._to_look:
-            # The last look is not done yet.
+            # The previous check has not ended yet.
             return
         now = self.reactor.seconds()
         seconds, self._looked = min(now - self._looked, _LONGEST_LOOK), now
@@ -379,9 +379,9 @@ class GatewaySite(Site):
                 return
 
     def queue_turn(self, channel: GatewayChannel) -> None:
-        """Let a connection whose client has sent several requests at once answer the next one in a later turn.
+        """Queue a connection with several waiting requests to answer the next one in a later turn.
 
-        However many such connections there are, others are served between their answers.
+        Other connections are served between these answers, however many such connections there are.
         """
         if not self._queue:
             self.reactor.callLater(0, self._give_turns)
@@ -398,11 +398,11 @@ class GatewaySite(Site):
                 break
         if queue and not self._queue:
             self.reactor.callLater(0, self._give_turns)
-        # Those that got no turn come before those that got one.
+        # Connections that got no turn come before those that got one.
         self._queue = queue | self._queue
 
     def count_slow(self, what: str) -> None:
-        """Count a connection that was closed at a deadline: of a ``head``, a ``body``, its ``reader`` or ``idle``."""
+        """Count a connection that was closed at the deadline of a ``head``, a ``body``, its ``reader`` or ``idle``."""
         self._slow[what].inc()
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
@@ -422,12 +422,12 @@ class GatewaySite(Site):
         self._connections.dec()
 
     def _close_idle(self) -> bool:
-        """Close a connection that waits for nothing, of those that were opened first; whether there was one."""
+        """Close an idle connection among the oldest; return whether there was one."""
         for channel in [channel for channel, _ in zip(self._open, range(_SEARCH), strict=False)]:
             if channel.is_idle and channel.transport is not None:
                 channel.give_way()
                 return True
-            # It is not looked at again before all others were.
+            # Move it to the end, so that it is checked again only after all others.
             del self._open[channel]
             self._open[channel] = None
         return False
@@ -437,7 +437,7 @@ class GatewaySite(Site):
 
 
 class _TooMany(Protocol):
-    """A connection beyond the bound: it is told so at once, and closed."""
+    """A connection beyond the bound, which gets an error answer at once and is closed."""
 
     transport: Any
 

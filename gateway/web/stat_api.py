@@ -19,7 +19,7 @@ from gateway.web.tables import Table
 _DATE: Final = TypeAdapter(date)
 _FLAG: Final = TypeAdapter(bool)
 
-#: Items of the first page of an answer, and of a later one at most: about 90 bytes each, and 300 with details.
+#: Items of the first page of an answer, and maximum items of a later one: about 90 bytes each, or 300 with details.
 _FIRST_PAGE: Final = 1000
 _LARGEST_PAGE: Final = 4000
 
@@ -51,7 +51,7 @@ class _Query:
         return found or ""
 
     def machine(self) -> str:
-        """Return the name of a machine in the form in which it is kept."""
+        """Return the name of a machine in its stored form."""
         text = self.text("machine")
         return name_of(text) or text
 
@@ -128,13 +128,13 @@ class StatApi:
 
 
 async def _paged(request: Request, name: str, columns: Sequence[str], ask: "Callable[..., Awaitable[Page]]") -> bytes:
-    """Answer a question that is asked page by page; an answer of one page says how long it is.
+    """Answer a question page by page; an answer of one page has its length in the head.
 
-    The first page is small, and each is larger than the one before that the client has read: a client that reads
-    nothing costs the first one only.
+    The first page is small. Later ones grow, each fetched after the client has read the one before: a client that reads
+    nothing costs only the first page.
 
-    :param name: of the table.
-    :param ask: takes ``encode``, ``limit``, and ``after`` but for the first page.
+    :param name: name of the table.
+    :param ask: function that returns a page; takes ``encode``, ``limit`` and, except for the first page, ``after``.
     """
     table = Table(request, name, columns)
     first = await ask(encode=table.encode, limit=_FIRST_PAGE)

@@ -15,8 +15,8 @@ from gateway.counters import Counters
 from gateway.live import Live
 from gateway.web.answers import answer, body, handle_errors
 
-#: Making the text of ``/metrics`` takes some milliseconds. It is made once a second at most for one connection, and so
-#: many times a second in all; otherwise the last text is given again.
+#: Making the text of ``/metrics`` takes some milliseconds. These bounds limit it: seconds between two texts for one
+#: connection, texts a second over all connections, and texts at once. Otherwise the previous text is sent again.
 _INTERVAL: Final = 1.0
 _RATE: Final = 50.0
 _BURST: Final = 200.0
@@ -36,8 +36,8 @@ class StatusApi:
     ) -> None:
         self._reactor = reactor
         self._live = live
-        #: The last text of ``/metrics``, how many may be made at once, and when one was made last: at all, and for each
-        #: connection.
+        #: The last text of ``/metrics``, the number that may be made at once, and the time of the last one: of all, and
+        #: for each connection.
         self._metrics = b""
         self._allowed = _BURST
         self._made_at = reactor.seconds()

@@ -86,7 +86,7 @@ class Table:
         except BaseException:
             await pages.aclose()
             raise
-        # Before the first piece, which may already be more than the client reads.
+        # Register before the first piece, which may already be more than the client reads.
         self._request.registerProducer(drain, True)
         self._request.write(self._begin() + self._joined(first))
         try:
@@ -104,7 +104,7 @@ class Table:
             self._request.channel.forceAbortClient()
             return b""
         finally:
-            # A client that has left has taken its channel with it.
+            # The request of a client that has left has no channel any more.
             if not getattr(self._request, "is_gone", False):
                 self._request.unregisterProducer()
             await pages.aclose()
@@ -118,7 +118,7 @@ class Table:
         return _csv_text([self._columns]) if self._csv else self._before + b"["
 
     def _joined(self, pieces: list[bytes]) -> bytes:
-        """Return a page in one piece, and let go of its own: a client that does not read would hold it twice."""
+        """Return a page in one piece, and release its parts: a client that does not read would keep both."""
         text = b"".join(self._separated(pieces))
         pieces.clear()
         return text
@@ -145,16 +145,16 @@ def _csv_text(rows: Iterable[Sequence[Any]]) -> bytes:
 
 @implementer(IPushProducer)
 class _Drain:
-    """Says when a client can take more.
+    """Producer that reports when a client can take more.
 
-    Nobody is woken when the client has left: Klein cancels what waits then.
+    Waiters are not woken when the client leaves: Klein cancels them then.
     """
 
     def __init__(self) -> None:
         self._paused: Deferred[None] | None = None
 
     def wait(self) -> "Deferred[None]":
-        """Fires when the client has read enough."""
+        """Return a Deferred that fires when the client has read enough."""
         waiting: Deferred[None] = Deferred()
         if self._paused is None:
             waiting.callback(None)

@@ -1,8 +1,8 @@
-"""Which pages and which names of the gateway a request may come with.
+"""Checks of the page and of the gateway's name in requests.
 
-Browsers let any page send requests to any address. What they cannot hide is where the page comes from: ``Origin`` and
-``Sec-Fetch-Site`` say it. A page that has made its own name resolve to the gateway's address (DNS rebinding) is of one
-origin with the gateway for the browser; its ``Host`` tells it.
+Browsers let any page send requests to any address, but they reveal the page's origin in ``Origin`` and
+``Sec-Fetch-Site``. For the browser, a page that has made its own name resolve to the gateway's address (DNS rebinding)
+has the same origin as the gateway; only the ``Host`` header reveals it.
 """
 
 import ipaddress
@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from gateway.origins import normal_origin, normal_origins
 from gateway.web.answers import Refusal
 
-#: RFC 9110, 7.2: a name, an IPv4 address or an IPv6 address in brackets, and a port or none.
+#: RFC 9110, 7.2: a name, an IPv4 address or an IPv6 address in brackets, and an optional port.
 _HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._~!$&'()*+,;=%-]{1,255})(?::([0-9]{0,5}))?")
 
 
@@ -23,7 +23,7 @@ _READING: Final = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 
 
 class HostPort(NamedTuple):
-    """What a ``Host`` header says: the name or address in lower case, and the port, which may be empty."""
+    """Content of a ``Host`` header: the name or address in lower case, and the port, which may be empty."""
 
     host: str
     port: str
@@ -31,7 +31,7 @@ class HostPort(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def host_of(header: bytes) -> HostPort | None:
-    """Return what a ``Host`` header says; ``None`` where it is not valid."""
+    """Return the content of a ``Host`` header; ``None`` if it is not valid."""
     found = _HOST.fullmatch(header)
     if found is None:
         return None
@@ -39,11 +39,11 @@ def host_of(header: bytes) -> HostPort | None:
 
 
 class Visitors:
-    """Judges where requests come from; the one place that does.
+    """The one place that checks the origins and hosts of requests.
 
     :param origins: ``server.cors_origins``; ``*`` is any.
-    :param names: ``server.names``: names of the gateway beside its own machine's.
-    :param machine: the machine's own name, with or without a domain.
+    :param names: ``server.names``: names of the gateway in addition to the machine's name.
+    :param machine: name of this machine, with or without a domain.
     """
 
     def __init__(self, origins: Iterable[str], names: Iterable[str] = (), machine: str = "") -> None:
@@ -56,7 +56,7 @@ class Visitors:
         self._has_names = bool(configured)
 
     def is_listed(self, origin: bytes) -> bool:
-        """Return whether an ``Origin`` header is of a page that ``server.cors_origins`` allows."""
+        """Return whether ``server.cors_origins`` lists the origin of an ``Origin`` header."""
         return self._any or (bool(self._origins) and _normal(origin) in self._origins)
 
     def is_own_name(self, host: str) -> bool:
@@ -64,25 +64,25 @@ class Visitors:
         return host.removesuffix(".") in self._names or _is_address(host)
 
     def is_admitted(self, origin: bytes, host: HostPort | None) -> bool:
-        """Return whether a page may do more than read: it is listed, or it is the gateway's own.
+        """Return whether a page may do more than read, being listed or the gateway's own.
 
-        :param origin: the ``Origin`` header.
+        :param origin: content of the ``Origin`` header.
         """
         if self.is_listed(origin):
             return True
         if host is None or not self.is_own_name(host.host):
             return False
-        # A proxy may have ended TLS: what port is left out is told by the page's scheme.
+        # A proxy may have terminated TLS, so the page's scheme decides which default port is left out.
         scheme = origin.partition(b"://")[0]
         own = b"%b://%b:%b" % (scheme, host.host.encode(), host.port.encode())
         return bool(_normal(origin)) and _normal(origin) == _normal(own)
 
     def refusal(self, method: bytes, host: HostPort | None, origin: bytes, fetch_site: bytes) -> Refusal | None:
-        """Return why a request is refused for where it comes from, if it is.
+        """Return the refusal of a request because of its origin or host, or ``None``.
 
-        :param host: of the gateway, as the request names it; ``None`` where it names none.
-        :param origin: the ``Origin`` header; empty where there is none.
-        :param fetch_site: the ``Sec-Fetch-Site`` header; likewise.
+        :param host: host by which the request addresses the gateway; ``None`` if it names none.
+        :param origin: content of the ``Origin`` header; empty if there is none.
+        :param fetch_site: content of the ``Sec-Fetch-Site`` header; likewise.
         """
         is_own = host is None or self.is_own_name(host.host)
         if not origin:

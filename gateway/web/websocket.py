@@ -70,7 +70,7 @@ class PacedWebSocket(WebSocketServerProtocol):
         return list(filter(None, map(sound_offer, super()._parseExtensionsHeader(header, removeQuotes))))
 
     def onConnect(self, request: ConnectionRequest) -> tuple[None, dict[str, str]]:
-        """Accept, without a subprotocol; the answer bears the headers of every answer but the server's name."""
+        """Accept without a subprotocol; the answer has the common headers except the server's name."""
         return None, {name.decode(): value.decode() for name, value in common_headers() if name != b"Server"}
 
     def failHandshake(self, reason: str, *args: Any, **kwargs: Any) -> None:
@@ -81,7 +81,7 @@ class PacedWebSocket(WebSocketServerProtocol):
         super().failHandshake(reason, *args, **kwargs)
 
     def sendHttpErrorResponse(self, code: int, reason: str, responseHeaders: Any = None) -> None:
-        # Autobahn's own answer has no body and bears no headers.
+        # Autobahn's own answer has neither a body nor the common headers.
         refusal = Refusal(code, "invalid_request", reason)
         headers = [(name.encode(), value.encode()) for name, value in responseHeaders or ()]
         self.sendData(refusal.whole_answer(*headers))
@@ -242,7 +242,7 @@ class PacedFactory(WebSocketServerFactory):
             # Who talks but does not read has to answer too.
             autoPingRestartOnAnyTraffic=False,
             closeHandshakeTimeout=_CLOSE,
-            # Origins are checked before: see GatewayRequest.page_refusal.
+            # Origins were checked earlier: see GatewayRequest.page_refusal.
             allowedOrigins=["*"],
             **({} if accept is None else {"perMessageCompressionAccept": accept}),
         )
@@ -272,7 +272,7 @@ def take_over(request: GatewayRequest, factory: PacedFactory, protocol: PacedWeb
     refusal = request.page_refusal()
     if refusal is not None:
         return refuse(request, refusal)
-    # Its origin has been judged; Autobahn would refuse some that server.cors_origins may list.
+    # Its origin was checked above; Autobahn would refuse some origins that server.cors_origins may list.
     request.requestHeaders.removeHeader(b"origin")
     protocol.factory = factory
     request.taken_over()

@@ -1,19 +1,19 @@
-"""The one error that leaves this room, and how it repeats what somebody sent."""
+"""The one error that this package raises, and the way it quotes input."""
 
 from typing import Final
 
-#: Characters, or bytes, of somebody's text in a line of the log.
+#: Maximum characters, or bytes, of input quoted in a log line.
 MAX_SHOWN: Final = 50
 
 
 class WireError(Exception):
-    """Bytes that cannot be read.
+    """Error for bytes that cannot be read.
 
-    From a scale's parser it means that this line is no reading; from a frame reader that the connection
-    cannot go on. The text says why, in words for a log line; of the input it repeats what :func:`shown_text` gives.
+    From a scale's parser it means that the line is not a valid reading; from a frame reader, that the connection cannot
+    go on. The text gives the reason for a log line; it quotes input only through :func:`shown_text`.
     """
 
 
 def shown_text(text: str) -> str:
-    """Return somebody's text for a log line: at most 50 characters of it, in quotes, control characters escaped."""
+    """Return input text for a log line: at most 50 characters, in quotes, with control characters escaped."""
     return repr(text[:MAX_SHOWN]) + ("..." if len(text) > MAX_SHOWN else "")

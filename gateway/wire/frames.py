@@ -2,9 +2,9 @@
 
 ``pickle.dumps((event, data))`` is followed by NUL, as the protocol's document says, or by the two bytes ``\\o``,
 which is what the programs in the field send, for they write ``b"\\o"`` and mean ``b"\\0"``. Both stand inside
-pickles too, so a separator counts only after the pickle's STOP. JSON never holds a NUL. Line ends and blanks between
-frames are passed over, and so is a byte order mark, which some libraries write before JSON: no pickle begins with
-either.
+pickles too, so a separator counts only after the pickle's STOP. JSON never holds a NUL. Line ends, blanks and a byte
+order mark between frames are skipped: some libraries write the mark before JSON, and pickles do not begin with any of
+these.
 """
 
 import re
@@ -23,12 +23,12 @@ MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 
 _JSON_STARTS: Final = frozenset(b"[{")
 
-#: What may stand between frames: blanks, line ends and UTF-8's byte order mark.
+#: Bytes allowed between frames: blanks, line ends and UTF-8's byte order mark.
 _BETWEEN: Final = re.compile(rb"(?:[ \t\r\n]++|\xef\xbb\xbf)*+")
 _BETWEEN_STARTS: Final = frozenset(b" \t\r\n\xef")
 _CUT_MARKS: Final = (b"\xef", b"\xef\xbb")
 
-#: JSON of so many bytes is read when it is whole, which is faster; longer JSON as it comes.
+#: Maximum bytes of JSON that is read when it is whole, which is faster; longer JSON is read as it arrives.
 _WHOLE_JSON: Final = 64 * 1024
 
 #: Shapes of messages that a connection is remembered for, and the bytes that they may hold in all.
@@ -47,16 +47,16 @@ class FrameReader:
     """The frames of one connection.
 
     :param max_frame_bytes: a longer frame is refused as soon as that is known.
-    :param places: where belongs what is no frame.
+    :param places: where input of other protocols should be sent instead.
     """
 
     def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES, places: Places = NOWHERE) -> None:
         self._max = max_frame_bytes
         self._places = places
         self._named = ""
-        #: What came, but was not whole yet: less than an instruction of a pickle or a token of JSON.
+        #: Unprocessed bytes: less than an instruction of a pickle or a token of JSON.
         self._rest = b""
-        #: How the present frame begins, unless its shape is known.
+        #: First bytes of the present frame, unless its shape is known.
         self._head = b""
         self._pickle: PickleReader | None = None
         self._shapes: tuple[Shape, ...] = ()
@@ -66,7 +66,7 @@ class FrameReader:
         self._read = bytearray()
         #: How many may be gone through twice for their shape; each that is recognised by one gives a try back.
         self._tries = _MOST_TRIES
-        #: The present frame of JSON: all of it, or what reads it as it comes.
+        #: The present JSON frame: its bytes so far, or the reader of a long one.
         self._json: bytearray | JsonReader | None = None
         #: Bytes of the present frame that are read.
         self._size = 0
@@ -155,7 +155,7 @@ class FrameReader:
         return found
 
     def _read_pickle(self, data: bytes, pos: int) -> tuple[Message | None, int]:
-        """The message, where the frame is whole, and where reading stopped."""
+        """Read a pickle; return the message if the frame is whole, and the position where reading stopped."""
         pickle = self._pickle
         if pickle is None:  # pragma: no cover - the caller has made it
             raise WireError("no frame is open")
@@ -174,7 +174,7 @@ class FrameReader:
             raise WireError(f"a pickle without a separator: NUL or \\o must follow it, not {shown}")
         found = message(pickle.value, self._size)
         self._pickle = None
-        # What is left out must be looked at, and said, each time.
+        # Sensors that are left out must be checked and reported each time, so such a message is not remembered.
         if isinstance(found, DataUpdate) and not found.left_out and len(self._read) == self._size:
             self._remember(bytes(self._read))
         self._read.clear()
@@ -196,7 +196,7 @@ class FrameReader:
             self._shapes = shapes
 
     def _read_json(self, data: bytes, pos: int) -> tuple[Message | None, int]:
-        """The message, where the frame is whole, and where reading stopped."""
+        """Read JSON; return the message if the frame is whole, and the position where reading stopped."""
         end = data.find(b"\0", pos)
         is_whole = end >= 0
         if not is_whole:
@@ -208,13 +208,13 @@ class FrameReader:
             if len(self._json) <= _WHOLE_JSON:
                 value = json_value(bytes(self._json)) if is_whole else None
                 return (None, end) if value is None else self._end_json(value, end)
-            # From its beginning, a piece at a time.
+            # It is too long to wait for: read it from its beginning, piece by piece.
             data, self._json, self._size = bytes(self._json), JsonReader(), 0
             pos, behind, end = 0, end, len(data)
         else:
             behind = end
         reader = self._json
-        if reader is None:  # pragma: no cover - the caller has made it
+        if reader is None:  # pragma: no cover - the caller has created it
             raise WireError("no frame is open")
         after = reader.read(data, pos, end)
         self._size += after - pos

@@ -1,8 +1,7 @@
-"""JSON of a frame, read as it comes.
+"""Incremental reader of JSON frames.
 
-What is read need not be kept: numbers go into arrays, many at a time, and what no message holds is not kept at all. So
-a piece of a frame costs no more time than any other piece of that size, and a frame no more memory than a small
-multiple of its own.
+The text need not be kept: numbers go into arrays, many at a time, and values that messages never hold are dropped. So
+equal pieces of a frame take about equal time, and a frame needs no more memory than a small multiple of its size.
 """
 
 import codecs
@@ -30,13 +29,13 @@ from gateway.wire.values import (
     Value,
 )
 
-#: Texts in one frame, keys included.
+#: Maximum texts in one frame, keys included.
 MAX_TEXTS: Final = 32_768
 
-#: Text longer than that, in bytes with its quotes, is skipped, not kept; every name is shorter, escaped or not.
+#: Maximum bytes of a text, quotes included, that is kept; longer text is skipped. Every name is shorter, even escaped.
 _MAX_TEXT: Final = 8192
 
-#: No number takes more bytes: Python's own limit for the digits of an integer, with a sign, a fraction and an exponent.
+#: Maximum further digits of an integer (Python's own limit) or a fraction, and maximum bytes of a number.
 _DIGITS: Final = rb"{0,4299}+"
 _MAX_NUMBER: Final = 16_384
 
@@ -49,10 +48,10 @@ _NUMBER: Final = (
 )
 _ITEM: Final = rb"(?:" + _NUMBER + rb"|NaN|true|false|null)"
 _BLANKS: Final = re.compile(rb"[ \t\r\n]*+")
-#: Items of a list, each with its comma.
+#: A run of list items, each followed by a comma.
 _RUN: Final = re.compile(rb"(?:[ \t\r\n]*+" + _ITEM + rb"[ \t\r\n]*+,)++")
 _ONE: Final = re.compile(_ITEM)
-#: What a number or a word may go on with, where its end is not there yet.
+#: Bytes that may continue a number or a word at the end of the input.
 _UNENDED: Final = re.compile(rb"[-+.0-9A-Za-z]*+")
 _WORD: Final = re.compile(rb"true|false|null")
 _WORDS: Final = {b"true": BOOLEAN, b"false": BOOLEAN, b"null": NOTHING}
@@ -72,7 +71,7 @@ _NUMBER_TYPES: Final = frozenset({int, float})
 _UNREADABLE: Final = "JSON that cannot be read"
 
 
-# What may come next.
+# Kinds of token that may come next.
 _VALUE: Final = 0
 _VALUE_OR_END: Final = 1
 _KEY: Final = 2
@@ -83,17 +82,17 @@ _NOTHING: Final = 6
 
 
 def json_value(text: bytes) -> Value:
-    """Return the value of little JSON that is all there, as :class:`JsonReader` reads it.
+    """Return the value of short, complete JSON, the same as :class:`JsonReader` would.
 
-    :raises WireError: it is not JSON, or more than any message needs.
+    :raises WireError: it is not JSON, or exceeds the needs of any message.
     """
-    # What json.loads builds of little text may be large: lists, dicts and texts are counted before.
+    # json.loads can build large objects from short text, so lists, dicts and texts are counted first.
     if text.count(b"[") + text.count(b"{") > MAX_CONTAINERS:
         raise WireError(TOO_MANY)
     if text.count(b'"') > 2 * MAX_TEXTS:
         raise WireError(TOO_MANY_TEXTS)
     try:
-        # The standard library's, since it reads the NaN that programs write though JSON has none.
+        # The standard library reads NaN, which programs write although JSON does not have it.
         value = json.loads(text.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise WireError(f"{_UNREADABLE}: it is not UTF-8") from error
@@ -105,9 +104,9 @@ def json_value(text: bytes) -> Value:
 
 
 def _from_json(value: Any, depth: int) -> Value:
-    """Return what ``json.loads`` built as a value.
+    """Convert an object from ``json.loads`` into a value.
 
-    :param depth: how deep it may be nested.
+    :param depth: maximum depth of nesting.
     """
     if isinstance(value, str):
         return value
@@ -139,7 +138,7 @@ def _list_from_json(items: list[Any], depth: int) -> Sequence:
 
 
 def _doubles(numbers: list[int | float]) -> Numbers:
-    """Return numbers up to the first that is beyond a double."""
+    """Return the numbers before the first one that exceeds a double."""
     try:
         return array("d", numbers)
     except OverflowError:
@@ -151,9 +150,9 @@ def _doubles(numbers: list[int | float]) -> Numbers:
 
 
 class JsonReader:
-    """The JSON of one long frame, a list or a dict.
+    """Reader of one long JSON frame, a list or a dict.
 
-    :ivar done: whether it is whole; its value is then in ``value``.
+    :ivar done: whether the frame is whole; its value is then in ``value``.
     """
 
     __slots__ = ("_containers", "_keys", "_next", "_skipping", "_stack", "_texts", "done", "value")
@@ -163,18 +162,18 @@ class JsonReader:
         self.value: Value = NOTHING
         self._next = _VALUE
         self._stack: list[Sequence | Mapping] = []
-        #: The key that waits for its value, of each dict on the stack.
+        #: For each dict on the stack, the key that waits for its value.
         self._keys: list[Value] = []
         self._containers = 0
         self._texts = 0
-        #: Checks the rest of a long text, which is skipped.
+        #: Decoder that checks the rest of a long text while it is skipped.
         self._skipping: codecs.IncrementalDecoder | None = None
 
     def read(self, data: bytes, pos: int, end: int) -> int:
-        """Go on at ``pos``, where the last call stopped, as far as whole tokens reach before ``end``.
+        """Read whole tokens from ``pos``, where the last call stopped, up to ``end``.
 
-        :returns: where it stopped: at ``end``, or at the first token that is not all there.
-        :raises WireError: it is not JSON, or more than any message needs.
+        :returns: the position where reading stopped: ``end``, or the first incomplete token.
+        :raises WireError: it is not JSON, or exceeds the needs of any message.
         """
         while True:
             if self._skipping is not None:
@@ -189,7 +188,7 @@ class JsonReader:
             pos = after
 
     def _token(self, data: bytes, pos: int, end: int) -> int:
-        """Read one token; returns where it ends, ``pos`` where its end is not there yet."""
+        """Read one token; return its end, or ``pos`` if it is incomplete."""
         character = data[pos]
         awaited = self._next
         if awaited <= _VALUE_OR_END:
@@ -310,7 +309,7 @@ class JsonReader:
 
 
 def _end_of(pattern: "re.Pattern[bytes]", data: bytes, pos: int, end: int) -> int:
-    """Return where a match ends that begins at ``pos``; ``pos`` where there is none."""
+    """Return the end of a match that begins at ``pos``; ``pos`` if there is no match."""
     found = pattern.match(data, pos, end)
     return pos if found is None else found.end()
 
@@ -339,7 +338,7 @@ def _value_of(token: bytes) -> Value:
 
 
 def _add_items(target: Sequence, run: bytes) -> None:
-    """Add items with commas between them to a list; up to the first that is not a number, for then it is left out."""
+    """Add comma-separated items to a list, up to the first that is not a number: its sensor is then left out."""
     word = _WORD.search(run) if b"u" in run or b"s" in run else None
     odd: Odd | None = None
     if word is not None:
@@ -356,18 +355,18 @@ def _add_items(target: Sequence, run: bytes) -> None:
 
 
 def _numbers(run: bytes) -> tuple[Numbers, Odd | None]:
-    """Return numbers with commas between them up to the first beyond a double, and that one, if there is one."""
+    """Return comma-separated numbers before the first one that exceeds a double, and that one, if there is one."""
     if b"-0" in run:
         run = _NEGATIVE_ZERO.sub(b"0", run)
     tokens = run.split(b",")
     numbers = array("d", map(float, tokens))
     if len(run) > _LEAST_HUGE and (math.inf in numbers or -math.inf in numbers):
         for index, token in enumerate(tokens):
-            # 1e999 is Python's infinity, an integer of as many digits is not.
+            # Python reads 1e999 as infinity, but an integer with as many digits exactly.
             if math.isinf(numbers[index]) and _INTEGER.fullmatch(token):
                 return numbers[:index], HUGE
     return numbers, None
 
 
-#: Digits of the least integer beyond a double.
+#: Number of digits of the smallest integer that exceeds a double, less one.
 _LEAST_HUGE: Final = 308

@@ -20,10 +20,10 @@ class Name:
 
 
 class LeftOut(NamedTuple):
-    """A sensor of a message that is not taken.
+    """A sensor that is left out of a message.
 
-    :ivar sensor: its name as it was sent, for a line of the log.
-    :ivar reason: what is wrong with it.
+    :ivar sensor: its name as it was sent, for a log line.
+    :ivar reason: why it is left out.
     """
 
     sensor: str
@@ -33,8 +33,8 @@ class LeftOut(NamedTuple):
 class DataUpdate(NamedTuple):
     """Samples of one or more sensors.
 
-    :ivar size: how many samples these are.
-    :ivar left_out: the sensors that cannot be taken.
+    :ivar size: number of samples.
+    :ivar left_out: sensors that cannot be taken.
     """
 
     sensors: dict[str, SensorBatch]
@@ -52,10 +52,10 @@ class FaultDetect:
 
 @dataclass(frozen=True, slots=True)
 class Misshapen:
-    """Plain data, but not a message: to be dropped.
+    """Plain data that is not a valid message, and must be dropped.
 
-    :ivar reason: why, for the log.
-    :ivar left_out: the sensors of a ``DataUpdate`` of which none can be taken.
+    :ivar reason: why it is not valid, for the log.
+    :ivar left_out: sensors of a ``DataUpdate``, if none of them can be taken.
     """
 
     reason: str
@@ -68,22 +68,22 @@ Message: TypeAlias = Name | DataUpdate | FaultDetect | Misshapen
 #: two, but a pickled list may be used by many sensors, and costs the disk as much as if it had been sent each time.
 MAX_SHARED_SAMPLES: Final = 10_000
 
-#: Characters of a sensor's type.
+#: Maximum characters of a sensor's type.
 _MAX_TYPE: Final = 64
 
 _NO_PAIR: Final = 'a message is a pair of an event and its data, ("DataUpdate", {...})'
 
 
 def message(value: Value, size: int) -> Message:
-    """Return the message that a value is.
+    """Convert a value into a message.
 
-    :param size: of its frame, in bytes.
+    :param size: bytes of its frame.
     """
     match value:
         case List(others=[str(event), data]) if not value.numbers:
             pass
         case List(others=[str(event)], numbers=array() as data) if len(data) == 1 and not value.odd_at:
-            # ("name", 5): it is told what is wrong with the number.
+            # ("name", 5): the error below explains the number.
             pass
         case Mapping(items={"event": str(event), "data": data}):
             pass
@@ -138,7 +138,7 @@ def _data_update(data: Value, size: int) -> Message:
 
 
 def _sensor(sensor: Value) -> SensorBatch | str:
-    """Return the samples of a sensor, or why it cannot be taken."""
+    """Return the samples of a sensor, or the reason to leave it out."""
     if not isinstance(sensor, Mapping):
         return f'a dict {{"type": ..., "data": [...]}} is needed, this is {describe(sensor)}'
     kind, samples = sensor.items.get("type"), sensor.items.get("data")

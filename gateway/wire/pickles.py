@@ -47,21 +47,21 @@ _QUOTED: Final = re.compile(rb"(['\"])([ !#-&(-\[\]-~]*+)\1")
 _SHORT_LONG: Final = rb"\x8a(?:\x00|" + b"|".join(b"%c.{%d}" % (size, size) for size in range(1, 9)) + rb")"
 _INTEGER: Final = rb"(?:K.|M.{2}|J.{4}|" + _SHORT_LONG + rb")"
 _INTEGERS: Final = re.compile(_INTEGER + rb"++", re.DOTALL)
-#: Doubles with whole numbers behind each: of longer runs of doubles, many are read together.
+#: Doubles with integers after each; longer runs of doubles are read together in another way.
 _MIXED: Final = re.compile(rb"(?:G.{8}" + _INTEGER + rb"++)++", re.DOTALL)
-#: Binary numbers that are appended one by one, as no pickler does it.
+#: Binary numbers that are appended one by one, which real picklers do not do.
 _APPENDED_BINARY: Final = re.compile(rb"(?:(?:" + _INTEGER + rb"|G.{8})a)++", re.DOTALL)
 
 
-#: Bytes of a LONG1 that is read together with others.
+#: Maximum bytes of a LONG1 that is read together with other numbers.
 _SHORT: Final = 8
 
-#: What stands behind a double that is read together with other numbers than doubles.
+#: Bytes that may follow a double that is read together with numbers of other kinds.
 _MAY_FOLLOW: Final = frozenset((b"a", b"K", b"M", b"J", b"\x8a"))
 
 _BIG_DOUBLE: Final = struct.Struct(">d")
 
-#: A module and a class or a function in it. In protocols 0 and 1, that of an object stands behind what makes it.
+#: A module and a class or a function in it. In protocols 0 and 1, an object's class comes after the constructor's name.
 _GLOBAL: Final = re.compile(rb".([^\n]{1,200})\n([^\n]{1,200})\n", re.DOTALL)
 _RECONSTRUCTED: Final = re.compile(
     rb"ccopy_?reg\n_reconstructor\n(?:p[0-9]{1,5}\n|q.|r.{4})?\(" + _GLOBAL.pattern.replace(b".", b"c", 1), re.DOTALL
@@ -138,7 +138,7 @@ class PickleReader:
         self._containers = 0
         #: Bytes of a long text that are still to be skipped; -1: up to the end of the line.
         self._skip = 0
-        #: Whether the last number was decimal text.
+        #: Whether the last number was in decimal text.
         self._in_text = False
 
     def read(self, data: bytes, pos: int) -> int:
@@ -241,7 +241,7 @@ class PickleReader:
         if run is None:
             run = _INTEGERS.match(data, pos) or _MIXED.match(data, pos)
             if run is None:
-                # It is not all there, or is a double with half a number behind it.
+                # The run is incomplete, or is a double with an incomplete number after it.
                 return self._double(data, pos) if data.startswith(b"G", pos) else pos
         if self._in_text:
             self._switch()
@@ -266,7 +266,7 @@ class PickleReader:
         return end
 
     def _switch(self) -> None:
-        """Numbers go on in binary, or in text: each time costs an instruction, however the bytes were cut."""
+        """Count a switch between binary and text numbers as an instruction, however the bytes were split."""
         self._in_text = not self._in_text
         self._count()
 
@@ -439,16 +439,16 @@ class PickleReader:
             raise WireError("a SETITEM on what is no open dict")
         return target
 
-    # -- objects: refused, with their name
+    # -- objects: refused by name
 
     def _global(self, data: bytes, pos: int) -> int:
-        """Refuse a class or a function, whose module and name are the next lines, as far as they are there."""
+        """Refuse a class or a function, by the module and name in the next two lines, once they have come."""
         found = _RECONSTRUCTED.match(data, pos) or _GLOBAL.match(data, pos)
         module, name = (part.decode("utf-8", "replace") for part in found.groups()) if found else ("", "")
         raise WireError(_object(module, name))
 
     def _stack_global(self, _data: bytes, pos: int) -> int:
-        """Refuse a class or a function, whose module and name are on the stack."""
+        """Refuse a class or a function, by the module and name on the stack."""
         name, module = self._pop(), self._pop()
         raise WireError(_object(module if isinstance(module, str) else "", name if isinstance(name, str) else ""))
 
@@ -563,7 +563,7 @@ _INSTRUCTIONS: Final[dict[int, _Step]] = {
     0x93: PickleReader._stack_global,
 }
 
-#: What other opcodes build, in words for somebody who writes a DAQ program.
+#: Objects that other opcodes build, in words for the author of a DAQ program.
 _REFUSED: Final = {
     **dict.fromkeys((ord("B"), ord("C"), 0x8E, 0x96), "bytes; send text or numbers"),
     **dict.fromkeys((0x8F, 0x90, 0x91), "a set; send a list"),
@@ -586,7 +586,7 @@ def _set_items(target: Mapping, values: list[Value]) -> None:
         elif type(value) is not array:
             key = value
             continue
-        # At least every second number of what is left of a run stands where a key stands.
+        # In the rest of a run, at least every second number is in the position of a key.
         if count > 1:
             target.odd = True
         if count % 2 and type(value) is array:
@@ -596,7 +596,7 @@ def _set_items(target: Mapping, values: list[Value]) -> None:
 
 
 def _object(module: str, name: str) -> str:
-    """Return what a pickled object is, and what to send instead."""
+    """Return a description of a pickled object, with the data to send instead."""
     package = module.partition(".")[0]
     if package == "numpy":
         return f"a numpy object ({shown_text(f'{module}.{name}')}): send .item() or .tolist()"
@@ -654,12 +654,12 @@ def doubles(run: bytes) -> Numbers:
 def _binary_numbers(run: bytes, between: int = 0) -> Numbers:
     """Return the numbers of a run.
 
-    :param between: bytes of what stands behind each.
+    :param between: number of bytes after each number.
     """
     opcode = run[0]
     width = _WIDTHS.get(opcode) or (8 if opcode == ord("G") else 0)
     step = 1 + width + between
-    # Where each begins with the same opcode, all are as long; where not, they are gone through one by one.
+    # Numbers with the same opcode have the same length; otherwise they are read one by one.
     if width and not len(run) % step:
         opcodes = run[::step]
         if opcodes == bytes((opcode,)) * len(opcodes):
@@ -679,7 +679,7 @@ def _binary_numbers(run: bytes, between: int = 0) -> Numbers:
             append(_BIG_DOUBLE.unpack_from(run, pos + 1)[0])
             pos += 9 + between
         else:
-            # LONG1 says how long it is; BININT is of four bytes.
+            # LONG1 has its length in the next byte; BININT has four bytes.
             start, size = (pos + 2, run[pos + 1]) if opcode == 0x8A else (pos + 1, 4)
             append(int.from_bytes(run[start : start + size], "little", signed=True))
             pos = start + size + between
@@ -687,13 +687,13 @@ def _binary_numbers(run: bytes, between: int = 0) -> Numbers:
 
 
 def _alike(run: bytes, opcode: int, width: int, step: int) -> Numbers:
-    """Return the numbers of a run in which all have one opcode."""
+    """Return the numbers of a run in which all have the same opcode."""
     if width == 1:
         return array("d", list(run[1::step]))
     packed = bytearray(len(run) // step * width)
     big = opcode == ord("G")
     for place in range(width):
-        # As this machine has them: the other way round where it differs.
+        # Put the bytes into this machine's order.
         packed[place if big != _LITTLE_ENDIAN else width - 1 - place :: width] = run[1 + place :: step]
     return array("d", array({2: "H", 4: "i", 8: "d"}[width], bytes(packed)))
 

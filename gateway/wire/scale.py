@@ -1,7 +1,7 @@
 """Lines of weighing scales: ``ST , +000053.26 _kg``.
 
 The base is A&D's standard format (FG-K series instruction manual, "Data format"): a status header, an optional second
-header, a signed number and a unit, separated by commas. Devices in the field add blanks, an underscore or a comma
+header, a signed number and a unit, separated by commas. Some devices add blanks, an underscore or a comma
 before the unit, an address (``@23``) or a decimal comma; CAS indicators add an ID and a lamp byte. Control bytes and
 telnet negotiation count as framing before the status and after the unit. Between them every byte must belong to a known
 form: no byte is ever removed there, so that a damaged line cannot become another weight.
@@ -60,7 +60,7 @@ _UNIT: Final = r"(KG|G|LB|OZ|T)"
 
 
 def _form(core: str) -> "re.Pattern[str]":
-    """Compile a form of lines: framing, what the line says, which is the first group, and framing."""
+    """Compile a form of lines: framing, the content as the first group, and framing."""
     return re.compile(f"{_FRAMING}({_ADDRESS}{core}){_FRAMING}", _FLAGS)
 
 
@@ -79,13 +79,13 @@ _CAS_WEIGHT: Final = _form(
     rf"\ {{1,2}}{_UNIT}"
 )
 
-# An overload has no weight, so that its number and unit need no meaning.
+# An overload has no weight, so its number and unit may be anything.
 _ANY_UNIT: Final = r"(?:[A-Z%][A-Z0-9%/]{0,5}+)?+"
 _OVERLOAD: Final = _form(rf"OL\ *+,\ *+{_HEADER}[+-]?+\ *+[-0-9.,]*+(?:E[+-]?+[0-9]++)?+\ *+[,_]?+\ *+{_ANY_UNIT}")
 _CAS_OVERLOAD: Final = _form(rf"OL,{_CAS_START}[ -~]{{8}}\ {{0,2}}{_ANY_UNIT}")
 
-# What most scales send always is a part of _WEIGHT: gross, in kilograms, and too short to be too heavy. Any other line,
-# the last group, goes the long way.
+# The most common form is a subset of _WEIGHT: gross, in kilograms, and too short to exceed the maximum weight. Any
+# other line, the last group, is parsed by parse_line.
 _LINES: Final = re.compile(
     r"(?:((ST|US) ?, ?([+-]?[0-9]{1,7}+(?:\.[0-9]{1,9}+)?+) {0,9}+_?kg)|([^\r\n]*+))(?:\r\n?+|\n)"
 )
@@ -94,7 +94,7 @@ _NO_TEXT: Final = re.compile(r"[^ -~]")
 
 _HTTP_VERSION: Final = re.compile(rb"[ \t]HTTP/[0-9]", re.IGNORECASE)
 
-#: The end of unread bytes that :func:`has_http_request` needs to see again with those that follow, in bytes.
+#: Number of trailing bytes that :func:`has_http_request` must see again together with the bytes that follow.
 HTTP_OVERLAP: Final = 7
 
 
@@ -104,7 +104,7 @@ class ScaleLine(NamedTuple):
     :ivar status: ``ST`` stable, ``US`` unstable, ``HD`` hold, ``OL`` overload.
     :ivar weight: kilograms, exact; ``None`` for an overload, which never has one.
     :ivar kind: ``gross``, ``net``, ``tare`` or ``hold``.
-    :ivar raw: the line without the framing around it; a byte that is no text (CAS's lamp byte) is U+FFFD.
+    :ivar raw: the line without the framing around it; a byte that is not text (CAS's lamp byte) is U+FFFD.
     """
 
     status: str
@@ -120,8 +120,8 @@ Fields: TypeAlias = tuple[str, Decimal | None, str, str]
 def read_lines(data: bytes) -> Iterator[Fields | bytes]:
     """Split lines with their ends (CR LF, LF, CR), and parse those of the most common form.
 
-    Yield the fields of each line of that form, which are those that :func:`parse_line` gives, at a fifth of the cost;
-    any other line as it is, without its end.
+    Yield the same fields as :func:`parse_line` for each line of that form, at a fifth of the cost, and any other line
+    unparsed, without its end.
     """
     for raw, status, digits, line in _LINES.findall(data.decode("latin-1")):
         if raw:
@@ -135,7 +135,7 @@ def read_lines(data: bytes) -> Iterator[Fields | bytes]:
 def parse_line(line: bytes) -> ScaleLine:
     """Parse one line, without its line end.
 
-    :raises WireError: the line is no reading.
+    :raises WireError: the line is not a valid reading.
     """
     text = line.decode("latin-1")
     found = _WEIGHT.fullmatch(text)
@@ -162,22 +162,22 @@ def parse_line(line: bytes) -> ScaleLine:
         raise WireError("heavier than any scale weighs")
     status = status.upper()
     kind = "hold" if status == "HD" else _KINDS[header.upper()]
-    # Only a lamp byte is no text; ASCII is known without looking.
+    # Only a lamp byte may not be text; a printable ASCII line needs no replacement.
     return ScaleLine(status, weight, kind, raw if raw.isascii() and raw.isprintable() else _NO_TEXT.sub("\ufffd", raw))
 
 
 def has_http_request(data: bytes) -> bool:
     """Return whether bytes hold the end of an HTTP request line, whatever its method, target and version.
 
-    No line of a scale holds a blank and ``HTTP/1``.
+    A scale's line never contains a blank and ``HTTP/1``.
     """
     # To look for plain bytes first takes next to no time, however many bytes they are.
     return b"http/" in data.lower() and _HTTP_VERSION.search(data) is not None
 
 
 def is_tls_handshake(data: bytes) -> bool:
-    """Return whether bytes begin as a TLS ClientHello does (RFC 8446, 5.1).
+    """Return whether bytes begin like a TLS ClientHello (RFC 8446, 5.1).
 
-    A browser repeats in it what another server has given it as a session ticket: line ends and lines, if it likes.
+    In it a browser repeats a session ticket from another server, which may contain line ends and whole lines.
     """
     return data.startswith(b"\x16\x03") and b"\0" <= data[2:3] <= b"\x04"

@@ -1,19 +1,19 @@
-"""What arrives on the port of DAQ programs and is no frame: said in words for somebody who looks for the reason."""
+"""Identification of other protocols on the port of DAQ programs, in words for an operator."""
 
 import re
 from typing import Final, NamedTuple
 
 from gateway.wire.errors import MAX_SHOWN, shown_text
 
-#: Bytes of a frame's beginning that are looked at.
+#: Number of leading bytes of a frame that are inspected.
 HEAD: Final = 64
 
-#: What a pickle of a message begins with, or JSON.
+#: First bytes of a message, in a pickle or in JSON.
 _FRAME_STARTS: Final = frozenset(b"\x80(]}[{")
 
 _HTTP: Final = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|TRACE|CONNECT|PRI) ")
 
-#: How a pickle of protocol 0 begins that names a class or a function: whatever the name is, it is no text.
+#: Beginning of a protocol 0 pickle that names a class or a function; it must not be mistaken for text.
 _GLOBAL: Final = re.compile(rb"c[A-Za-z_][A-Za-z0-9_.]*\n[A-Za-z_][A-Za-z0-9_.]*\n")
 _SCALE: Final = re.compile(
     rb"\s*(?:(?:ST|US|OL|HD|QT|NT|GS|TR)[ \t]*,|[A-Z, \t]*[-+]?[ \t]*[0-9]+(?:[.,][0-9]+)?[ \t]*_?(?:kg|g|t|lb)\b)",
@@ -22,12 +22,12 @@ _SCALE: Final = re.compile(
 _TLS: Final = b"\x16"
 _UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
 
-#: Bytes of text that are enough to call it that.
+#: Minimum bytes that are identified as text.
 _LEAST_TEXT: Final = 4
 
 
 class Places(NamedTuple):
-    """Where strangers belong, as the end of a sentence: ``; HTTP is served on port 8080``."""
+    """Ports where other protocols are served, as the end of a sentence: ``; HTTP is served on port 8080``."""
 
     http: str = ""
     scale: str = ""
@@ -44,9 +44,9 @@ def is_scale_line(head: bytes) -> bool:
 
 
 def stranger(head: bytes, places: Places) -> str | None:
-    """Return what a frame is that cannot be read; ``None`` where its beginning does not tell.
+    """Identify a frame that cannot be read; return ``None`` if its beginning is not recognised.
 
-    :param head: its beginning, as far as it is there.
+    :param head: first bytes of the frame, as far as they have come.
     """
     if not head or head[0] in _FRAME_STARTS or _GLOBAL.match(head):
         return None

@@ -1,8 +1,8 @@
 """Plain data as it comes off the wire, pickled or in JSON: text, numbers, lists, tuples and dicts.
 
-Only what a message can hold is kept. Numbers are kept as doubles in an array, eight bytes each; values that no
-message holds (None, booleans, text too long for any name, numbers beyond a double) are an :class:`Odd`. So a frame
-costs a small multiple of its own size, whatever it says.
+Only data that a message can hold is kept. Numbers are kept as doubles in an array, eight bytes each; values that
+messages never hold (None, booleans, text too long for any name, numbers that exceed a double) become an :class:`Odd`.
+So a frame costs a small multiple of its own size, whatever its content.
 """
 
 from array import array
@@ -21,9 +21,9 @@ TOO_MANY: Final = "more lists and dicts than any message needs"
 
 
 class Odd:
-    """A value that no message holds, which is not kept.
+    """Placeholder for a value that messages never hold, and that is not kept.
 
-    :ivar word: what it was, for a log line.
+    :ivar word: description of the value, for a log line.
     """
 
     __slots__ = ("word",)
@@ -46,7 +46,7 @@ class Sequence:
 
     :ivar numbers: the numbers in it, in order.
     :ivar others: everything else in it, in order.
-    :ivar odd_at: how many numbers stand before the first of these.
+    :ivar odd_at: number of numbers before the first of these.
     :ivar frozen: nothing can be added any more, for it is a tuple or stands in another container.
     """
 
@@ -118,7 +118,7 @@ def _depth_around(value: Value) -> int:
 
 
 def describe(value: Value) -> str:
-    """Return what a value is, for a log line."""
+    """Return a description of a value, for a log line."""
     if isinstance(value, str):
         return f"text {shown_text(value)}"
     if isinstance(value, Sequence):

@@ -95,7 +95,7 @@ class EngineServer(Resource):
         )
 
     def ignored(self, peer: str | None, error: IgnoredPacket) -> None:
-        """Count and log what is ignored."""
+        """Count and log an ignored packet."""
         self.counters.websocket_errors.inc()
         self.warnings.warn(
             f"socket.io {peer}", "Socket.IO packet of {peer} is ignored: {error}", peer=peer, error=error

@@ -29,8 +29,8 @@ _RESERVED: Final = frozenset(
     {"connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"}
 )
 
-#: Type, number of attachments, namespace, number of the acknowledgement; the rest is JSON. A query behind the namespace
-#: may hold commas: it ends at the one before the rest.
+#: Type, number of attachments, namespace, number of the acknowledgement; the rest is JSON. A query after the namespace
+#: may contain commas: it ends at the comma before the rest.
 _SOCKET: Final = re.compile(
     r"([0-6])(?:([0-9]{1,3})-)?"
     r"(?:(/[^,?]*)(?:,|$|\?(?:[^,]|,(?![0-9]{0,15}+[\[{]|$))*+(?:,|$)))?"
@@ -40,11 +40,11 @@ _SOCKET: Final = re.compile(
 
 
 class PacketError(Exception):
-    """What a client sent is not a packet, or not one that it may send; the session is closed."""
+    """Error for input that is not a packet, or a packet that a client may not send; it closes the session."""
 
 
 class IgnoredPacket(PacketError):
-    """What a client sent is not a packet, or not one that it may send; the old server ignored it, and so do we."""
+    """Error for such input that the old server ignored; the gateway ignores it too."""
 
 
 class Engine(IntEnum):
@@ -120,8 +120,8 @@ def packets_of(
 ) -> Iterator[tuple[Engine, str | bytes]]:
     """Read the packets in the body of a polling request; an empty one holds none.
 
-    :param ignored: is told of what is ignored; without it, that is raised too.
-    :raises PacketError: at the first that closes the session.
+    :param ignored: called for each ignored packet; without it, :class:`IgnoredPacket` is raised too.
+    :raises PacketError: at the first packet that closes the session.
     """
     for part in body.split(_SEPARATOR) if body else ():
         try:
@@ -144,8 +144,8 @@ def _attachment_of(part: bytes) -> tuple[Engine, bytes]:
 def packet_of(text: bytes) -> tuple[Engine, str]:
     """Read the type and the rest of one packet of text.
 
-    :raises IgnoredPacket: it is of a type that does not exist, or not UTF-8.
-    :raises PacketError: it begins with no type.
+    :raises IgnoredPacket: its type does not exist, or it is not UTF-8.
+    :raises PacketError: it does not begin with a type.
     """
     kind = text[:1]
     if not kind.isdigit():
@@ -186,9 +186,9 @@ class Message:
 
 
 def message_of(text: str) -> Message:
-    """Read a Socket.IO packet that a client sent; with attachments to come, it is not whole.
+    """Read a Socket.IO packet from a client; it is incomplete while attachments are still to come.
 
-    :raises IgnoredPacket: it is not one that a client may send.
+    :raises IgnoredPacket: a client may not send this packet.
     :raises PacketError: it has no type, or is an event without a list; Socket.IO's own server closes for these.
     """
     if not text or text[0] in "789":
@@ -209,15 +209,15 @@ def message_of(text: str) -> Message:
     ack = None if match[4] is None else int(match[4])
     if missing == 0 and is_binary:
         data = _filled(data, (), _DEEPEST)
-    # A query behind the namespace was an old way to hand over credentials.
+    # A query after the namespace is an old way to pass credentials.
     return Message(kind, match[3] or "/", data, ack, missing)
 
 
 def _sound(kind: Socket, text: str) -> Any:
-    """Read what a packet carries.
+    """Read the content of a packet.
 
-    :raises IgnoredPacket: it is nothing that a client may send.
-    :raises PacketError: an event has no list.
+    :raises IgnoredPacket: a client may not send this content.
+    :raises PacketError: an event does not have a list.
     """
     if kind is Socket.DISCONNECT:
         return None

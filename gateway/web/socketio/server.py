@@ -184,7 +184,7 @@ class SocketServer:
 
 
 def _refuse(session: Session, namespace: str, reason: str) -> None:
-    """Answer a CONNECT by an error for its namespace."""
+    """Answer a CONNECT with an error for its namespace."""
     for packet in encode(Socket.CONNECT_ERROR, namespace, {"message": reason}):
         session.send(packet)
 

@@ -24,10 +24,10 @@ class Application(Protocol):
         """A client has come."""
 
     def received(self, session: "Session", data: str | bytes) -> None:
-        """It has sent a message.
+        """Handle a message from the client.
 
-        :raises IgnoredPacket: which is none; the session lives on.
-        :raises PacketError: which is none; the session is closed.
+        :raises IgnoredPacket: it is not a valid message; the session stays open.
+        :raises PacketError: it is not a valid message; the session is closed.
         """
 
     def closed(self, session: "Session") -> None:
@@ -191,10 +191,10 @@ class Session:
             self.close()
 
     def receive(self, kind: Engine, data: str | bytes) -> None:
-        """Take a packet; pings, which are the server's to send, are ignored.
+        """Handle a packet; pings are ignored, since only the server may send them.
 
-        :raises IgnoredPacket: it may not be sent; the session lives on.
-        :raises PacketError: it may not be sent; the session is closed.
+        :raises IgnoredPacket: a client may not send it; the session stays open.
+        :raises PacketError: a client may not send it; the session is closed.
         """
         if not self.is_open:
             return
