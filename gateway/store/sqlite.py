@@ -22,6 +22,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from gateway.clock import WallClock
 from gateway.counters import Counters
@@ -209,7 +210,18 @@ class SqliteStore(Store):
 
     def commit(self, entry: CommitEntry, key: IdempotencyKey | None) -> "Deferred[CommitResult]":
         now = self._clock.wall()
-        return self._run(lambda connection: _commit(connection, entry, key, now), once=True)
+        done = self._run(lambda connection: _commit(connection, entry, key, now), once=True)
+        return done.addErrback(self._rejected, entry.scale_id)
+
+    def _rejected(self, failure: Failure, scale_id: str) -> Failure:
+        if failure.check(RejectedByDatabase):
+            self._warnings.warn(
+                "rejected",
+                "scale {scale}: the database rejects a commit: {error}",
+                scale=scale_id,
+                error=failure.value,
+            )
+        return failure
 
     def replay(self, key: IdempotencyKey) -> "Deferred[dict[str, Any] | None]":
         return self._run(lambda connection: _replay(connection, key))
@@ -621,12 +633,14 @@ def _commit(connection: sqlite3.Connection, entry: CommitEntry, key: Idempotency
         entry.move_report_no,
     )
     try:
-        row = connection.execute(_INSERT, values).lastrowid
+        inserted = connection.execute(_INSERT, values)
     except (sqlite3.IntegrityError, UnicodeError) as error:
         # Not chained to the error: a trigger may put any text into it.
         raise RejectedByDatabase(_rule(error, values)) from None
-    if row is None:  # pragma: no cover - an INSERT has one
-        raise StoreUnavailable("no row was made")
+    row = inserted.lastrowid
+    if inserted.rowcount != 1 or row is None:
+        # By RAISE(IGNORE), and `lastrowid` is the id of an earlier row.
+        raise RejectedByDatabase("a trigger of scale_weight_log leaves the row out")
     commit = Commit(row, entry)
     if key is not None:
         connection.execute(

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import sqlite3
@@ -266,7 +267,7 @@ class RefusedRowTests(StoreCase):
 
     def add(self, statement: str) -> None:
         with self.rows() as connection:
-            connection.execute(statement)
+            connection.executescript(statement)
 
     async def outcomes(self, store: SqliteStore) -> list[Any]:
         """Of commits that share a transaction, each third of which weighs too much."""
@@ -294,6 +295,8 @@ class RefusedRowTests(StoreCase):
             rows = connection.execute("SELECT cylinder_no, id FROM scale_weight_log ORDER BY id").fetchall()
         self.assertEqual(rows, [(f"SECRET-{n}", each) for n, each in enumerate(found) if not isinstance(each, str)])
         self.assertNotIn("SECRET", str(events))
+        told = {str(event["error"]) for event in events if "rejects a commit" in event["log_format"]}
+        self.assertEqual(told, {found[1]})
         self.assertEqual(store.problems, [])
 
     async def test_commit_a_trigger_aborts_is_rejected_alone(self) -> None:
@@ -305,6 +308,14 @@ class RefusedRowTests(StoreCase):
             await self.close()
             self.path.unlink()
             os.removexattr(self.folder, "user.cynow-gateway.store")
+
+    async def test_commit_a_trigger_leaves_out_is_rejected_with_what_the_trigger_did(self) -> None:
+        await self.rejected(
+            "CREATE TABLE plant (id); CREATE TRIGGER refusal BEFORE INSERT ON scale_weight_log"
+            " WHEN new.event_type = 'BAD' BEGIN INSERT INTO plant VALUES (1); SELECT RAISE(IGNORE); END"
+        )
+        with self.rows() as connection:
+            self.assertEqual(connection.execute("SELECT count(*) FROM plant").fetchone(), (0,))
 
     async def test_commit_a_check_refuses_is_rejected_and_named(self) -> None:
         store = self.open()
@@ -348,7 +359,10 @@ class OutcomeTests(StoreCase):
         writer = store._gateway
         assert writer is not None
         for each in (*writer._in_hand, *writer._waiting):
-            each.until = reactor.seconds()
+            if each.until < math.inf:
+                each.until = reactor.seconds()
+        assert writer._deadline_call is not None
+        writer._deadline_call.cancel()
         writer._expire()
 
     def stall(self, store: SqliteStore) -> threading.Event:
