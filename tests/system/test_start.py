@@ -71,7 +71,11 @@ def test_an_endpoint_that_is_none(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path, scales={"a": {"listen": "nonsense:1"}, "b": {"connect": "tcp"}})
     status, _, err = check(daemon)
     assert status == 1
-    assert [problem.partition(":")[0] for problem in err.splitlines()] == ["scales.a.listen", "scales.b.connect"]
+    assert [problem.partition(":")[0] for problem in err.splitlines()] == [
+        "scales.a.listen",
+        "scales.b.connect",
+        "scale.port",
+    ]
 
 
 def test_check_starts_nothing(tmp_path: Path) -> None:
