@@ -162,6 +162,12 @@ def tcp_address(kind: str, text: str) -> tuple[str, int] | None:
     return next(((host, port) for host, port, *_ in [*reactor.tcpClients, *reactor.sslClients]), None)
 
 
+def shown_address(endpoint: str) -> str:
+    """Return the address of a client endpoint for log lines: ``10.0.0.7:4002`` for ``tcp:10.0.0.7:4002``."""
+    address = tcp_address("connect", endpoint)
+    return endpoint if address is None else f"{address[0]}:{address[1]}"
+
+
 def makeService(options: Options, reactor: Any = None) -> IService:
     """Put the gateway together.
 
@@ -195,7 +201,7 @@ def _gateway(options: Options, reactor: Any) -> IService:
     from gateway.counters import Counters
     from gateway.health import Health
     from gateway.ingest.daq import DaqFactory
-    from gateway.ingest.scale import ScaleFactory, SerialService, address_of, dialled
+    from gateway.ingest.scale import ScaleFactory, SerialService, dialled
     from gateway.live import Live
     from gateway.lock import DirectoryInUse, DirectoryLock, OldServerLock
     from gateway.logs import HeldObserver, LimitedLog, LogOutput
@@ -406,7 +412,7 @@ def _gateway(options: Options, reactor: Any) -> IService:
             scale_listeners.append(Listener(key, serverFromString(ports, line.listen), factory))
         elif line.connect is not None:
             endpoint = clientFromString(reactor, line.connect)
-            parts.append(dialled(endpoint, factory, reactor, address_of(line.connect)))
+            parts.append(dialled(endpoint, factory, reactor, shown_address(line.connect)))
         else:
             parts.append(SerialService(_serial(line), factory, reactor, partial(_open_serial, reactor)))
 

@@ -542,28 +542,3 @@ def check_parity(descriptor: int, parity: str) -> None:
     if parity != "N":
         settings[0] |= termios.INPCK
     termios.tcsetattr(descriptor, termios.TCSANOW, settings)
-
-
-def address_of(endpoint: str) -> str:
-    """Return the address in a client endpoint's description: ``10.0.0.7:4002`` for ``tcp:10.0.0.7:4002``."""
-    kind, *rest = _arguments(endpoint)
-    named = dict(each.partition("=")[::2] for each in rest if "=" in each)
-    places = [each for each in rest if "=" not in each]
-    if kind.lower() not in {"tcp", "tls", "ssl"}:
-        return endpoint
-    host = named.get("host", places[0] if places else "")
-    port = named.get("port", places[-1] if len(places) > ("host" not in named) else "")
-    return f"{host}:{port}"
-
-
-def _arguments(endpoint: str) -> list[str]:
-    """Split an endpoint's description at its colons; a colon after a backslash is part of an argument."""
-    arguments = [""]
-    escaped = False
-    for character in endpoint:
-        if escaped or character not in ":\\":
-            arguments[-1] += character
-        elif character == ":":
-            arguments.append("")
-        escaped = character == "\\" and not escaped
-    return arguments

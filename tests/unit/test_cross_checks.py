@@ -6,7 +6,7 @@ import pytest
 
 from gateway.config import load
 from gateway.cross_checks import CrossChecks
-from gateway.tap import Options, line_problem, tcp_address
+from gateway.tap import Options, line_problem, shown_address, tcp_address
 
 
 @pytest.fixture
@@ -197,3 +197,18 @@ def test_a_fatal_problem_refuses_the_start_before_anything_is_opened(file: Path)
     file.write_text("server: {port: 4005, tcp_port: 4005}", "utf-8")
     with pytest.raises(SystemExit, match=r"server\.tcp_port: port 4005 is also that of server\.port"):
         Options().parseOptions(["--config", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "address"),
+    [
+        ("tcp:10.0.0.7:4002", "10.0.0.7:4002"),
+        ("tcp:scale.example:4002:timeout=5", "scale.example:4002"),
+        ("tcp:host=10.0.0.7:port=4002", "10.0.0.7:4002"),
+        ("tcp:4002:host=10.0.0.7", "10.0.0.7:4002"),
+        (r"tcp:host=fe80\:\:7:port=4002", "fe80::7:4002"),
+        ("unix:/run/scale", "unix:/run/scale"),
+    ],
+)
+def test_shown_address_of_tcp_endpoint_is_host_and_port(endpoint: str, address: str) -> None:
+    assert shown_address(endpoint) == address

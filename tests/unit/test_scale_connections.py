@@ -23,7 +23,6 @@ from gateway.ingest.scale import (
     ScaleFactory,
     SerialLine,
     SerialService,
-    address_of,
     check_parity,
     dialled,
 )
@@ -445,23 +444,6 @@ def test_host_of_peer_is_without_its_port() -> None:
         "fe80::1",
         "/dev/ttyUSB0",
     ]
-
-
-@pytest.mark.parametrize(
-    ("endpoint", "address"),
-    [
-        ("tcp:10.0.0.7:4002", "10.0.0.7:4002"),
-        ("tcp:scale.example:4002:timeout=5", "scale.example:4002"),
-        ("tcp:host=10.0.0.7:port=4002", "10.0.0.7:4002"),
-        ("tcp:4002:host=10.0.0.7", "10.0.0.7:4002"),
-        (r"tcp:host=fe80\:\:7:port=4002", "fe80::7:4002"),
-        ("tls:scale.example:4002:timeout=5", "scale.example:4002"),
-        ("unix:/run/scale", "unix:/run/scale"),
-        ("tcp:10.0.0.7", "10.0.0.7:"),
-    ],
-)
-def test_address_of_endpoint_is_host_and_port(endpoint: str, address: str) -> None:
-    assert address_of(endpoint) == address
 
 
 class SerialLogTests(ScaleConnections):
