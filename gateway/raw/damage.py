@@ -128,13 +128,10 @@ class DamageLog:
             text = _described(scan)
             if is_problem:
                 self._problem(path, text)
-            self._warnings.warn(
-                "damage",
-                "raw file {path}: {text}; the samples in them are lost, and the bytes stay in the file: check the disk"
-                " and the power supply",
-                path=path,
-                text=text,
+            consequence = (
+                "the samples in them are lost, and the bytes stay in the file: check the disk and the power supply"
             )
+            self._warn("damage", path, text, consequence)
 
     def learn(self, path: str, begin: int, end: int) -> None:
         """Remember a stretch as known, without counting or logging it."""
@@ -147,24 +144,14 @@ class DamageLog:
         with self._lock:
             self._counters.raw_missing.inc(counted - size)
             self._problem(path, text)
-            self._warnings.warn(
-                "missing",
-                "raw file {path}: {text}; rows stay as they are: check the disk and the power supply",
-                path=path,
-                text=text,
-            )
+            self._warn("missing", path, text, "rows stay as they are: check the disk and the power supply")
 
     def changed(self, path: str, counted: int) -> None:
         """Report a file that has changed in the part that statistics count."""
         text = f"the {counted} bytes that statistics count are not what they were"
         with self._lock:
             self._problem(path, text)
-            self._warnings.warn(
-                "changed",
-                "raw file {path}: {text}; samples behind the last hour that has a row are counted by their times",
-                path=path,
-                text=text,
-            )
+            self._warn("changed", path, text, "samples after the last hour that has a row are counted by their times")
 
     def unreadable(self, path: str, error: Exception) -> None:
         """List a file that cannot be read as a problem; the caller has logged it."""
@@ -182,6 +169,11 @@ class DamageLog:
             if len(self._problems) > self._max_shown:
                 shown.append(f"{len(self._problems) - self._max_shown} more raw files are damaged: see the log")
             return shown
+
+    def _warn(self, kind: str, path: str, text: str, consequence: str) -> None:
+        self._warnings.warn(
+            kind, "raw file {path}: {text}; {consequence}", path=path, text=text, consequence=consequence
+        )
 
     def _problem(self, path: str, text: str) -> None:
         name = _name(path)
