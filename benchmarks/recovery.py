@@ -15,7 +15,10 @@ from zoneinfo import ZoneInfo
 
 from benchmarks.table import Row
 from gateway.bucket import Bucket
+from gateway.clock import WallClock
+from gateway.counters import Counters
 from gateway.model import HourEnd, wall_time
+from gateway.raw.damage import DamageLog
 from gateway.raw.files import HEADER
 from gateway.recovery import Recovered, Recovery
 from gateway.stats.rollup import Rollup
@@ -101,7 +104,7 @@ def _recover(data: Path, database: Path) -> None:
     """What a start does between opening the store and listening."""
     connection = sqlite3.connect(database)
     rollup = partial(Rollup, ZONE, MODES)
-    recovery = Recovery(str(data), ZONE, rollup(), rollup)
+    recovery = Recovery(str(data), ZONE, rollup(), rollup, DamageLog(WallClock(ZONE), Counters()))
     days = recovery.look(STARTED)
     states = [
         SensorState(MACHINE, sensor, "VIB", *standing(connection, table, days[MACHINE, sensor], STARTED, ZONE))

@@ -27,7 +27,7 @@ from gateway.model import Entry, HourEnd, PeriodEnd, rfc3339, wall_time
 from gateway.period import PERIODS, end_of, minutes_of, start_of
 from gateway.raw import files
 from gateway.raw.damage import MAX_FILES, DamageLog
-from gateway.raw.files import Damaged, RawFile
+from gateway.raw.files import RawFile
 from gateway.raw.twice import timed_runs
 from gateway.stats.rollup import Rollup
 from gateway.store.direct import DirectStore
@@ -61,8 +61,8 @@ class Recompute:
     :param write: whether rows are changed; else only differences are told.
     :param force: whether a row that counts more samples than the raw files hold is changed too.
     :param progress: counts bytes of raw files.
-    :ivar outcomes: how many rows were new, different, as they were, or kept.
     :param damage: log for damaged files.
+    :ivar outcomes: how many rows were new, different, as they were, or kept.
     :ivar problems: files that cannot be read, a line each.
     """
 
@@ -74,7 +74,7 @@ class Recompute:
         write: bool,
         force: bool,
         progress: "tqdm[Any]",
-        damage: DamageLog | None = None,
+        damage: DamageLog,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -149,7 +149,7 @@ class Recompute:
         ended = []
         read = 0
         try:
-            with file.open() as content, self._scan(file) as damaged:
+            with file.open() as content, self._damage.scan(file.path) as damaged:
                 counts = first_counts.get(file.day, {})
                 for time, run in timed_runs(content, file.day, self._clock.zone, counts, damaged):
                     ended += rollup.replay(job.machine, job.sensor, time, run.samples).entries
@@ -161,9 +161,6 @@ class Recompute:
         # Today is not among the days, so that by tomorrow everything is over.
         ended += rollup.advance(self._clock.now() + timedelta(days=1)).entries
         return [entry for entry in ended if isinstance(entry, HourEnd)]
-
-    def _scan(self, file: RawFile) -> contextlib.AbstractContextManager[Damaged | None]:
-        return contextlib.nullcontext() if self._damage is None else self._damage.scan(file.path)
 
     def _longer(self, job: Job, hours: Sequence[HourEnd]) -> Iterator[PeriodEnd]:
         """The days, months and years over which these hours have an influence, and which are over."""

@@ -109,8 +109,8 @@ class Recovery:
     :param directory: ``data.path``.
     :param rollup: goes on from there; nobody else uses it meanwhile.
     :param scratch: makes a rollup of the same zone and modes.
-    :param stopped: says whether the gateway is ending: then what is done is of no use any more.
     :param damage: log for damaged files.
+    :param stopped: says whether the gateway is ending: then what is done is of no use any more.
     """
 
     def __init__(
@@ -119,8 +119,8 @@ class Recovery:
         zone: tzinfo,
         rollup: Rollup,
         scratch: Callable[[], Rollup],
+        damage: DamageLog,
         stopped: Callable[[], bool] = lambda: False,
-        damage: DamageLog | None = None,
     ) -> None:
         self._directory = directory
         self._zone = zone
@@ -192,7 +192,7 @@ class Recovery:
                     pieces.append(_Piece(file, content, size, self._begin(state, file, content, size)))
             updates: list[Update] = []
             for piece in pieces:
-                with self._told(piece.file), self._scan(piece.file) as damaged:
+                with self._told(piece.file), self._damage.scan(piece.file.path) as damaged:
                     key = state.machine, state.sensor, piece.file.day
                     self._read[key] = piece.begin
                     for time, run in self._timed(state, piece, damaged):
@@ -220,11 +220,7 @@ class Recovery:
                 path=file.path,
                 error=error,
             )
-            if self._damage is not None:
-                self._damage.unreadable(file.path, error)
-
-    def _scan(self, file: RawFile) -> contextlib.AbstractContextManager[Damaged | None]:
-        return contextlib.nullcontext() if self._damage is None else self._damage.scan(file.path)
+            self._damage.unreadable(file.path, error)
 
     def _uncounted(self, state: SensorState, its: Sequence[RawFile], now: datetime) -> Sequence[RawFile]:
         """The files that may hold samples which are in no row."""
@@ -271,8 +267,7 @@ class Recovery:
         :param end: end of the last hour that has a row.
         """
         if counted > size:
-            if self._damage is not None:
-                self._damage.missing(file.path, size, counted)
+            self._damage.missing(file.path, size, counted)
             return False
         self._look_before(file, content, counted)
         if files.begins_line(content, counted):
@@ -282,13 +277,12 @@ class Recovery:
             # Otherwise another file has replaced the one that was counted.
             if last is None or bound.date() != file.day or last < _clock_of(bound):
                 return True
-        if self._damage is not None:
-            self._damage.changed(file.path, counted)
+        self._damage.changed(file.path, counted)
         return False
 
     def _look_before(self, file: RawFile, content: io.BufferedIOBase, counted: int) -> None:
         """Report damage in the last part that rows count: rows may have reached the disk before the lines did."""
-        if self._damage is None or file.compressed:
+        if file.compressed:
             return
         begin = files.nul_before(content, counted)
         if begin is not None:
@@ -297,7 +291,7 @@ class Recovery:
                     if run.begin >= counted:
                         break
 
-    def _timed(self, state: SensorState, piece: "_Piece", damaged: Damaged | None) -> Iterator[tuple[datetime, Run]]:
+    def _timed(self, state: SensorState, piece: "_Piece", damaged: Damaged) -> Iterator[tuple[datetime, Run]]:
         """Read the lines that no row counts, and their times."""
         mark = state.days.get(piece.file.day)
         clock = LineClock(

@@ -451,7 +451,7 @@ def _gateway(options: Options, reactor: Any) -> IService:
         retention_pool.start()
 
     async def recover_all() -> None:
-        recovery = Recovery(data_path, clock.zone, rollup, new_rollup, lambda: not gateway.running, damage)
+        recovery = Recovery(data_path, clock.zone, rollup, new_rollup, damage, lambda: not gateway.running)
         in_thread = partial(deferToThreadPool, reactor, file_pool)
         lacking[:] = sorted(await recover(recovery, in_thread, store, live, writer, clock, daq.admission.remember))
         if server.share_ports:

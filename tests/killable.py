@@ -180,7 +180,7 @@ class Killable:
         self.bus.attach(Batch, self.rawlog.name, self.rawlog.write)
         self.bus.attach(Update, "test", self.heard.append)
         self.running = True
-        recovery = Recovery(str(self.data), self.zone, rollup, new_rollup, damage=self.damage)
+        recovery = Recovery(str(self.data), self.zone, rollup, new_rollup, self.damage)
         now = self.clock.now()
         self.recovered = recovery.run(await self.store.standing(recovery.look(now), now), now)
         self.live.restore(self.recovered.updates)

@@ -116,7 +116,7 @@ class RawLog(Service):
 
     :param directory: ``data.path``; it exists.
     :param is_known: function that returns whether the type of a machine's sensor is stored, as files do not hold it.
-    :param damage: log for damaged files; by default, a new one.
+    :param damage: log for damaged files.
     :ivar problem: why files cannot be written; ``None`` if they can.
     """
 
@@ -129,7 +129,7 @@ class RawLog(Service):
         counters: Counters,
         directory: str,
         is_known: Callable[[str, str], bool],
-        damage: DamageLog | None = None,
+        damage: DamageLog,
     ) -> None:
         self.problem: str | None = None
         self._reactor = reactor
@@ -137,7 +137,7 @@ class RawLog(Service):
         self._is_known = is_known
         self._counters = counters
         self._warnings = LimitedLog(log, clock, counters)
-        self._damage = DamageLog(clock, counters) if damage is None else damage
+        self._damage = damage
         #: By path: what waits, the oldest first.
         self._waiting: dict[str, Lines] = {}
         #: Of these, what could not be written.

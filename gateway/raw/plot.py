@@ -1,6 +1,5 @@
 """Raw samples for a plot: the least and the greatest of each stretch of time, so that no peak is lost."""
 
-import contextlib
 import io
 import math
 from array import array
@@ -12,7 +11,7 @@ from gateway.model import finite, rfc3339
 from gateway.period import minutes_of
 from gateway.raw import files
 from gateway.raw.damage import DamageLog
-from gateway.raw.files import Damaged, LineClock, RawFile, Run
+from gateway.raw.files import LineClock, RawFile, Run
 
 #: Samples that are gone through before somebody else may have the thread, and points that are given at a time.
 _STEP: Final = 50_000
@@ -43,8 +42,8 @@ class Plot:
         begin: datetime,
         end: datetime,
         most: int,
-        damage: DamageLog | None = None,
-        today: date = date.min,
+        damage: DamageLog,
+        today: date,
     ) -> None:
         self.begin = begin
         self.end = end
@@ -86,7 +85,9 @@ class Plot:
         if file.day < self._first.date() or _micro(midnight) >= self._begin + self._length:
             return
         try:
-            with file.open() as content, self._scan(file) as damaged:
+            # Plotting an old day must not turn its damage into a current problem.
+            scan = self._damage.scan(file.path, is_growing=file.day >= self._today, is_problem=False)
+            with file.open() as content, scan as damaged:
                 clock = LineClock(file.day, self._zone)
                 offset = self._offset(file, content, midnight)
                 for run in _whole_seconds(files.runs(content, offset, damaged)):
@@ -97,12 +98,6 @@ class Plot:
                         yield second, run.samples
         except files.ReadError as error:
             raise files.UnreadableFile(f"{file.path}: {error}") from error
-
-    def _scan(self, file: RawFile) -> contextlib.AbstractContextManager[Damaged | None]:
-        if self._damage is None:
-            return contextlib.nullcontext()
-        # Plotting an old day must not turn its damage into a current problem.
-        return self._damage.scan(file.path, is_growing=file.day >= self._today, is_problem=False)
 
     def _offset(self, file: RawFile, content: io.BufferedIOBase, midnight: datetime) -> int:
         # A compressed file must be read from its beginning anyway; a day on which the zone jumps does not ascend.

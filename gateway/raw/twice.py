@@ -18,7 +18,7 @@ def timed_runs(
     day: date,
     zone: tzinfo,
     first_counts: MutableMapping[int, int],
-    damaged: Damaged | None = None,
+    damaged: Damaged,
 ) -> Iterator[tuple[datetime, Run]]:
     """The lines of a whole file, and their times.
 

@@ -81,7 +81,7 @@ class MachineApi:
         directory: str,
         pool: ThreadPool,
         flush: Callable[[], None],
-        damage: DamageLog | None = None,
+        damage: DamageLog,
     ) -> None:
         self._reactor = reactor
         self._clock = clock

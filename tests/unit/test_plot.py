@@ -17,7 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.clock import WallClock
+from gateway.counters import Counters
 from gateway.raw import files, plot
+from gateway.raw.damage import DamageLog
 from gateway.raw.files import HEADER, raw_files
 from gateway.raw.plot import Plot
 
@@ -64,7 +67,8 @@ class Folder:
             path.write_bytes(text)
 
     def pages(self, begin: datetime, end: datetime, most: int) -> Iterator[list[dict[str, Any]]]:
-        return Plot(self.zone, begin, end, most).points(raw_files(str(self.path), "M"))
+        damage = DamageLog(WallClock(self.zone), Counters())
+        return Plot(self.zone, begin, end, most, damage, date.min).points(raw_files(str(self.path), "M"))
 
     def points(self, begin: datetime, end: datetime, most: int) -> list[dict[str, Any]]:
         return [point for page in self.pages(begin, end, most) for point in page]

@@ -21,6 +21,7 @@ from gateway.live import Live
 from gateway.logs import LimitedLog
 from gateway.model import Batch, Entry, Fault, HourEnd, PeriodEnd, Presence, Reading, SensorBatch, Sighting, Update
 from gateway.raw import log as raw_log
+from gateway.raw.damage import DamageLog
 from gateway.raw.log import RawLog, add_lines
 from gateway.sequence import SequenceReserve
 from gateway.stats.rollup import Rollup
@@ -322,8 +323,9 @@ class RawLogTests(Parts):
         super().setUp()
         self.folder = new_folder(self, "raw")
         self.known = {("M", "v")}
+        damage = DamageLog(self.clock, self.counters)
         self.rawlog = RawLog(
-            self.reactor, self.clock, self.counters, str(self.folder), lambda *sensor: sensor in self.known
+            self.reactor, self.clock, self.counters, str(self.folder), lambda *sensor: sensor in self.known, damage
         )
         self.bus.attach(Batch, self.rawlog.name, self.rawlog.write)
         self.rawlog.startService()
@@ -619,7 +621,8 @@ class StatisticsTests(Parts):
         self.entries: list[Entry] = []
         self.broken = False
         self.folder = new_folder(self, "raw")
-        self.rawlog = RawLog(self.reactor, self.clock, self.counters, str(self.folder), lambda machine, sensor: True)
+        damage = DamageLog(self.clock, self.counters)
+        self.rawlog = RawLog(self.reactor, self.clock, self.counters, str(self.folder), lambda *sensor: True, damage)
         rollup = Rollup(UTC, {"vib": "ABS"})
         self.statistics = Statistics(
             self.reactor, self.bus, self.clock, self.counters, rollup, self.rawlog, self.store_entries
