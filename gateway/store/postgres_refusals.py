@@ -109,25 +109,9 @@ def explain(error: BaseException, parameters: Mapping[str, str]) -> Explanation:
 
 def _advice(code: str, text: str, database: str, user: str) -> str | None:
     """Return the remedy for a refusal; ``None`` if none is known, or the server will recover by itself."""
-    base, role = _quoted(database), _quoted(user)
-    if code == "3D000":
-        return f"create it: CREATE DATABASE {base} ENCODING 'UTF8' TEMPLATE template0;"
-    if code == "role":
-        return f"create it: CREATE ROLE {role} LOGIN PASSWORD '...';"
-    if code == "login":
-        return f"allow it: ALTER ROLE {role} LOGIN;"
-    if code in {"28P01", "28000"}:
-        return f"check the password in database.url, or set it: ALTER ROLE {role} PASSWORD '...';"
-    if code == "hba":
-        return f"add a line for database {base} and role {role} to pg_hba.conf, then: SELECT pg_reload_conf();"
-    if code == "42501":
-        return _grant(text, base, role)
-    if code in {"25006", "read-only"}:
-        return (
-            f"connect to a server that can be written (target_session_attrs=read-write), or: ALTER DATABASE {base} SET"
-            " default_transaction_read_only = off;"
-        )
-    return _FIXED.get(code)
+    kind, name = _denied_object(text)
+    remedy = _GRANTS.get(kind, _GRANT_ON_TABLE) if code == "42501" else _REMEDIES.get(code)
+    return None if remedy is None else remedy.format(base=_quoted(database), role=_quoted(user), name=name)
 
 
 def _system_user() -> str:
@@ -137,8 +121,22 @@ def _system_user() -> str:
         return "..."
 
 
-#: Remedies for refusals that do not depend on any names.
-_FIXED: Final = {
+_LOGIN_REFUSED: Final = "check the password in database.url, or set it: ALTER ROLE {role} PASSWORD '...';"
+_READ_ONLY: Final = (
+    "connect to a server that can be written (target_session_attrs=read-write), or: ALTER DATABASE {base} SET"
+    " default_transaction_read_only = off;"
+)
+
+#: Remedies by SQLSTATE, or by a word for a refusal that has none.
+_REMEDIES: Final = {
+    "3D000": "create it: CREATE DATABASE {base} ENCODING 'UTF8' TEMPLATE template0;",
+    "role": "create it: CREATE ROLE {role} LOGIN PASSWORD '...';",
+    "login": "allow it: ALTER ROLE {role} LOGIN;",
+    "28P01": _LOGIN_REFUSED,
+    "28000": _LOGIN_REFUSED,
+    "hba": "add a line for database {base} and role {role} to pg_hba.conf, then: SELECT pg_reload_conf();",
+    "25006": _READ_ONLY,
+    "read-only": _READ_ONLY,
     "sequence": (
         "set it: SELECT setval(pg_get_serial_sequence('scale_weight_log', 'id'), max(id)) FROM scale_weight_log;"
     ),
@@ -153,19 +151,22 @@ _FIXED: Final = {
 }
 
 
-def _grant(text: str, base: str, role: str) -> str:
-    kind, name = "schema", "public"
+#: Statements that give the missing right on an object.
+_GRANT_ON_TABLE: Final = "GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE {name} TO {role};"
+_GRANTS: Final = {
+    "database": "GRANT CONNECT, CREATE, TEMPORARY ON DATABASE {base} TO {role};",
+    "schema": "GRANT USAGE, CREATE ON SCHEMA {name} TO {role};",
+    "sequence": "GRANT USAGE, SELECT ON SEQUENCE {name} TO {role};",
+}
+
+
+def _denied_object(text: str) -> tuple[str, str]:
+    """Return the kind and the name of the object that a right is missing on; by default, the public schema."""
     if (found := _TABLE.search(text)) is not None:
-        kind, name = found[1], found[2]
-    elif (found := _KOREAN_TABLE.search(text)) is not None:
-        kind, name = _KOREAN[found[2]], found[1]
-    if kind == "database":
-        return f"GRANT CONNECT, CREATE, TEMPORARY ON DATABASE {base} TO {role};"
-    if kind == "schema":
-        return f"GRANT USAGE, CREATE ON SCHEMA {name} TO {role};"
-    if kind == "sequence":
-        return f"GRANT USAGE, SELECT ON SEQUENCE {name} TO {role};"
-    return f"GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE {name} TO {role};"
+        return found[1], found[2]
+    if (found := _KOREAN_TABLE.search(text)) is not None:
+        return _KOREAN[found[2]], found[1]
+    return "schema", "public"
 
 
 #: Texts of a server (in English or Korean) or of the driver while a connection is made, and their meaning.
