@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from gateway.store.reading import Content, content_of
+
 #: Maximum machines that are named; the others are counted.
 _NAMED: Final = 20
 
-#: Identity, change time and size of a database's files; they change when it is repaired, replaced or written.
-_State: TypeAlias = tuple[tuple[int, int, int, int] | None, ...]
+#: Content of a database's files; it changes when the database is repaired, replaced or written.
+_State: TypeAlias = tuple[Content | None, Content | None]
 
 
 @dataclass(slots=True)
@@ -67,7 +69,7 @@ class MachineFaults:
 
     def wrote(self, machine: str) -> None:
         """Note that entries of a machine were written, which ends a passing fault."""
-        # There is mostly no fault, and a dict can be read without the lock.
+        # Usually there is no fault, and a dict can be read without the lock.
         if machine in self._faults:
             with self._lock:
                 if not self._faults[machine].stays:
@@ -89,7 +91,7 @@ class MachineFaults:
         over = []
         for machine, fault in suspects:
             path = path_of(machine)
-            state = _state_of(path)
+            state = content_of(path), content_of(f"{path}-wal")
             if state == fault.seen:
                 continue
             fault.seen = state
@@ -109,18 +111,6 @@ def _line(machine: str, fault: _Fault) -> str:
         f"{line}{lost}; restore {machine}.db from a backup, or move it away; then python -m gateway.recompute makes"
         " statistics again from raw files (anomalies are in none)"
     )
-
-
-def _state_of(path: str) -> _State:
-    found: list[tuple[int, int, int, int] | None] = []
-    for each in (path, f"{path}-wal"):
-        try:
-            status = os.stat(each)
-        except OSError:
-            found.append(None)
-        else:
-            found.append((status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size))
-    return tuple(found)
 
 
 def _is_sound(path: str) -> bool:

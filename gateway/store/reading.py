@@ -14,7 +14,7 @@ _IDLE: Final = 8
 
 
 #: Device, inode, change time and size of a file; they differ for another file, or for other content.
-_Content: TypeAlias = tuple[int, int, int, int]
+Content: TypeAlias = tuple[int, int, int, int]
 
 
 class Readers:
@@ -27,7 +27,7 @@ class Readers:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         #: Content and connection by path, the most recently used last.
-        self._idle: OrderedDict[str, tuple[_Content | None, sqlite3.Connection]] = OrderedDict()
+        self._idle: OrderedDict[str, tuple[Content | None, sqlite3.Connection]] = OrderedDict()
         self._closed = False
 
     @contextmanager
@@ -37,7 +37,7 @@ class Readers:
         :param patience: how long to wait for a lock that somebody else holds, in seconds.
         :raises sqlite3.Error: it cannot be opened.
         """
-        content = _content_of(path)
+        content = content_of(path)
         its, connection = self._take(path) or (None, None)
         if connection is not None and its != content:  # it is another file, or the connection's cache is outdated
             connection.close()
@@ -68,11 +68,11 @@ class Readers:
         for _, connection in idle.values():
             connection.close()
 
-    def _take(self, path: str) -> tuple[_Content | None, sqlite3.Connection] | None:
+    def _take(self, path: str) -> tuple[Content | None, sqlite3.Connection] | None:
         with self._lock:
             return self._idle.pop(path, None)
 
-    def _keep(self, path: str, content: _Content | None, connection: sqlite3.Connection) -> None:
+    def _keep(self, path: str, content: Content | None, connection: sqlite3.Connection) -> None:
         with self._lock:
             if not self._closed and path not in self._idle:
                 self._idle[path] = content, connection
@@ -82,7 +82,8 @@ class Readers:
         connection.close()
 
 
-def _content_of(path: str) -> _Content | None:
+def content_of(path: str) -> Content | None:
+    """Return a value that changes with a file's content; ``None`` if there is no file."""
     try:
         status = os.stat(path)
     except OSError:

@@ -145,7 +145,6 @@ class SqliteStore(Store):
         self._lost: str | None = None
         self._gateway: GroupWriter | None = None
         self._look_call: IDelayedCall | None = None
-        self._check: Deferred[Any] | None = None
         self._checking: sqlite3.Connection | None = None
 
     @property
@@ -169,10 +168,10 @@ class SqliteStore(Store):
             self._gateway = GroupWriter(
                 self._reactor, self._commit_pool, opened.connection, path, watch, self._warnings
             )
-            self._check = deferToThreadPool(self._reactor, self._check_pool, self._is_whole, path)
-            self._check.addCallbacks(self._checked, lambda failure: log.failure("the check failed", failure))
+            check = deferToThreadPool(self._reactor, self._check_pool, self._find_damage, path)
+            check.addCallbacks(self._checked, lambda failure: log.failure("the check failed", failure))
 
-    def _is_whole(self, path: str) -> str | None:
+    def _find_damage(self, path: str) -> str | None:
         """Check the whole file of commits, in a thread of its own; return the damage in words, or ``None``."""
         uri = Path(path).absolute().as_uri() + "?mode=ro"
         try:
@@ -189,9 +188,7 @@ class SqliteStore(Store):
 
     def _checked(self, problem: str | None) -> None:
         if problem is not None and self._gateway is not None:
-            self._gateway.condemn(
-                f"{problem}; stop the gateway and restore a backup, or repair it with sqlite3 .recover"
-            )
+            self._gateway.condemn(problem)
 
     def _note_commits(self, connection: sqlite3.Connection) -> None:
         """Write the highest commit id into the note outside the file, in the writer's thread."""

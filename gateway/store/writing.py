@@ -151,11 +151,14 @@ class GroupWriter:
         """Return whether nothing more will be written before a restart."""
         return self._damage is not None
 
-    def condemn(self, problem: str) -> None:
-        """Stop writing for good: the file is damaged."""
+    def condemn(self, damage: str) -> None:
+        """Stop writing for good.
+
+        :param damage: the damage of the file, in words.
+        """
         if self._damage is None:
-            self._damage = problem
-            self._say_refused(problem)
+            self._damage = f"{damage}; stop the gateway and restore a backup, or repair it with sqlite3 .recover"
+            self._say_refused(self._damage)
 
     def run(self, job: Job[T], patience: float | None = None, *, once: bool = False) -> "Deferred[T]":
         """Run a job in a transaction; fires when that is durable.
@@ -351,7 +354,7 @@ class GroupWriter:
             )
         before, self._problem = self._problem, result.problem
         if result.problem is not None and result.is_damage:
-            self.condemn(f"{result.problem}; stop the gateway and restore a backup, or repair it with sqlite3 .recover")
+            self.condemn(result.problem)
         elif result.problem is not None and before is None:
             self._say_refused(result.problem)
         elif result.problem is None and before is not None and self._watch.says:
