@@ -140,18 +140,6 @@ class LogOutput:
             self._file.reopen()
 
 
-def observer(
-    clock: WallClock, directory: str | None, level: str, keep_days: int, stream: IO[str] | None = None
-) -> ILogObserver:
-    """Return an observer that logs to stderr (or ``stream``) and to daily files under ``directory``.
-
-    :raises OSError: the directory cannot be written.
-    """
-    output = LogOutput(clock, Counters(), directory, level, keep_days, stream)
-    output.open()
-    return output
-
-
 def _formatter(clock: WallClock) -> Callable[[Any], str | None]:
     def time_text(when: float | None) -> str:
         moment = clock.now() if when is None else datetime.fromtimestamp(when, clock.zone)

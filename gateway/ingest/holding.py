@@ -24,9 +24,6 @@ class Holding:
         self._held: dict[Any, IDelayedCall] = {}
         self._looking: IDelayedCall | None = None
 
-    def __contains__(self, transport: object) -> bool:
-        return transport in self._held
-
     def hold(self, transport: Any, seconds: float) -> None:
         """Stop reading from a connection, and close it later."""
         transport.pauseProducing()

@@ -14,9 +14,6 @@ from autobahn.websocket.protocol import PreparedMessage
 #: The window of clients that leave it to us: what they send is short, and zlib keeps 1 KB for each instead of 32.
 _CLIENT_WINDOW: Final = 10
 
-#: The window of who asks for none smaller, in bits.
-_WINDOW: Final = 15
-
 #: Bytes of a message that is worth compressing, and of one for which the reactor has no time: 64 KiB take 1 ms.
 _LEAST: Final = 200
 _MOST: Final = 64 * 1024

@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from gateway.clock import WallClock
 from gateway.counters import Counters
 from gateway.lock import OLD_LOCK, DirectoryInUse, DirectoryLock, OldServerLock
-from gateway.logs import HeldObserver, LogOutput, observer, shown
+from gateway.logs import HeldObserver, LogOutput, shown
 from tests.trial import new_folder
 
 
@@ -40,7 +40,8 @@ class LogCase(SynchronousTestCase):
         )
 
     def open(self, level: str = "info", keep_days: int = 10) -> None:
-        self.observer = observer(self.clock, str(self.folder), level, keep_days, self.stream)
+        self.observer = LogOutput(self.clock, Counters(), str(self.folder), level, keep_days, self.stream)
+        self.observer.open()
 
 
 class LogFileTests(LogCase):
@@ -78,7 +79,7 @@ class LogFileTests(LogCase):
     def test_a_directory_that_is_a_file(self) -> None:
         self.folder.write_text("")
         with self.assertRaises(OSError):
-            observer(self.clock, str(self.folder), "info", 1, self.stream)
+            self.open()
 
     def test_held_until_released(self) -> None:
         events: list[object] = []
