@@ -69,7 +69,11 @@ TOO_MANY_TEXTS: Final = "more texts than any message needs"
 _NUMBER_TYPES: Final = frozenset({int, float})
 
 _UNREADABLE: Final = "JSON that cannot be read"
+_NOT_UTF_8: Final = f"{_UNREADABLE}: it is not UTF-8"
+_BAD_TEXT: Final = f"{_UNREADABLE}: a text with a control character or a broken escape"
 
+#: Number of digits of the smallest integer that exceeds a double, less one.
+_LEAST_HUGE: Final = 308
 
 # Kinds of token that may come next.
 _VALUE: Final = 0
@@ -95,7 +99,7 @@ def json_value(text: bytes) -> Value:
         # The standard library reads NaN, which programs write although JSON does not have it.
         value = json.loads(text.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise WireError(f"{_UNREADABLE}: it is not UTF-8") from error
+        raise WireError(_NOT_UTF_8) from error
     except json.JSONDecodeError as error:
         raise WireError(f"{_UNREADABLE}: {error.msg} at character {error.pos}") from error
     except (ValueError, RecursionError) as error:
@@ -210,7 +214,7 @@ class JsonReader:
         elif awaited == _COLON and character == 0x3A:
             self._next = _VALUE
             return pos + 1
-        raise WireError(f"{_UNREADABLE}: {bytes(data[pos : pos + 1])!a} is out of place")
+        raise _misplaced(data, pos)
 
     def _read_value(self, data: bytes, pos: int, end: int, character: int) -> int:
         if character == 0x22:
@@ -228,7 +232,7 @@ class JsonReader:
             return pos
         one = _ONE.match(data, pos, end)
         if one is None:
-            raise WireError(f"{_UNREADABLE}: {bytes(data[pos : pos + 1])!a} is out of place")
+            raise _misplaced(data, pos)
         self._put(_value_of(one[0]))
         return one.end()
 
@@ -275,7 +279,7 @@ class JsonReader:
             self._add_text(_text_of(data[pos : after + 1]) if after - pos < _MAX_TEXT else None, data[pos + 1 : after])
             return after + 1
         if after < end and _end_of(_CUT_ESCAPE, data, after, end) != end:
-            raise WireError(f"{_UNREADABLE}: a text with a control character or a broken escape")
+            raise WireError(_BAD_TEXT)
         if end - pos <= _MAX_TEXT:
             return pos
         self._skipping = codecs.getincrementaldecoder("utf-8")()
@@ -304,8 +308,12 @@ class JsonReader:
                 self._add_text(None, b"")
                 return after + 1
             if _end_of(_CUT_ESCAPE, data, after, end) != end:
-                raise WireError(f"{_UNREADABLE}: a text with a control character or a broken escape")
+                raise WireError(_BAD_TEXT)
         return after
+
+
+def _misplaced(data: bytes, pos: int) -> WireError:
+    return WireError(f"{_UNREADABLE}: {data[pos : pos + 1]!a} is out of place")
 
 
 def _end_of(pattern: "re.Pattern[bytes]", data: bytes, pos: int, end: int) -> int:
@@ -318,14 +326,14 @@ def _decode(decoder: codecs.IncrementalDecoder, raw: bytes, *, final: bool = Fal
     try:
         decoder.decode(raw, final)
     except UnicodeDecodeError as error:
-        raise WireError(f"{_UNREADABLE}: it is not UTF-8") from error
+        raise WireError(_NOT_UTF_8) from error
 
 
 def _text_of(token: bytes) -> str:
     try:
         return str(json.loads(token.decode("utf-8"))) if b"\\" in token else token[1:-1].decode("utf-8")
     except UnicodeDecodeError as error:
-        raise WireError(f"{_UNREADABLE}: it is not UTF-8") from error
+        raise WireError(_NOT_UTF_8) from error
 
 
 def _value_of(token: bytes) -> Value:
@@ -366,7 +374,3 @@ def _numbers(run: bytes) -> tuple[Numbers, Odd | None]:
             if math.isinf(numbers[index]) and _INTEGER.fullmatch(token):
                 return numbers[:index], HUGE
     return numbers, None
-
-
-#: Number of digits of the smallest integer that exceeds a double, less one.
-_LEAST_HUGE: Final = 308
