@@ -53,7 +53,7 @@ class FrameReader:
     def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES, places: Places = NOWHERE) -> None:
         self._max = max_frame_bytes
         self._places = places
-        self._named = ""
+        self._is_named = False
         #: Unprocessed bytes: less than an instruction of a pickle or a token of JSON.
         self._rest = b""
         #: First bytes of the present frame, unless its shape is known.
@@ -143,9 +143,9 @@ class FrameReader:
         return None
 
     def _admit(self, found: Message) -> Message:
-        if not self._named:
+        if not self._is_named:
             if isinstance(found, Name):
-                self._named = found.machine
+                self._is_named = True
             elif isinstance(found, Misshapen):
                 raise WireError(f'the first frame must be ("name", "<machine>"): {found.reason}')
             else:
