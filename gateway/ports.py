@@ -56,7 +56,7 @@ class SharedPort:
         return kind("TCP", *self._bound.getsockname()[:2])
 
     def startListening(self) -> None:
-        """Take connections from now on."""
+        """Start accepting connections, or resume after :meth:`pause`."""
         bound, self._bound = self._bound, None
         if bound is None:
             listening: Any = self._listening
@@ -77,7 +77,7 @@ class SharedPort:
             listening.stopReading()
 
     def stopListening(self) -> "Deferred[None] | None":
-        """Close it: the kernel resets who was given to this process and is not accepted yet."""
+        """Close the port; the kernel resets connections that are queued for this process."""
         if self._bound is not None:
             self._bound.close()
             self._bound = None

@@ -29,10 +29,10 @@ from gateway.signals import Signals
 
 log = Logger()
 
-#: Systemd is asked for so many seconds more, again and again, while the gateway reads what it wrote before a kill.
+#: Seconds by which systemd is repeatedly asked to extend the start timeout during the recovery.
 _STARTING: Final = 30
 
-#: Seconds that requests in flight are given at the end, of the five in all that SIGTERM allows.
+#: Seconds for requests in flight at shutdown, of the five that the whole shutdown may take.
 _PATIENCE: Final = 2.0
 
 #: Switch interval of threads, in seconds. The reactor gives up the interpreter lock with each send: with Python's
@@ -52,12 +52,12 @@ _PAUSE: Final = 1.0
 #: Umask of new files: others have no access, and the group may not write.
 _UMASK: Final = 0o027
 
-#: A step of the end: its name in the log, what it does, and the seconds that it is given.
+#: A step of the shutdown: its name in the log, its function, and the seconds that it may take.
 Step: TypeAlias = tuple[str, Callable[[], Coroutine[Any, Any, None]], float]
 
 
 class StartError(Exception):
-    """The daemon cannot start; the text is one line for whoever started it."""
+    """Error that keeps the daemon from starting; the text is one line for the operator."""
 
 
 class Closable(Protocol):
@@ -100,9 +100,9 @@ class Listener:
             self._port.pause()
 
     def listen(self) -> None:
-        """Have the port from now on; who connects waits until :meth:`accept`, or goes to who shares the port.
+        """Bind the port. Connections are queued until :meth:`accept`, or go to other processes that share the port.
 
-        :raises StartError: the port cannot be had.
+        :raises StartError: the port cannot be bound.
         """
         failures: list[Failure] = []
         self._endpoint.listen(self._factory).addCallbacks(self._listening, failures.append)
@@ -125,14 +125,14 @@ class Listener:
         return address.port if isinstance(address, IPv4Address | IPv6Address) else None
 
     def accept(self) -> None:
-        """Take who waits, and who comes."""
+        """Start accepting connections, including those queued since :meth:`listen`."""
         if isinstance(self._port, FileDescriptor):
             self._port.startReading()
         elif isinstance(self._port, SharedPort):
             self._port.startListening()
 
     def stop(self) -> "Deferred[None] | None":
-        """Take no more connections."""
+        """Close the port."""
         if self._resume is not None:
             self._resume.cancel()
             self._resume = None
@@ -148,17 +148,19 @@ def _cannot_listen(error: BaseException | None) -> str:
 
 
 class Gateway(Service):
-    """Everything together, from the start to the end.
+    """The whole gateway, from start to shutdown.
 
-    :param listeners: what binds ports; first of all, for a port below 1024 may need a right that is given up then.
-    :param open_store: takes the directories and opens the store, after the process has become a daemon; raises
+    :param listeners: endpoints; their ports are bound first, because ports below 1024 may need privileges that are
+        dropped afterwards.
+    :param open_store: locks the directories and opens the store, after the process has become a daemon; raises
         :class:`StartError`.
-    :param recover: what is done then, while those who connect already wait.
-    :param parts: started in this order after it, stopped in the reverse one.
-    :param factories: whose connections are closed before requests in flight are waited for.
-    :param drained: fires when no request is in flight.
-    :param finish: what is done after that, in this order.
-    :param in_foreground: an error at the start is a line on stderr; else ``twistd`` hands it to its parent.
+    :param recover: recovers the state after that, while new connections are queued.
+    :param parts: services that are started in this order after the recovery, and stopped in the reverse order.
+    :param factories: factories whose connections are closed before requests in flight are waited for.
+    :param drained: returns a Deferred that fires when no request is in flight.
+    :param finish: steps of the shutdown after that, in this order.
+    :param in_foreground: whether to write an error at the start to stderr; otherwise ``twistd`` reports it to its
+        parent process.
     :param open_log: opens the log's files, once the process runs as its final user; raises :class:`StartError`.
     :param reopen_log: opens the log's file again by its name; raises :class:`OSError`.
     :param report_log: reports how many log lines were left out; at the end, also for periods that have not ended.
@@ -352,7 +354,7 @@ class Gateway(Service):
 
 @contextlib.contextmanager
 def _logged(what: str) -> Any:
-    """At the end, what fails must not keep the rest from ending."""
+    """Log an exception within a block, so that one failing step does not stop the others."""
     try:
         yield
     except TookTooLong:
@@ -362,7 +364,7 @@ def _logged(what: str) -> Any:
 
 
 def _allow_many_files() -> None:
-    """Each connection is an open file; many systems give 1,024 of them to who does not ask for more."""
+    """Raise the limit of open files to its maximum: each connection needs one, and the usual limit is 1,024."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -27,11 +27,11 @@ from gateway.wire.strangers import Places
 
 log = Logger()
 
-#: A connection has so many seconds to say which machine it is.
+#: Seconds within which a connection must send the name of its machine.
 NAME_TIMEOUT: Final = 60.0
 
-#: What is read of a connection before the others have their turn, in bytes: at first room for a usual message, and
-#: more where that was full, up to some 7,000 samples. A buffer that is much too large would leave holes in the memory.
+#: Minimum and maximum bytes of one read: at first enough for a usual message; larger if a read was full, up to about
+#: 7,000 samples. Much larger buffers would fragment the memory.
 _LEAST_READ: Final = 4 * 1024
 _MOST_READ: Final = 64 * 1024
 
@@ -54,7 +54,7 @@ _MAX_TAKEOVERS: Final = 10_000
 
 
 def slices(update: DataUpdate) -> Iterator[DataUpdate]:
-    """A message as several of at most :data:`SLICE` samples, in order; mostly it is one."""
+    """Split a message into messages of at most :data:`SLICE` samples each, in order."""
     sensors: dict[str, SensorBatch] = {}
     left_out = update.left_out
     room = SLICE
@@ -77,7 +77,7 @@ def slices(update: DataUpdate) -> Iterator[DataUpdate]:
 class DaqProtocol(Protocol):
     """One connection of one DAQ program.
 
-    :ivar machine: what its first frame said.
+    :ivar machine: machine that its first frame named; ``None`` before that.
     """
 
     transport: Any
@@ -89,12 +89,12 @@ class DaqProtocol(Protocol):
         self.machine: str | None = None
         self.peer = ""
         self.closing = False
-        #: In the middle of a message that takes more than one turn.
+        #: Whether messages of the last read still wait for a later turn.
         self.busy = False
         self._early = b""
         self._next: IDelayedCall | None = None
         self._left: tuple[list[DataUpdate], Iterator[Message]] = ([], iter(()))
-        #: When what is being read came: all of one read has one time.
+        #: Arrival time of the current read; all its messages have this time.
         self._arrival: datetime | None = None
         self._in_hurry = False
         self._read_size = _LEAST_READ
@@ -156,7 +156,7 @@ class DaqProtocol(Protocol):
             self.refuse(str(error))
 
     def _put_off(self, pieces: list[DataUpdate], messages: Iterator[Message]) -> bool:
-        """Go on with what is left when everybody else has had a turn; nothing is read before that."""
+        """Process the rest in a later turn of the reactor, and read nothing before; return false if not needed."""
         if self._in_hurry:
             for piece in pieces:
                 self._received(piece)
@@ -187,7 +187,7 @@ class DaqProtocol(Protocol):
             self.dataReceived(early)
 
     def _hurry(self) -> None:
-        """Deal with what has been received before the end, in this one turn."""
+        """Process everything received so far in this turn, because the connection ends."""
         if self._next is not None:
             self._next.cancel()
             self._in_hurry = True
@@ -238,7 +238,7 @@ class DaqProtocol(Protocol):
             self._stop_waiting()
             self.machine = message.machine
             self._daq.named(self, message.machine)
-            # Who was connected before may have had something left, which has come by now.
+            # The machine's previous connection may just have processed its remaining messages.
             self._arrival = self._daq.clock.now()
         elif self.machine is not None and self._arrival is not None:
             self._daq.message(self, self.machine, message, self._arrival)
@@ -340,7 +340,7 @@ class DaqFactory(Factory):
         return [*self.admission.problems(), *self._left_out.problems()]
 
     def pause(self, paused: bool) -> None:
-        """Read nothing more for now, or go on: the senders wait, by TCP's own means."""
+        """Pause or resume reading from all connections; TCP's flow control makes the senders wait."""
         self._paused = paused
         if paused:
             self._pauses.inc()

@@ -106,8 +106,8 @@ class ScaleLineProtocol(LineReceiver):
         end_of_lines = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
         if end_of_lines:
             self.take(self, data[:end_of_lines])
-        # LineReceiver takes lines out of its buffer one by one, which costs more than to read them. So it only gets
-        # what is no whole line yet, to keep it and to see to its length.
+        # LineReceiver takes lines out of its buffer one by one, which costs more than parsing them. So it gets only an
+        # incomplete line, to buffer it and to check its length.
         if end_of_lines < len(data):
             if not end_of_lines and self._scale.is_tls(self, data):
                 return
@@ -302,7 +302,7 @@ class ScaleFactory(Factory):
             self.stirred(protocol)
 
     def lines(self, protocol: ScaleLineProtocol, data: bytes) -> None:
-        """Take the whole lines of one read of a connection, as far as it is not being closed."""
+        """Process whole lines from one read of a connection, until the connection is being closed."""
         transport = protocol.transport
         # What was read together has come together.
         now = self._clock.now()

@@ -1,4 +1,4 @@
-"""What scale lines and DAQ connections have in common below their bytes."""
+"""Functions for the transports of scales and DAQ programs, and words for their errors."""
 
 import os
 import socket
@@ -7,12 +7,12 @@ from typing import Any, Final
 from twisted.internet import error as errors
 from twisted.internet.interfaces import ITCPTransport
 
-#: A peer that is gone without a word (a cable, a power cut) is noticed after 15 + 3 x 5 seconds of silence.
+#: TCP keep-alive: a peer that vanishes (a cable, a power cut) is noticed after 15 + 3 x 5 seconds of silence.
 KEEP_ALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 
 
-#: What is read of a connection before the others have their turn, in bytes: 800 lines of a scale, 60 KiB less than
-#: Twisted's own. A peer that floods the gateway with lines takes a tenth of a second at most.
+#: Maximum bytes of one read: 800 lines of a scale, a quarter of Twisted's default, so that a peer that floods the
+#: gateway with lines occupies the reactor for at most a tenth of a second at a time.
 READ_SIZE: Final = 16 * 1024
 
 

@@ -18,10 +18,10 @@ Content: TypeAlias = tuple[int, int, int, int]
 
 
 class Readers:
-    """Connections that cannot write, each for one question at a time, of any thread.
+    """Read-only connections, each for one query at a time in any thread.
 
-    One of each file stays open, of those that were asked last: a new one has to read the schema and every page anew,
-    which takes half as long as the question itself.
+    For the files queried last, one connection each stays open: a new connection must read the schema and every page
+    again, which takes half as long as the query itself.
     """
 
     def __init__(self) -> None:
@@ -32,10 +32,10 @@ class Readers:
 
     @contextmanager
     def connection(self, path: str, patience: float) -> Iterator[sqlite3.Connection]:
-        """A connection to a file that is there.
+        """Lend a connection to an existing file for the duration of a block.
 
-        :param patience: how long to wait for a lock that somebody else holds, in seconds.
-        :raises sqlite3.Error: it cannot be opened.
+        :param patience: maximum wait for a lock of another program, in seconds.
+        :raises sqlite3.Error: the file cannot be opened.
         """
         content = content_of(path)
         its, connection = self._take(path) or (None, None)
@@ -49,19 +49,19 @@ class Readers:
             connection.execute(f"PRAGMA busy_timeout = {round(1000 * patience)}")
             yield connection
         except BaseException:
-            # Whatever state it is in.
+            # Its state is unknown, so it is not used again.
             connection.close()
             raise
         self._keep(path, content, connection)
 
     def leave(self, path: str) -> None:
-        """Close that of a file which waits for a question: who closes it last brings its log into it, and none can."""
+        """Close the idle connection to a file: only the last one to close checkpoints the log, and readers cannot."""
         found = self._take(path)
         if found is not None:
             found[1].close()
 
     def close(self) -> None:
-        """Close those that wait for a question, and the others when theirs is answered."""
+        """Close all idle connections now, and those in use once they are returned."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, OrderedDict()

@@ -113,27 +113,27 @@ class Refusal(Exception):
 
 
 def answer(request: Request, value: Any, status: int = 200) -> bytes:
-    """A JSON answer."""
+    """Prepare a JSON answer; return its body."""
     return encoded_answer(request, orjson.dumps(value), status)
 
 
 def encoded_answer(request: Request, text: bytes, status: int = 200) -> bytes:
-    """A JSON answer, as text."""
-    # Twisted knows no words for the younger codes.
+    """Prepare an answer of encoded JSON; return its body."""
+    # Twisted has no phrases for the newer status codes.
     request.setResponseCode(status, _PHRASES[status])
     return body(request, text, JSON)
 
 
 def body(request: Request, content: bytes, content_type: bytes) -> bytes:
-    """An answer whose length is known."""
+    """Prepare an answer with a known length; return its body."""
     request.setHeader(b"content-type", content_type)
     request.setHeader(b"content-length", b"%d" % len(content))
-    # Twisted leaves a body out where HEAD is asked for, and logs a line each time.
+    # For HEAD, Twisted would drop the body and log a line each time.
     return content if request.method != b"HEAD" else b""
 
 
 def refuse(request: Request, refusal: Refusal) -> bytes:
-    """The answer to a refused request."""
+    """Prepare the answer to a refused request; return its body."""
     if refusal.status == 503:
         request.setHeader(b"retry-after", b"%d" % RETRY_AFTER)
     request.refusal = refusal  # type: ignore[attr-defined]  # every request is a GatewayRequest, which logs it
@@ -141,9 +141,9 @@ def refuse(request: Request, refusal: Refusal) -> bytes:
 
 
 def refuse_method(request: Request, allowed: str) -> bytes:
-    """The answer to a request whose method its path does not have.
+    """Prepare the answer to a request with a method that its path does not allow; return its body.
 
-    :param allowed: the methods that it has, such as ``GET, HEAD``.
+    :param allowed: allowed methods, such as ``GET, HEAD``.
     """
     request.setHeader(b"allow", allowed.encode())
     return refuse(request, Refusal(405, "method_not_allowed", detail=f"allowed here: {allowed}"))

@@ -78,7 +78,7 @@ def has_sent_all(transport: Any) -> bool:
 
 
 class GatewayChannel(HTTPChannel):
-    """One HTTP connection, counted by its site until it is lost or has become something else.
+    """One HTTP connection, counted by its site until it is lost or is used for another protocol.
 
     A client that sends many requests at once gets one answer in each turn of the reactor, and none while it has not
     read the earlier ones. The site calls :meth:`tick` about once a second, which enforces the deadlines: no request
@@ -115,7 +115,7 @@ class GatewayChannel(HTTPChannel):
         self._is_in_request_line = True
         #: The line of a head that is being parsed.
         self._line = b""
-        # Few requests of a client that sends many at once are answered before it is another's turn.
+        # With small reads, a client that sends many requests at once does not keep others from their turn.
         self.transport.bufferSize = _READ_SIZE
         super().connectionMade()
 
@@ -124,7 +124,7 @@ class GatewayChannel(HTTPChannel):
         super().connectionLost(reason)
 
     def leave(self) -> None:
-        """Be an HTTP connection no more."""
+        """Stop counting as an HTTP connection: it is lost, or is used for another protocol."""
         if self.counted:
             self.counted = False
             self.site.left(self)
@@ -338,14 +338,14 @@ class GatewayChannel(HTTPChannel):
         self.write(b"".join(iovec))
 
     def send_head(self, data: bytes = b"") -> None:
-        """Send the head of an answer, where it was not sent yet, and what comes behind it."""
+        """Send the head of an answer, unless it was sent already, and the data after it."""
         if not self._head:
             return
         data, self._head = self._head + data, b""
         self._written += len(data)
         if self._is_bare and has_sent_all(self.transport):
             sent = self.transport.writeSomeData(data)
-            # It is none where the connection is lost, which the reactor will find out.
+            # If the connection is lost, it is not a number; the reactor will notice the loss.
             if isinstance(sent, int):
                 data = data[sent:]
         if data:

@@ -1,7 +1,6 @@
-"""What is wrong with a request that Twisted's parser refuses, in words for the log.
+"""Explanations, for the log, of requests that Twisted's parser refuses without a reason.
 
-The parser does not say. Nothing of the request is repeated but the names of headers that are valid ones: what stands in
-the wrong place may be a token, or the body of a commit.
+Only valid header names are quoted from the request: text in the wrong place may be a token, or the body of a commit.
 """
 
 import re

@@ -22,10 +22,11 @@ from gateway.web.answers import Refusal, common_headers, refuse, refuse_method
 from gateway.web.channel import Deadlines, GatewayChannel
 from gateway.web.visitors import HostPort, Visitors, host_of
 
-#: A body beyond its bound is read no further than this, in bytes; up to there it gets its answer in peace.
+#: Maximum bytes by which a body may exceed its bound and is still read, so that its client can read the answer.
 _PATIENCE: Final = 8 * 1024 * 1024
 
-#: Answers that tell of no mistake: there is no weight yet, it is too old, the path is a WebSocket's.
+#: Statuses that are not logged: there is no weight yet, it is too old, or the path is a WebSocket's. The store logs a
+#: commit that the database rejects.
 _EXPECTED: Final = frozenset({404, 409, 426})
 
 _ALLOWED_METHODS: Final = b"GET, HEAD, POST, OPTIONS"
@@ -78,7 +79,7 @@ class Traffic:
                 "HTTP request from {peer} refused with {code}: {request}: {reason}",
                 peer=_name_of(request.getClientAddress()),
                 code=request.code,
-                # Without the query: what it holds is nobody's business.
+                # Without the query, which may hold private data.
                 request=shown(b"%b %b" % (request.method, request.path), 100),
                 reason="invalid request" if refusal is None else refusal.detail,
             )
@@ -107,14 +108,14 @@ class Traffic:
         self._in_flight.add(request)
 
     def ended(self, request: "GatewayRequest") -> None:
-        """A request is answered, its client has left, or its connection has become something else."""
+        """Note that a request no longer delays the shutdown: it is answered, lost, or lasts as long as its client."""
         self._in_flight.discard(request)
         if self._idle is not None and not self._in_flight:
             idle, self._idle = self._idle, None
             idle.callback(None)
 
     def drained(self) -> "Deferred[None]":
-        """Fires when no request is in flight."""
+        """Return a Deferred that fires when no request is in flight."""
         if self._idle is None:
             self._idle = Deferred()
             if not self._in_flight:
@@ -162,8 +163,7 @@ class GatewayRequest(Request):
             self.channel.close_with(Refusal(413, "body_too_large", detail=f"a body of more than {self._body} bytes"))
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        # Twisted's also reads a body as a form where its type may be one's, and takes longer for the type of a commit
-        # than for the rest of it.
+        # Twisted's method also parses the body's type, to find forms; that takes longer than the rest of a commit.
         self.method, self.clientproto = command, version
         hosts = self.requestHeaders.getRawHeaders(b"host", ())
         host: bytes | None = hosts[0] if hosts else None
@@ -190,7 +190,7 @@ class GatewayRequest(Request):
 
     @property
     def is_gone(self) -> bool:
-        """Whether nobody waits for its answer any more."""
+        """Whether its client has left."""
         return getattr(self, "channel", None) is None
 
     def process(self) -> None:
@@ -270,9 +270,9 @@ class GatewayRequest(Request):
         return Visitors.not_listed(origin)
 
     def lasts(self, abandoned: Callable[[], object] = _nothing) -> None:
-        """Note that its answer has no end of its own: the daemon's shutdown does not wait for it.
+        """Note that its answer lasts until its client leaves, so that the shutdown does not wait for it.
 
-        :param abandoned: called if its client reads too slowly, and its connection is closed for that.
+        :param abandoned: called if its connection is closed because its client reads too slowly.
         """
         self._abandoned = abandoned
         self._traffic.ended(self)
@@ -282,7 +282,7 @@ class GatewayRequest(Request):
         self._abandoned()
 
     def taken_over(self) -> None:
-        """Its connection becomes something else."""
+        """Note that its connection is used for another protocol from now on."""
         self._traffic.ended(self)
         self.channel.leave()
 
@@ -417,7 +417,7 @@ class GatewaySite(Site):
         return channel
 
     def left(self, channel: GatewayChannel) -> None:
-        """One connection less."""
+        """Forget a connection that is lost, or is used for another protocol."""
         del self._open[channel]
         self._connections.dec()
 
@@ -433,7 +433,7 @@ class GatewaySite(Site):
         return False
 
     def log(self, request: object) -> None:
-        """No line a request: they are counted."""
+        """Log nothing: requests are counted instead."""
 
 
 class _TooMany(Protocol):
@@ -447,7 +447,11 @@ class _TooMany(Protocol):
 
 
 class Root(Resource):
-    """What each first word of a path leads to; everything else goes to one resource."""
+    """Resource that maps the first segment of a path to other resources, and everything else to one.
+
+    :param children: resources by first segment.
+    :param rest: resource for every other path.
+    """
 
     def __init__(self, children: dict[str, IResource], rest: IResource) -> None:
         super().__init__()

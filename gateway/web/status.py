@@ -1,4 +1,4 @@
-"""How the daemon is: ``/healthz`` for a supervisor, ``/metrics`` for Prometheus, ``/`` for who looks in."""
+"""State of the daemon: ``/healthz`` for a supervisor, ``/metrics`` for Prometheus, ``/`` for people."""
 
 from collections.abc import Callable
 from typing import Final

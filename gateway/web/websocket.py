@@ -66,7 +66,7 @@ class PacedWebSocket(WebSocketServerProtocol):
             self._frames.is_open = state == self.STATE_OPEN
 
     def _parseExtensionsHeader(self, header: str, removeQuotes: bool = True) -> Any:
-        """Without offers that cannot be accepted: RFC 7692, 5.1, declines them, where Autobahn refuses the client."""
+        """Leave out offers that cannot be accepted: RFC 7692, 5.1, declines them; Autobahn would refuse the client."""
         return list(filter(None, map(sound_offer, super()._parseExtensionsHeader(header, removeQuotes))))
 
     def onConnect(self, request: ConnectionRequest) -> tuple[None, dict[str, str]]:
@@ -96,13 +96,13 @@ class PacedWebSocket(WebSocketServerProtocol):
         self.send_frame = self._frames.send
 
     def sendData(self, *args: Any, **kwargs: Any) -> None:
-        # What Autobahn itself sends: pings, pongs, close frames.
+        # Autobahn itself sends pings, pongs and close frames through this method.
         if self._frames is not None:
             self._frames.is_behind = True
         super().sendData(*args, **kwargs)
 
     def onPing(self, payload: bytes) -> None:
-        # Who does not read gets no pongs either: they would wait in the transport without a bound.
+        # A client that does not read gets no pongs: they would pile up in the transport without a bound.
         if not self._paused:
             super().onPing(payload)
 
@@ -119,7 +119,7 @@ class PacedWebSocket(WebSocketServerProtocol):
         self.send_frame(framed(text, self.window))
 
     def refused(self, error: Exception) -> None:
-        """Count and log a message of the client that is none."""
+        """Count and log a message from the client that is not valid."""
         self.factory.counters.websocket_errors.inc()
         self.factory.warnings.warn(
             f"websocket {self.peer}", "WebSocket message of {peer} is refused: {error}", peer=self.peer, error=error
@@ -268,7 +268,7 @@ def asks_for_websocket(request: GatewayRequest) -> bool:
 
 
 def take_over(request: GatewayRequest, factory: PacedFactory, protocol: PacedWebSocket) -> Any:
-    """Make a request's connection a WebSocket; the answer where its page may not have one."""
+    """Turn a request's connection into a WebSocket; return the answer, a refusal if its page is not allowed."""
     refusal = request.page_refusal()
     if refusal is not None:
         return refuse(request, refusal)

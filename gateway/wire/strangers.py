@@ -37,8 +37,11 @@ NOWHERE: Final = Places()
 
 
 def is_scale_line(head: bytes) -> bool:
-    """Return whether what begins so is a line of a scale: ``US,`` is also a pickle's text of 83 bytes, most of them to
-    come.
+    """Return whether a frame is a scale's line.
+
+    ``US,`` also begins a pickled text of 83 bytes, so the reader would otherwise wait for more.
+
+    :param head: first bytes of the frame, as far as they have come.
     """
     return bool(head) and head[0] not in _FRAME_STARTS and _SCALE.match(head) is not None
 
