@@ -31,7 +31,7 @@ from gateway.writer import Writer
 
 log = Logger()
 
-#: How many bytes further back the last updates of a sensor that sends with gaps are looked for.
+#: Maximum further bytes to search backwards for the last updates of a sensor that sends with gaps.
 _FURTHER_BACK: Final = 4 * 1024 * 1024
 
 T = TypeVar("T")
@@ -46,11 +46,11 @@ _FILES: Final = 3
 
 @dataclass(slots=True)
 class Recovered:
-    """What came of it.
+    """The result of a recovery.
 
-    :ivar entries: what is over and has no row.
-    :ivar updates: the last of each sensor, oldest first.
-    :ivar samples: how many were in no row.
+    :ivar entries: entries of periods that have ended and have no row.
+    :ivar updates: last updates of each sensor, oldest first.
+    :ivar samples: number of samples that no row counted.
     """
 
     entries: list[Entry] = field(default_factory=list)
@@ -104,13 +104,13 @@ def _remember(sensors: Iterable[tuple[str, str]], remember: Callable[[str, Itera
 
 
 class Recovery:
-    """Makes open periods again; it blocks, and is for a thread.
+    """Restoration of open periods from raw files. It blocks, so it runs in a thread.
 
     :param directory: ``data.path``.
-    :param rollup: goes on from there; nobody else uses it meanwhile.
-    :param scratch: makes a rollup of the same zone and modes.
+    :param rollup: rollup that continues from there; not used elsewhere meanwhile.
+    :param scratch: returns a new rollup with the same zone and modes.
     :param damage: log for damaged files.
-    :param stopped: says whether the gateway is ending: then what is done is of no use any more.
+    :param stopped: returns whether the gateway is stopping, so that the recovery may end early.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ ReadError: Final = (OSError, EOFError, zlib.error)
 #: Bytes that are read at a time.
 _BLOCK: Final = 256 * 1024
 
-#: No line is so long; what is, is none.
+#: Maximum bytes of a line; longer ones are damage.
 _LONGEST: Final = 4096
 
 #: ``HH:MM:SS,``, and successive lines that begin with the same.

@@ -1,7 +1,7 @@
-"""Connections to PostgreSQL: the one wrapper around txpostgres, which heals them and bounds every wait.
+"""Pool of connections to PostgreSQL on top of txpostgres, which reconnects them and bounds every wait.
 
-Nothing here blocks the reactor but what libpq does by itself while it connects: it reads ``~/.pgpass``, ``service`` and
-certificate files, and computes for TLS. Names of hosts are looked up in a thread.
+Only libpq blocks the reactor while it connects: it reads ``~/.pgpass``, ``service`` and certificate files, and computes
+for TLS. Host names are looked up in a thread.
 """
 
 from collections import deque
@@ -26,18 +26,17 @@ log = Logger()
 
 T = TypeVar("T")
 
-#: How often an idle connection is asked whether it lives, and how long it may take to say so, in seconds; together no
-#: more than five.
+#: Seconds between checks of an idle connection, and maximum seconds for its answer; together at most five.
 _ASK_EVERY: Final = 2.0
 _PULSE: Final = 3.0
 
-#: Seconds between two tries to connect. Steady: a restart of the server costs 0.55 s more than it takes.
+#: Seconds between attempts to connect. They do not grow, so that a restart of the server costs only 0.55 s more.
 _RETRY: Final = 0.5
 
-#: Work waits so many seconds for a server that is away; later, work is refused at once until it is back.
+#: Seconds for which work waits for a server that is away; after that, work is refused at once until it is back.
 PATIENCE: Final = 2.0
 
-#: Work waits so many seconds for a connection in all, tries before this one included.
+#: Maximum seconds that work waits for a connection, earlier attempts included.
 _WAIT: Final = 5.0
 
 
@@ -45,8 +44,8 @@ _WAIT: Final = 5.0
 class _Job(Generic[T]):
     """Work that waits for a connection.
 
-    :ivar again: whether it may be done again where it is not known what became of it.
-    :ivar until: when it has waited too long.
+    :ivar again: whether it may be run again if its outcome is unknown.
+    :ivar until: latest time for its start, by the reactor's clock.
     """
 
     work: Work[T]
@@ -57,17 +56,17 @@ class _Job(Generic[T]):
 
 
 class Pool:
-    """Some connections to one database, and the work that waits for them.
+    """Connections to one database, and the work that waits for them.
 
-    A Deferred that this gives out may be cancelled; that ends no work.
+    Cancelling a Deferred of this class does not stop its work.
 
     :param url: ``postgresql://...``
-    :param name: as which the server and the log know it.
-    :param size: how many connections.
-    :param prepare: done on each new connection, before any work.
-    :param most: work that may wait; more is refused.
-    :param heard: is given what others NOTIFY, on channels that ``prepare`` listens to. It must not raise.
-    :ivar problem: why there is no connection; ``None`` where there is one.
+    :param name: name for the server and the log.
+    :param size: number of connections.
+    :param prepare: run on each new connection, before any work.
+    :param most: maximum waiting work; more is refused.
+    :param heard: called with each notification, on the channels that ``prepare`` listens to. It must not raise.
+    :ivar problem: why there is no connection; ``None`` if there is one.
     :ivar refuses: whether the server is reachable, but refuses.
     """
 
@@ -100,7 +99,7 @@ class Pool:
         self.on_connect: Callable[[], None] = lambda: None
 
     def start(self) -> None:
-        """Begin to connect, and go on until :meth:`close`."""
+        """Connect, and reconnect until :meth:`close`."""
         self._open = True
         self.target.start()
         self._away(None)
@@ -119,9 +118,9 @@ class Pool:
         return any(link.ready for link in self._links)
 
     async def close(self, patience: float = 0.0) -> None:
-        """Take no more work, and let go of all connections.
+        """Accept no more work, and close all connections.
 
-        :param patience: for what was begun, in seconds; after it, that is refused.
+        :param patience: seconds for work that has begun; after that, it is refused.
         """
         self._open = False
         if self._pulse.running:
@@ -140,9 +139,9 @@ class Pool:
         self.target.close()
 
     def run(self, work: Work[T], *, again: bool = True) -> "Deferred[T]":
-        """Do some work on a connection; fires with what comes of it.
+        """Run work on a connection; fires with its result.
 
-        :param again: whether it may be done again where the connection is lost, for it is not known what became of it.
+        :param again: whether it may be run again if the connection is lost, which leaves its outcome unknown.
         :raises StoreUnavailable: the server is away or silent, or too much waits.
         :raises psycopg2.Error: the server has refused it.
         """
@@ -222,10 +221,10 @@ class Pool:
                 job.done.addErrback(lambda _: None)
                 Deferred.fromCoroutine(self._do(link, job)).addErrback(self._failed)
 
-    # -- told by links
+    # -- events of the links
 
     def connected(self) -> None:
-        """A connection is ready."""
+        """Note that a connection is ready."""
         if self._away_since is not None:
             self._away_since = None
             log.info("{name}: PostgreSQL is there", name=self._name)
@@ -236,12 +235,12 @@ class Pool:
         self._next()
 
     def lost(self, error: BaseException | None) -> None:
-        """A connection has died."""
+        """Note that a connection is lost."""
         if self._open and self._away_since is None and not self.is_there:
             self._away(error)
 
     def refused(self, error: BaseException | None) -> None:
-        """A try to connect has failed."""
+        """Note that an attempt to connect has failed."""
         if self._away_since is not None:
             self._explain(error)
 
@@ -271,10 +270,10 @@ class Pool:
 
 
 class _Link(DeadConnectionDetector):  # type: ignore[misc]  # it has no annotations
-    """One connection and its healing.
+    """One connection, which is made again whenever it is lost.
 
-    :ivar ready: whether it can be given work.
-    :ivar busy: whether it has some.
+    :ivar ready: whether it can take work.
+    :ivar busy: whether it has work.
     """
 
     def __init__(self, pool: Pool, reactor: Any) -> None:
@@ -291,7 +290,7 @@ class _Link(DeadConnectionDetector):  # type: ignore[misc]  # it has no annotati
         self._retry: IDelayedCall | None = None
 
     def begin(self) -> None:
-        # The first connection heals as every later one does.
+        # The first connection is made in the same way as every later one.
         self.connectionIsDead = True
         self.startReconnecting(None)
 
@@ -303,7 +302,7 @@ class _Link(DeadConnectionDetector):  # type: ignore[misc]  # it has no annotati
         self._close()
 
     def check_idle(self) -> None:
-        """Work leaves no transaction open: where it has, something went very wrong, and the connection is closed."""
+        """Close the connection if work has left a transaction open, which is a bug."""
         if self._connection.pollable().info.transaction_status != TRANSACTION_STATUS_IDLE:
             self._close()
 
@@ -356,7 +355,7 @@ class _Link(DeadConnectionDetector):  # type: ignore[misc]  # it has no annotati
             self._connection.close()
 
     def _has_died(self, failure: Failure) -> bool:
-        """Whether a failure is the connection's end: a deadlock, a full disk or a statement's time limit is none."""
+        """Return whether a failure ends the connection, unlike a deadlock, a full disk or a statement's time limit."""
         return not self._ended and (is_broken(self._connection) or is_last_word(failure.value))
 
 

@@ -1,5 +1,6 @@
-"""Commits in PostgreSQL that wait together share a transaction: its price is three answers of the server and one wait
-for its disk, however many rows are in it.
+"""Group commit in PostgreSQL: commits that wait at the same time share a transaction.
+
+A transaction costs three round trips and one wait for the server's disk, however many rows it has.
 """
 
 from collections import deque
@@ -28,21 +29,20 @@ from gateway.store.session import Session, Work
 
 log = Logger()
 
-#: Commits in one transaction. The server has some seconds for all of them.
+#: Maximum commits in one transaction; the server's time limit holds for all of them together.
 _BATCH: Final = 50
 
-#: A transaction that takes longer than so many seconds is followed by one with half as many commits: all of its rows
-#: together have to be written within the server's time limit.
+#: Seconds after which a transaction counts as slow: the next one has half as many commits, so that all of its rows can
+#: be written within the server's time limit.
 _LONG: Final = 1.0
 
-#: Orders that have waited so many seconds are refused with those before them; so long the pool lets work wait.
+#: Seconds that an order may wait once earlier ones were refused; the pool lets work wait as long.
 _WAIT: Final = 5.0
 
 _OUTCOMES: Final = "SELECT key, fingerprint, request, answer, made_at FROM cynow_idempotency WHERE key = ANY(%(keys)s)"
 
-#: What one commit may do to the others of its transaction: it cannot be written, a trigger or a policy of the table
-#: refuses it, or it has no form in the connection's encoding. And two transactions with the same keys in another order
-#: wait for each other.
+#: Errors that one commit may cause for its whole transaction: its row cannot be written, a trigger or a policy refuses
+#: it, or its text cannot be encoded. Transactions with the same keys in different orders may also deadlock.
 _OF_ONE: Final = (
     psycopg2.IntegrityError,
     psycopg2.DataError,
@@ -63,13 +63,13 @@ def _may_be_of_one(error: Exception) -> bool:
 
 
 class CommitQueue:
-    """Orders that wait for one of a pool's connections.
+    """Queue of orders for the connections of a pool.
 
-    Those that come in one turn of the reactor go together.
+    Orders that are added in one turn of the reactor share a transaction.
 
-    :param run: does work on one of these connections, and again where that is lost.
-    :param size: how many connections there are.
-    :param most: orders that may wait; more are refused.
+    :param run: runs work on one of these connections, and again if that connection is lost.
+    :param size: number of connections.
+    :param most: maximum waiting orders; further ones are refused.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class CommitQueue:
         self._looking: IDelayedCall | None = None
 
     def write(self, order: Order) -> "Deferred[CommitResult]":
-        """Write an order, with others that wait; it may be cancelled, which ends nothing.
+        """Write an order together with others that wait. Cancelling the Deferred does not withdraw the order.
 
         :raises IdempotencyConflict: its key was used for another request.
         :raises StoreUnavailable: it cannot be written now, or too many wait.
@@ -161,7 +161,7 @@ class CommitQueue:
             self._answer(order, done, outcome)
 
     def _refuse_late(self, failure: Failure) -> None:
-        """Refuse those that wait too long already; the others may hope that the server is back at once."""
+        """Refuse the orders that have waited too long; the server may be back in time for the others."""
         since = self._reactor.seconds() - _WAIT
         while self._waiting and self._waiting[0][2] <= since:
             order, done, _ = self._waiting.popleft()
@@ -171,7 +171,7 @@ class CommitQueue:
 class _Together:
     """Orders of one transaction.
 
-    :ivar outcomes: what became of those that are settled, by their requests.
+    :ivar outcomes: outcomes by request, of the orders that have one.
     """
 
     def __init__(self, reactor: IReactorTime, orders: list[Order]) -> None:
@@ -181,9 +181,9 @@ class _Together:
         self.outcomes: dict[str, CommitResult | Failure] = {}
 
     async def write(self, session: Session) -> None:
-        """Write those that are not settled.
+        """Write the orders without an outcome.
 
-        :raises psycopg2.Error: the server has refused them all, or is gone; nothing of it is known to be written.
+        :raises psycopg2.Error: the server has refused all of them, or is away; none is known to be written.
         """
         orders = [order for order in self.orders if self._is_wanted(order)]
         if len(orders) > 1:
@@ -192,7 +192,7 @@ class _Together:
             except (psycopg2.Error, LeftOut, ValueError) as error:
                 if not _may_be_of_one(error) or session.is_lost(error):
                     raise
-                # One by one it is told which it was.
+                # Written one by one, only the order that caused the error fails.
                 log.debug("{count} commits are written one by one", count=len(orders))
         for order in orders:
             if not self._is_wanted(order):
@@ -239,7 +239,7 @@ class _Together:
         for order in orders:
             order.is_in_doubt = False
             fingerprint, request, answer, made_at = found.get(order.key.key, (None,) * 4)
-            # A key that is too old is left to be forgotten, and its order to be written alone.
+            # The key has expired: the order is written by itself, which removes expired keys.
             if fingerprint is None or made_at.timestamp() < order.now - KEY_LIFE:
                 continue
             if fingerprint != order.key.fingerprint:

@@ -1,4 +1,4 @@
-"""What the gateway keeps on its own disk while its statistics live in a server that may be away.
+"""Local queue of statistics for a PostgreSQL server that may be away.
 
 ``cynow-gateway-spool.sqlite3`` under ``database.path`` holds numbered entries that wait for the server, the event
 numbers that were reserved, and where each sensor's statistics stand: after a kill the recovery asks for that, whether
@@ -65,9 +65,9 @@ _ROWS: Final = "SELECT number, form, kind, machine, sensor, cost, body FROM entr
 
 @dataclass(slots=True)
 class _Spell:
-    """A time in which entries are given up, and how many were.
+    """A period in which entries are given up, and their number.
 
-    :ivar text: why; ``None`` where none are.
+    :ivar text: reason; ``None`` outside such a period.
     """
 
     text: str | None = None
@@ -117,16 +117,16 @@ class Spool:
 
     @property
     def problem(self) -> str | None:
-        """What does not work; ``None`` where all is well."""
+        """The current problem, for ``/healthz``; ``None`` if all is well."""
         found = self._failing.text or self._full.text
         if found is None and self._writer is not None and self._writer.problem is not None:
             found = f"the spool cannot be written: {self._writer.problem}"
         return found or self._lost
 
     def open(self) -> None:
-        """Open it, and make it where it is missing. This may block: the reactor is not running yet.
+        """Open the spool, and create it if it is missing. This may block: the reactor is not running yet.
 
-        :raises StoreUnavailable: there is no starting with it.
+        :raises StoreUnavailable: the gateway cannot start with this spool.
         """
         directory = os.path.dirname(self._path)
         note = read_note(directory, _NOTE)

@@ -1,8 +1,8 @@
 """The embedded store: SQLite files under ``database.path``.
 
-``cynow-gateway.sqlite3`` holds commits and what else the gateway keeps, each ``<machine>.db`` one machine's means
-and anomalies, as the old monitoring server had them. Each kind has a thread of its own that writes, so that a
-machine's file which somebody locked holds up no commit; reading is done by others, on connections that cannot write.
+``cynow-gateway.sqlite3`` holds commits and the gateway's own data; each ``<machine>.db`` holds one machine's means and
+anomalies, in the form of the old monitoring server. One thread writes commits and another one machines' files, so that
+a locked machine's file delays no commit. Other threads read, on read-only connections.
 """
 
 import contextlib
@@ -69,10 +69,10 @@ log = Logger()
 
 T = TypeVar("T")
 
-#: An answer is kept for its Idempotency-Key so long, in seconds; the contract says a day at least.
+#: Seconds for which an answer is kept for its Idempotency-Key; the contract is a day at least.
 _KEY_LIFE: Final = 48 * 3600.0
 
-#: Machines' files that the writer holds open.
+#: Maximum machines' files that the writer keeps open.
 _OPEN_MACHINES: Final = 64
 
 #: Seconds for which a question, or a write of machines' data, waits for a lock of another program.
@@ -564,7 +564,7 @@ class SqliteStore(Store):
         await deferToThreadPool(self._reactor, self._machine_pool, self._close_machines)
         for pool in (self._commit_pool, self._machine_pool):
             pool.stop()
-        # A question may still wait for a file that somebody has locked; nobody waits for its answer.
+        # A query may still wait for a locked file, but its answer is not needed any more.
         for pool in (self._read_pool, self._check_pool):
             threading.Thread(target=pool.stop, name="reads end", daemon=True).start()
 
@@ -582,9 +582,9 @@ class SqliteStore(Store):
 
 
 def reserved_in(path: str) -> int:
-    """The last event number that an embedded store has reserved; 0 where there is none.
+    """Return the last event number that an embedded store has reserved; 0 if the store does not exist.
 
-    :raises sqlite3.Error: it cannot be read.
+    :raises sqlite3.Error: the store cannot be read.
     """
     if not os.path.exists(path):
         return 0
