@@ -260,7 +260,6 @@ def test_a_machine_by_polling(daemon: Daemon) -> None:
         ("40/sio/M,", "42/sio/M,{}"),
         ("40/sio/M,", '452-/sio/M,["initialize",{"_placeholder":true,"num":0}]', '42/sio/M,["initialize"]'),
         ("40/sio/M,", '451-/sio/M,["initialize",{"_placeholder":true,"num":1}]', "bAAAA"),
-        ("42" + "[" * 5000,),
     ],
 )
 def test_what_is_no_packet_ends_the_session(shared_daemon: Daemon, packets: tuple[str, ...]) -> None:

@@ -1,7 +1,9 @@
 """Packets of Engine.IO and Socket.IO."""
 
 import contextlib
+import math
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from hypothesis import given
@@ -44,6 +46,11 @@ WHOLE = {
     '2/custom,12["a,b",null]': Message(Socket.EVENT, "/custom", ["a,b", None], 12),
     "3/custom,7[]": Message(Socket.ACK, "/custom", [], 7),
     '50-["event"]': Message(Socket.EVENT, data=["event"]),
+    # JavaScript, and the old server, write and read what orjson does not.
+    '2["event","\\ud83d",1e999]': Message(Socket.EVENT, data=["event", "\ud83d", math.inf]),
+    '2["event",Infinity,NaN]': Message(Socket.EVENT, data=["event", math.inf, ANY]),
+    '0/custom,{"token":"\\ud83d"}': Message(Socket.CONNECT, "/custom", {"token": "\ud83d"}),
+    '2/custom,1234567890123456["event"]': Message(Socket.EVENT, "/custom", ["event"], 1234567890123456),
 }
 
 
@@ -58,7 +65,7 @@ def test_whole_packets(text: str) -> None:
         *("", "7", "-1", "abc", "²", "2", "2{}", "2[]", "2[1]", "2null", '2"event"', '2["event"', "2[NaN]"),
         *("0null,", "0/a,null1", "3", "3{}", '4{"message":"x"}', "5", '5["event"]', '2-["event"]'),
         *('51["event"]', '511-["event"]', '5-["event"]', '50-["event",{"_placeholder":true,"num":0}]'),
-        *('2["disconnect"]', '2["connect_error",1]', '2abc["event"]', "2" + "9" * 16 + '["event"]'),
+        *('2["disconnect"]', '2["connect_error",1]', '2abc["event"]', "2" + "9" * 101 + '["event"]'),
         "2" + "[" * 100_000,
     ],
 )
@@ -73,6 +80,11 @@ def test_what_is_no_packet_and_what_is_ignored(text: str) -> None:
     with pytest.raises(PacketError) as raised:
         message_of(text)
     assert isinstance(raised.value, IgnoredPacket) == (text == "")
+
+
+def test_an_event_nested_too_deep_is_ignored() -> None:
+    with pytest.raises(IgnoredPacket):
+        message_of('2["event",' + "[" * 100_000 + "]" * 100_001)
 
 
 @pytest.mark.parametrize(

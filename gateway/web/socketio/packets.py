@@ -5,6 +5,7 @@ https://socket.io/docs/v4/engine-io-protocol/ and https://socket.io/docs/v4/sock
 
 import base64
 import binascii
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -33,8 +34,8 @@ _RESERVED: Final = frozenset(
 #: may contain commas: it ends at the comma before the rest.
 _SOCKET: Final = re.compile(
     r"([0-6])(?:([0-9]{1,3})-)?"
-    r"(?:(/[^,?]*)(?:,|$|\?(?:[^,]|,(?![0-9]{0,15}+[\[{]|$))*+(?:,|$)))?"
-    r"([0-9]{1,15})?(.*)",
+    r"(?:(/[^,?]*)(?:,|$|\?(?:[^,]|,(?![0-9]{0,100}+[\[{]|$))*+(?:,|$)))?"
+    r"([0-9]{1,100})?(.*)",
     re.DOTALL,
 )
 
@@ -222,8 +223,8 @@ def _sound(kind: Socket, text: str) -> Any:
     if kind is Socket.DISCONNECT:
         return None
     try:
-        data = orjson.loads(text) if text else None
-    except orjson.JSONDecodeError as error:
+        data = _loads(text) if text else None
+    except ValueError as error:
         raise (PacketError if kind is Socket.EVENT else IgnoredPacket)("not JSON") from error
     if kind is Socket.CONNECT:
         return data if isinstance(data, dict) else None
@@ -234,6 +235,21 @@ def _sound(kind: Socket, text: str) -> Any:
     if kind is Socket.EVENT and not (data and isinstance(data[0], str) and data[0] not in _RESERVED):
         raise IgnoredPacket("an event without a name of its own")
     return data
+
+
+def _loads(text: str) -> Any:
+    """Read JSON as the old server did: with ``NaN``, numbers that overflow, and halves of surrogate pairs.
+
+    :raises IgnoredPacket: it is nested too deep.
+    :raises ValueError: it is not JSON.
+    """
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        try:
+            return json.loads(text)
+        except RecursionError as error:
+            raise IgnoredPacket("JSON that is nested too deep") from error
 
 
 def _filled(data: Any, attachments: Sequence[bytes], deep: int) -> Any:
