@@ -204,6 +204,7 @@ class Gateway(Service):
         self._report_log = report_log
         self._umask = umask
         self._is_open = False
+        self._is_stopping = False
         self._systemd = sdnotify.SystemdNotifier()
         self._started: list[IService] = []
         self._recovering = LoopingCall(self._say_starting)
@@ -309,7 +310,9 @@ class Gateway(Service):
         self._systemd.notify(f"EXTEND_TIMEOUT_USEC={_STARTING * 1_000_000}")
 
     def _stop_reactor(self) -> None:
-        if self._reactor.running and self.running:
+        # The reactor goes on running until its next iteration, and a second signal may come before.
+        if self._reactor.running and self.running and not self._is_stopping:
+            self._is_stopping = True
             last_resort = threading.Timer(_LATEST, self._leave)
             last_resort.daemon = True
             last_resort.start()

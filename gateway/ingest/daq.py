@@ -212,7 +212,8 @@ class DaqProtocol(Protocol):
 
     def give_way(self, reason: str) -> None:
         """Close the connection at once to admit another one."""
-        self._daq.refused(self, reason)
+        if not self.closing:
+            self._daq.refused(self, reason)
         self._end()
         self.transport.abortConnection()
 

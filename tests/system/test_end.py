@@ -54,6 +54,13 @@ def test_two_signals_are_as_good_as_one(daemon: Daemon) -> None:
     assert "Traceback" not in daemon.log()
 
 
+def test_two_signals_in_one_turn_of_the_reactor_are_as_good_as_one(daemon: Daemon) -> None:
+    for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
+        daemon.process.send_signal(number)
+    assert daemon.ended() == 0
+    assert "Traceback" not in daemon.log()
+
+
 def test_requests_in_flight_are_answered(tmp_path: Path) -> None:
     # Neither the store nor the end waits for a test that others keep from going on.
     limits = {"gateway.store.sqlite._LOCK_WAIT": PATIENCE, "gateway.service._PATIENCE": PATIENCE}

@@ -177,6 +177,15 @@ class HeldTests(Connections):
         self.lose(first)
         self.assertEqual(self.value(self.counters.daq_refused), 1)
 
+    def test_a_refused_connection_that_gives_way_is_counted_once(self) -> None:
+        factory = self.factory(most=1)
+        wrong, silent = self.connect(factory)
+        wrong.dataReceived(b"nonsense\0")
+        self.assertEqual(self.value(self.counters.daq_refused), 1)
+        self.assertIsNotNone(factory.buildProtocol(None))
+        self.assertTrue(silent.disconnected or silent.disconnecting)
+        self.assertEqual(self.value(self.counters.daq_refused), 1)
+
     def test_connections_with_a_name_give_way_to_none(self) -> None:
         factory = self.factory(most=2)
         for machine in ("A", "B"):
