@@ -17,11 +17,15 @@ def _ref(name: str) -> Schema:
 
 
 def _object(**properties: Schema) -> Schema:
-    """An object with just these keys."""
+    """Return the schema of an object with all of these keys, and no other."""
+    return _object_with({}, properties)
+
+
+def _object_with(optional: Mapping[str, Schema], required: Mapping[str, Schema]) -> Schema:
     return {
         "type": "object",
-        "properties": properties,
-        "required": list(properties),
+        "properties": {**required, **optional},
+        "required": list(required),
         "additionalProperties": False,
     }
 
@@ -209,8 +213,11 @@ def _request(name: str, line: str, example: Mapping[str, Any], **optional: Schem
     return Message(name, name, line, schema, {"type": name, **example}, by_client=True, answers=(f"{name}d", "error"))
 
 
-def _answer(name: str, line: str, example: Mapping[str, Any], **rest: Schema) -> Message:
-    return Message(name, name, line, _object(type={"const": name}, **rest), {"type": name, **example})
+def _answer(
+    name: str, line: str, example: Mapping[str, Any], optional: Mapping[str, Schema] | None = None, **rest: Schema
+) -> Message:
+    schema = _object_with(optional or {}, {"type": {"const": name}, **rest})
+    return Message(name, name, line, schema, {"type": name, **example})
 
 
 _READING: Final = {
@@ -266,7 +273,13 @@ CHANNELS: Final = (
             _answer(
                 "subscribed",
                 "The topics are followed.",
-                {"topics": ["scale/default", "machine/*"], "seq": 1300},
+                {"topics": ["scale/default", "machine/*"], "seq": 1300, "recovered": True},
+                optional={
+                    "recovered": {
+                        "type": "boolean",
+                        "description": "With since: whether the missed events follow, or the present state.",
+                    }
+                },
                 topics=_ref("Topics"),
                 seq=_ref("Seq"),
             ),

@@ -64,7 +64,11 @@ class StreamProtocol(PacedWebSocket):
                 if since is not None and (type(since) is not int or since < 0):
                     raise ValueError("since is the seq of an event")
                 follower.check(patterns)
-                self._say({"type": "subscribed", "topics": topics, "seq": self.factory.feed.bus.seq})
+                bus = self.factory.feed.bus
+                answer = {"type": "subscribed", "topics": topics, "seq": bus.seq}
+                if since is not None:
+                    answer["recovered"] = bus.holds(since, patterns)
+                self._say(answer)
                 follower.follow(patterns, since)
             case {"type": "unsubscribe", "topics": topics}:
                 follower.unfollow(patterns_of(topics))

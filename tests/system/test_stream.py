@@ -137,7 +137,7 @@ def test_since_gives_what_was_missed(shared_daemon: Daemon) -> None:
     shared_daemon.weigh(b"US,+00002.00 kg", b"US,+00003.00 kg")
     until(lambda: shared_daemon.metric("cynow_connections", kind="scale") == 0, "the scale has gone")
     back = shared_daemon.subscribe("scale/default", since=last["seq"])
-    assert back.hear()["type"] == "subscribed"
+    assert back.hear()["recovered"] is True
     missed = back.events(5)
     assert [event["event"] for event in missed if event["event"] == "reading"] == ["reading", "reading"]
     assert {event["topic"] for event in missed} == {"scale/default"}
@@ -146,8 +146,12 @@ def test_since_gives_what_was_missed(shared_daemon: Daemon) -> None:
     assert seqs[0] > last["seq"]
     # A number that was never given out gets the snapshot instead.
     lost = shared_daemon.subscribe("scale/default", since=last["seq"] + 10**9)
-    lost.hear()
+    assert lost.hear()["recovered"] is False
     assert lost.hear()["event"] == "snapshot"
+    # A client that has everything is told so too.
+    newest = shared_daemon.subscribe("scale/default").hear()["seq"]
+    assert shared_daemon.subscribe("scale/default", since=newest).hear()["recovered"] is True
+    assert "recovered" not in shared_daemon.subscribe("scale/default").hear()
 
 
 def test_seq_never_goes_back(tmp_path: Path) -> None:
@@ -161,7 +165,9 @@ def test_seq_never_goes_back(tmp_path: Path) -> None:
             daemon.start()
             # What happened before the restart is not held any more.
             back = daemon.subscribe("scale/default", since=highest)
-            assert back.hear()["seq"] > highest
+            answer = back.hear()
+            assert answer["seq"] > highest
+            assert answer["recovered"] is False
             assert back.hear()["event"] == "snapshot"
 
 
