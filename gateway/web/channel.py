@@ -99,9 +99,9 @@ class GatewayChannel(HTTPChannel):
         # Every request asks for them, and they do not change.
         self._peer: IAddress = self.transport.getPeer()
         self._host: IAddress = self.transport.getHost()
-        #: Phase of the connection, and its age in seconds, as counted by :meth:`tick`.
+        #: Phase of the connection, and its age in seconds, as counted by :meth:`tick`; negative before the first tick.
         self._phase = _IDLE
-        self._age = 0.0
+        self._age = -1.0
         #: Bytes received and bytes written, and at the last tick bytes received and bytes that the client had read.
         self._received = 0
         self._written = 0
@@ -144,7 +144,8 @@ class GatewayChannel(HTTPChannel):
             if self._lingered > _LINGER_BYTES:
                 self.transport.abortConnection()
             return
-        if self._phase == _IDLE:
+        # An empty line before a request is ignored (RFC 9112, 2.2), and some clients send it long before.
+        if self._phase == _IDLE and data != b"\r\n":
             self._enter(_HEAD)
             if data.startswith(_TLS):
                 self.close_with(
@@ -170,6 +171,10 @@ class GatewayChannel(HTTPChannel):
     def headerReceived(self, line: bytes) -> bool:
         self._line = line
         name, _, value = line.partition(b":")
+        if name.lower() == b"transfer-encoding" and value.strip(b" \t").lower() != b"chunked":
+            # Twisted's parser takes `identity`, which RFC 9112 has abolished, and takes the body for the next request.
+            self._respondToBadRequestAndDisconnect()
+            return False
         if len(value) > _MAX_LENGTH_DIGITS and name.lower() == b"content-length":
             digits = value.strip(b" \t").lstrip(b"0")
             if len(digits) > _MAX_LENGTH_DIGITS and digits.isdigit():
@@ -233,14 +238,16 @@ class GatewayChannel(HTTPChannel):
 
     def _enter(self, phase: int) -> None:
         self._phase = phase
-        self._age = 0.0
+        self._age = -1.0
 
     def tick(self, seconds: float) -> None:
         """Close the connection if its client was too slow.
 
         :param seconds: seconds since the last tick.
         """
-        self._age += seconds
+        # A phase may have begun just now: its time counts from its first tick on, so that no deadline is early.
+        passed = 0.0 if self._age < 0 else seconds
+        self._age = max(0.0, self._age) + passed
         if self._phase == _CLOSING:
             if self._age > _LINGER_SECONDS:
                 self.transport.abortConnection()
@@ -266,7 +273,7 @@ class GatewayChannel(HTTPChannel):
             self._refuse_slow("head", f"the head took more than {deadlines.head:g} s")
         elif self._phase == _BODY:
             credit = self._body_credit + received / deadlines.rate
-            self._body_credit = min(deadlines.grace, credit) - seconds
+            self._body_credit = min(deadlines.grace, credit) - passed
             if self._body_credit < 0:
                 self._refuse_slow("body", f"the body came slower than {deadlines.rate:g} bytes a second")
         elif self._phase == _IDLE and self._age > deadlines.idle:

@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import parse_qs
 from twisted.web.resource import IResource, Resource
@@ -22,12 +23,14 @@ from gateway.web.answers import Refusal, common_headers, refuse, refuse_method
 from gateway.web.channel import Deadlines, GatewayChannel
 from gateway.web.visitors import HostPort, Visitors, host_of
 
+log = Logger()
+
 #: Maximum bytes by which a body may exceed its bound and is still read, so that its client can read the answer.
 _PATIENCE: Final = 8 * 1024 * 1024
 
-#: Statuses that are not logged: there is no weight yet, it is too old, or the path is a WebSocket's. The store logs a
+#: Errors that are not logged: until there is a first weight, clients that poll get nothing else, and the store logs a
 #: commit that the database rejects.
-_EXPECTED: Final = frozenset({404, 409, 426})
+_EXPECTED: Final = frozenset({"no_data", "rejected_by_database"})
 
 _ALLOWED_METHODS: Final = b"GET, HEAD, POST, OPTIONS"
 _ALLOWED_HEADERS: Final = b"Content-Type, Idempotency-Key, Authorization, Last-Event-ID"
@@ -72,8 +75,8 @@ class Traffic:
     def answered(self, request: "GatewayRequest") -> None:
         """Count an answer, and log a request that was refused."""
         self._answers.labels(str(request.code)).inc()
-        if request.code >= 400 and request.code not in _EXPECTED:
-            refusal = request.refusal
+        refusal = request.refusal
+        if request.code >= 400 and (refusal is None or refusal.error not in _EXPECTED):
             self._warnings.warn(
                 f"http {request.code} {_name_of(request.getClientAddress())}",
                 "HTTP request from {peer} refused with {code}: {request}: {reason}",
@@ -373,7 +376,10 @@ class GatewaySite(Site):
         while self._to_look:
             channel = self._to_look.pop()
             if channel.counted:
-                channel.tick(seconds)
+                try:
+                    channel.tick(seconds)
+                except Exception:  # the other connections have deadlines too
+                    log.failure("the deadlines of a connection cannot be checked")
             if self.reactor.seconds() > until:
                 self.reactor.callLater(0, self._look_on, seconds)
                 return
@@ -393,7 +399,11 @@ class GatewaySite(Site):
         while queue:
             channel = next(iter(queue))
             del queue[channel]
-            channel.go_on()
+            try:
+                channel.go_on()
+            except Exception:  # the other connections have turns too
+                log.failure("a waiting request cannot be answered")
+                channel.transport.abortConnection()
             if self.reactor.seconds() > until:
                 break
         if queue and not self._queue:

@@ -148,6 +148,70 @@ def test_head_that_does_not_end_is_answered_with_408_at_its_deadline() -> None:
     assert not connection.resource.asked
 
 
+@pytest.mark.parametrize("begins", [0.0, 0.1, 0.4, 0.5, 0.9])
+@pytest.mark.parametrize(
+    ("head", "rest"),
+    [
+        (b"GET / HTTP/1.1\r\n", b"Host: x\r\n\r\n"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n", b"xy"),
+    ],
+)
+def test_request_in_time_is_answered_whenever_it_begins(begins: float, head: bytes, rest: bytes) -> None:
+    connection = Connection()
+    connection.clock.advance(begins)
+    connection.send(head)
+    connection.clock.pump([0.1] * 99)
+    connection.send(rest)
+    assert connection.wire.value().startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_empty_line_long_before_a_request_is_ignored() -> None:
+    connection = Connection()
+    connection.send(b"\r\n")
+    connection.wait(20)
+    connection.send(ask("/1"))
+    assert connection.wire.value().startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_tick_that_fails_leaves_the_others_their_deadlines() -> None:
+    connection = Connection()
+    _, other = connection.connect()
+    connection.send(b"GET / HTTP/1.1\r\n")
+    other.tick = None
+    with capturedLogs() as events:
+        connection.wait(13)
+    assert connection.wire.value().startswith(b"HTTP/1.1 408 ")
+    assert "deadlines of a connection cannot be checked" in str(events)
+
+
+def test_turn_that_fails_leaves_the_others_theirs() -> None:
+    connection = Connection()
+    wire, other = connection.connect()
+    other.go_on = None
+    connection.site.queue_turn(other)
+    connection.send(ask("/1") + ask("/2"))
+    with capturedLogs() as events:
+        connection.clock.turn()
+    assert connection.resource.asked == [b"/1", b"/2"]
+    assert wire.aborted
+    assert "a waiting request cannot be answered" in str(events)
+
+
+@pytest.mark.parametrize("coding", [b"identity", b"IDENTITY ", b"gzip", b"chunked, identity", b""])
+def test_transfer_encoding_other_than_chunked_is_refused(coding: bytes) -> None:
+    connection = Connection()
+    connection.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: " + coding + b"\r\n\r\n" + ask("/2"))
+    assert connection.wire.value().startswith(b"HTTP/1.1 400 ")
+    assert connection.wire.value().count(b"HTTP/1.1") == 1
+    assert not connection.resource.asked
+
+
+def test_chunked_body_is_taken() -> None:
+    connection = Connection()
+    connection.send(b"POST /1 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: Chunked\r\n\r\n2\r\nxy\r\n0\r\n\r\n")
+    assert connection.resource.asked == [b"/1"]
+
+
 def test_head_in_time_after_a_long_idle_time_is_answered() -> None:
     connection = Connection()
     connection.wait(60)
