@@ -12,6 +12,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import Request, datetimeToString
 from werkzeug.exceptions import MethodNotAllowed, NotFound
+from werkzeug.routing import RequestRedirect
 
 from gateway import __version__
 from gateway.store.interface import StoreUnavailable
@@ -168,7 +169,8 @@ def handle_errors(app: Klein) -> None:
     def _method(self: Any, request: Any, failure: Any) -> bytes:
         return refuse_method(request, ", ".join(sorted(set(failure.value.valid_methods or ()))))
 
-    @app.handle_errors(NotFound)
+    # A path with too many slashes.
+    @app.handle_errors(NotFound, RequestRedirect)
     def _missing(self: Any, request: Any, failure: Any) -> bytes:
         return refuse(request, Refusal(404, "not_found"))
 

@@ -72,7 +72,9 @@ def parse_order(body: bytes) -> Order:
     if cylinder_no is None:
         raise Refusal(400, "invalid_request", "cylinder_no가 필요합니다")
     event_type = value.get("event_type")
-    event_type = event_type.strip().upper() if isinstance(event_type, str) else ""
+    event_type = event_type.strip() if isinstance(event_type, str) else ""
+    # Some other letters become these in upper case, such as the long s.
+    event_type = event_type.upper() if event_type.isascii() else ""
     if event_type not in _EVENT_TYPES:
         raise Refusal(400, "invalid_request", "event_type은 SHIP 또는 RETURN이어야 합니다")
     return Order(
@@ -136,7 +138,8 @@ class ScaleApi:
         routes = {(b"GET", b"scale-gateway/latest"): self.latest, (b"POST", b"scale-gateway/commit"): self.begin_commit}
         return DirectFirst(routes, self.app.resource())
 
-    @app.route("/scale-gateway/latest/", methods=["GET"], strict_slashes=False)
+    @app.route("/scale-gateway/latest", methods=["GET"])
+    @app.route("/scale-gateway/latest/", methods=["GET"])
     def latest(self, request: Request) -> bytes:
         scale_id = self._scale(argument(request, "scale_id"))
         reading = self._live.latest(scale_id)
@@ -147,7 +150,8 @@ class ScaleApi:
             self._texts[scale_id] = known = reading, _latest_texts(reading)
         return encoded_answer(request, known[1][self._live.is_stale(scale_id)])
 
-    @app.route("/scale-gateway/commit/", methods=["POST"], strict_slashes=False)
+    @app.route("/scale-gateway/commit", methods=["POST"])
+    @app.route("/scale-gateway/commit/", methods=["POST"])
     def commit(self, request: Request) -> "Deferred[bytes]":
         return shielded(self.begin_commit(request))
 
@@ -235,9 +239,13 @@ def _body(request: Request) -> bytes:
 
 
 def _idempotency_key(request: Request, order: Order) -> IdempotencyKey | None:
-    # As bytes: Twisted reads a header's text as UTF-8, which it need not be.
-    (header,) = request.requestHeaders.getRawHeaders(b"idempotency-key", [b""])[:1]
-    key = header.decode("latin-1").strip()
+    headers = request.requestHeaders.getRawHeaders(b"idempotency-key", [b""])
+    if len(headers) > 1:
+        raise Refusal(400, "invalid_request", "Idempotency-Key: 헤더는 하나만 보낼 수 있습니다")
+    try:
+        key = headers[0].decode().strip()
+    except UnicodeDecodeError:
+        key = headers[0].decode("latin-1").strip()
     if not key:
         return None
     if len(key) > 255 or _CONTROLS.search(key):

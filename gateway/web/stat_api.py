@@ -13,7 +13,7 @@ from gateway.live import Live
 from gateway.model import name_of
 from gateway.period import PERIODS
 from gateway.store.interface import Page, Store
-from gateway.web.answers import answer, argument, handle_errors
+from gateway.web.answers import Refusal, answer, argument, handle_errors
 from gateway.web.tables import Table
 
 _DATE: Final = TypeAdapter(date)
@@ -92,7 +92,10 @@ class StatApi:
 
     @app.handle_errors(_Invalid)
     def _invalid(self, request: Any, failure: Any) -> bytes:
-        return answer(request, {"detail": failure.value.detail}, 422)
+        detail = failure.value.detail
+        reason = "; ".join(f"{problem['loc'][-1]}: {problem['msg']}" for problem in detail)
+        request.refusal = Refusal(422, "invalid_request", "", detail=reason)
+        return answer(request, {"detail": detail}, 422)
 
     handle_errors(app)
 

@@ -19,6 +19,8 @@ PATHS = [
     ("GET", "/nothing/here", 404),
     ("GET", "/api/nothing", 404),
     ("GET", "/stat/nothing", 404),
+    ("GET", "/stat/hour//", 404),
+    ("GET", "/stat/anomaly//all", 404),
     ("GET", "/api/scale-gateway/latest/", 404),
     ("POST", "/api/scale-gateway/commit/", 400),
     ("DELETE", "/api/scale-gateway/commit/", 405),
@@ -144,7 +146,30 @@ def test_a_wrong_request_is_logged_with_its_peer_and_without_its_query(daemon: D
     assert len(lines) == 5
     assert "127.0.0.1" in lines[0]
     assert "422" in lines[0]
+    assert "start: Input should be a valid date" in lines[0]
+    assert "end: Field required" in lines[0]
     assert "SECRET-QUERY" not in daemon.log()
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/nothing?SECRET", "refused with 404: b'GET /nothing': not_found"),
+        ("/api/scale-gateway/latest?scale_id=SECRET", "404: b'GET /api/scale-gateway/latest': unknown_scale"),
+        ("/ws", "refused with 426: b'GET /ws': upgrade_required"),
+        ("/socket.io/?EIO=3&transport=polling", "400: b'GET /socket.io/': Socket.IO: Unsupported protocol version"),
+        ("/socket.io/?EIO=4&transport=polling&sid=SECRET", "400: b'GET /socket.io/': Socket.IO: Session ID unknown"),
+    ],
+)
+def test_each_refusal_is_logged_with_its_reason(daemon: Daemon, path: str, reason: str) -> None:
+    assert daemon.get(path)[0] >= 400
+    until(lambda: reason in daemon.log(), reason)
+    assert "SECRET" not in daemon.log()
+
+
+def test_polls_before_the_first_weight_are_not_logged(daemon: Daemon) -> None:
+    assert daemon.get("/api/scale-gateway/latest")[1]["error"] == "no_data"
+    assert "no_data" not in daemon.log()
 
 
 def exchange(daemon: Daemon, head: str, body: str = "") -> str:
@@ -171,7 +196,7 @@ DIRECT = [
     ("GET", "scale-gateway/latest?scale_id=%ff", 404),
     ("GET", "scale%2Dgateway/lat%65st/", 200),
     ("GET", "scale-gateway%2Flatest", 200),
-    ("GET", "scale-gateway/latest//", 200),
+    ("GET", "scale-gateway/latest//", 404),
     ("GET", "scale-gateway/latest/more", 404),
     ("GET", "scale-gateway/latest/%00", 404),
     ("GET", "scale-gateway/Latest", 404),
@@ -181,11 +206,13 @@ DIRECT = [
     ("HEAD", "scale-gateway/latest?scale_id=none", 404),
     ("POST", "scale-gateway/latest/", 405),
     ("DELETE", "scale-gateway/latest/", 405),
+    ("DELETE", "scale-gateway/latest", 405),
     ("OPTIONS", "scale-gateway/latest/", 405),
     ("get", "scale-gateway/latest/", 200),
     ("GET", "scale-gateway/commit/", 405),
     ("PUT", "scale-gateway/commit/", 405),
-    ("PUT", "scale-gateway/commit", 404),
+    ("PUT", "scale-gateway/commit", 405),
+    ("GET", "scale-gateway/commit", 405),
     ("POST", "scale-gateway/commit/", 400),
     ("POST", "scale-gateway/commit/more", 404),
 ]

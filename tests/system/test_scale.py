@@ -231,12 +231,17 @@ def test_idempotency_key(tmp_path: Path) -> None:
         status, body, _ = daemon.commit("CY2", key="k-1")
         assert (status, body["error"]) == (422, "idempotency_conflict")
         assert daemon.commit("CY1", key="k-2")[1]["gross_kg"] == 2.0
+        # As UTF-8; urllib would refuse what is not Latin-1.
+        korean = "용기-1".encode().decode("latin-1")
+        first_korean = daemon.commit("CY1", key=korean)
+        assert first_korean[0] == 200
+        assert daemon.commit("CY1", key=korean)[:2] == first_korean[:2]
         daemon.kill()
         daemon.start()
         # No weight is known any more, but the answer is.
         assert daemon.commit("CY1", key="k-1")[:2] == first[:2]
         assert daemon.commit("CY1", key="k-3")[1]["error"] == "no_stable_weight"
-        assert len(rows(daemon)) == 2
+        assert len(rows(daemon)) == 3
     finally:
         daemon.end()
 

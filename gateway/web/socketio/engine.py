@@ -9,7 +9,7 @@ from twisted.web.server import NOT_DONE_YET
 
 from gateway.counters import Counters
 from gateway.logs import LimitedLog
-from gateway.web.answers import answer, argument, body
+from gateway.web.answers import Refusal, answer, argument, body, refuse
 from gateway.web.audience import Audience
 from gateway.web.site import GatewayRequest
 from gateway.web.socketio.packets import Engine, IgnoredPacket, PacketError, packet_of, packets_of
@@ -123,6 +123,7 @@ class EngineServer(Resource):
         if sid is not None and session is None:
             return _refuse(request, "session")
         if session is None and not self.audience.has_room():
+            refuse(request, Refusal(503, "too_many_subscribers"))
             return answer(request, _FORBIDDEN, 503)
         if transport == "websocket":
             return take_over(request, self._factory, EnginePipe(self, session))
@@ -221,4 +222,5 @@ class EnginePipe(PacedWebSocket):
 
 def _refuse(request: GatewayRequest, error: str) -> bytes:
     code, message = _ERRORS[error]
+    request.refusal = Refusal(400, "bad_request", detail=f"Socket.IO: {message}")
     return answer(request, {"code": code, "message": message}, 400)
