@@ -121,7 +121,7 @@ class FrameReader:
             if read is None:
                 if is_scale_line(self._head):
                     raise WireError("not a frame")
-                self._rest = data[after:]
+                self._rest += data[after:]
                 if self._json is not None or (self._pickle is not None and not self._pickle.done):
                     self._limit(self._size + len(self._rest))
                 return
@@ -219,7 +219,9 @@ class FrameReader:
         after = reader.read(data, pos, end)
         self._size += after - pos
         if not is_whole:
-            return None, behind - (end - after)
+            # It may begin before this read, for a frame that has become too long is read from its beginning.
+            self._rest = data[after:end]
+            return None, behind
         if after < end or not reader.done:
             raise WireError("JSON that cannot be read: it ends too early")
         return self._end_json(reader.value, behind)

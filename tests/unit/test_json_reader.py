@@ -1,5 +1,6 @@
 """Long JSON is read as it comes, and means what short JSON means, which is read when it is whole."""
 
+import itertools
 import json
 import math
 import tracemalloc
@@ -228,3 +229,46 @@ def _streamed(text: bytes) -> Value:
     reader = JsonReader()
     reader.read(text, 0, len(text))
     return reader.value
+
+
+# -- cut around the length from which a frame is read as it comes
+
+
+def crossing_frame(before: int, tokens: str) -> bytes:
+    """Return a frame with tokens in a list of samples, the first of them so many bytes before the threshold."""
+    head = '["DataUpdate", {"s": {"type": "VIB", "data": ['
+    filler = frames_module._WHOLE_JSON - before - len(head)
+    head += "12345.678," * (filler // 10) + " " * (filler % 10)
+    return f'{head}{tokens}]}}, "t": {{"type": "VIB", "data": [1]}}}}]'.encode() + b"\0"
+
+
+CROSSING = {
+    "numbers": (30, "-1234567.25,0.000123456789,1e-300,-987654321.125,33333333333"),
+    "one long number": (300, "0." + "123456789" * 60 + ",7"),
+    "a long name": (30, '1]}, "온도' + "n" * 55 + '": {"type": "VIB", "data": [2'),
+    "an escaped name": (40, r'1]}, "\uc628\ub3c4\u0041\ud55c\uae00\u0042\u0043": {"type": "VIB", "data": [2'),
+    "a text with escapes": (40, r'1], "note": "\"[{\\ \ud83d\ude00\n\\\" ]} \\", "more": [true, null, false, 2'),
+    "a long text": (4100, '1], "note": "' + r"\\\"\u00e9x" * 1000 + '", "more": [2'),
+}
+
+
+def read_frames(pieces: list[bytes]) -> list[Any]:
+    reader = FrameReader()
+    return [repr(message) for piece in [NAME, *pieces] for message in reader.feed(piece)]
+
+
+@pytest.mark.parametrize("form", CROSSING)
+def test_a_frame_that_is_cut_around_the_threshold_has_all_its_samples(form: str) -> None:
+    before, tokens = CROSSING[form]
+    stream = crossing_frame(before, tokens)
+    whole = repr(message(json_value(stream[:-1]), len(stream) - 1))
+    assert whole.startswith("DataUpdate")
+    threshold = frames_module._WHOLE_JSON
+    span = range(threshold - 50, min(threshold + 50, len(stream)))
+    cuts = [[at] for at in span]
+    cuts += [[at, at + 2] for at in span]
+    cuts += [list(range(span.start, span.stop, size)) for size in range(1, 21)]
+    for places in cuts:
+        edges = [0, *places, len(stream)]
+        found = read_frames([stream[begin:end] for begin, end in itertools.pairwise(edges)])
+        assert found[1:] == [whole], places
