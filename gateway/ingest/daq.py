@@ -226,8 +226,13 @@ class DaqProtocol(Protocol):
         self._stop_waiting()
         return True
 
+    def unread(self) -> str:
+        """Return what its end leaves unread, as the end of a log line; empty if nothing, or if it was refused."""
+        unfinished = "" if self.closing else self._reader.unfinished()
+        return f"; {unfinished}" if unfinished else ""
+
     def _time_out(self) -> None:
-        self._daq.refused(self, f"it has not sent its name in {NAME_TIMEOUT:.0f} s")
+        self._daq.refused(self, f"it has not sent its name in {NAME_TIMEOUT:.0f} s{self.unread()}")
         self.close()
 
     def _stop_waiting(self) -> None:
@@ -373,10 +378,20 @@ class DaqFactory(Factory):
         self._leaving.discard(protocol)
         self._connections.dec()
         machine = protocol.machine
+        unread = protocol.unread()
+        if machine is None and unread:
+            self._warnings.warn(
+                f"refused {protocol.peer.rpartition(':')[0]}",
+                "DAQ connection of {peer} has ended without a machine's name{unread}",
+                peer=protocol.peer,
+                unread=unread,
+            )
         if machine is not None and self._speaking.get(machine) is protocol:
             del self._speaking[machine]
             self.admission.leave(machine)
-            self._warnings.info(f"presence {machine}", "machine {machine} is disconnected", machine=machine)
+            self._warnings.info(
+                f"presence {machine}", "machine {machine} is disconnected{unread}", machine=machine, unread=unread
+            )
             self._bus.publish(Presence("machine", machine, connected=False))
 
     def named(self, protocol: DaqProtocol, machine: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from gateway.wire.errors import WireError, shown_text
-from gateway.wire.jsontext import JsonReader, json_value
+from gateway.wire.jsontext import NO_SEPARATOR, JsonReader, json_value
 from gateway.wire.messages import DataUpdate, Message, Misshapen, Name, message
 from gateway.wire.pickles import PickleReader
 from gateway.wire.shapes import Begun, Known, Shape, separated
@@ -30,6 +30,14 @@ _CUT_MARKS: Final = (b"\xef", b"\xef\xbb")
 
 #: Maximum bytes of JSON that is read when it is whole, which is faster; longer JSON is read as it arrives.
 _WHOLE_JSON: Final = 64 * 1024
+
+_BLANKS: Final = b" \t\r\n"
+#: By the first byte of JSON: its last byte, and a pattern of that byte with anything behind it that does not go on with
+#: the JSON, as far as can be seen without reading texts.
+_CLOSINGS: Final = {
+    ord("["): (b"]", re.compile(rb"\][ \t\r\n]*+[^\]}, \t\r\n]")),
+    ord("{"): (b"}", re.compile(rb"\}[ \t\r\n]*+[^\]}, \t\r\n]")),
+}
 
 #: Shapes of messages that a connection is remembered for, and the bytes that they may hold in all.
 _MOST_SHAPES: Final = 4
@@ -68,6 +76,8 @@ class FrameReader:
         self._tries = _MOST_TRIES
         #: The present JSON frame: its bytes so far, or the reader of a long one.
         self._json: bytearray | JsonReader | None = None
+        #: The bracket that may close the JSON in a bytearray, if that ends with it, blanks aside.
+        self._closing = b""
         #: Bytes of the present frame that are read.
         self._size = 0
 
@@ -85,6 +95,28 @@ class FrameReader:
         except WireError as error:
             reason = stranger(self._head, self._places)
             raise WireError(reason or str(error)) from error
+
+    def unfinished(self) -> str:
+        """Return a description of what was read of an unfinished frame, for a log line; empty if there is nothing."""
+        size = self._size + len(self._rest)
+        if not size:
+            return ""
+        if self._is_json_closed():
+            return f"{size} bytes were left unread: {NO_SEPARATOR}"
+        if self._pickle is not None and self._pickle.done:
+            return f"{size} bytes were left unread: a pickle without its separator, NUL or \\o"
+        return f"{size} bytes of an unfinished frame were left unread"
+
+    def _is_json_closed(self) -> bool:
+        if isinstance(self._json, JsonReader):
+            return self._json.done
+        if self._json is None:
+            return False
+        try:
+            json_value(bytes(self._json))
+        except WireError:
+            return False
+        return True
 
     def _feed(self, data: bytes) -> Iterator[Message]:
         self._rest = b""
@@ -115,6 +147,7 @@ class FrameReader:
                 self._head = data[pos : pos + HEAD]
                 if data[pos] in _JSON_STARTS:
                     self._json = bytearray()
+                    self._closing = b""
                 else:
                     self._pickle = PickleReader(self._max)
             read, after = self._read_json(data, pos) if self._json is not None else self._read_pickle(data, pos)
@@ -203,12 +236,15 @@ class FrameReader:
             end = len(data)
         self._limit(self._size + end - pos)
         if isinstance(self._json, bytearray):
-            self._json += data[pos:end]
+            new = data[pos:end]
+            self._json += new
             self._size += end - pos
             if len(self._json) <= _WHOLE_JSON:
-                value = json_value(bytes(self._json)) if is_whole else None
-                return (None, end) if value is None else self._end_json(value, end)
-            # It is too long to wait for: read it from its beginning, piece by piece.
+                if is_whole:
+                    return self._end_json(json_value(bytes(self._json)), end)
+                if not self._may_lack_separator(self._json[0], new):
+                    return None, end
+            # It is too long to wait for, or its separator may be missing: read it from its beginning, piece by piece.
             data, self._json, self._size = bytes(self._json), JsonReader(), 0
             pos, behind, end = 0, end, len(data)
         else:
@@ -225,6 +261,23 @@ class FrameReader:
         if after < end or not reader.done:
             raise WireError("JSON that cannot be read: it ends too early")
         return self._end_json(reader.value, behind)
+
+    def _may_lack_separator(self, first: int, new: bytes) -> bool:
+        """Return whether something seems to follow the end of JSON; in a text, it may only look so.
+
+        :param first: first byte of the JSON.
+        :param new: bytes of the JSON that have come since the last call.
+        """
+        closing, behind = _CLOSINGS[first]
+        # Samples alone, as most pieces of a frame are, hold no bracket.
+        if not self._closing and closing not in new:
+            return False
+        new = new.strip(_BLANKS)
+        if not new:
+            return False
+        found = behind.search(self._closing + new)
+        self._closing = closing if new.endswith(closing) else b""
+        return found is not None
 
     def _end_json(self, value: Value, end: int) -> tuple[Message, int]:
         found = message(value, self._size)

@@ -68,6 +68,7 @@ _CUT_ESCAPE: Final = re.compile(rb"\\(?:u[0-9a-fA-F]{0,3})?")
 TOO_MANY_TEXTS: Final = "more texts than any message needs"
 _NUMBER_TYPES: Final = frozenset({int, float})
 
+NO_SEPARATOR: Final = "JSON without its separator: a NUL byte must follow each frame"
 _UNREADABLE: Final = "JSON that cannot be read"
 _NOT_UTF_8: Final = f"{_UNREADABLE}: it is not UTF-8"
 _BAD_TEXT: Final = f"{_UNREADABLE}: a text with a control character or a broken escape"
@@ -101,6 +102,8 @@ def json_value(text: bytes) -> Value:
     except UnicodeDecodeError as error:
         raise WireError(_NOT_UTF_8) from error
     except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            raise WireError(NO_SEPARATOR) from error
         raise WireError(f"{_UNREADABLE}: {error.msg} at character {error.pos}") from error
     except (ValueError, RecursionError) as error:
         raise WireError(_UNREADABLE) from error
@@ -214,6 +217,8 @@ class JsonReader:
         elif awaited == _COLON and character == 0x3A:
             self._next = _VALUE
             return pos + 1
+        elif awaited == _NOTHING:
+            raise WireError(NO_SEPARATOR)
         raise _misplaced(data, pos)
 
     def _read_value(self, data: bytes, pos: int, end: int, character: int) -> int:

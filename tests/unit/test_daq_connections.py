@@ -7,7 +7,7 @@ from twisted.internet.testing import StringTransport
 
 from gateway.ingest import daq as daq_module
 from gateway.ingest import holding as holding_module
-from gateway.ingest.daq import HOLD, MAX_HOLD, MESSAGES, REPEATED, DaqFactory
+from gateway.ingest.daq import HOLD, MAX_HOLD, MESSAGES, NAME_TIMEOUT, REPEATED, DaqFactory
 from gateway.model import Batch, Presence
 from gateway.wire.strangers import Places
 from tests.unit.test_ingest import Ingest, frame, update
@@ -38,6 +38,41 @@ class Connections(Ingest):
 
     def value(self, counter: Any) -> float:
         return float(counter._value.get())
+
+
+class UnreadTests(Connections):
+    def test_an_end_of_a_connection_with_bytes_unread_is_said(self) -> None:
+        factory = self.factory()
+        waiting, transport = self.connect(factory)
+        waiting.dataReceived(b'["name", "A"]\n')
+        self.reactor.advance(NAME_TIMEOUT)
+        self.assertTrue(transport.disconnecting)
+        self.lose(waiting)
+        nameless, _ = self.connect(factory)
+        nameless.dataReceived(b'["name"')
+        self.lose(nameless)
+        named, _ = self.named(factory, "M")
+        named.dataReceived(update(1.0)[:-10])
+        self.lose(named)
+        size = len(update(1.0)) - 10
+        timed_out, ended, connected, disconnected = self.log.lines
+        self.assertIn("60 s; 14 bytes were left unread: JSON without its separator", timed_out)
+        self.assertIn("without a machine's name; 7 bytes of an unfinished frame were left unread", ended)
+        self.assertIn("is connected", connected)
+        self.assertEqual(
+            disconnected, f"machine M is disconnected; {size} bytes of an unfinished frame were left unread"
+        )
+
+    def test_an_end_with_nothing_unread_or_after_a_refusal_says_nothing_of_it(self) -> None:
+        factory = self.factory()
+        silent, _ = self.connect(factory)
+        self.lose(silent)
+        named, _ = self.named(factory, "M")
+        self.lose(named)
+        refused, _ = self.connect(factory)
+        refused.dataReceived(frame("name", "M") + b"GET / HTTP/1.1\r\n\r\n")
+        self.lose(refused)
+        self.assertFalse([line for line in self.log.lines if "unread" in line])
 
 
 class HeldTests(Connections):

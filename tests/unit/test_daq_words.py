@@ -301,6 +301,65 @@ def test_a_missing_separator_is_said() -> None:
     assert said == r"a pickle without a separator: NUL or \o must follow it, not '\x80'"
 
 
+NO_NUL = "JSON without its separator: a NUL byte must follow each frame"
+LONG_TEXT = "x" * 70_000
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        b'["name","A"]\n["DataUpdate",{}]\n',
+        b'["name","A"]["DataUpdate",{}]',
+        b'{"event": "name", "data": "A"}\r\n{"event"',
+        b'["name","B"]\\o',
+        b'["name","B"] x',
+        b'["name","[B] x {}"]\n\n\n["DataUpdate"',
+        b'["name", {"a": 1, "b": [2]}]\n{"',
+        b'["name","B"]\n["DataUpdate",{}]\0',
+        b'["name","B"]x\0',
+        b'["' + LONG_TEXT.encode() + b'"]\n["DataUpdate"',
+    ],
+)
+def test_json_without_a_separator_is_said_as_soon_as_something_follows(stream: bytes) -> None:
+    end = stream.rstrip(b"\0")
+    for size in (10**9, 1, 2, 3) if len(stream) < 1000 else (10**9, 4096):
+        assert refusal(stream if size > len(stream) else end, size=size) == NO_NUL
+        assert refusal(NAME + (stream if size > len(stream) else end), size=size) == NO_NUL
+
+
+def test_brackets_in_texts_do_not_end_json() -> None:
+    sensors = {"a]b": 1, '"] [': 2, "} {": 3, "]\\o": {"type": "} x", "data": [1.0]}, "ok": GOOD}
+    for value in (["DataUpdate", sensors], {"event": "DataUpdate", "data": sensors}):
+        stream = NAME + json.dumps(value).encode() + b"\0"
+        (whole,) = messages(stream[len(NAME) :])
+        assert isinstance(whole, DataUpdate)
+        for size in (1, 2, 7, 50):
+            reader = FrameReader()
+            pieces = [stream[at : at + size] for at in range(0, len(stream), size)]
+            assert [each for piece in pieces for each in reader.feed(piece)][1:] == [whole]
+
+
+@pytest.mark.parametrize(
+    ("stream", "words"),
+    [
+        (b"", ""),
+        (b'["name", "A"]\0\r\n', ""),
+        (NAME, ""),
+        (b'["name", "A"]\n', f"14 bytes were left unread: {NO_NUL}"),
+        (b'["' + LONG_TEXT.encode() + b'"]', f"70004 bytes were left unread: {NO_NUL}"),
+        (b'["name", "A', "11 bytes of an unfinished frame were left unread"),
+        (NAME + NAME[:10], "10 bytes of an unfinished frame were left unread"),
+        (NAME[:-1], f"{len(NAME) - 1} bytes were left unread: a pickle without its separator, NUL or \\o"),
+    ],
+)
+@pytest.mark.parametrize("size", [10**9, 7])
+def test_what_is_left_unread_is_said(stream: bytes, words: str, size: int) -> None:
+    reader = FrameReader()
+    for at in range(0, len(stream), size):
+        list(reader.feed(stream[at : at + size]))
+    assert reader.unfinished() == words
+
+
 def test_a_first_frame_that_is_no_name_is_said() -> None:
     assert 'must be ("name", "<machine>"), not DataUpdate' in refusal(pickle.dumps(("DataUpdate", {})) + b"\0")
     assert 'must be ("name", "<machine>")' in refusal(pickle.dumps(("FaultDetect", {"score": 1})) + b"\0")
