@@ -46,7 +46,7 @@ _KINDS: Final = {
 # sign is a K and an Arabic digit a digit. Latin-1 makes every byte of a line one character.
 _FLAGS: Final = re.ASCII | re.IGNORECASE | re.DOTALL | re.VERBOSE
 
-_FRAMING: Final = r"""(?:
+FRAMING: Final = r"""(?:
     [\x00-\x20\x7f]                                     # blanks and control bytes
   | \xc2[\x80-\x9f]                                     # C1 control characters, as UTF-8
   | \xff[\xfb-\xfe].                                    # telnet: WILL, WONT, DO, DONT and an option
@@ -54,14 +54,14 @@ _FRAMING: Final = r"""(?:
   | \xff[\x00-\x1f\x7f-\xf9\xff]                        # telnet: any other command
 )*+"""
 
-_ADDRESS: Final = r"(?:@[0-9]{2})?+"
+ADDRESS: Final = r"(?:@[0-9]{2})?+"
 _HEADER: Final = r"(?:(GS?+|NT?+|TR?+|PT|HD)\ *+,\ *+)?+"
 _UNIT: Final = r"(KG|G|LB|OZ|T)"
 
 
 def _form(core: str) -> "re.Pattern[str]":
     """Compile a form of lines: framing, the content as the first group, and framing."""
-    return re.compile(f"{_FRAMING}({_ADDRESS}{core}){_FRAMING}", _FLAGS)
+    return re.compile(f"{FRAMING}({ADDRESS}{core}){FRAMING}", _FLAGS)
 
 
 # 15 digits are more than any scale shows (A&D: 8) and keep a weight in any unit far from the decimal context's
