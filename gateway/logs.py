@@ -395,10 +395,12 @@ class LimitedLog:
         """Return a log to the same logger with a limit of its own."""
         return LimitedLog(self._log, self._clock, self._counters, burst, period, self._kinds)
 
-    def warn(self, kind: str, message: str, **fields: object) -> None:
-        """Log a warning, unless this kind has had its share."""
-        if self._may(kind, message, fields):
+    def warn(self, kind: str, message: str, **fields: object) -> bool:
+        """Log a warning, unless this kind has had its share; return whether it was logged."""
+        may = self._may(kind, message, fields)
+        if may:
             self._log.warn(message, **fields)
+        return may
 
     def info(self, kind: str, message: str, **fields: object) -> None:
         """Log what is no more than news, unless this kind has had its share."""

@@ -1,5 +1,6 @@
 """Record of the sensors that are currently left out of messages."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
@@ -11,10 +12,38 @@ from gateway.wire.messages import LeftOut
 #: Seconds after which a left-out sensor that does not come again is forgotten.
 _FORGOTTEN: Final = 300.0
 
-#: Maximum machines, and sensors of each, that are remembered; and maximum machines that ``/healthz`` names.
+#: Maximum log lines a minute of one machine, and seconds after which a sensor may be named again.
+_LINES: Final = 20
+_NAMED_AGAIN: Final = 60.0
+
+#: Maximum machines, and sensors of each, that are remembered; and maximum machines, and sensors of each, that
+#: ``/healthz`` names.
 _MAX_MACHINES: Final = 1000
 _MAX_SENSORS: Final = 20
 _MAX_TOLD: Final = 10
+
+#: Maximum sensors of a machine for which it is remembered when a log line named them.
+_MAX_NAMED: Final = 200
+
+
+class _Machine:
+    """The sensors of one machine that are left out.
+
+    :ivar sensors: reason of each, and the last time it was left out.
+    :ivar named: time at which a log line named a sensor, the longest ago first.
+    :ivar more: number of sensors of the last message that are not in ``sensors``.
+    """
+
+    __slots__ = ("more", "named", "sensors")
+
+    def __init__(self) -> None:
+        self.sensors: dict[str, tuple[str, float]] = {}
+        self.named: dict[str, float] = {}
+        self.more = 0
+
+    def forget_before(self, time: float) -> None:
+        for sensor in [sensor for sensor, (_, last) in self.sensors.items() if last <= time]:
+            del self.sensors[sensor]
 
 
 class LeftOutSensors:
@@ -25,40 +54,56 @@ class LeftOutSensors:
 
     def __init__(self, counters: Counters, warnings: LimitedLog, seconds: Callable[[], float]) -> None:
         self._counter = counters.daq_left_out
-        self._warnings = warnings
+        self._warnings = warnings.limited(_LINES)
         self._seconds = seconds
-        #: By machine, the most recent last, and sensor: the reason, and the last time it was left out.
-        self._machines: dict[str, dict[str, tuple[str, float]]] = {}
+        #: The most recent last.
+        self._machines: dict[str, _Machine] = {}
 
     def add(self, machine: str, peer: str, left_out: Sequence[LeftOut]) -> None:
         """Count and log the sensors that were left out of a message."""
         self._counter.inc(len(left_out))
-        first = left_out[0]
-        self._warnings.warn(
-            f"left out {machine}",
-            "DAQ message of machine {machine}, {peer}: sensor {sensor} is left out{more}: {reason}",
-            machine=machine,
-            peer=peer,
-            sensor=first.sensor,
-            more=f" (and {len(left_out) - 1} more)" if len(left_out) > 1 else "",
-            reason=first.reason,
-        )
         now = self._seconds()
-        sensors = self._machines.pop(machine, {})
-        for sensor, reason in left_out:
-            if sensor in sensors or len(sensors) < _MAX_SENSORS:
-                sensors[sensor] = reason, now
-        self._machines[machine] = sensors
+        found = self._machines.pop(machine, None) or _Machine()
+        self._machines[machine] = found
         if len(self._machines) > _MAX_MACHINES:
             del self._machines[next(iter(self._machines))]
+        self._log(machine, peer, found.named, left_out, now)
+        found.forget_before(now - _FORGOTTEN)
+        found.more = 0
+        for sensor, reason in left_out:
+            if sensor in found.sensors or len(found.sensors) < _MAX_SENSORS:
+                found.sensors[sensor] = reason, now
+            else:
+                found.more += 1
+
+    def _log(self, machine: str, peer: str, named: dict[str, float], left_out: Sequence[LeftOut], now: float) -> None:
+        """Log each sensor with its reason, first those not named for the longest time.
+
+        A machine may have more such sensors than lines a minute: the others then follow in the next minutes.
+        """
+        due = [each for each in left_out if now - named.get(each.sensor, -math.inf) >= _NAMED_AGAIN]
+        due.sort(key=lambda each: named.get(each.sensor, -math.inf))
+        for sensor, reason in due:
+            if self._warnings.warn(
+                f"left out {machine}",
+                "DAQ message of machine {machine}, {peer}: sensor {sensor} is left out: {reason}",
+                machine=machine,
+                peer=peer,
+                sensor=sensor,
+                reason=reason,
+            ):
+                named.pop(sensor, None)
+                named[sensor] = now
+        while len(named) > _MAX_NAMED:
+            del named[next(iter(named))]
 
     def taken(self, machine: str, sensors: Iterable[str]) -> None:
         """Forget sensors that were taken."""
         found = self._machines.get(machine)
         if found is not None:
             for sensor in sensors:
-                found.pop(shown_text(sensor), None)
-            if not found:
+                found.sensors.pop(shown_text(sensor), None)
+            if not found.sensors:
                 del self._machines[machine]
 
     def problems(self) -> list[str]:
@@ -66,16 +111,15 @@ class LeftOutSensors:
         since = self._seconds() - _FORGOTTEN
         lines: list[str] = []
         more = 0
-        for machine, sensors in list(self._machines.items()):
-            for sensor in [sensor for sensor, (_, last) in sensors.items() if last <= since]:
-                del sensors[sensor]
-            if not sensors:
+        for machine, found in list(self._machines.items()):
+            found.forget_before(since)
+            if not found.sensors:
                 del self._machines[machine]
             elif len(lines) < _MAX_TOLD:
-                (sensor, (reason, _)), *others = sensors.items()
-                also = "".join(f", {other}" for other, _ in others[:3]) + (" and others" if len(others) > 3 else "")
-                also = f" (also left out: {also[2:]})" if others else ""
-                lines.append(f"machine {machine}: samples of sensor {sensor} are left out: {reason}{also}")
+                told = [f"{sensor} are left out: {reason}" for sensor, (reason, _) in found.sensors.items()]
+                line = f"machine {machine}: samples of sensor " + "; of sensor ".join(told[:_MAX_TOLD])
+                others = len(told[_MAX_TOLD:]) + found.more
+                lines.append(f"{line}; and of {others} more sensors" if others else line)
             else:
                 more += 1
         return [*lines, f"samples of {more} more machines are left out"] if more else lines

@@ -316,7 +316,7 @@ class PlacesTests(Connections):
         self.assertEqual(self.value(self.counters.daq_left_out), 4)
         (problem,) = factory.problems()
         self.assertIn("daq.max_new_sensors_per_minute (3)", problem)
-        self.assertIn("also left out: 'e'", problem)
+        self.assertIn("of sensor 'e' are left out: more new sensors came", problem)
         self.reactor.advance(1)
         protocol.dataReceived(message)
         self.assertEqual(self.batches()[-1], ["a", "b", "c", "d", "e"])
@@ -346,7 +346,7 @@ class LeftOutTests(Connections):
         self.assertEqual(self.value(self.counters.daq_left_out), 100)
         self.assertEqual(self.value(self.counters.daq_dropped), 0)
         lines = [line for line in self.log.lines if "left out" in line]
-        self.assertEqual(len(lines), 5)
+        self.assertEqual(len(lines), 1)
         self.assertIn("machine M", lines[0])
         self.assertIn("sensor '온도 #2' is left out: its name is not allowed: '#' is not allowed", lines[0])
         (problem,) = factory.problems()
@@ -355,6 +355,46 @@ class LeftOutTests(Connections):
         self.assertEqual(len(factory.problems()), 1)
         self.reactor.advance(2)
         self.assertEqual(factory.problems(), [])
+
+    def test_each_sensor_of_a_message_is_named_with_its_own_reason(self) -> None:
+        factory = self.factory()
+        protocol, _ = self.named(factory, "M")
+        bad = {"a#": {"type": "V", "data": [1.0]}, "b": {"type": "V", "data": [None]}, "c": {"data": [1.0]}}
+        reasons = {"'a#'": "'#' is not allowed", "'b'": "sample 0 is None", "'c'": "its type is missing"}
+        for _ in range(10):
+            protocol.dataReceived(frame("DataUpdate", {**self.bad, **bad}))
+        (problem,) = factory.problems()
+        for sensor, reason in reasons.items():
+            (line,) = [line for line in self.log.lines if f"sensor {sensor} is left out" in line]
+            self.assertIn(reason, line)
+            self.assertIn(reason, problem.partition(f"sensor {sensor} are left out: ")[2])
+        self.reactor.advance(60)
+        protocol.dataReceived(frame("DataUpdate", bad))
+        self.assertEqual(len([line for line in self.log.lines if "sensor 'c' is left out" in line]), 2)
+
+    def test_more_sensors_than_lines_a_minute_are_named_in_the_next_minutes(self) -> None:
+        factory = self.factory()
+        protocol, _ = self.named(factory, "M")
+        bad = frame("DataUpdate", {f"s{n}": {"type": "V", "data": [None]} for n in range(30)})
+        for minute in range(2):
+            self.reactor.advance(60 * minute)
+            for _ in range(5):
+                protocol.dataReceived(bad)
+        self.assertEqual([n for n in range(30) if f"sensor 's{n}' is left out" not in "".join(self.log.lines)], [])
+        # Twenty a minute, and how many there were more.
+        self.assertLess(len([line for line in self.log.lines if "DataUpdate" in line or "is left out" in line]), 45)
+
+    def test_thousands_of_bad_names_cost_few_lines_and_little_memory(self) -> None:
+        factory = self.factory()
+        protocol, _ = self.named(factory, "M")
+        for number in range(20):
+            names = [f"#{number}.{n}" for n in range(500)]
+            protocol.dataReceived(frame("DataUpdate", {name: {"type": "V", "data": [1.0]} for name in names}))
+            self.reactor.advance(30)
+        self.assertLess(len(self.log.lines), 20 * 12)
+        (machine,) = factory._left_out._machines.values()
+        self.assertLessEqual(len(machine.sensors), 20)
+        self.assertLessEqual(len(machine.named), 200)
 
     def test_a_sensor_that_comes_well_again_is_forgotten(self) -> None:
         factory = self.factory()
@@ -387,7 +427,8 @@ class LeftOutTests(Connections):
         problems = factory.problems()
         self.assertEqual(len(problems), 11)
         self.assertIn("20 more machines", problems[-1])
-        self.assertLess(max(map(len, problems)), 600)
+        self.assertIn("; and of 110 more sensors", problems[0])
+        self.assertLess(max(map(len, problems)), 2000)
         self.assertEqual(self.value(self.counters.daq_left_out), 30 * 200)
 
     def test_a_sensor_left_out_of_a_large_message_is_told_once(self) -> None:
