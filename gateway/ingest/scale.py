@@ -531,7 +531,7 @@ class SerialService(Service):
 
 
 def check_parity(descriptor: int, parity: str) -> None:
-    """Make a serial port turn a byte of wrong parity into NUL, so that its line is rejected.
+    """Make a serial port turn a break, and a byte of wrong parity, into NUL, so that the line is rejected.
 
     :param descriptor: file descriptor of the open port.
     :param parity: parity of the line; with ``N`` there is nothing to check.
@@ -539,6 +539,8 @@ def check_parity(descriptor: int, parity: str) -> None:
     settings = termios.tcgetattr(descriptor)
     # Without INPCK such a byte would arrive as another character; with PARMRK or IGNPAR, marked or left out.
     settings[0] &= ~(termios.INPCK | termios.PARMRK | termios.IGNPAR)
+    # With BRKINT a break would discard the bytes before it that are not read yet; with IGNBRK it would leave no trace.
+    settings[0] &= ~(termios.BRKINT | termios.IGNBRK)
     if parity != "N":
         settings[0] |= termios.INPCK
     termios.tcsetattr(descriptor, termios.TCSANOW, settings)

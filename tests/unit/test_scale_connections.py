@@ -507,6 +507,17 @@ def test_check_parity_lets_the_system_check_where_there_is_one(terminal: tuple[i
 
 
 @pytest.mark.parametrize("parity", ["E", "N"])
+def test_check_parity_lets_a_break_arrive_as_a_byte(terminal: tuple[int, int], parity: str) -> None:
+    _, device = terminal
+    settings = termios.tcgetattr(device)
+    settings[0] |= termios.BRKINT | termios.IGNBRK | termios.ICRNL
+    termios.tcsetattr(device, termios.TCSANOW, settings)
+    check_parity(device, parity)
+    others = termios.tcgetattr(device)[0] & (termios.BRKINT | termios.IGNBRK | termios.ICRNL)
+    assert others == termios.ICRNL
+
+
+@pytest.mark.parametrize("parity", ["E", "N"])
 def test_open_serial_port_has_its_flags_before_its_protocol_is_told(terminal: tuple[int, int], parity: str) -> None:
     pytest.importorskip("serial")
     host, device = terminal
