@@ -112,7 +112,7 @@ class Counters:
         self.daq_samples = Tallies("cynow_daq_samples_total", "Samples of sensors.", registry=registry).labels()
         self.daq_nonfinite = Counter(
             "cynow_daq_nonfinite_samples_total",
-            "Samples that are NaN or infinite: in the raw files, in no mean.",
+            "Samples left out of means: NaN, infinite, or with a sum that exceeds a double. The raw files have them.",
             registry=registry,
         )
         self.daq_dropped = Counter(

@@ -4,7 +4,6 @@ Pure: no clock and no files. The time is handed in with everything, so that samp
 are read back from raw files after a kill go the same way and give the same figures.
 """
 
-import contextlib
 from array import array
 from bisect import bisect_right
 from collections.abc import Mapping
@@ -76,8 +75,10 @@ class Rollup:
         self._modes = modes
         self._sensors: dict[tuple[str, str], _Sensor] = {}
         self._minute: datetime | None = None
-        #: Samples in no mean: not finite, or with a sum that is not.
+        #: Samples left out of means: not finite, or with a sum that exceeds a double.
         self.left_out = 0
+        #: The latter by machine and sensor, until they are logged.
+        self.overflows: dict[tuple[str, str], int] = {}
 
     def add(self, batch: Batch) -> None:
         """Count the samples of a batch into the open periods; :meth:`advance` to its time comes first."""
@@ -176,7 +177,7 @@ class Rollup:
             bucket.minutes = 0 if sensor.in_minute.count else 1
             sensor.in_minute.merge(bucket)
         except OverflowError:
-            self.left_out += len(samples)
+            self._overflow(sensor, len(samples))
 
     def _end(self, sensor: _Sensor, starts: Mapping[str, float], ended: Ended) -> None:
         """End what of a sensor is over when a minute begins.
@@ -209,8 +210,16 @@ class Rollup:
             self._end_hour(sensor, sensor.hour, ended)
         sensor.hour = hour
         # An hour of which a minute is left out, at magnitudes beyond 1e300, is better than none.
-        with contextlib.suppress(OverflowError):
+        try:
             sensor.in_hour.merge(bucket)
+        except OverflowError:
+            self._overflow(sensor, bucket.count)
+
+    def _overflow(self, sensor: _Sensor, count: int) -> None:
+        """Note samples that are left out because their sum exceeds a double."""
+        self.left_out += count
+        key = sensor.machine, sensor.name
+        self.overflows[key] = self.overflows.get(key, 0) + count
 
     def _end_hour(self, sensor: _Sensor, hour: datetime, ended: Ended) -> None:
         for period in _LONGER:

@@ -13,6 +13,7 @@ from twisted.logger import Logger
 from gateway.bus import Bus
 from gateway.clock import WallClock
 from gateway.counters import Counters
+from gateway.logs import LimitedLog
 from gateway.model import Batch, Entry, HourEnd
 from gateway.stats.rollup import Rollup
 
@@ -63,6 +64,7 @@ class Statistics(Service):
         self._journal = journal
         self._store = store
         self._left_out = 0
+        self._warnings = LimitedLog(log, clock, counters)
         #: When the last batch came: all those of one read have one time.
         self._arrival: datetime | None = None
         self._ticking = LoopingCall(self._tick)
@@ -91,6 +93,8 @@ class Statistics(Service):
 
     def _advance(self, now: datetime) -> None:
         ended = self._rollup.advance(now)
+        if self._rollup.left_out != self._left_out:
+            self._say_left_out()
         if not (ended.updates or ended.entries):
             return
         # Whoever hears of a mean, or reads it, must be able to rely on it after a kill.
@@ -108,6 +112,19 @@ class Statistics(Service):
             self._arrival = batch.received_at
             self._advance(batch.received_at)
         self._rollup.add(batch)
-        left_out, self._left_out = self._rollup.left_out - self._left_out, self._rollup.left_out
-        if left_out:
-            self._counters.daq_nonfinite.inc(left_out)
+        if self._rollup.left_out != self._left_out:
+            self._say_left_out()
+
+    def _say_left_out(self) -> None:
+        self._counters.daq_nonfinite.inc(self._rollup.left_out - self._left_out)
+        self._left_out = self._rollup.left_out
+        for (machine, sensor), count in self._rollup.overflows.items():
+            self._warnings.warn(
+                f"overflow {machine} {sensor}",
+                "machine {machine}: {count} samples of sensor {sensor} are left out of its means: their sum exceeds a"
+                " double (1.8e308); the raw file has them",
+                machine=machine,
+                sensor=sensor,
+                count=count,
+            )
+        self._rollup.overflows.clear()

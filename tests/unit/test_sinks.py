@@ -749,6 +749,28 @@ class StatisticsTests(Parts):
         self.assertEqual([(update.sensor, update.mean) for update in self.updates], [("v", 1.0)])
         self.assertEqual(self.counters.daq_nonfinite._value.get(), 3)
 
+    def test_samples_with_a_sum_beyond_a_double_are_counted_and_logged_at_the_end_of_their_minute(self) -> None:
+        lines: list[str] = []
+
+        def observe(event: dict[str, Any]) -> None:
+            lines.append(formatEvent(event))
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        self.bus.publish(self.batch("M", "v", 1e308, 1e308, 0.0))
+        self.reactor.pump([0.25] * 4 * 61)
+        self.assertEqual(self.updates, [])
+        self.assertEqual(self.counters.daq_nonfinite._value.get(), 3)
+        (line,) = lines
+        self.assertIn("machine M: 3 samples of sensor v are left out of its means: their sum exceeds a double", line)
+        # The next minutes each have a mean, but not their hour.
+        for _ in range(2):
+            self.bus.publish(self.batch("M", "w", 1.7e308))
+            self.reactor.pump([0.25] * 4 * 61)
+        self.assertEqual([update.mean for update in self.updates], [1.7e308] * 2)
+        self.assertEqual(self.counters.daq_nonfinite._value.get(), 4)
+        self.assertIn("machine M: 1 samples of sensor w", lines[-1])
+
     def test_the_timer_lives_on_when_its_body_fails(self) -> None:
         self.broken = True
         self.bus.publish(self.batch("M", "v", 1.0))
