@@ -211,7 +211,8 @@ class ScaleApi:
             scale_id=scale_id,
             cylinder_no=order.cylinder_no,
             event_type=order.event_type,
-            gross_kg=reading.weight.quantize(_CENT, ROUND_HALF_UP),
+            # Adding 0 makes a -0.00, of a weight such as -0.004 kg, 0.00.
+            gross_kg=reading.weight.quantize(_CENT, ROUND_HALF_UP) + 0,
             raw_line=reading.raw,
             received_at=reading.received_at,
             committed_at=self._clock.now(),

@@ -79,10 +79,9 @@ _CAS_WEIGHT: Final = _form(
     rf"\ {{1,2}}{_UNIT}"
 )
 
-# An overload has no weight, so its number and unit may be anything.
-_ANY_UNIT: Final = r"(?:[A-Z%][A-Z0-9%/]{0,5}+)?+"
-_OVERLOAD: Final = _form(rf"OL\ *+,\ *+{_HEADER}[+-]?+\ *+[-0-9.,]*+(?:E[+-]?+[0-9]++)?+\ *+[,_]?+\ *+{_ANY_UNIT}")
-_CAS_OVERLOAD: Final = _form(rf"OL,{_CAS_START}[ -~]{{8}}\ {{0,2}}{_ANY_UNIT}")
+# An overload has no weight, so any printable text may follow, or nothing.
+_OVERLOAD: Final = _form(rf"OL(?![!-+\--~])(?:\ *+,\ *+{_HEADER})?+(?:\ *+[!-~]++)*+")
+_CAS_OVERLOAD: Final = _form(rf"OL,{_CAS_START}(?:\ *+[!-~]++)*+")
 
 # The most common form is a subset of _WEIGHT: gross, in kilograms, and too short to exceed the maximum weight. Any
 # other line, the last group, is parsed by parse_line.

@@ -196,6 +196,12 @@ def test_units_become_kilograms(shared_daemon: Daemon) -> None:
     assert shared_daemon.commit()[1]["gross_kg"] == 45.36
 
 
+def test_a_weight_that_rounds_to_zero_has_no_sign(shared_daemon: Daemon) -> None:
+    shared_daemon.weigh(b"ST,-0.004 kg")
+    until(shared_daemon.latest_is(-0.004), "the weight")
+    assert str(shared_daemon.commit()[1]["gross_kg"]) == "0.0"
+
+
 def test_stale_and_too_old_to_commit(tmp_path: Path) -> None:
     with running(tmp_path, scale={"idle_timeout_sec": 0.3, "commit_max_age_sec": 0.6}) as daemon:
 
