@@ -34,12 +34,12 @@ MAX_INSTRUCTIONS: Final = 65_536
 #: Text longer than any name (64 characters of at most 4 bytes, 10 when escaped) is skipped, not kept.
 MAX_TEXT: Final = 1024
 
-#: An opcode, a sign, 1,000 digits, Python 2's ``L`` and the line end.
-_MAX_NUMBER_LINE: Final = 1004
+#: An opcode, a sign, 4,300 digits (Python's own limit), ``L`` and the line end.
+_MAX_NUMBER_LINE: Final = 4304
 
 _DECIMAL: Final = rb"(?:F[-+0-9.eEinfa]{1,32}+|I(?!0[01]\n)[-+]?[0-9]{1,308}+|L[-+]?[0-9]{1,308}+L?)\n"
 # 309 digits may be a double, or beyond any.
-_HUGE: Final = re.compile(rb"[IL]([-+]?[0-9]{309,1000}+)L?\n")
+_HUGE: Final = re.compile(rb"[IL]([-+]?[0-9]{309,4300}+)L?\n")
 _DECIMALS: Final = re.compile(rb"(?:" + _DECIMAL + rb")++")
 # Protocol 0 appends each number on its own.
 _APPENDED: Final = re.compile(rb"(?:" + _DECIMAL + rb"a)++")
@@ -136,7 +136,7 @@ class PickleReader:
         self._memo: dict[int, Value] = {}
         self._instructions = 0
         self._containers = 0
-        #: Bytes of a long text that are still to be skipped; -1: up to the end of the line.
+        #: Bytes of a long text or integer that are still to be skipped; -1: up to the end of the line.
         self._skip = 0
         #: Whether the last number was in decimal text.
         self._in_text = False
@@ -264,6 +264,18 @@ class PickleReader:
         except OverflowError:
             self._push_huge(math.inf)
         return end
+
+    def _long_of_many_bytes(self, data: bytes, pos: int) -> int:
+        """Skip a LONG4, which picklers write for integers of more than 255 bytes only."""
+        start = pos + 5
+        if start > len(data):
+            return pos
+        length = int.from_bytes(data[pos + 1 : start], "little")
+        if not 255 < length <= self._limit:
+            raise WireError(f"an integer of {length} bytes")
+        self._stack.append(HUGE)
+        self._skip = length
+        return start
 
     def _switch(self) -> None:
         """Count a switch between binary and text numbers as an instruction, however the bytes were split."""
@@ -525,6 +537,7 @@ _NUMBERS: Final[dict[int, _Step]] = {
 _INSTRUCTIONS: Final[dict[int, _Step]] = {
     0x80: PickleReader._proto,
     0x95: PickleReader._frame,
+    0x8B: PickleReader._long_of_many_bytes,
     ord("."): PickleReader._stop,
     ord("N"): PickleReader._nothing,
     0x88: PickleReader._boolean,
@@ -569,7 +582,6 @@ _REFUSED: Final = {
     **dict.fromkeys((0x8F, 0x90, 0x91), "a set; send a list"),
     **dict.fromkeys((0x82, 0x83, 0x84, ord("P"), ord("Q"), 0x97, 0x98), "a reference to an object; send plain data"),
     **dict.fromkeys((ord("R"), ord("b"), ord("o"), 0x81, 0x92), "a pickled object; send plain data"),
-    0x8B: "an integer of more than 255 bytes",
     0x00: "an empty frame: a separator without a pickle before it",
     ord("\\"): "an empty frame: a separator without a pickle before it",
 }

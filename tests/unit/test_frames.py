@@ -398,12 +398,16 @@ def test_nesting_deeper_than_any_message_is_refused(deeper: Any, protocol: int) 
 
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize(
-    "number", [2**1024, -(2**1024), 2**1024 - 1, 10**308 * 9], ids=["2^1024", "-2^1024", "2^1024-1", "9e308"]
+    "number",
+    [2**1024, -(2**1024), 2**1024 - 1, 10**308 * 9, 10**1000, -(10**1100), 10**4000],
+    ids=["2^1024", "-2^1024", "2^1024-1", "9e308", "1e1000", "-1e1100", "1e4000"],
 )
 def test_whole_numbers_beyond_a_double_are_no_samples(number: int, protocol: int) -> None:
     # Not an infinity that nobody has measured; and the same in every protocol.
     value = ("DataUpdate", {"s": {"type": "VIB", "data": [1.0, number, 2.0]}})
-    assert outcome([NAME + frame(value, protocol)])[0] == [("name", "M"), DROPPED]
+    stream = NAME + frame(value, protocol) + FAULT
+    expected = [("name", "M"), DROPPED, ("FaultDetect", ["1.5", "1.0"])], "open"
+    assert outcome([stream]) == outcome(bytewise(stream)) == outcome(chunks(stream, 7)) == expected
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -710,6 +714,9 @@ HOSTILE: dict[str, bytes] = {
     "bytes of 256 TiB": b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\x00\x00.\0",
     "bytearray": b"\x80\x05\x96\xff\xff\xff\xff\xff\x00\x00\x00.\0",
     "LONG4": b"\x8b\xff\xff\xff\x7f" + b"\x01" * 1000,
+    "LONG4 of few bytes": b"\x8b\x01\0\0\0\x05.\0",
+    "integers of many digits": update_of(b"](" + (b"L" + b"9" * 4300 + b"L\n") * 1000 + b"e"),
+    "LONG4s": update_of(b"](" + (b"\x8b\0\x01\0\0" + b"\x7f" * 256) * 4000 + b"e"),
     "LONG4 that is whole": b"\x8b" + struct.pack("<i", MEGA) + b"\x7f" * MEGA + b".\0",
     "LONG1s beyond a double": update_of(b"](" + (b"\x8a\xff" + b"\x7f" * 255) * 4000 + b"e"),
     "deep lists": b"]" * MEGA,
@@ -838,7 +845,7 @@ def test_alternating_short_instructions_are_bounded() -> None:
 @pytest.mark.parametrize("opcode", sorted({bytes([code]) for code in range(256)} - set(map(bytes, (b"[", b"{")))))
 def test_an_opcode_that_builds_no_plain_data_is_refused_when_it_is_met(opcode: bytes) -> None:
     # By the tables of CPython's pickletools; what is refused needs no argument to be so.
-    plain = b"\x80\x95.GKMJ\x8aFILN\x88\x89\x8cX\x8dVSUT(]lae)\x85\x86\x87t}dsu\x94pqrghj"
+    plain = b"\x80\x95.GKMJ\x8a\x8bFILN\x88\x89\x8cX\x8dVSUT(]lae)\x85\x86\x87t}dsu\x94pqrghj"
     # What may stand before a frame: blanks, line ends, and the beginning of a byte order mark.
     plain += b" \t\r\n\xef"
     if opcode in plain:
