@@ -38,6 +38,7 @@ from gateway.model import (
     forms_of,
     is_name,
     name_of,
+    name_problem,
     wall_time,
 )
 from gateway.store import tables
@@ -170,6 +171,22 @@ class SqliteStore(Store):
             )
             check = deferToThreadPool(self._reactor, self._check_pool, self._find_damage, path)
             check.addCallbacks(self._checked, lambda failure: log.failure("the check failed", failure))
+        if self._gives_numbers:
+            self._warn_of_unserved()
+
+    def _warn_of_unserved(self) -> None:
+        """Log the files whose machines cannot be served; the old server took names that are not allowed today."""
+        with contextlib.suppress(OSError):
+            for file in sorted(os.listdir(self._directory)):
+                problem = name_problem(file.removesuffix(".db")) if file.endswith(".db") else None
+                if problem is not None:
+                    self._warnings.warn(
+                        "unserved",
+                        "{file!r} in {directory} is not served: not a valid machine name: {problem}; rename the file",
+                        file=file,
+                        directory=self._directory,
+                        problem=problem,
+                    )
 
     def _find_damage(self, path: str) -> str | None:
         """Check the whole file of commits, in a thread of its own; return the damage in words, or ``None``."""

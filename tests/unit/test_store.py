@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults, succeed
-from twisted.logger import capturedLogs
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import TestCase
 
 from gateway.bucket import Bucket
@@ -702,6 +702,18 @@ class SqliteStoreTests(StoreSuite, TestCase):
         store = SqliteStore(reactor, self.clock(), self.counters, str(self.folder))
         store.open()
         return store
+
+    async def test_a_file_of_a_machine_whose_name_is_not_allowed_is_logged_at_the_start(self) -> None:
+        await self.store.close()
+        for name in ("Press(1).db", "Press 2.db", "notes(1).txt"):
+            (self.folder / name).touch()
+        with capturedLogs() as events:
+            self.store = self.open()
+        lines = [formatEvent(event) for event in events]
+        (line,) = [line for line in lines if "not served" in line]
+        self.assertIn("'Press(1).db'", line)
+        self.assertIn("is not served: not a valid machine name: '(' is not allowed; rename the file", line)
+        self.assertEqual(await self.store.machines(), ["Press 2"])
 
     def committed(self) -> list[dict[str, Any]]:
         with sqlite3.connect(self.folder / "cynow-gateway.sqlite3") as connection:
