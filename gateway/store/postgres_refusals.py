@@ -19,6 +19,10 @@ _OF_THE_SERVER: Final = frozenset(
     {"08", "0B", "25", "28", "2D", "3D", "3F", "40", "42", "53", "54", "55", "57", "58", "F0", "XX"}
 )
 
+#: Prefixes of SQLSTATEs of a server that is going away, or too busy, and will take the same again: lost connections,
+#: deadlocks, shutdown and start.
+_PASSING: Final = ("08", "40", "57P")
+
 _SEVERITY: Final = re.compile(r"(?:failed: |^)[^\s:]+:  (.+)")
 
 #: The object that a right is missing on, as a server names it in English and in Korean.
@@ -71,6 +75,13 @@ def _breaks_policy(error: psycopg2.Error) -> bool:
     return bool(error.pgcode == "42501" and error.diag.source_function == _POLICY)
 
 
+def _is_of_a_function(error: psycopg2.Error) -> bool:
+    """Return whether a trigger or a function of the database raised the error, or lacks a right or an object."""
+    if error.pgcode is None or _breaks_policy(error):
+        return False
+    return is_raised(error) or bool(error.diag.context and error.pgcode[:2] in {"3F", "42"})
+
+
 def error_text(error: BaseException) -> str:
     """Return the text of an error on one line, without any value of a row."""
     if isinstance(error, psycopg2.Error) and error.pgcode:
@@ -99,11 +110,14 @@ def explain(error: BaseException, parameters: Mapping[str, str]) -> Explanation:
     user = parameters.get("user") or os.environ.get("PGUSER") or _system_user()
     database = parameters.get("dbname") or os.environ.get("PGDATABASE") or user
     code = "sequence" if _is_number_taken(error) else error.pgcode or _code_of(text)
+    if _is_of_a_function(error):
+        # Whatever SQLSTATE it has: a right or a table that is missing there is not one of the gateway's.
+        code = "function"
     advice = _advice(code, text, database, user)
     if advice is None:
         # A server's message before there is a session has a severity, in any language.
-        said = _SEVERITY.search(str(error)) if error.pgcode is None else None
-        return Explanation(said is not None and not code.startswith("57P"), text)
+        is_said = bool(error.pgcode or _SEVERITY.search(str(error)))
+        return Explanation(is_said and not code.startswith(_PASSING), text)
     return Explanation(True, f"{text if error.pgcode else _said(str(error))}; {advice}")
 
 
@@ -143,7 +157,19 @@ _REMEDIES: Final = {
     "42P01": "it was dropped, renamed, or is not in the role's search_path: restore it",
     "42703": "a column was dropped or renamed: restore it",
     "53100": "the server's disk is full: make room there",
+    "function": (
+        "find it: SELECT evtname FROM pg_event_trigger; SELECT tgrelid::regclass, tgname FROM pg_trigger WHERE NOT"
+        " tgisinternal;"
+    ),
     "53300": "raise max_connections, or end other sessions",
+    "role limit": "end other sessions of that role, or raise its limit: ALTER ROLE {role} CONNECTION LIMIT -1;",
+    "database limit": "end other sessions there, or raise its limit: ALTER DATABASE {base} CONNECTION LIMIT -1;",
+    "closed": "open it: ALTER DATABASE {base} ALLOW_CONNECTIONS true;",
+    "3F000": (
+        "GRANT USAGE, CREATE ON SCHEMA public TO {role}; or set search_path to a schema that exists: ALTER ROLE {role}"
+        " IN DATABASE {base} SET search_path = public;"
+    ),
+    "42809": "a view or another object has the name of one of the gateway's tables: rename or drop it",
     "55P03": "another session has locked the table: find it with SELECT * FROM pg_locks WHERE NOT granted;",
     "57014": "the statement took too long: look for locks and slow triggers with SELECT * FROM pg_stat_activity;",
     "option": "correct database.url",
@@ -177,6 +203,9 @@ _WORDS: Final = (
     (re.compile(r"no pg_hba\.conf entry|pg_hba\.conf rejects|pg_hba\.conf 파일"), "hba"),
     (re.compile(r"authentication failed|no password supplied|인증을 실패했습니다"), "28P01"),
     (re.compile(r"permission denied|(액세스|접근) 권한 없음"), "42501"),
+    (re.compile(r"too many connections for role|롤의 최대 동시 접속수를 초과"), "role limit"),
+    (re.compile(r"too many connections for database|데이터베이스 최대 접속수를 초과"), "database limit"),
+    (re.compile(r"is not currently accepting connections|데이터베이스는 현재 접속을 허용하지"), "closed"),
     (
         re.compile(
             r"too many clients|remaining connection slots|too many connections|접속자? ?수를 초과|남은 연결 슬롯"

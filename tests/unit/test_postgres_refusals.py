@@ -6,6 +6,7 @@ from datetime import UTC
 from typing import Any
 
 import psycopg2
+import psycopg2.errors
 from twisted.internet import reactor
 from twisted.internet.defer import DeferredList, gatherResults
 from twisted.internet.task import deferLater
@@ -116,6 +117,77 @@ class ConnectionTests(RefusalCase):
         store = self.opened(self.server.url_of("postgres", "few"))
         await self.said(store, "PostgreSQL refuses", "too many connections")
         self.server.sql("ALTER ROLE few CONNECTION LIMIT 20")
+        await self.heals(store)
+
+    async def test_role_with_too_few_connections(self) -> None:
+        self.server.sql("CREATE ROLE few LOGIN CONNECTION LIMIT 1; GRANT ALL ON SCHEMA public TO few")
+        self.drop("DROP OWNED BY few; DROP ROLE few")
+        text = await self.said(self.opened(self.server.url_of("postgres", "few")), "PostgreSQL refuses", "connections")
+        self.assertTrue(text.endswith('raise its limit: ALTER ROLE "few" CONNECTION LIMIT -1;'), text)
+
+    async def test_database_with_too_few_connections(self) -> None:
+        self.server.sql("CREATE ROLE guest LOGIN")
+        self.drop("DROP ROLE guest")
+        self.server.sql("CREATE DATABASE small OWNER guest CONNECTION LIMIT 0")
+        self.drop("DROP DATABASE small WITH (FORCE)")
+        store = self.opened(self.server.url_of("small", "guest"))
+        text = await self.said(store, "PostgreSQL refuses", "too many connections")
+        statement = text.rpartition("raise its limit: ")[2]
+        self.assertEqual(statement, 'ALTER DATABASE "small" CONNECTION LIMIT -1;')
+        self.server.sql(statement)
+        await self.heals(store)
+
+    async def test_database_that_accepts_no_connections(self) -> None:
+        self.server.sql("CREATE DATABASE shut ALLOW_CONNECTIONS false")
+        self.drop("DROP DATABASE shut WITH (FORCE)")
+        store = self.opened(self.server.url_of("shut"))
+        text = await self.said(store, "PostgreSQL refuses", "not currently accepting connections")
+        statement = text.rpartition("; open it: ")[2]
+        self.assertEqual(statement, 'ALTER DATABASE "shut" ALLOW_CONNECTIONS true;')
+        self.server.sql(statement)
+        await self.heals(store)
+
+    async def test_schema_that_the_role_may_not_use(self) -> None:
+        self.server.sql("REVOKE ALL ON SCHEMA public FROM PUBLIC; CREATE ROLE newcomer LOGIN")
+        self.drop("DROP OWNED BY newcomer; DROP ROLE newcomer")
+        store = self.opened(self.server.url_of("postgres", "newcomer"))
+        text = await self.said(store, "PostgreSQL refuses", "no schema has been selected", "(3F000)")
+        statement = text.split("; ")[1]
+        self.assertEqual(statement, 'GRANT USAGE, CREATE ON SCHEMA public TO "newcomer"')
+        self.server.sql(statement)
+        await self.heals(store)
+
+    async def test_search_path_without_a_schema(self) -> None:
+        self.drop("ALTER DATABASE postgres RESET search_path", "ALTER ROLE cynow IN DATABASE postgres RESET ALL")
+        self.server.sql("ALTER DATABASE postgres SET search_path = nope")
+        store = self.opened()
+        text = await self.said(store, "PostgreSQL refuses", "no schema has been selected", "(3F000)")
+        statement = text.rpartition("that exists: ")[2]
+        self.assertEqual(statement, 'ALTER ROLE "cynow" IN DATABASE "postgres" SET search_path = public;')
+        self.server.sql(statement)
+        await self.heals(store)
+
+    async def test_event_trigger_that_forbids_tables(self) -> None:
+        self.drop("DROP EVENT TRIGGER IF EXISTS plant")
+        for code in ("P0001", "42501"):
+            self.server.empty()
+            self.server.sql(
+                "CREATE FUNCTION no_ddl() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN "
+                f"RAISE EXCEPTION '{SECRET}' USING ERRCODE = '{code}'; END $$"
+            )
+            self.server.sql("CREATE EVENT TRIGGER plant ON ddl_command_start EXECUTE FUNCTION no_ddl()")
+            store = self.opened()
+            text = await self.said(store, "PostgreSQL refuses", f"({code}); find it: SELECT evtname FROM pg_event_trig")
+            self.assertNotIn(SECRET, text)
+            self.assertNotIn("GRANT", text)
+            self.server.sql("DROP EVENT TRIGGER plant")
+            await self.heals(store)
+
+    async def test_view_in_the_place_of_a_table(self) -> None:
+        self.server.sql("CREATE VIEW cynow_mean AS SELECT 1 AS id")
+        store = self.opened()
+        await self.said(store, "PostgreSQL refuses", "cynow_mean", "(42809)", "rename or drop it")
+        self.server.sql("ALTER VIEW cynow_mean RENAME TO plant_mean")
         await self.heals(store)
 
     async def test_database_in_another_encoding(self) -> None:
@@ -375,3 +447,30 @@ def test_explanation_never_repeats_more_than_names() -> None:
     assert not refuses
     starting = psycopg2.OperationalError("failed: FATAL:  the database system is starting up")
     assert not explain(starting, {}).refuses
+
+
+def test_explanation_of_limits_in_korean_names_what_is_limited() -> None:
+    parameters = {"dbname": "d", "user": "u"}
+    for said, statement in (
+        ('"u" 롤의 최대 동시 접속수를 초과했습니다', 'ALTER ROLE "u" CONNECTION LIMIT'),
+        ('"d" 데이터베이스 최대 접속수를 초과했습니다', 'ALTER DATABASE "d" CONNECTION LIMIT'),
+        ('"d" 데이터베이스는 현재 접속을 허용하지 않습니다', 'ALTER DATABASE "d" ALLOW_CONNECTIONS'),
+        ("최대 동시 접속자 수를 초과했습니다.", "raise max_connections"),
+    ):
+        refuses, text = explain(psycopg2.OperationalError(f"failed: 치명적오류:  {said}"), parameters)
+        assert refuses
+        assert statement in text
+
+
+def test_explanation_of_what_passes_is_away() -> None:
+    for code in ("57P01", "57P03", "08006", "40P01"):
+        assert not explain(_error(code), {}).refuses, code
+    for code in ("42883", "58030", "53100", "53300", "XX000"):
+        assert explain(_error(code), {}).refuses, code
+
+
+def _error(code: str) -> psycopg2.Error:
+    error = psycopg2.errors.lookup(code)("said by the server")
+    # So the driver sets the code of an error of the server.
+    error.__setstate__({"pgcode": code})
+    return error
