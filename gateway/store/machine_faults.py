@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from gateway.store.reading import Content, content_of
+from gateway.store.sqlite_errors import primary
 
 #: Maximum machines that are named; the others are counted.
 _NAMED: Final = 20
@@ -72,7 +73,9 @@ class MachineFaults:
         # Usually there is no fault, and a dict can be read without the lock.
         if machine in self._faults:
             with self._lock:
-                if not self._faults[machine].stays:
+                # A check in another thread may have removed it meanwhile.
+                fault = self._faults.get(machine)
+                if fault is not None and not fault.stays:
                     del self._faults[machine]
 
     @property
@@ -94,8 +97,13 @@ class MachineFaults:
             state = content_of(path), content_of(f"{path}-wal")
             if state == fault.seen:
                 continue
+            try:
+                is_sound = _is_sound(path)
+            except sqlite3.Error:
+                # The lock may end without a change of the file, so the next check must look again.
+                continue
             fault.seen = state
-            if _is_sound(path):
+            if is_sound:
                 with self._lock:
                     self._faults.pop(machine, None)
                 over.append((machine, fault.lost))
@@ -114,12 +122,17 @@ def _line(machine: str, fault: _Fault) -> str:
 
 
 def _is_sound(path: str) -> bool:
-    """Return whether a database is whole or missing; a missing one is created again."""
+    """Return whether a database is whole or missing; a missing one is created again.
+
+    :raises sqlite3.Error: another program has locked it.
+    """
     if not os.path.exists(path):
         return os.path.isdir(os.path.dirname(path))
     try:
         uri = Path(path).absolute().as_uri() + "?mode=ro"
         with closing(sqlite3.connect(uri, uri=True, timeout=0.5)) as connection:
             return bool(connection.execute("PRAGMA integrity_check(1)").fetchone() == ("ok",))
-    except sqlite3.Error:
+    except sqlite3.Error as error:
+        if primary(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise
         return False

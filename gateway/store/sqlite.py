@@ -336,10 +336,11 @@ class SqliteStore(Store):
 
     def _look(self) -> None:
         looking = deferToThreadPool(self._reactor, self._check_pool, self._faults.look, self._machine_path)
-        looking.addCallbacks(self._looked, lambda failure: log.failure("looking at machines' files failed", failure))
+        told = looking.addCallback(self._looked)
+        told.addErrback(lambda failure: log.failure("looking at machines' files failed", failure))
+        told.addCallback(self._look_again)
 
     def _looked(self, over: list[tuple[str, int]]) -> None:
-        self._look_call = None
         for machine, lost in over:
             log.info(
                 "{machine}.db is sound again; {count} entries were lost: python -m gateway.recompute makes statistics"
@@ -347,6 +348,9 @@ class SqliteStore(Store):
                 machine=machine,
                 count=lost,
             )
+
+    def _look_again(self, _: None) -> None:
+        self._look_call = None
         if self._faults.any_stay:
             self._look_later()
 

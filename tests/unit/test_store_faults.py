@@ -30,6 +30,7 @@ from gateway.store.interface import (
     RejectedByDatabase,
     StoreUnavailable,
 )
+from gateway.store.machine_faults import MachineFaults
 from gateway.store.note import Note, read_note, write_note
 from gateway.store.spool import SPOOL_FILE, Spool
 from gateway.store.sqlite import SqliteStore
@@ -790,6 +791,24 @@ class MachineFileTests(StoreCase):
             for path in self.folder.glob("[MN].*"):
                 path.unlink()
 
+    async def test_problem_of_a_machine_ends_after_a_check_that_failed(self) -> None:
+        store = await self.damage("anomaly")
+        look, checks = store._faults.look, []
+
+        def failing(path_of: Any) -> Any:
+            checks.append(path_of)
+            if len(checks) < 3:
+                raise RuntimeError("the check")
+            return look(path_of)
+
+        self.patch(store._faults, "look", failing)
+        self.assertEqual(await store.write([fault("M", 2)]), [])
+        await until(lambda: len(checks) > 3, "checks go on")
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 2)
+        self.assertTrue(store.problems)
+        (self.folder / "M.db").unlink()
+        await until(lambda: not store.problems, "no problem")
+
     async def test_a_file_that_is_no_database_is_said(self) -> None:
         (self.folder / "M.db").write_bytes(b"something else" * 1000)
         store = self.open()
@@ -845,6 +864,37 @@ class MachineFileTests(StoreCase):
         with self.assertRaises(StoreUnavailable):
             await store.means("hour", "M", DAY, DAY)
         self.assertIn("M.db", store.problems[0])
+
+
+class MachineFaultsTests(SynchronousTestCase):
+    """Faults of machines that another thread, or another program, has to do with."""
+
+    def setUp(self) -> None:
+        self.path = str(new_folder(self, "faults") / "M.db")
+        self.faults = MachineFaults()
+
+    def test_wrote_while_a_check_removes_the_fault_is_no_error(self) -> None:
+        class Lock:
+            def __enter__(lock) -> None:
+                self.faults._faults.clear()
+
+            def __exit__(lock, *_: object) -> None:
+                pass
+
+        self.faults.waits("M", "locked")
+        self.patch(self.faults, "_lock", Lock())
+        self.faults.wrote("M")
+        self.assertEqual(self.faults._faults, {})
+
+    def test_look_at_a_locked_file_is_repeated_when_it_is_free(self) -> None:
+        self.faults.damaged("M", "the file is damaged", "read", 3)
+        with contextlib.closing(sqlite3.connect(self.path, isolation_level=None)) as other:
+            other.execute("CREATE TABLE anomaly (id INTEGER)")
+            other.execute("BEGIN EXCLUSIVE")
+            self.assertEqual(self.faults.look(lambda _: self.path), [])
+            other.execute("ROLLBACK")
+        self.assertEqual(self.faults.look(lambda _: self.path), [("M", 3)])
+        self.assertEqual(self.faults.problems, [])
 
 
 class SpoolFileTests(StoreCase):
