@@ -52,6 +52,9 @@ _EMPTY: Final = re.compile(rb"(?:time,data)?\r*+\n")
 #: Numbers of bytes before a position to search for the last sample line, in turn; then the whole file is searched.
 _BACK: Final = (_LONGEST, 64 * 1024, 1024 * 1024)
 
+#: Bytes of a page, in which the system writes files to the disk.
+_PAGE: Final = 4096
+
 #: Takes a piece of a file that does not consist of sample lines: its offset in the (decompressed) file, in bytes, and
 #: its content: whole lines, a piece of a line that is too long, or a last line without an end.
 Damaged: TypeAlias = Callable[[int, bytes], object]
@@ -353,15 +356,20 @@ def is_line(line: bytes) -> bool:
 
 
 def nul_before(file: io.BufferedIOBase, position: int) -> int | None:
-    """Find NUL bytes in the last MiB before a position; return the start of a line before them, or ``None``.
+    """Find NUL bytes shortly before a position; return the start of a line before the first of them, or ``None``.
 
-    Pages that a power cut kept from the disk read as NUL bytes.
+    Pages that a power cut kept from the disk read as NUL bytes. The last MiB is searched only if its end has some.
     """
-    begin = max(0, position - _BACK[-1])
-    file.seek(begin)
-    content = file.read(position - begin)
-    first = content.find(b"\0")
-    return None if first < 0 else begin + content.rfind(b"\n", 0, first) + 1
+    # The system writes the pages of a file in order, so what a power cut lost reaches to the file's end then. The last
+    # page may have been written again with lines that came later, so the page before it is read too.
+    end_pages = (position - 1) // _PAGE * _PAGE - _PAGE
+    for begin in (max(0, end_pages), max(0, position - _BACK[-1])):
+        file.seek(begin)
+        content = file.read(position - begin)
+        first = content.find(b"\0")
+        if first < 0:
+            return None
+    return begin + content.rfind(b"\n", 0, first) + 1
 
 
 class LineClock:

@@ -203,6 +203,34 @@ def test_the_last_time_is_found_before_nul(size: int) -> None:
     assert files.last_clock(io.BytesIO(bytes(size)), size) is None
 
 
+class CountingFile(io.BytesIO):
+    count = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        content = super().read(size)
+        self.count += len(content)
+        return content
+
+
+def test_nul_before_of_a_sound_file_reads_its_end_only() -> None:
+    content = HEADER + b"10:00:00,1.5\n" * 200_000
+    for position in (0, 1, 4096, 4097, 8192, 1_000_000, len(content)):
+        file = CountingFile(content)
+        assert files.nul_before(file, position) is None
+        assert file.count <= 2 * 4096
+
+
+def test_nul_before_finds_all_of_the_last_mib_if_the_end_has_some() -> None:
+    content = HEADER + b"10:00:00,1.5\n" * 200_000
+    position = content.index(b"\n", 2**21 + 5) + 1
+    for begins in ([position - 1], [position - 4096], [position - 500_000, position - 4096]):
+        damaged = bytearray(content)
+        for begin in begins:
+            damaged[begin : begin + 1] = b"\0"
+        # The page with the position is whole, or has lines again.
+        assert files.nul_before(io.BytesIO(damaged), position) == content.rindex(b"\n", 0, begins[0]) + 1
+
+
 # -- what is said
 
 
