@@ -5,6 +5,8 @@ import fcntl
 import os
 import stat
 
+from gateway.access import may_access
+
 #: The file that the old monitoring server locks in its working directory while it runs.
 OLD_LOCK = "monitoring.lock"
 
@@ -24,7 +26,7 @@ class DirectoryLock:
 
     def __init__(self, path: str) -> None:
         os.makedirs(path, exist_ok=True)
-        if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        if not may_access(path, os.R_OK | os.W_OK | os.X_OK):
             raise PermissionError(13, "no right to write there", path)
         self._file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

@@ -24,6 +24,7 @@ from twisted.logger import (
 from twisted.python.logfile import DailyLogFile
 from zope.interface import implementer
 
+from gateway.access import may_access
 from gateway.clock import WallClock
 from gateway.counters import Counters
 
@@ -123,7 +124,7 @@ class LogOutput:
         if self._directory is None or self._file is not None:
             return
         os.makedirs(self._directory, exist_ok=True)
-        if not os.access(self._directory, os.W_OK | os.X_OK):
+        if not may_access(self._directory, os.W_OK | os.X_OK):
             # A writable file alone would work until midnight, and could then not roll over.
             raise PermissionError(13, "no right to write there", self._directory)
         self._file = MidnightLogFile(self._directory, self._clock, self._keep_days)

@@ -195,6 +195,7 @@ def _gateway(options: Options, reactor: Any) -> IService:
     from twisted.logger import Logger
     from twisted.web.resource import IResource
 
+    from gateway.access import may_access
     from gateway.bus import Bus
     from gateway.clock import WallClock, zone_named
     from gateway.config import tcp_endpoint
@@ -441,7 +442,7 @@ def _gateway(options: Options, reactor: Any) -> IService:
             store.open()
         except StoreUnavailable as error:
             for path in sorted(glob.glob(os.path.join(glob.escape(database_path), "*.sqlite3*"))):
-                if not os.access(path, os.R_OK | os.W_OK):
+                if not may_access(path, os.R_OK | os.W_OK):
                     denied = PermissionError(errno.EACCES, "Permission denied", path)
                     raise StartError(f"database.path: {_not_usable(denied, path)}") from error
             key = "path" if database.url is None or isinstance(error, DirectoryUnusable) else "url"

@@ -6,6 +6,8 @@ import sqlite3
 import tempfile
 from typing import Final
 
+from gateway.access import may_access
+
 #: Primary result codes of errors that may pass: a lock, a full disk, a missing right, a changed schema.
 _PASSING: Final = frozenset(
     {
@@ -91,7 +93,7 @@ def _disk_reason(path: str, directory: str) -> str | None:
     if os.path.isdir(path):
         return f"{path}: a directory is in the place of the file; move it away"
     for each in (path, f"{path}-wal", f"{path}-shm"):
-        if os.path.exists(each) and not os.access(each, os.R_OK | os.W_OK) and not _is_read_only(directory):
+        if os.path.exists(each) and not may_access(each, os.R_OK | os.W_OK) and not _is_read_only(directory):
             return f"{each}: no right to read and write it; give the file to the user of the gateway"
     try:
         with tempfile.TemporaryFile(dir=directory, buffering=0) as file:

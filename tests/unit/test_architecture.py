@@ -79,6 +79,10 @@ def test_web_and_recovery_know_stores_by_their_interface_only() -> None:
             assert stores <= {"gateway.store.interface"}, module
 
 
+def test_rights_are_asked_of_the_user_that_the_process_acts_as() -> None:
+    assert [module for module, path in MODULES.items() if "os.access(" in path.read_text("utf-8")] == ["gateway.access"]
+
+
 def test_the_parsers_know_no_clock_and_no_file() -> None:
     for module, path in MODULES.items():
         if module.startswith("gateway.wire"):
