@@ -21,6 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from gateway.hosts import host_problem
 from gateway.model import is_name
 from gateway.origins import normal_host, normal_origin
 
@@ -89,12 +90,21 @@ def _origin(value: str) -> str:
         return value
 
 
+def _listening_host(value: str) -> str:
+    if problem := host_problem(value):
+        raise PydanticCustomError("host", "{problem}", {"problem": problem})
+    return value
+
+
 def _host(value: str) -> str:
     try:
         return normal_host(value)
     except ValueError as error:
         message = "{reason}; write it without scheme and port, such as plant.example"
         raise PydanticCustomError("host", message, {"reason": str(error)}) from error
+
+
+ListeningHost = Annotated[str, AfterValidator(_listening_host)]
 
 
 class _Section(BaseModel):
@@ -104,7 +114,7 @@ class _Section(BaseModel):
 class Server(_Section):
     """Where the gateway listens for HTTP and for DAQ programs."""
 
-    host: str = "127.0.0.1"
+    host: ListeningHost = "127.0.0.1"
     port: Port = 8080
     tcp_port: Port = 8082
     cors_origins: Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_as_list)] = ()
@@ -116,7 +126,7 @@ class Server(_Section):
 class Scale(_Section):
     """The one scale of a small plant, and what holds for every scale that does not say otherwise."""
 
-    host: str | None = None
+    host: ListeningHost | None = None
     port: Port = 4001
     id: Annotated[str, AfterValidator(_scale_id)] = "default"
     idle_timeout_sec: Seconds = 10.0

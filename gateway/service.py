@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import socket
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Sequence
@@ -68,11 +69,17 @@ class Closable(Protocol):
 
 
 class Listener:
-    """One endpoint and the factory that listens there."""
+    """One endpoint and the factory that listens there.
 
-    def __init__(self, what: str, endpoint: IStreamServerEndpoint, factory: IProtocolFactory) -> None:
-        #: Configuration key, for log lines.
+    :param what: configuration key, for log lines.
+    :param host_key: key of the host, if that has a key of its own.
+    """
+
+    def __init__(
+        self, what: str, endpoint: IStreamServerEndpoint, factory: IProtocolFactory, host_key: str | None = None
+    ) -> None:
         self.key = what
+        self._host_key = host_key or what
         self._endpoint = endpoint
         self._factory = factory
         self._port: IListeningPort | SharedPort | None = None
@@ -107,7 +114,11 @@ class Listener:
         failures: list[Failure] = []
         self._endpoint.listen(self._factory).addCallbacks(self._listening, failures.append)
         if failures:
-            raise StartError(f"{self.key}: {_cannot_listen(failures[0].value)}")
+            error = failures[0].value
+            cause = error.socketError if isinstance(error, CannotListenError) else None
+            # The port is not to blame for a name that does not resolve.
+            key = self._host_key if isinstance(cause, socket.gaierror) else self.key
+            raise StartError(f"{key}: {_cannot_listen(error)}")
 
     def _listening(self, port: IListeningPort | SharedPort) -> None:
         self._port = port
@@ -143,7 +154,15 @@ class Listener:
 def _cannot_listen(error: BaseException | None) -> str:
     if isinstance(error, CannotListenError):
         reason = getattr(error.socketError, "strerror", None) or str(error.socketError)
-        return f"cannot listen on {error.interface or '*'}:{error.port}: {reason}"
+        # The port of a socket in the file system is its path.
+        where = f"{error.interface or '*'}:{error.port}" if isinstance(error.port, int) else error.port
+        return f"cannot listen on {where}: {reason}"
+    if isinstance(error, FileNotFoundError):
+        # Twisted makes a symbolic link, its lock, beside a socket in the file system.
+        folder = os.path.dirname(os.fsdecode(error.filename2 or error.filename or ""))
+        return f"cannot listen: the folder {folder} does not exist; create it"
+    if isinstance(error, OSError):
+        return f"cannot listen on {os.fsdecode(error.filename2 or error.filename or '')}: {error.strerror}"
     return f"cannot listen: {error}"
 
 

@@ -121,21 +121,22 @@ def line_problem(kind: str, text: str) -> str:
         from gateway.store.target import url_problem
 
         return url_problem(text)
-    from twisted.internet.endpoints import clientFromString, serverFromString
-    from twisted.internet.testing import MemoryReactorClock
-
-    try:
-        if kind == "listen":
-            serverFromString(MemoryReactorClock(), text)
-        elif kind == "connect":
-            clientFromString(MemoryReactorClock(), text)
-        else:
+    if kind == "serial":
+        try:
             import serial  # noqa: F401 - whether it is there
-    except ImportError:
-        return "serial lines need pyserial: pip install 'cynow-gateway[serial]'"
-    except Exception as error:  # each kind of endpoint has errors of its own
-        return f"no endpoint: {error}"
-    return ""
+        except ImportError:
+            return "serial lines need pyserial: pip install 'cynow-gateway[serial]'"
+        return ""
+    from gateway.endpoints import endpoint_problem
+    from gateway.hosts import host_problem
+
+    problem = endpoint_problem(kind, text)
+    address = None if problem else tcp_address(kind, text)
+    if address is None:
+        return problem
+    if kind == "connect" and not address[0]:
+        return "not a valid endpoint: it lacks the host; expected tcp:HOST:PORT"
+    return host_problem(address[0])
 
 
 def tcp_address(kind: str, text: str) -> tuple[str, int] | None:
@@ -397,12 +398,12 @@ def _gateway(options: Options, reactor: Any) -> IService:
     server = settings.server
     ports: Any = Sharing(reactor) if server.share_ports else reactor
     listeners = [
-        Listener("server.port", serverFromString(ports, tcp_endpoint(server.host, server.port)), site),
-        Listener("server.tcp_port", serverFromString(ports, tcp_endpoint(server.host, server.tcp_port)), daq),
+        Listener(key, serverFromString(ports, tcp_endpoint(server.host, port)), factory, "server.host")
+        for key, port, factory in (("server.port", server.port, site), ("server.tcp_port", server.tcp_port, daq))
     ]
     if server.own_port is not None:
         own = serverFromString(reactor, tcp_endpoint(server.host, server.own_port))
-        listeners.append(Listener("server.own_port", own, site))
+        listeners.append(Listener("server.own_port", own, site, "server.host"))
     scale_factories = []
     scale_listeners: list[Listener] = []
     for scale_id, line in lines.items():
@@ -410,7 +411,8 @@ def _gateway(options: Options, reactor: Any) -> IService:
         scale_factories.append(factory)
         if line.listen is not None:
             key = f"scales.{scale_id}" if settings.scales else "scale.port"
-            scale_listeners.append(Listener(key, serverFromString(ports, line.listen), factory))
+            host_key = None if settings.scales else "server.host" if settings.scale.host is None else "scale.host"
+            scale_listeners.append(Listener(key, serverFromString(ports, line.listen), factory, host_key))
         elif line.connect is not None:
             endpoint = clientFromString(reactor, line.connect)
             parts.append(dialled(endpoint, factory, reactor, shown_address(line.connect)))

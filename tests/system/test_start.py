@@ -78,6 +78,11 @@ def test_an_endpoint_that_is_none(tmp_path: Path) -> None:
     ]
 
 
+def test_an_endpoint_in_a_folder_that_does_not_exist(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, scales={"a": {"listen": f"unix:{tmp_path}/missing/x"}})
+    assert f"scales.a: cannot listen: the folder {tmp_path}/missing does not exist; create it" in refused(daemon)
+
+
 def test_check_starts_nothing(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path)
     with socket.create_server(("127.0.0.1", daemon.port)):

@@ -1,0 +1,71 @@
+"""Problems of Twisted's endpoint texts in plain words: Twisted's own errors are those of its functions' parameters."""
+
+import re
+from typing import Final
+
+from twisted.internet.endpoints import clientFromString, serverFromString
+from twisted.internet.testing import MemoryReactorClock
+
+#: The forms of endpoints, by kind of line and kind of endpoint; the first of a kind of line stands for the others.
+_FORMS: Final = {
+    ("listen", "tcp"): "tcp:PORT or tcp:PORT:interface=ADDRESS",
+    ("listen", "tcp6"): "tcp6:PORT or tcp6:PORT:interface=ADDRESS",
+    ("listen", "ssl"): "ssl:PORT:privateKey=FILE:certKey=FILE",
+    ("listen", "unix"): "unix:PATH",
+    ("listen", "systemd"): "systemd:domain=INET:index=NUMBER",
+    ("connect", "tcp"): "tcp:HOST:PORT",
+    ("connect", "ssl"): "ssl:HOST:PORT",
+    ("connect", "tls"): "tls:HOST:PORT",
+    ("connect", "unix"): "unix:PATH",
+}
+
+_LACKING: Final = re.compile(r"missing \d+ required .*?arguments?: (.+)")
+_UNKNOWN: Final = re.compile(r"unexpected keyword argument '(\w+)'")
+_NOT_A_NUMBER: Final = re.compile(r"invalid literal for int\(\) with base (\d+): '(.*)'", re.DOTALL)
+
+
+def endpoint_problem(kind: str, text: str) -> str:
+    """Return why a text is not a valid endpoint; an empty string if it is.
+
+    :param kind: ``listen`` or ``connect``.
+    """
+    scheme = text.partition(":")[0].lower()
+    try:
+        # Nothing is opened: this reactor only records the requests.
+        if kind == "listen":
+            serverFromString(MemoryReactorClock(), text)
+        else:
+            clientFromString(MemoryReactorClock(), text)
+    except (ImportError, NameError) as error:
+        # Twisted leaves out names of TLS if the packages are missing.
+        if scheme in {"ssl", "tls"}:
+            return f"{scheme}: needs packages that are not installed: pip install 'twisted[tls]'"
+        return f"not a valid endpoint: {error}"
+    except Exception as error:  # each kind of endpoint has errors of its own
+        form = _FORMS.get((kind, scheme)) or _FORMS[kind, "tcp"]
+        return f"not a valid endpoint: {_reason(error, scheme)}; expected {form}"
+    if scheme == "unix" and not text.partition(":")[2]:
+        return f"not a valid endpoint: it lacks the path; expected {_FORMS[kind, scheme]}"
+    return ""
+
+
+def _reason(error: Exception, scheme: str) -> str:
+    text = str(error)
+    if (found := _LACKING.search(text)) is not None:
+        names = ["path" if name == "address" else name for name in re.findall(r"'(\w+)'", found[1])]
+        return f"it lacks the {' and the '.join(names)}"
+    if (found := _UNKNOWN.search(text)) is not None:
+        return f"unknown option {found[1]}"
+    if (found := _NOT_A_NUMBER.search(text)) is not None:
+        number = "an octal number" if found[1] == "8" else "a number"
+        return f"{found[2]!r} is not {number}" if found[2] else f"{number} is missing"
+    if text.startswith("Unknown endpoint type"):
+        return f"unknown kind of endpoint {scheme!r}"
+    if isinstance(error, LookupError) and scheme == "systemd":
+        return "systemd has passed no such socket to this process"
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, RuntimeError):
+        # Twisted's parser looks for the character behind a backslash.
+        return "a backslash at its end"
+    return text
