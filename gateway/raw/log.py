@@ -117,7 +117,6 @@ class RawLog(Service):
     :param directory: ``data.path``; it exists.
     :param is_known: function that returns whether the type of a machine's sensor is stored, as files do not hold it.
     :param damage: log for damaged files.
-    :ivar problem: why files cannot be written; ``None`` if they can.
     """
 
     name = "rawlog"
@@ -131,7 +130,6 @@ class RawLog(Service):
         is_known: Callable[[str, str], bool],
         damage: DamageLog,
     ) -> None:
-        self.problem: str | None = None
         self._reactor = reactor
         self._directory = directory
         self._is_known = is_known
@@ -140,8 +138,8 @@ class RawLog(Service):
         self._damage = damage
         #: By path: what waits, the oldest first.
         self._waiting: dict[str, Lines] = {}
-        #: Of these, what could not be written.
-        self._failing: set[str] = set()
+        #: Of these, what could not be written, and why.
+        self._failing: dict[str, str] = {}
         #: When the last batch came, how lines of that second begin, and the day's files by machine and sensor.
         self._arrival: datetime | None = None
         self._prefix = b""
@@ -169,6 +167,13 @@ class RawLog(Service):
         self.flush()
         for path in list(self._files):
             self._close(path)
+
+    @property
+    def problem(self) -> str | None:
+        """Return a file that cannot be written, and why, and the number of others; ``None`` if all can."""
+        problem = next(iter(self._failing.values()), None)
+        more = len(self._failing) - 1
+        return f"{problem} (and {more} more)" if more > 0 else problem
 
     def path(self, machine: str, sensor: str, day: datetime) -> str:
         return path_of(path_of(self._directory, machine), sensor, f"{day:%Y%m%d}_{{}}.csv")
@@ -240,28 +245,25 @@ class RawLog(Service):
         lines = self._waiting.pop(path)
         waiting = lines.text()
         # A disk that takes a part of some lines is full.
-        problem = os.strerror(errno.ENOSPC)
+        problem = f"{path}: {os.strerror(errno.ENOSPC)}"
         try:
             written = _append(self._open(path), waiting)
             self._sizes[path] += written
             del waiting[:written]
         except OSError as error:
-            problem = error.strerror or str(error)
+            problem = f"{error.filename or path}: {error.strerror or error}"
             self._close(path)
         if waiting:
             lines.since = self._reactor.seconds()
             self._waiting[path] = lines
-            self._failing.add(path)
+            self._failing[path] = problem
             self._failed(waiting, problem)
             return
-        self._failing.discard(path)
-        if self.problem is not None and not self._failing:
-            self.problem = None
+        if self._failing.pop(path, None) is not None and not self._failing:
             log.info("raw samples can be written again")
 
     def _failed(self, waiting: bytearray, problem: str) -> None:
         """Let lines wait, but not too many."""
-        self.problem = problem
         self._counters.raw_failures.inc()
         self._warnings.warn("write", "raw samples cannot be written: {problem}", problem=problem)
         excess = len(waiting) - _WAITING_BYTES // len(self._failing)

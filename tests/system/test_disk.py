@@ -89,7 +89,10 @@ def test_a_full_disk_stops_raw_files_and_not_the_daemon(small_disk: Callable[...
     # More than fits into the last page of the file.
     connection.sendall(update("v", "VIB", *[2.0] * 2000))
     assert len(events.events(1, "samples")[0]["data"]["v"]["data"]) == 2000
-    until(lambda: daemon.problems() == ["raw files cannot be written: No space left on device"], "healthz says so")
+    (path,) = (daemon.disk / "data" / "M").glob("*_v.csv")
+    (problem,) = until(daemon.problems, "healthz says so")
+    assert problem.startswith("raw files cannot be written: /")
+    assert problem.endswith(f"/data/M/{path.name}: No space left on device")
     status, health, _ = daemon.get("/healthz")
     assert (status, health["ok"]) == (200, False)
     assert daemon.metric("cynow_rawlog_failures_total") > 0

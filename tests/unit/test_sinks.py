@@ -10,7 +10,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
-from twisted.logger import formatEvent, globalLogPublisher
+from twisted.logger import capturedLogs, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from gateway.bucket import MANY, Bucket
@@ -591,15 +591,25 @@ class RawLogTests(Parts):
         for machine in "MNO":
             self.bus.publish(self.batch(machine, "v", 1.0))
         self.reactor.advance(0.5)
-        self.assertIn(self.rawlog.problem, {os.strerror(errno.ENOTDIR), os.strerror(errno.EEXIST)})
+        # The file in the way of the folder, or the raw file below it.
+        self.assertRegex(str(self.rawlog.problem), rf"^{self.folder}/M.*: .* \(and 1 more\)$")
         (self.folder / "M").unlink()
         self.reactor.advance(0.5)
-        self.assertIsNotNone(self.rawlog.problem)
+        self.assertRegex(str(self.rawlog.problem), rf"^{self.folder}/N\S*: [A-Z][a-z ]+$")
         (self.folder / "N").unlink()
         self.reactor.advance(0.5)
         self.assertIsNone(self.rawlog.problem)
         for machine in "MNO":
             self.assertEqual(len((self.folder / machine / "20251218_v.csv").read_bytes().splitlines()), 2)
+
+    def test_a_directory_in_the_place_of_a_file_is_named_in_problem_and_log(self) -> None:
+        path = self.folder / "M" / "20251218_v.csv"
+        path.mkdir(parents=True)
+        with capturedLogs() as events:
+            self.bus.publish(self.batch("M", "v", 1.0))
+            self.reactor.advance(0.5)
+        self.assertEqual(self.rawlog.problem, f"{path}: {os.strerror(errno.EISDIR)}")
+        self.assertIn(str(self.rawlog.problem), str([event.get("problem") for event in events]))
 
     def test_a_full_disk_is_the_problem_it_is(self) -> None:
         write = os.write
@@ -607,7 +617,7 @@ class RawLogTests(Parts):
         room = ["none"]
         self.bus.publish(self.batch("M", "v", 1.0))
         self.reactor.advance(0.5)
-        self.assertEqual(self.rawlog.problem, os.strerror(errno.ENOSPC))
+        self.assertEqual(self.rawlog.problem, f"{self.folder / 'M' / '20251218_v.csv'}: {os.strerror(errno.ENOSPC)}")
         room.clear()
         self.reactor.advance(0.5)
         self.assertIsNone(self.rawlog.problem)
