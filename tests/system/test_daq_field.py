@@ -90,13 +90,15 @@ def test_a_held_peer_that_goes_frees_its_place_at_once(tmp_path: Path) -> None:
 
 def test_a_daemon_with_held_connections_ends_at_once(tmp_path: Path) -> None:
     with running(tmp_path) as daemon:
-        for _ in range(6):
-            connect(daemon, frame("name", "Twin"))
+        # One that is not kept would be closed, and could be gone before the next one takes over.
+        connections = [connect(daemon, frame("name", "Twin")) for _ in range(6)]
         until(lambda: daemon.metric("cynow_daq_takeovers_total") == 5, "all took over")
         began = time.monotonic()
         daemon.process.terminate()
         assert daemon.process.wait(PATIENCE) == 0
         assert time.monotonic() - began < 5
+        for connection in connections:
+            connection.close()
 
 
 def test_one_bad_sensor_is_left_out_and_said_in_health(tmp_path: Path) -> None:
