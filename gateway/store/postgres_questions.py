@@ -95,17 +95,21 @@ async def anomalies(
 async def newest_anomalies(
     session: Session, bounds: tuple[date, date], after: tuple[str, str, str, int] | None, limit: int | None
 ) -> list[tuple[Any, ...]]:
-    """A page of all machines' anomalies, newest first; those of one time by machine, and then as they were written.
+    """A page of all machines' anomalies, newest first; those of one time by machine, the last written of it first.
 
     :param after: time, machine, gateway and entry of the row before the first, which are the first four of each.
     """
     where, arguments = "time >= %s AND time < %s::date + 1", [*bounds]
     if after is not None:
-        where += " AND time <= %s::timestamp AND (time < %s::timestamp OR (machine, gateway, entry) > (%s, %s, %s))"
-        arguments += [after[0], *after]  # type: ignore[list-item]  # texts and a number behind two days
+        where += (
+            " AND time <= %s::timestamp AND (time < %s::timestamp OR (machine, gateway) > (%s, %s)"
+            " OR (machine, gateway) = (%s, %s) AND entry < %s)"
+        )
+        time, *writer, entry = after
+        arguments += [time, time, *writer, *writer, entry]  # type: ignore[list-item]  # texts and a number behind two days
     return await session.ask(
         f"SELECT {_MICROSECONDS}, machine, gateway, entry, score, threshold FROM cynow_anomaly WHERE {where}"  # noqa: S608 - fixed text
-        " ORDER BY time DESC, machine, gateway, entry LIMIT %s",
+        " ORDER BY time DESC, machine, gateway, entry DESC LIMIT %s",
         [*arguments, page_size(limit)],
     )
 

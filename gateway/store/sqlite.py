@@ -102,7 +102,7 @@ class _Newest:
         """Behind what the rows of a machine go on: those of one time stand by machine."""
         if machine == self.machine:
             return self.time, self.id
-        return self.time, tables.BEHIND_IDS if machine < self.machine else tables.BEFORE_IDS
+        return self.time, tables.BEFORE_IDS if machine < self.machine else tables.BEHIND_IDS
 
 
 class SqliteStore(Store):

@@ -351,16 +351,16 @@ def anomalies(
 def newest_anomalies(
     connection: sqlite3.Connection, since: Any, after: tuple[Any, int], limit: int | None = None
 ) -> list[Any]:
-    """A page of anomalies as :func:`anomalies`, but newest first; those of one time stand by their ids all the same.
+    """A page of anomalies as :func:`anomalies`, but newest first; of those of one time, the last written first.
 
     :param since: none is before this time.
-    :param after: the time and id of the row before the first; one of ``BEHIND_IDS`` leaves out all of that time, one
-        of ``BEFORE_IDS`` none.
+    :param after: the time and id of the row before the first; one of ``BEFORE_IDS`` leaves out all of that time, one
+        of ``BEHIND_IDS`` none.
     """
     time, number = after
     return connection.execute(
-        "SELECT time, id, score, threshold FROM anomaly WHERE time >= ? AND time <= ? AND (time < ? OR id > ?)"
-        " ORDER BY time DESC, id LIMIT ?",
+        "SELECT time, id, score, threshold FROM anomaly WHERE time >= ? AND time <= ? AND (time < ? OR id < ?)"
+        " ORDER BY time DESC, id DESC LIMIT ?",
         (since, time, time, number, page_size(limit)),
     ).fetchall()
 

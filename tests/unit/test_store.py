@@ -291,20 +291,22 @@ class StoreSuite:
         for machine in "LMN":
             its = sorted((item for item in expected if item["name"] == machine), key=lambda item: item["time"])
             self.assertEqual(await self.anomalies(machine), its, machine)
-        # Of one time by machine, and then as they came.
-        newest = sorted(sorted(expected, key=lambda item: item["name"]), key=lambda item: item["time"], reverse=True)
+        # Of one time by machine, and the last of it first.
+        by_machine = sorted(expected, key=lambda item: (item["name"], -item["score"]))
+        newest = sorted(by_machine, key=lambda item: item["time"], reverse=True)
         self.assertEqual(await self.anomalies(None), newest)
         page = await self.store.anomalies(None, DAY, DAY)
         self.assertEqual(len(page.items), 10_000)
         self.assertEqual(await self.anomalies(None, DAY - timedelta(days=9), DAY - timedelta(days=1)), [])
 
     async def test_pages_of_anomalies_of_any_size(self) -> None:
-        await self.write(*(fault(machine, second % 4) for second in range(12) for machine in "NML"))
+        await self.write(*(fault(machine, second % 4, 2.0 + second) for second in range(12) for machine in "NML"))
         of_one, of_all = await self.anomalies("M"), await self.anomalies(None)
         self.assertEqual([item["time"][17:19] for item in of_one], [f"0{n // 3}" for n in range(12)])
         self.assertEqual(
-            [(item["time"][17:19], item["name"]) for item in of_all],
-            [(f"0{3 - n // 9}", "LMN"[n % 9 // 3]) for n in range(36)],
+            [(item["time"][17:19], item["name"], item["score"] - 2) for item in of_all],
+            # The last written of one time and machine first.
+            [(f"0{3 - n // 9}", "LMN"[n % 9 // 3], 3 - n // 9 + 4 * (2 - n % 3)) for n in range(36)],
         )
         for size in (1, 2, 3, 5, 12, 35, 36):
             self.small_pages(size)
