@@ -373,7 +373,9 @@ class NotificationTests(CommitCase):
             "add a line",
         ),
         ("최대 동시 접속자 수를 초과했습니다.", "max_connections"),
-        ('"cynow" 롤의 최대 동시 접속수를 초과했습니다', "max_connections"),
+        ('"cynow" 롤의 최대 동시 접속수를 초과했습니다', 'ALTER ROLE "cynow" CONNECTION LIMIT'),
+        ('"plant" 데이터베이스 최대 접속수를 초과했습니다', 'ALTER DATABASE "plant" CONNECTION LIMIT'),
+        ('"plant" 데이터베이스는 현재 접속을 허용하지 않습니다', 'ALTER DATABASE "plant" ALLOW_CONNECTIONS'),
         ('"plant" 데이터베이스 액세스 권한 없음', 'ON DATABASE "plant"'),
     ],
 )

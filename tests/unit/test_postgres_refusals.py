@@ -449,19 +449,6 @@ def test_explanation_never_repeats_more_than_names() -> None:
     assert not explain(starting, {}).refuses
 
 
-def test_explanation_of_limits_in_korean_names_what_is_limited() -> None:
-    parameters = {"dbname": "d", "user": "u"}
-    for said, statement in (
-        ('"u" 롤의 최대 동시 접속수를 초과했습니다', 'ALTER ROLE "u" CONNECTION LIMIT'),
-        ('"d" 데이터베이스 최대 접속수를 초과했습니다', 'ALTER DATABASE "d" CONNECTION LIMIT'),
-        ('"d" 데이터베이스는 현재 접속을 허용하지 않습니다', 'ALTER DATABASE "d" ALLOW_CONNECTIONS'),
-        ("최대 동시 접속자 수를 초과했습니다.", "raise max_connections"),
-    ):
-        refuses, text = explain(psycopg2.OperationalError(f"failed: 치명적오류:  {said}"), parameters)
-        assert refuses
-        assert statement in text
-
-
 def test_explanation_of_what_passes_is_away() -> None:
     for code in ("57P01", "57P03", "08006", "40P01"):
         assert not explain(_error(code), {}).refuses, code
