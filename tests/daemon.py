@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -89,6 +89,13 @@ def until(condition: Callable[[], T | None], what: str) -> T:
         if time.monotonic() > end:
             raise AssertionError(f"waited in vain: {what}")
         time.sleep(0.02)
+
+
+def assert_same(found: Sequence[object], expected: Sequence[object]) -> None:
+    """Compare long lists and show the first difference; to find all of them takes pytest and unittest many minutes."""
+    for number, (one, other) in enumerate(zip(found, expected, strict=False)):
+        assert one == other, f"item {number}"
+    assert len(found) == len(expected)
 
 
 class Stopwatch:

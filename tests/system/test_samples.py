@@ -24,7 +24,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from gateway.store.rows import BUCKET_COLUMNS
-from tests.daemon import PATIENCE, Daemon, running, until, with_constants
+from tests.daemon import PATIENCE, Daemon, assert_same, running, until, with_constants
 from tests.system.test_machines import frame, update
 
 SEOUL = ZoneInfo("Asia/Seoul")
@@ -822,18 +822,20 @@ def test_pages_of_anomalies(statistician: Daemon) -> None:
             )
             connection.executemany("INSERT INTO anomaly (time, threshold, score) VALUES (?, ?, ?)", rows)
         expected += [{"name": name, "time": time, "score": score, "threshold": 1.0} for time, _, score in rows]
-    newest = sorted(expected, key=lambda item: item["time"], reverse=True)
+    # Of one time by machine, and the last of it first.
+    by_machine = sorted(expected, key=lambda item: (item["name"], -item["score"]))
+    newest = sorted(by_machine, key=lambda item: item["time"], reverse=True)
     of_one = sorted((item for item in expected if item["name"] == "B"), key=lambda item: item["time"])
     days = "start=2021-05-05&end=2021-05-05"
     for path, items in ((f"/stat/anomaly/all?{days}", newest), (f"/stat/anomaly?machine=B&{days}", of_one)):
         status, body, headers = statistician.get(path)
         assert (status, "content-length" in headers) == (200, False)
-        assert body == items
+        assert_same(body, items)
         status, content, headers = statistician.get(path, Accept="text/csv")
         assert (status, headers["content-disposition"]) == (200, 'attachment; filename="anomaly.csv"')
         header, *lines = table(content)
         assert header == ["name", "time", "score", "threshold"]
-        assert lines == [[as_text(item[name]) for name in header] for item in items]
+        assert_same(lines, [[as_text(item[name]) for name in header] for item in items])
 
 
 @pytest.mark.parametrize("period", ["hour", "day", "month", "year"])

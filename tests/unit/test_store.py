@@ -37,6 +37,7 @@ from gateway.store.postgres import PostgresStore
 from gateway.store.spool import Spool
 from gateway.store.sqlite import SqliteStore
 from gateway.store.writing import run_together
+from tests.daemon import assert_same
 from tests.postgres import ServerCase
 from tests.trial import new_folder
 
@@ -290,11 +291,11 @@ class StoreSuite:
         expected = [{**each.payload(), "time": wall_time(each.received_at, "microseconds")} for each in faults]
         for machine in "LMN":
             its = sorted((item for item in expected if item["name"] == machine), key=lambda item: item["time"])
-            self.assertEqual(await self.anomalies(machine), its, machine)
+            assert_same(await self.anomalies(machine), its)
         # Of one time by machine, and the last of it first.
         by_machine = sorted(expected, key=lambda item: (item["name"], -item["score"]))
         newest = sorted(by_machine, key=lambda item: item["time"], reverse=True)
-        self.assertEqual(await self.anomalies(None), newest)
+        assert_same(await self.anomalies(None), newest)
         page = await self.store.anomalies(None, DAY, DAY)
         self.assertEqual(len(page.items), 10_000)
         self.assertEqual(await self.anomalies(None, DAY - timedelta(days=9), DAY - timedelta(days=1)), [])
