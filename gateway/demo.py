@@ -112,7 +112,10 @@ def main() -> None:
             )
         )
         sys.stdout.flush()
-        raise SystemExit(daemon.wait())
+        while (status := daemon.poll()) is None:
+            # A Ctrl-C that comes just before an endless wait would be noticed only after it.
+            time.sleep(0.1)
+        raise SystemExit(status)
     sys.stdout.write("\nEverything has ended.\n")
 
 

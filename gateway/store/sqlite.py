@@ -200,8 +200,13 @@ class SqliteStore(Store):
                 self._checking = None
         except sqlite3.Error as error:
             self._checking = None
-            return explained(error, path) if is_damage(error) else None
-        return None if found == "ok" else f"{GATEWAY_FILE}: the file is damaged ({found.splitlines()[-1]})"
+            found = explained(error, path) if is_damage(error) else "ok"
+        else:
+            if found != "ok":
+                found = f"{GATEWAY_FILE}: the file is damaged ({found.splitlines()[-1]})"
+        # Without its log, which somebody has removed, a sound file looks damaged; the writer reports that.
+        is_moved = self._gateway is not None and self._gateway.moved() is not None
+        return None if found == "ok" or is_moved else found
 
     def _checked(self, problem: str | None) -> None:
         if problem is not None and self._gateway is not None:

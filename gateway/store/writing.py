@@ -221,7 +221,7 @@ class GroupWriter:
 
     def _run(self, jobs: list[tuple[Job[Any], bool]], look: bool) -> _Outcome:
         """Run the due check and the jobs, in the thread."""
-        moved = self._moved()
+        moved = self.moved()
         if moved is not None:
             return _refused(jobs, moved)
         outcome = self._run_jobs(jobs) if jobs else _Outcome()
@@ -258,7 +258,7 @@ class GroupWriter:
             return False
         return True
 
-    def _moved(self) -> str | None:
+    def moved(self) -> str | None:
         """Return how another program has moved, removed, replaced or truncated the file, in words, or ``None``."""
         try:
             status = os.stat(self._path)

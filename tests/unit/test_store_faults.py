@@ -148,6 +148,12 @@ class ProblemTests(StoreCase):
         await self.close()
         self.assertEqual(self.count(), 1)
 
+    async def test_check_of_a_file_without_its_log_finds_no_damage(self) -> None:
+        store = self.open()
+        await store.commit(ENTRY, None)
+        self.path.with_name(f"{NAME}-wal").unlink()
+        self.assertIsNone(store._find_damage(str(self.path)))
+
     async def test_problems_file_truncated_is_said(self) -> None:
         store = self.open()
         os.truncate(self.path, 0)
