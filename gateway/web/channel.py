@@ -171,7 +171,7 @@ class GatewayChannel(HTTPChannel):
     def headerReceived(self, line: bytes) -> bool:
         self._line = line
         name, _, value = line.partition(b":")
-        if name.lower() == b"transfer-encoding" and value.strip(b" \t").lower() != b"chunked":
+        if name[:1] in b"Tt" and name.lower() == b"transfer-encoding" and value.strip(b" \t").lower() != b"chunked":
             # Twisted's parser takes `identity`, which RFC 9112 has abolished, and takes the body for the next request.
             self._respondToBadRequestAndDisconnect()
             return False
