@@ -113,7 +113,7 @@ def main() -> None:
         )
         sys.stdout.flush()
         while (status := daemon.poll()) is None:
-            # A Ctrl-C that comes just before an endless wait would be noticed only after it.
+            # A Ctrl-C just before a wait without a time limit would go unnoticed until the wait is over.
             time.sleep(0.1)
         raise SystemExit(status)
     sys.stdout.write("\nEverything has ended.\n")

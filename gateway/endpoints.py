@@ -1,4 +1,4 @@
-"""Problems of Twisted's endpoint texts in plain words: Twisted's own errors are those of its functions' parameters."""
+"""Plain explanations of invalid endpoint strings; Twisted's own errors name parameters of its functions."""
 
 import re
 from typing import Final
@@ -66,6 +66,6 @@ def _reason(error: Exception, scheme: str) -> str:
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, RuntimeError):
-        # Twisted's parser looks for the character behind a backslash.
+        # Twisted's parser expects a character after a backslash.
         return "a backslash at its end"
     return text

@@ -1,17 +1,17 @@
-"""Texts that can be a host name or an address, whether or not the name resolves."""
+"""Validation of host names and addresses, without resolving them."""
 
 import ipaddress
 import re
 from typing import Final
 
-#: Characters of ASCII that neither names nor IPv4 addresses have; names of containers have underscores.
+#: ASCII characters that neither names nor IPv4 addresses contain; names of containers may have underscores.
 _FORBIDDEN: Final = re.compile(r"[\x00-,/:-@\[-^`{-\x7f]")
 
 _MAX_NAME: Final = 253
 
 
 def host_problem(text: str) -> str:
-    """Return why a text cannot be a host; an empty string if it can. The empty text is every address."""
+    """Return why a text cannot be a host; an empty string if it can. An empty host means every address."""
     if not text:
         return ""
     if ":" in text:

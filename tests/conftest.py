@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -54,3 +55,12 @@ def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A running gateway for tests that leave no trace which another would trip over."""
     with running(tmp_path_factory.mktemp("gateway"), timezone="Asia/Seoul") as gateway:
         yield gateway
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that another user can reach and read, as those of pytest cannot be, but not write."""
+    folder = Path(tempfile.mkdtemp(prefix="cynow-user-", dir="/tmp"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)

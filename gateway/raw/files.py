@@ -360,8 +360,8 @@ def nul_before(file: io.BufferedIOBase, position: int) -> int | None:
 
     Pages that a power cut kept from the disk read as NUL bytes. The last MiB is searched only if its end has some.
     """
-    # The system writes the pages of a file in order, so what a power cut lost reaches to the file's end then. The last
-    # page may have been written again with lines that came later, so the page before it is read too.
+    # The system writes the pages of a file in order, so the pages that a power cut lost were the last ones of the file.
+    # Lines that came later may have filled up the last page, so the page before it is read too.
     end_pages = (position - 1) // _PAGE * _PAGE - _PAGE
     for begin in (max(0, end_pages), max(0, position - _BACK[-1])):
         file.seek(begin)

@@ -106,7 +106,7 @@ async def newest_anomalies(
             " OR (machine, gateway) = (%s, %s) AND entry < %s)"
         )
         time, *writer, entry = after
-        arguments += [time, time, *writer, *writer, entry]  # type: ignore[list-item]  # texts and a number behind two days
+        arguments += [time, time, *writer, *writer, entry]  # type: ignore[list-item]  # two days, then texts and a number
     return await session.ask(
         f"SELECT {_MICROSECONDS}, machine, gateway, entry, score, threshold FROM cynow_anomaly WHERE {where}"  # noqa: S608 - fixed text
         " ORDER BY time DESC, machine, gateway, entry DESC LIMIT %s",

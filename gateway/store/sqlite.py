@@ -341,9 +341,9 @@ class SqliteStore(Store):
 
     def _look(self) -> None:
         looking = deferToThreadPool(self._reactor, self._check_pool, self._faults.look, self._machine_path)
-        told = looking.addCallback(self._looked)
-        told.addErrback(lambda failure: log.failure("looking at machines' files failed", failure))
-        told.addCallback(self._look_again)
+        looked = looking.addCallback(self._looked)
+        looked.addErrback(lambda failure: log.failure("looking at machines' files failed", failure))
+        looked.addCallback(self._look_again)
 
     def _looked(self, over: list[tuple[str, int]]) -> None:
         for machine, lost in over:

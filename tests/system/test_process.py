@@ -259,18 +259,6 @@ def plain_user() -> pwd.struct_passwd:
         pytest.skip("this machine has no user nobody")
 
 
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that another user can reach, as those of pytest cannot."""
-    import shutil
-    import tempfile
-
-    folder = Path(tempfile.mkdtemp(prefix="cynow-user-", dir="/tmp"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
-
-
 def as_user(folder: Path, user: pwd.struct_passwd, **settings: Any) -> Daemon:
     return Daemon(folder, [TWISTD[0], "--uid", user.pw_name, *TWISTD[1:]], **settings)
 

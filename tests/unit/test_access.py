@@ -28,40 +28,28 @@ def other_user() -> Iterator[None]:
         os.seteuid(0)
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder that another user may reach and read, as those of pytest may not be, but not write."""
-    import shutil
-    import tempfile
-
-    folder = Path(tempfile.mkdtemp(prefix="cynow-access-", dir="/tmp"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
-
-
-def test_may_access_is_of_the_effective_user(folder: Path) -> None:
-    assert may_access(str(folder), os.W_OK)
+def test_may_access_is_of_the_effective_user(open_folder: Path) -> None:
+    assert may_access(str(open_folder), os.W_OK)
     with other_user():
-        assert may_access(str(folder), os.R_OK | os.X_OK)
-        assert not may_access(str(folder), os.W_OK)
+        assert may_access(str(open_folder), os.R_OK | os.X_OK)
+        assert not may_access(str(open_folder), os.W_OK)
 
 
-def test_open_of_a_log_that_the_effective_user_may_not_write_is_refused(folder: Path) -> None:
-    (folder / "cynow-gateway.log").touch()
-    (folder / "cynow-gateway.log").chmod(0o666)
-    output = LogOutput(WallClock(UTC), Counters(), str(folder), "info", 1)
+def test_open_of_a_log_that_the_effective_user_may_not_write_is_refused(open_folder: Path) -> None:
+    (open_folder / "cynow-gateway.log").touch()
+    (open_folder / "cynow-gateway.log").chmod(0o666)
+    output = LogOutput(WallClock(UTC), Counters(), str(open_folder), "info", 1)
     with other_user(), pytest.raises(PermissionError, match="no right to write there"):
         output.open()
 
 
-def test_lock_of_a_directory_that_the_effective_user_may_not_write_is_refused(folder: Path) -> None:
+def test_lock_of_a_directory_that_the_effective_user_may_not_write_is_refused(open_folder: Path) -> None:
     with other_user(), pytest.raises(PermissionError, match="no right to write there"):
-        DirectoryLock(str(folder))
+        DirectoryLock(str(open_folder))
 
 
-def test_explained_names_a_file_that_the_effective_user_may_not_write(folder: Path) -> None:
-    path = folder / "M.db"
+def test_explained_names_a_file_that_the_effective_user_may_not_write(open_folder: Path) -> None:
+    path = open_folder / "M.db"
     path.touch(0o600)
     error = sqlite3.OperationalError("unable to open database file")
     error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN

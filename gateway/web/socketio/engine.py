@@ -123,6 +123,7 @@ class EngineServer(Resource):
         if sid is not None and session is None:
             return _refuse(request, "session")
         if session is None and not self.audience.has_room():
+            # For the log and Retry-After; the body has Socket.IO's form.
             refuse(request, Refusal(503, "too_many_subscribers"))
             return answer(request, _FORBIDDEN, 503)
         if transport == "websocket":
