@@ -14,17 +14,19 @@ from typing import Final
 from zoneinfo import ZoneInfo
 
 from benchmarks.table import Row
-from gateway.bucket import Bucket
-from gateway.clock import WallClock
-from gateway.counters import Counters
-from gateway.model import HourEnd, wall_time
+from gateway.model.entries import ClosedHour
+from gateway.model.timestamps import wall_time
 from gateway.raw.damage import DamageLog
 from gateway.raw.files import HEADER
-from gateway.recovery import Recovered, Recovery
+from gateway.replay.recovery import Recovered, Recovery
+from gateway.runtime.clock import WallClock
+from gateway.runtime.metrics import Counters
 from gateway.stats.rollup import Rollup
-from gateway.store.interface import SensorState, Standing
+from gateway.store.interface import RollupProgress, SensorState
 from gateway.store.rows import BUCKET_COLUMNS, values_of
-from gateway.store.tables import MachineTables, quoted, sensors, standing
+from gateway.store.sqlite.machine_tables import MachineTables
+from gateway.store.sqlite.queries import quoted, sensors, standing
+from gateway.timeseries.bucket import Bucket
 from tests.daemon import Daemon
 
 ZONE: Final = ZoneInfo("Asia/Seoul")
@@ -95,7 +97,7 @@ def _write_hours(database: Path, ends: list[list[int]]) -> None:
     for sensor, its in zip(SENSORS, ends, strict=True):
         for hour, raw_end in enumerate(its):
             start = KILLED.replace(hour=hour, minute=0)
-            tables.end_hour(HourEnd(MACHINE, sensor, start, _bucket(start), "ABS", raw_end))
+            tables.end_hour(ClosedHour(MACHINE, sensor, start, _bucket(start), "ABS", raw_end))
     connection.execute("COMMIT")
     connection.close()
 
@@ -111,7 +113,7 @@ def _recover(data: Path, database: Path) -> None:
         for sensor, table in sensors(connection, "hour")
     ]
     connection.close()
-    recovered: Recovered = recovery.run(Standing(states), STARTED)
+    recovered: Recovered = recovery.run(RollupProgress(states), STARTED)
     # Nothing is over but minutes, and of these there are enough for who asks for the last ones.
     if recovered.entries or len(recovered.updates) < 60 * len(SENSORS):
         raise RuntimeError(f"recovered {len(recovered.entries)} entries and {len(recovered.updates)} updates")

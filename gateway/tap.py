@@ -25,20 +25,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from twisted.application.service import IService
 from twisted.python import usage
 
-from gateway.signals import Signals
+from gateway.runtime.signals import Signals
 
 if TYPE_CHECKING:
-    from gateway.config import Problem, ScaleLine, Settings
+    from gateway.config.problems import Problem
+    from gateway.config.settings import ScaleConnection, Settings
 
 
 #: Modules that would otherwise be imported late, after ``twistd`` has changed its user or its root directory: the new
 #: user may have no right to read them, or may not find them.
 _IMPORTED_LATER: Final = (
     "encodings.idna",
-    "gateway.store.schema.postgres",
-    "gateway.store.schema.spool",
-    "gateway.store.schema.sqlite",
-    "gateway.vectors",
+    "gateway.store.postgres.schema",
+    "gateway.store.spool.schema",
+    "gateway.store.sqlite.schema",
+    "gateway.timeseries.numpy_sums",
     "idna",
     "importlib.readers",
     "importlib.resources.readers",
@@ -71,8 +72,8 @@ class Options(usage.Options):
     def postOptions(self) -> None:
         if self.parent is not None and not self["check"]:
             self.signals.install()
-        from gateway.config import ConfigError, load
-        from gateway.cross_checks import CrossChecks
+        from gateway.config.cross_checks import CrossChecks
+        from gateway.config.loader import ConfigError, load
 
         path = self["config"]
         problems: list[Problem] = []
@@ -105,8 +106,8 @@ class Options(usage.Options):
 
 def zone_problems(settings: Settings) -> list[Problem]:
     """Whether the machine's own zone, where that is meant, can be told."""
-    from gateway.clock import zone_named
-    from gateway.config import Problem
+    from gateway.config.problems import Problem
+    from gateway.runtime.clock import zone_named
 
     try:
         zone_named(settings.timezone)
@@ -118,7 +119,7 @@ def zone_problems(settings: Settings) -> list[Problem]:
 def line_problem(kind: str, text: str) -> str:
     """Return the objection of Twisted, pyserial or libpq to a scale's line or a database's URL, or an empty string."""
     if kind == "url":
-        from gateway.store.target import url_problem
+        from gateway.store.postgres.address import url_problem
 
         return url_problem(text)
     if kind == "serial":
@@ -127,8 +128,8 @@ def line_problem(kind: str, text: str) -> str:
         except ImportError:
             return "serial lines need pyserial: pip install 'cynow-gateway[serial]'"
         return ""
-    from gateway.endpoints import endpoint_problem
-    from gateway.hosts import host_problem
+    from gateway.config.endpoints import endpoint_problem
+    from gateway.config.hosts import host_problem
 
     problem = endpoint_problem(kind, text)
     address = None if problem else tcp_address(kind, text)
@@ -196,46 +197,52 @@ def _gateway(options: Options, reactor: Any) -> IService:
     from twisted.logger import Logger
     from twisted.web.resource import IResource
 
-    from gateway.access import may_access
-    from gateway.bus import Bus
-    from gateway.clock import WallClock, zone_named
-    from gateway.config import tcp_endpoint
-    from gateway.counters import Counters
-    from gateway.health import Health
+    from gateway.bus.bus import Bus
+    from gateway.config.settings import tcp_endpoint
     from gateway.ingest.daq import DaqFactory
-    from gateway.ingest.scale import ScaleFactory, SerialService, dialled
-    from gateway.live import Live
-    from gateway.lock import DirectoryInUse, DirectoryLock, OldServerLock
-    from gateway.logs import HeldObserver, LimitedLog, LogOutput
-    from gateway.model import Batch, Presence
-    from gateway.openfiles import SPARE, SPARE_OF_HTTP, OpenFiles
-    from gateway.ports import Sharing
+    from gateway.ingest.dialer import dialled
+    from gateway.ingest.scale import ScaleFactory
+    from gateway.ingest.serial import SerialService
+    from gateway.live.state import LiveState
+    from gateway.model.records import Batch, Presence
     from gateway.raw.damage import DamageLog
     from gateway.raw.log import RawLog
     from gateway.raw.retention import Retention
-    from gateway.recovery import Recovery, recover
-    from gateway.sequence import SequenceReserve
-    from gateway.service import Gateway, Listener, StartError
+    from gateway.replay.recovery import Recovery, recover
+    from gateway.runtime.access import may_access
+    from gateway.runtime.clock import WallClock, zone_named
+    from gateway.runtime.directory_lock import DirectoryInUse, DirectoryLock, OldServerLock
+    from gateway.runtime.health import Health
+    from gateway.runtime.lifecycle import Gateway
+    from gateway.runtime.limited_log import LimitedLog
+    from gateway.runtime.listener import Listener, StartError
+    from gateway.runtime.logs import BufferingObserver, LogOutput
+    from gateway.runtime.metrics import Counters
+    from gateway.runtime.open_files import SPARE, SPARE_OF_HTTP, OpenFiles
+    from gateway.runtime.ports import SharedPorts
+    from gateway.runtime.threads import pool_of
     from gateway.stats.rollup import Rollup
     from gateway.stats.statistics import Statistics
+    from gateway.store.event_numbers import EventNumberReserve
     from gateway.store.interface import SEQ_BLOCK, DirectoryUnusable, Store, StoreUnavailable
-    from gateway.store.sqlite import SqliteStore
-    from gateway.threads import pool_of
-    from gateway.web.asyncapi import AsyncApiResource
-    from gateway.web.audience import Audience
-    from gateway.web.events import EventsResource
-    from gateway.web.following import Feed
-    from gateway.web.machine_api import MachineApi
-    from gateway.web.machine_namespaces import MachineNamespaces
-    from gateway.web.scale_api import ScaleApi
-    from gateway.web.site import GatewaySite, Root, Traffic
+    from gateway.store.sqlite.store import SqliteStore
+    from gateway.store.writer import Writer
+    from gateway.web.http.host_checks import HostChecks
+    from gateway.web.http.request import Traffic
+    from gateway.web.http.root import Root
+    from gateway.web.http.site import GatewaySite
+    from gateway.web.push.clients import LiveClients
+    from gateway.web.push.socketio_endpoint import MachineNamespaces
+    from gateway.web.push.sse_endpoint import SseResource
+    from gateway.web.push.subscription import SubscriptionContext
+    from gateway.web.push.ws_endpoint import EventsWebSocketFactory, EventsWebSocketResource
+    from gateway.web.rest.samples import MachineApi
+    from gateway.web.rest.scales import ScaleApi
+    from gateway.web.rest.statistics import SioApi, StatApi
+    from gateway.web.rest.status import StatusApi
+    from gateway.web.schema.asyncapi import AsyncApiResource
     from gateway.web.socketio.engine import EngineServer
     from gateway.web.socketio.server import SocketServer
-    from gateway.web.stat_api import SioApi, StatApi
-    from gateway.web.status import StatusApi
-    from gateway.web.stream import StreamFactory, StreamResource
-    from gateway.web.visitors import Visitors
-    from gateway.writer import Writer
 
     settings = options.settings
     foreground = bool(options.parent["nodaemon"]) if options.parent is not None else True
@@ -254,7 +261,7 @@ def _gateway(options: Options, reactor: Any) -> IService:
     counters = Counters()
     log_path = os.path.join(below, settings.logger.path)
     output = LogOutput(clock, counters, log_path, settings.logger.level, settings.logger.keep_days)
-    held = HeldObserver(output)
+    held = BufferingObserver(output)
 
     def open_log() -> None:
         try:
@@ -265,17 +272,17 @@ def _gateway(options: Options, reactor: Any) -> IService:
             raise StartError(f"logger.path: {_not_usable(error, log_path)}") from error
 
     for problem in options.warnings:
-        Logger("gateway.config").warn("configuration: {problem}", problem=problem)
+        Logger("gateway.config.settings").warn("configuration: {problem}", problem=problem)
 
     limits = settings.limits
     health = Health()
     warnings = LimitedLog(Logger("gateway.ingest"), clock, counters)
     web_warnings = LimitedLog(Logger("gateway.web"), clock, counters)
-    process_warnings = LimitedLog(Logger("gateway.service"), clock, counters)
+    process_warnings = LimitedLog(Logger("gateway.runtime.lifecycle"), clock, counters)
     files = OpenFiles(clock, counters, process_warnings)
     bus = Bus(clock, counters, limits.backlog_events, limits.backlog_bytes)
     lines = settings.lines()
-    live = Live(bus, clock, {scale_id: _given(line.idle_timeout_sec) for scale_id, line in lines.items()})
+    live = LiveState(bus, clock, {scale_id: _given(line.idle_timeout_sec) for scale_id, line in lines.items()})
     database = settings.database
     store: Store
     relays: list[Any] = []
@@ -315,8 +322,8 @@ def _gateway(options: Options, reactor: Any) -> IService:
 
     def warm_up(presence: Presence) -> None:
         # It takes a twentieth of a second: better in a thread, before the first sensor has many samples.
-        if presence.source == "machine" and "gateway.vectors" not in sys.modules:
-            reactor.callInThread(import_module, "gateway.vectors")
+        if presence.source == "machine" and "gateway.timeseries.numpy_sums" not in sys.modules:
+            reactor.callInThread(import_module, "gateway.timeseries.numpy_sums")
 
     bus.attach(Presence, "vectors", warm_up)
     data = settings.data
@@ -344,9 +351,9 @@ def _gateway(options: Options, reactor: Any) -> IService:
 
     parts += relays
 
-    audience = Audience(counters, limits.subscribers)
-    feed = Feed(reactor, bus, live, clock, counters, limits.subscriber_bytes)
-    visitors = Visitors(settings.server.cors_origins, settings.server.names, platform.node())
+    audience = LiveClients(counters, limits.subscribers)
+    feed = SubscriptionContext(reactor, bus, live, clock, counters, limits.subscriber_bytes)
+    visitors = HostChecks(settings.server.cors_origins, settings.server.names, platform.node())
     traffic = Traffic(counters, web_warnings, visitors, limits.body_bytes)
 
     #: Machines with statistics that lack samples from before the start.
@@ -389,14 +396,14 @@ def _gateway(options: Options, reactor: Any) -> IService:
             max_payload=limits.body_bytes,
             max_waiting=limits.subscriber_bytes,
         ),
-        "ws": StreamResource(StreamFactory(feed, audience, web_warnings)),
-        "events": EventsResource(feed, audience),
+        "ws": EventsWebSocketResource(EventsWebSocketFactory(feed, audience, web_warnings)),
+        "events": SseResource(feed, audience),
         "asyncapi.json": AsyncApiResource(),
     }
     site = GatewaySite(reactor, Root(words, status), traffic, counters, limits.connections)
 
     server = settings.server
-    ports: Any = Sharing(reactor) if server.share_ports else reactor
+    ports: Any = SharedPorts(reactor) if server.share_ports else reactor
     listeners = [
         Listener(key, serverFromString(ports, tcp_endpoint(server.host, port)), factory, "server.host")
         for key, port, factory in (("server.port", server.port, site), ("server.tcp_port", server.tcp_port, daq))
@@ -449,7 +456,7 @@ def _gateway(options: Options, reactor: Any) -> IService:
                     raise StartError(f"database.path: {_not_usable(denied, path)}") from error
             key = "path" if database.url is None or isinstance(error, DirectoryUnusable) else "url"
             raise StartError(f"database.{key}: {error}") from error
-        bus.number_from(store.first_seq, SequenceReserve(store).used)
+        bus.number_from(store.first_seq, EventNumberReserve(store).used)
         file_pool.start()
         retention_pool.start()
 
@@ -462,7 +469,7 @@ def _gateway(options: Options, reactor: Any) -> IService:
             first = _first_number(spool.identity)
             if store.first_seq < first:
                 await store.reserve(first + SEQ_BLOCK)
-                bus.number_from(first, SequenceReserve(store).used)
+                bus.number_from(first, EventNumberReserve(store).used)
 
     async def close_store() -> None:
         # Nobody waits any more for what is being read.
@@ -505,16 +512,16 @@ def _on_server(
     """
     from twisted.logger import Logger
 
-    from gateway.logs import LimitedLog
-    from gateway.relay import Relay
-    from gateway.store.channel import PostgresChannel
-    from gateway.store.postgres import PostgresStore
-    from gateway.store.spool import Spool
+    from gateway.relay.service import Relay
+    from gateway.runtime.limited_log import LimitedLog
+    from gateway.store.postgres.notify import PostgresChannel
+    from gateway.store.postgres.store import PostgresStore
+    from gateway.store.spool.spool import Spool
 
     name = settings.gateway.name or platform.node()
     spool = Spool(reactor, clock, counters, database_path, settings.database.spool_mb * 2**20)
     store = PostgresStore(reactor, clock, counters, spool, url, name)
-    warnings = LimitedLog(Logger("gateway.relay"), clock, counters)
+    warnings = LimitedLog(Logger("gateway.relay.service"), clock, counters)
     channel = PostgresChannel(reactor, url, name)
     relay = Relay(reactor, bus, live, clock, counters, warnings, channel, name, settings.scale.idle_timeout_sec)
     return store, relay, spool
@@ -536,10 +543,10 @@ def _places(http: Any, scales: Sequence[Any]) -> Any:
     :param http: listener of HTTP.
     :param scales: listeners of the scales that dial in.
     """
-    from gateway.wire.strangers import Places
+    from gateway.wire.other_protocols import ServedPorts
 
     ports = [str(port) for port in (scale.port_number for scale in scales) if port is not None]
-    return Places(
+    return ServedPorts(
         "" if http.port_number is None else f"; HTTP is served on port {http.port_number}",
         ""
         if not ports
@@ -599,8 +606,8 @@ def _given(value: float | None) -> float:
     return value
 
 
-def _serial(line: ScaleLine) -> Any:
-    from gateway.ingest.scale import SerialLine
+def _serial(line: ScaleConnection) -> Any:
+    from gateway.ingest.serial import SerialLine
 
     return SerialLine(line.serial or "", line.baudrate, line.bytesize, line.parity, line.stopbits)
 
@@ -609,7 +616,7 @@ def _open_serial(reactor: Any, protocol: Any, line: Any) -> Any:
     import serial
     from twisted.internet.serialport import SerialPort
 
-    from gateway.ingest.scale import check_parity
+    from gateway.ingest.serial import check_parity
 
     class CheckedSerial(serial.Serial):
         def open(self) -> None:

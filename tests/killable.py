@@ -21,20 +21,21 @@ from twisted.internet import reactor as real_reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from gateway.bus import Bus
-from gateway.clock import WallClock
-from gateway.counters import Counters
-from gateway.live import Live
-from gateway.model import Batch, Entry, SensorBatch, Update
-from gateway.period import PERIODS
+from gateway.bus.bus import Bus
+from gateway.live.state import LiveState
+from gateway.model.entries import StoreEntry
+from gateway.model.records import Batch, SensorBatch, Update
 from gateway.raw.damage import DamageLog
 from gateway.raw.files import HEADER
 from gateway.raw.log import RawLog
-from gateway.recovery import Recovery
+from gateway.replay.recovery import Recovery
+from gateway.runtime.clock import WallClock
+from gateway.runtime.metrics import Counters
 from gateway.stats.rollup import Rollup
 from gateway.stats.statistics import Statistics
-from gateway.store.sqlite import SqliteStore
-from gateway.writer import Writer
+from gateway.store.sqlite.store import SqliteStore
+from gateway.store.writer import Writer
+from gateway.timeseries.calendar import PERIODS
 
 #: A whole line of a sample.
 _LINE: Final = re.compile(
@@ -79,10 +80,10 @@ class Gate:
 
     def __init__(self, store: SqliteStore) -> None:
         self._store = store
-        self.waiting: list[tuple[list[Entry], Deferred[list[Entry]]]] = []
+        self.waiting: list[tuple[list[StoreEntry], Deferred[list[StoreEntry]]]] = []
 
-    def write(self, entries: Sequence[Entry]) -> "Deferred[list[Entry]]":
-        done: Deferred[list[Entry]] = Deferred()
+    def write(self, entries: Sequence[StoreEntry]) -> "Deferred[list[StoreEntry]]":
+        done: Deferred[list[StoreEntry]] = Deferred()
         self.waiting.append((list(entries), done))
         return done
 
@@ -165,7 +166,7 @@ class Killable:
         self.clock = self._clock_type(self.zone, lambda: self.wall, self.reactor.seconds)
         self.counters = Counters()
         self.bus = Bus(self.clock, self.counters)
-        self.live = Live(self.bus, self.clock, {})
+        self.live = LiveState(self.bus, self.clock, {})
         self.store = SqliteStore(real_reactor, self.clock, self.counters, str(self.db))  # type: ignore[arg-type]
         self.store.open()
         self.gate = Gate(self.store)

@@ -14,32 +14,34 @@ from zoneinfo import ZoneInfo
 from twisted.logger import Logger
 from twisted.python.log import startLogging
 
-from gateway.clock import WallClock
-from gateway.counters import Counters
-from gateway.logs import LimitedLog
-from gateway.web.answers import answer
-from gateway.web.audience import Audience
-from gateway.web.site import GatewaySite, Root, Traffic
+from gateway.runtime.clock import WallClock
+from gateway.runtime.limited_log import LimitedLog
+from gateway.runtime.metrics import Counters
+from gateway.web.http.answers import answer
+from gateway.web.http.host_checks import HostChecks
+from gateway.web.http.request import Traffic
+from gateway.web.http.root import Root
+from gateway.web.http.site import GatewaySite
+from gateway.web.push.clients import LiveClients
 from gateway.web.socketio.engine import EngineServer
-from gateway.web.socketio.packets import Engine, Outgoing
-from gateway.web.socketio.server import Member, SocketServer
-from gateway.web.socketio.session import Session
-from gateway.web.visitors import Visitors
+from gateway.web.socketio.packets import EnginePacketType, Outgoing
+from gateway.web.socketio.server import NamespaceClient, SocketServer
+from gateway.web.socketio.session import EngineSession
 
 
 class EngineEcho:
     """Sends back what comes."""
 
-    def opened(self, session: Session) -> None:
+    def opened(self, session: EngineSession) -> None:
         """Nothing is said to that."""
 
-    def received(self, session: Session, data: str | bytes) -> None:
+    def received(self, session: EngineSession, data: str | bytes) -> None:
         if isinstance(data, bytes):
             session.send(Outgoing(data, binary=True))
         else:
-            session.send(Outgoing(b"%d%b" % (Engine.MESSAGE, data.encode())))
+            session.send(Outgoing(b"%d%b" % (EnginePacketType.MESSAGE, data.encode())))
 
-    def closed(self, session: Session) -> None:
+    def closed(self, session: EngineSession) -> None:
         """Nobody is told."""
 
 
@@ -54,15 +56,15 @@ class Echo:
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
 
-    def joined(self, member: Member, auth: dict[str, Any]) -> None:
+    def joined(self, member: NamespaceClient, auth: dict[str, Any]) -> None:
         self._reactor.callLater(_LATER, member.emit, "auth", auth)
 
-    def received(self, member: Member, event: str, arguments: list[Any]) -> Sequence[Any]:
+    def received(self, member: NamespaceClient, event: str, arguments: list[Any]) -> Sequence[Any]:
         if event == "message":
             member.emit("message-back", *arguments)
         return arguments
 
-    def left(self, member: Member) -> None:
+    def left(self, member: NamespaceClient) -> None:
         """Nobody is told."""
 
 
@@ -71,7 +73,7 @@ def site(reactor: Any, ping_interval: float, ping_timeout: float, connect_timeou
     counters = Counters()
     clock = WallClock(ZoneInfo("UTC"))
     warnings = LimitedLog(Logger(), clock, counters)
-    audience = Audience(counters, 1000)
+    audience = LiveClients(counters, 1000)
 
     def server(application: Any) -> EngineServer:
         return EngineServer(
@@ -88,7 +90,7 @@ def site(reactor: Any, ping_interval: float, ping_timeout: float, connect_timeou
     echo = Echo(reactor)
     sockets = SocketServer(reactor, {"/": echo, "/custom": echo}.get, connect_timeout=connect_timeout)
     root = Root({"engine.io": server(EngineEcho()), "socket.io": server(sockets)}, _Nothing())
-    return GatewaySite(reactor, root, Traffic(counters, warnings, Visitors([]), 1_000_000), counters, 1000)
+    return GatewaySite(reactor, root, Traffic(counters, warnings, HostChecks([]), 1_000_000), counters, 1000)
 
 
 class _Nothing(Root):

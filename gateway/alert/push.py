@@ -17,12 +17,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
-from gateway.bus import Bus
-from gateway.clock import WallClock
-from gateway.counters import Counters
-from gateway.logs import LimitedLog
-from gateway.model import Fault
-from gateway.threads import pool_of
+from gateway.bus.bus import Bus
+from gateway.model.records import Fault
+from gateway.runtime.clock import WallClock
+from gateway.runtime.limited_log import LimitedLog
+from gateway.runtime.metrics import Counters
+from gateway.runtime.threads import pool_of
 
 log = Logger()
 

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.model import SensorBatch, name_of
+from gateway.model.names import name_of
+from gateway.model.records import SensorBatch
 from gateway.wire.errors import shown_text
-from gateway.wire.messages import LeftOut
+from gateway.wire.messages import OmittedSensor
 
 #: Period of the bound on new sensors, and how long ``/healthz`` shows a refusal, in seconds.
 _MINUTE: Final = 60.0
@@ -79,13 +80,15 @@ class Admission:
         if machine not in self._stored and not self._machines.get(machine):
             self._machines.pop(machine, None)
 
-    def admit(self, machine: str, sensors: dict[str, SensorBatch]) -> tuple[dict[str, SensorBatch], list[LeftOut]]:
+    def admit(
+        self, machine: str, sensors: dict[str, SensorBatch]
+    ) -> tuple[dict[str, SensorBatch], list[OmittedSensor]]:
         """Split sensors into those that are admitted and those that are left out, with the reason."""
         known = self._machines[machine]
         if sensors.keys() <= known:
             return sensors, []
         taken: dict[str, SensorBatch] = {}
-        left_out: list[LeftOut] = []
+        left_out: list[OmittedSensor] = []
         new = 0
         room = self._bounds.new_sensors - self._count_new()
         for name, batch in sensors.items():
@@ -94,7 +97,7 @@ class Admission:
                     continue
                 reason = self._reason(len(known), new >= room)
                 if reason is not None:
-                    left_out.append(LeftOut(shown_text(name), reason))
+                    left_out.append(OmittedSensor(shown_text(name), reason))
                     continue
                 new += 1
                 known.add(name)

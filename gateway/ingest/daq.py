@@ -11,19 +11,19 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from gateway.bus import Bus
-from gateway.clock import WallClock
-from gateway.counters import Counters
+from gateway.bus.bus import Bus
 from gateway.ingest.admission import Admission, Bounds
-from gateway.ingest.holding import Holding
+from gateway.ingest.holding import HeldConnections
 from gateway.ingest.left_out import LeftOutSensors
 from gateway.ingest.transport import peer_of, prepare, read_by
-from gateway.logs import LimitedLog
-from gateway.model import Batch, Fault, Presence, SensorBatch
+from gateway.model.records import Batch, Fault, Presence, SensorBatch
+from gateway.runtime.clock import WallClock
+from gateway.runtime.limited_log import LimitedLog
+from gateway.runtime.metrics import Counters
 from gateway.wire.errors import WireError
 from gateway.wire.frames import FrameReader
-from gateway.wire.messages import DataUpdate, FaultDetect, LeftOut, Message, Misshapen, Name
-from gateway.wire.strangers import Places
+from gateway.wire.messages import DaqMessage, DataUpdate, FaultDetect, InvalidMessage, Name, OmittedSensor
+from gateway.wire.other_protocols import ServedPorts
 
 log = Logger()
 
@@ -93,7 +93,7 @@ class DaqProtocol(Protocol):
         self.busy = False
         self._early = b""
         self._next: IDelayedCall | None = None
-        self._left: tuple[list[DataUpdate], Iterator[Message]] = ([], iter(()))
+        self._left: tuple[list[DataUpdate], Iterator[DaqMessage]] = ([], iter(()))
         #: Arrival time of the current read; all its messages have this time.
         self._arrival: datetime | None = None
         self._in_hurry = False
@@ -140,7 +140,7 @@ class DaqProtocol(Protocol):
             self._read_size = size
             read_by(self.transport, size)
 
-    def _go_through(self, messages: Iterator[Message]) -> None:
+    def _go_through(self, messages: Iterator[DaqMessage]) -> None:
         try:
             for count, message in enumerate(messages, 1):
                 if isinstance(message, DataUpdate) and message.size > SLICE:
@@ -155,7 +155,7 @@ class DaqProtocol(Protocol):
         except WireError as error:
             self.refuse(str(error))
 
-    def _put_off(self, pieces: list[DataUpdate], messages: Iterator[Message]) -> bool:
+    def _put_off(self, pieces: list[DataUpdate], messages: Iterator[DaqMessage]) -> bool:
         """Process the rest in a later turn of the reactor, and read nothing before; return false if not needed."""
         if self._in_hurry:
             for piece in pieces:
@@ -239,7 +239,7 @@ class DaqProtocol(Protocol):
         if self._name_timeout is not None and self._name_timeout.active():
             self._name_timeout.cancel()
 
-    def _received(self, message: Message) -> None:
+    def _received(self, message: DaqMessage) -> None:
         if isinstance(message, Name):
             self._stop_waiting()
             self.machine = message.machine
@@ -278,7 +278,7 @@ class DaqFactory(Factory):
         most_sensors: int,
         most_machine_sensors: int,
         most_new_sensors: int = 5000,
-        places: Callable[[], Places] = Places,
+        places: Callable[[], ServedPorts] = ServedPorts,
     ) -> None:
         self.reactor = reactor
         self._bus = bus
@@ -288,11 +288,11 @@ class DaqFactory(Factory):
         self._max_frame_bytes = max_frame_bytes
         self._most = most
         self._find_places = places
-        self._places: Places | None = None
+        self._places: ServedPorts | None = None
         bounds = Bounds(most_machines, most_sensors, most_machine_sensors, most_new_sensors)
         self.admission = Admission(bounds, clock.monotonic)
         self._left_out = LeftOutSensors(counters, warnings, clock.monotonic)
-        self.holding = Holding(reactor)
+        self.holding = HeldConnections(reactor)
         self._open: set[DaqProtocol] = set()
         #: Open connections without a name yet, the oldest first.
         self._nameless: dict[DaqProtocol, None] = {}
@@ -436,7 +436,7 @@ class DaqFactory(Factory):
             )
         before.hold(min(HOLD * 2 ** min(count - 1, 10), MAX_HOLD))
 
-    def message(self, protocol: DaqProtocol, machine: str, message: Message, time: datetime) -> None:
+    def message(self, protocol: DaqProtocol, machine: str, message: DaqMessage, time: datetime) -> None:
         match message:
             case DataUpdate():
                 self._update(protocol, machine, message, time)
@@ -446,16 +446,16 @@ class DaqFactory(Factory):
                 if fault.is_anomaly:
                     self.admission.keep(machine)
                 self._bus.publish(fault, time=time)
-            case Misshapen(left_out=[_, *_] as left_out):
+            case InvalidMessage(left_out=[_, *_] as left_out):
                 self._dropped.inc()
                 self._left_out.add(machine, protocol.peer, left_out)
-            case Misshapen(reason=reason):
+            case InvalidMessage(reason=reason):
                 self._drop(protocol, machine, reason)
 
     def _update(self, protocol: DaqProtocol, machine: str, update: DataUpdate, time: datetime) -> None:
         sensors, size = update.sensors, update.size
         taken, refused = self.admission.admit(machine, sensors)
-        left_out: list[LeftOut] = [*update.left_out, *refused]
+        left_out: list[OmittedSensor] = [*update.left_out, *refused]
         if taken is not sensors:
             size = sum(len(sensor.samples) for sensor in taken.values())
         self._left_out.taken(machine, taken)

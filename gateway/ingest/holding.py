@@ -16,7 +16,7 @@ _LOOK: Final = 0.1
 _GONE: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
 
-class Holding:
+class HeldConnections:
     """Held connections, each kept until its time is up or its peer has closed."""
 
     def __init__(self, reactor: IReactorTime) -> None:

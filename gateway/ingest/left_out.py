@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from gateway.counters import Counters
-from gateway.logs import LimitedLog
+from gateway.runtime.limited_log import LimitedLog
+from gateway.runtime.metrics import Counters
 from gateway.wire.errors import shown_text
-from gateway.wire.messages import LeftOut
+from gateway.wire.messages import OmittedSensor
 
 #: Seconds after which a left-out sensor that does not come again is forgotten.
 _FORGOTTEN: Final = 300.0
@@ -59,7 +59,7 @@ class LeftOutSensors:
         #: The most recent last.
         self._machines: dict[str, _Machine] = {}
 
-    def add(self, machine: str, peer: str, left_out: Sequence[LeftOut]) -> None:
+    def add(self, machine: str, peer: str, left_out: Sequence[OmittedSensor]) -> None:
         """Count and log the sensors that were left out of a message."""
         self._counter.inc(len(left_out))
         now = self._seconds()
@@ -76,7 +76,9 @@ class LeftOutSensors:
             else:
                 found.more += 1
 
-    def _log(self, machine: str, peer: str, named: dict[str, float], left_out: Sequence[LeftOut], now: float) -> None:
+    def _log(
+        self, machine: str, peer: str, named: dict[str, float], left_out: Sequence[OmittedSensor], now: float
+    ) -> None:
         """Log each sensor with its reason, first those not named for the longest time.
 
         A machine may have more such sensors than lines a minute: the others then follow in the next minutes.

@@ -1,56 +1,50 @@
 """Weighing scales: lines in, readings out, for scales that dial in, are dialled, or use a serial port."""
 
-import termios
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
-from twisted.application.internet import ClientService, backoffPolicy
-from twisted.application.service import Service
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IAddress,
-    IDelayedCall,
-    IProtocol,
-    IProtocolFactory,
-    IReactorTime,
-    IStreamClientEndpoint,
 )
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
-from gateway.bus import Bus
-from gateway.clock import WallClock
-from gateway.counters import Counters
-from gateway.ingest.transport import end_reason, failure_reason, host_of, peer_of, prepare
-from gateway.logs import LimitedLog, shown
-from gateway.model import Presence, Reading
+from gateway.bus.bus import Bus
+from gateway.ingest.transport import end_reason, host_of, peer_of, prepare
+from gateway.model.records import Presence, Reading
+from gateway.runtime.clock import WallClock
+from gateway.runtime.limited_log import LimitedLog, shown
+from gateway.runtime.metrics import Counters
 from gateway.wire.errors import WireError
 from gateway.wire.scale import HTTP_OVERLAP, ScaleLine, has_http_request, is_tls_handshake, parse_line, read_lines
 
 #: Maximum length of a line, in bytes; A&D's are 20.
 MAX_LINE: Final = 1024
 
-#: Waits between attempts to dial out or to open a serial line: 1 s, then longer, at most 30 s, with some jitter.
-_RETRY: Final = backoffPolicy(initialDelay=1.0, maxDelay=30.0, factor=1.5)
 
 #: Seconds within which a dialled connection or serial line that ends without a reading counts as a failed attempt.
 _GOOD_AFTER: Final = 5.0
 
+
 _SLASH: Final = ord("/")
+
 
 #: Web browsers send requests to any port that a page names, with bytes of the page's choice in them.
 HTTP: Final = "an HTTP request"
+
+
 TLS: Final = "a TLS handshake"
+
 
 #: Maximum log lines a minute about connections of one scale and host. Only endless reconnecting exceeds it.
 _CONNECTION_LINES: Final = 30
 
+
 #: Maximum log lines in ten minutes about failed attempts of one scale with one reason.
 _RETRY_LINES: Final = 5
+
+
 _RETRY_PERIOD: Final = 600.0
 
 
@@ -379,168 +373,3 @@ class ScaleFactory(Factory):
             problem=problem,
             delay=delay,
         )
-
-
-class _Attempts:
-    """Failed attempts in a row to reach one scale, and the growing waits between them."""
-
-    def __init__(self, factory: ScaleFactory) -> None:
-        self._factory = factory
-        self._count = 0
-        self._problem: str | None = None
-
-    def failed(self, problem: str) -> None:
-        """Note the reason for the next attempt."""
-        self._problem = problem
-
-    def ended(self, name: str, was_good: bool) -> None:
-        """Note that a connection has ended; unless it was good, it counts as a failed attempt.
-
-        :param name: address or device.
-        """
-        if was_good:
-            self._count = 0
-            self._problem = None
-        else:
-            self._problem = f"the connection to {name} ended at once, without a reading"
-
-    def delay(self) -> float:
-        """Return the seconds until the next attempt, and log them if the last one failed."""
-        self._count += 1
-        delay = _RETRY(self._count)
-        problem, self._problem = self._problem, None
-        if problem is not None:
-            self._factory.attempt_failed(problem, delay)
-        return delay
-
-
-@implementer(IStreamClientEndpoint)
-class _SpeakingEndpoint:
-    """An endpoint that reports why it could not connect."""
-
-    def __init__(self, endpoint: IStreamClientEndpoint, failed: Callable[[BaseException | None], None]) -> None:
-        self._endpoint = endpoint
-        self._failed = failed
-
-    def connect(self, protocolFactory: IProtocolFactory) -> "Deferred[IProtocol]":
-        def failed(failure: Failure) -> Failure:
-            self._failed(failure.value)
-            return failure
-
-        return self._endpoint.connect(protocolFactory).addErrback(failed)
-
-
-class _DialFactory(Factory):
-    """Factory of the protocols of dialled connections."""
-
-    noisy = False
-
-    def __init__(self, scale: ScaleFactory, lost: Callable[[bool], None]) -> None:
-        self._scale = scale
-        self._lost = lost
-
-    def buildProtocol(self, addr: IAddress | None) -> ScaleLineProtocol | None:
-        return self._scale.admit(lost=self._lost)
-
-
-def dialled(
-    endpoint: IStreamClientEndpoint, factory: ScaleFactory, reactor: IReactorTime, address: str
-) -> ClientService:
-    """Return a service that dials a serial-to-Ethernet converter, and redials it whenever the connection ends.
-
-    :param address: the converter's address, for log lines.
-    """
-    attempts = _Attempts(factory)
-    speaking = _SpeakingEndpoint(
-        endpoint, lambda error: attempts.failed(f"cannot connect to {address}: {failure_reason(error)}")
-    )
-    # ClientService treats every connection that is made as a success, so the attempts are counted here.
-    service: ClientService = ClientService(
-        speaking,
-        _DialFactory(factory, partial(attempts.ended, address)),
-        retryPolicy=lambda _: attempts.delay(),
-        clock=reactor,
-    )
-    return service
-
-
-@dataclass(frozen=True, slots=True)
-class SerialLine:
-    """A serial port and its settings, in pyserial's words."""
-
-    device: str
-    baudrate: int
-    bytesize: int
-    parity: str
-    stopbits: float
-
-
-class SerialService(Service):
-    """Keeps a serial line open: waits while it cannot be opened, and opens it again when it is lost.
-
-    :param open_port: makes a Twisted serial port of a protocol and a :class:`SerialLine`.
-    """
-
-    def __init__(
-        self,
-        line: SerialLine,
-        factory: ScaleFactory,
-        reactor: IReactorTime,
-        open_port: Callable[[Any, SerialLine], Any],
-    ) -> None:
-        self._line = line
-        self._factory = factory
-        self._reactor = reactor
-        self._open_port = open_port
-        self._attempts = _Attempts(factory)
-        self._retry: IDelayedCall | None = None
-        self._protocol: ScaleLineProtocol | None = None
-
-    def startService(self) -> None:
-        super().startService()
-        self._open()
-
-    def stopService(self) -> None:
-        super().stopService()
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
-        if self._protocol is not None:
-            self._protocol.transport.loseConnection()
-
-    def _open(self) -> None:
-        self._retry = None
-        device = self._line.device
-        protocol = ScaleLineProtocol(self._factory, device, self._lost)
-        try:
-            self._open_port(protocol, self._line)
-        except (OSError, ValueError, termios.error) as error:  # pyserial's own is an OSError
-            self._attempts.failed(f"{device} cannot be opened: {failure_reason(error)}")
-            self._try_again()
-            return
-        self._protocol = protocol
-
-    def _lost(self, was_good: bool) -> None:
-        self._protocol = None
-        self._attempts.ended(self._line.device, was_good)
-        if self.running:
-            self._try_again()
-
-    def _try_again(self) -> None:
-        self._retry = self._reactor.callLater(self._attempts.delay(), self._open)
-
-
-def check_parity(descriptor: int, parity: str) -> None:
-    """Make a serial port turn a break, and a byte of wrong parity, into NUL, so that the line is rejected.
-
-    :param descriptor: file descriptor of the open port.
-    :param parity: parity of the line; with ``N`` there is nothing to check.
-    """
-    settings = termios.tcgetattr(descriptor)
-    # Without INPCK such a byte would arrive as another character; with PARMRK or IGNPAR, marked or left out.
-    settings[0] &= ~(termios.INPCK | termios.PARMRK | termios.IGNPAR)
-    # With BRKINT a break would discard the bytes before it that are not read yet; with IGNBRK it would leave no trace.
-    settings[0] &= ~(termios.BRKINT | termios.IGNBRK)
-    if parity != "N":
-        settings[0] |= termios.INPCK
-    termios.tcsetattr(descriptor, termios.TCSANOW, settings)

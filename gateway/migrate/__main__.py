@@ -18,16 +18,16 @@ from typing import Final
 import psycopg2
 from tqdm import tqdm
 
-from gateway.clock import zone_named
-from gateway.config import ConfigError, load
+from gateway.config.loader import ConfigError, load
 from gateway.migrate.copying import Migration
-from gateway.migrate.source import Row, opened
-from gateway.migrate.target import Target
-from gateway.model import is_name
-from gateway.period import PERIODS
-from gateway.store.opening import GATEWAY_FILE
-from gateway.store.postgres_refusals import error_text
-from gateway.store.tables import columns_of, quoted, sensors
+from gateway.migrate.source import SourceRow, opened
+from gateway.migrate.target import TargetDatabase
+from gateway.model.names import is_name
+from gateway.runtime.clock import zone_named
+from gateway.store.postgres.refusals import error_text
+from gateway.store.sqlite.opening import GATEWAY_FILE
+from gateway.store.sqlite.queries import columns_of, quoted, sensors
+from gateway.timeseries.calendar import PERIODS
 
 _HEAD: Final = ("table", "copied", "already there", "differing", "left out")
 
@@ -38,7 +38,7 @@ def _machines(directory: str) -> list[str]:
 
 
 def _is_used(directory: str) -> bool:
-    """Whether a gateway holds its lock; see :class:`gateway.lock.DirectoryLock`."""
+    """Whether a gateway holds its lock; see :class:`gateway.runtime.directory_lock.DirectoryLock`."""
     folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -65,7 +65,7 @@ def _size(directory: str, machines: Sequence[str]) -> int:
 
 
 def _table(migration: Migration, *, is_dry: bool) -> str:
-    lines: list[Row] = [("table", "rows", "left out") if is_dry else _HEAD]
+    lines: list[SourceRow] = [("table", "rows", "left out") if is_dry else _HEAD]
     for name, count in migration.counts.items():
         lines.append(
             (name, count.copied, count.left_out)
@@ -104,7 +104,7 @@ def _migrate(directory: str, url: str | None, zone: tzinfo) -> Migration:
             f"migrate: a gateway uses {directory}: what it writes there from now on may be missing, so run this again"
             " when it has ended\n"
         )
-    target = None if url is None else Target(url)
+    target = None if url is None else TargetDatabase(url)
     try:
         with tqdm(total=_size(directory, machines), unit=" rows", unit_scale=True, disable=None) as progress:
             migration = Migration(directory, target, zone, progress)

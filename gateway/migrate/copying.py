@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from gateway.migrate.source import (
     NO_TIME,
-    Row,
+    SourceRow,
     Starts,
     Unfit,
     batches,
@@ -25,16 +25,28 @@ from gateway.migrate.source import (
     time_of,
     utc_of,
 )
-from gateway.migrate.target import ANOMALY, ANSWER, COMMIT, MACHINE, MEAN, MIGRATED, SENSOR, TABLES, TYPE, Table, Target
-from gateway.period import PERIODS
-from gateway.store.opening import GATEWAY_FILE
-from gateway.store.postgres_rows import OLD, OURS
+from gateway.migrate.target import (
+    ANOMALY,
+    ANSWER,
+    COMMIT,
+    MACHINE,
+    MEAN,
+    MIGRATED,
+    SENSOR,
+    TABLES,
+    TYPE,
+    TargetDatabase,
+    TargetTable,
+)
+from gateway.store.postgres.entries import OLD, OURS
 from gateway.store.rows import BUCKET_COLUMNS
-from gateway.store.tables import columns_of, quoted, sensors
+from gateway.store.sqlite.opening import GATEWAY_FILE
+from gateway.store.sqlite.queries import columns_of, quoted, sensors
+from gateway.timeseries.calendar import PERIODS
 
 
 @dataclass(slots=True)
-class Count:
+class CopyCount:
     """What became of the rows of a table.
 
     :ivar different: of those that were there, how many say something else.
@@ -56,7 +68,7 @@ class Migration:
     :ivar moved: commits that got a new id.
     """
 
-    def __init__(self, directory: str, target: Target | None, zone: tzinfo, progress: "tqdm[Any]") -> None:
+    def __init__(self, directory: str, target: TargetDatabase | None, zone: tzinfo, progress: "tqdm[Any]") -> None:
         self._directory = directory
         self._target = target
         self._zone = zone
@@ -65,7 +77,7 @@ class Migration:
         self._left_out: Counter[tuple[str, str]] = Counter()
         #: Sensors whose types are known.
         self._typed: set[tuple[str, str]] = set()
-        self.counts = {name: Count() for name in TABLES}
+        self.counts = {name: CopyCount() for name in TABLES}
         self.moved = 0
 
     @property
@@ -132,7 +144,7 @@ class Migration:
         for rows in batches(connection, "scale_weight_log", columns, last):
             fit = self._fit("scale_weight_log", f"{GATEWAY_FILE} scale_weight_log", rows, _commit)
             its = [(*row, numbers.get(row[0], 1)) for row in fit]
-            self._put("scale_weight_log", f"{GATEWAY_FILE} scale_weight_log", its, Target.add_commits)
+            self._put("scale_weight_log", f"{GATEWAY_FILE} scale_weight_log", its, TargetDatabase.add_commits)
             self._progress.update(len(rows))
 
     # -- machines' files
@@ -162,7 +174,7 @@ class Migration:
         further = [quoted(name) if name in there else "NULL" for name in ("start", *BUCKET_COLUMNS, "raw_end")]
         ends = _ends(connection, table) if {"start", "raw_end"} <= there else {}
 
-        def mean(row: Row) -> Row:
+        def mean(row: SourceRow) -> SourceRow:
             number, time, data, start, *bucket, raw_end = row
             begun = time_of(time)
             if data is not None:
@@ -177,7 +189,13 @@ class Migration:
     # -- rows
 
     def _copy(
-        self, table: Table, where: str, rows: list[Row], made: Callable[[Row], Row], *, is_read: bool = True
+        self,
+        table: TargetTable,
+        where: str,
+        rows: list[SourceRow],
+        made: Callable[[SourceRow], SourceRow],
+        *,
+        is_read: bool = True,
     ) -> None:
         """Copy rows.
 
@@ -189,7 +207,9 @@ class Migration:
         if is_read:
             self._progress.update(len(rows))
 
-    def _fit(self, name: str, where: str, rows: list[Row], made: Callable[[Row], Row]) -> list[Row]:
+    def _fit(
+        self, name: str, where: str, rows: list[SourceRow], made: Callable[[SourceRow], SourceRow]
+    ) -> list[SourceRow]:
         """Rows of the target; those that cannot be any are left out."""
         fit = []
         for row in rows:
@@ -200,7 +220,11 @@ class Migration:
         return fit
 
     def _put(
-        self, name: str, where: str, rows: list[Row], add: Callable[[Target, list[Row]], tuple[int, int, int]]
+        self,
+        name: str,
+        where: str,
+        rows: list[SourceRow],
+        add: Callable[[TargetDatabase, list[SourceRow]], tuple[int, int, int]],
     ) -> None:
         """Write rows in a transaction; those that the server can never take are left out."""
         count, target = self.counts[name], self._target
@@ -227,11 +251,11 @@ class Migration:
         self._left_out[where, why] += 1
 
 
-def _same(row: Row) -> Row:
+def _same(row: SourceRow) -> SourceRow:
     return row
 
 
-def _commit(row: Row) -> Row:
+def _commit(row: SourceRow) -> SourceRow:
     number, *texts = row
     values = dict(zip(COMMIT, texts, strict=True))
     values["gross_kg"] = kilograms_of(values["gross_kg"])
@@ -240,7 +264,7 @@ def _commit(row: Row) -> Row:
     return (number, *values.values())
 
 
-def _answer(row: Row) -> Row:
+def _answer(row: SourceRow) -> SourceRow:
     key, fingerprint, answer, made_at = row
     try:
         made = datetime.fromtimestamp(made_at, UTC)
@@ -249,7 +273,7 @@ def _answer(row: Row) -> Row:
     return key, fingerprint, MIGRATED, answer, made.isoformat(" ")
 
 
-def _anomaly(machine: str, row: Row) -> Row:
+def _anomaly(machine: str, row: SourceRow) -> SourceRow:
     number, time, threshold, score = row
     return machine, time_of(time).isoformat(" "), MIGRATED, number, number_of(threshold), number_of(score)
 

@@ -8,9 +8,9 @@ from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Final
 
-from gateway.store.tables import BEFORE_IDS, BEHIND_IDS, quoted
+from gateway.store.sqlite.queries import BEFORE_IDS, BEHIND_IDS, quoted
 
-Row = tuple[Any, ...]
+SourceRow = tuple[Any, ...]
 
 #: Rows of one transaction.
 BATCH: Final = 2000
@@ -51,7 +51,9 @@ def opened(path: str) -> sqlite3.Connection:
     return connection
 
 
-def batches(connection: sqlite3.Connection, table: str, columns: str, last: int | None = None) -> Iterator[list[Row]]:
+def batches(
+    connection: sqlite3.Connection, table: str, columns: str, last: int | None = None
+) -> Iterator[list[SourceRow]]:
     """The rows of a table by their ids, which come first in each; no lock is held between two batches.
 
     :param last: the id of the last one.

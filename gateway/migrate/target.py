@@ -7,11 +7,11 @@ from typing import Any, Final, TypeVar
 import psycopg2
 from psycopg2.extensions import TransactionRollbackError, parse_dsn
 
-from gateway.migrate.source import Row
-from gateway.store.postgres_arrays import array, unnest
-from gateway.store.postgres_schema import Schema
+from gateway.migrate.source import SourceRow
+from gateway.store.postgres.arrays import array, unnest
+from gateway.store.postgres.migrations import SchemaMigration
+from gateway.store.postgres.session import SETTINGS, Session
 from gateway.store.rows import BUCKET_COLUMNS
-from gateway.store.session import SETTINGS, Session
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ COMMIT: Final = _columns(
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class TargetTable:
     """A table of the target whose rows are known by a key.
 
     :ivar columns: and their types.
@@ -83,20 +83,20 @@ class Table:
         )
 
 
-MACHINE: Final = Table("cynow_machine", _columns("machine text"), ("machine",))
-SENSOR: Final = Table("cynow_sensor", _columns("machine text, sensor text"), ("machine", "sensor"))
-TYPE: Final = Table(
+MACHINE: Final = TargetTable("cynow_machine", _columns("machine text"), ("machine",))
+SENSOR: Final = TargetTable("cynow_sensor", _columns("machine text, sensor text"), ("machine", "sensor"))
+TYPE: Final = TargetTable(
     "cynow_sensor",
     _columns("machine text, sensor text, type text"),
     ("machine", "sensor"),
     "(machine, sensor) DO UPDATE SET type = EXCLUDED.type WHERE cynow_sensor.type IS NULL",
 )
-ANSWER: Final = Table(
+ANSWER: Final = TargetTable(
     "cynow_idempotency",
     _columns("key text, fingerprint text, request text, answer text, made_at timestamptz"),
     ("key",),
 )
-MEAN: Final = Table(
+MEAN: Final = TargetTable(
     "cynow_mean",
     {
         **_columns(
@@ -107,7 +107,7 @@ MEAN: Final = Table(
     },
     ("machine", "sensor", "period", "start", "origin"),
 )
-ANOMALY: Final = Table(
+ANOMALY: Final = TargetTable(
     "cynow_anomaly",
     _columns("machine text, time timestamp, gateway text, entry bigint, threshold float8, score float8"),
     ("machine", "time", "gateway", "entry"),
@@ -124,7 +124,7 @@ TABLES: Final = (
 )
 
 
-class Target:
+class TargetDatabase:
     """The server.
 
     :raises psycopg2.Error: there is none, or its tables cannot be made.
@@ -139,10 +139,10 @@ class Target:
         self._connection = psycopg2.connect(**arguments)
         self._connection.set_session(isolation_level="READ COMMITTED", readonly=False)
         self.transaction(lambda: self.ask(_SETTINGS))
-        _result(Schema().ensure(_Session(self)))
+        _result(SchemaMigration().ensure(_Session(self)))
         self._connection.commit()
 
-    def ask(self, statement: str, values: Sequence[Any] | None = None) -> list[Row]:
+    def ask(self, statement: str, values: Sequence[Any] | None = None) -> list[SourceRow]:
         with self._connection.cursor() as cursor:
             cursor.execute(statement, values)
             return [] if cursor.description is None else cursor.fetchall()
@@ -175,7 +175,7 @@ class Target:
 
     # -- rows
 
-    def add(self, table: Table, rows: Sequence[Row]) -> tuple[int, int]:
+    def add(self, table: TargetTable, rows: Sequence[SourceRow]) -> tuple[int, int]:
         """Add rows that are not there: how many, and how many others are there and say something else."""
         values = _arrays(table.columns, rows)
         made = self.change(table.insert(), values)
@@ -203,7 +203,7 @@ class Target:
             # Unlike setval it takes nothing back that somebody has been given meanwhile.
             self.ask("SELECT max(nextval(%s)) FROM generate_series(1, %s)", [sequence, lacking])
 
-    def add_commits(self, rows: Sequence[Row]) -> tuple[int, int, int]:
+    def add_commits(self, rows: Sequence[SourceRow]) -> tuple[int, int, int]:
         """Add commits that are not there, under their own ids where these are free.
 
         A row is there where one with its id was committed at the same moment, or where all that it says is there, as
@@ -252,10 +252,10 @@ class Target:
 class _Session(Session):
     """The gateway's session, whose answers are there at once."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: TargetDatabase) -> None:
         self._target = target
 
-    async def ask(self, statement: str, values: Any = None, limit: float = 0.0) -> list[Row]:
+    async def ask(self, statement: str, values: Any = None, limit: float = 0.0) -> list[SourceRow]:
         return self._target.ask(statement, values)
 
     async def transaction(self, work: Callable[[Session], Awaitable[T]]) -> T:
@@ -273,7 +273,7 @@ def _result(work: Awaitable[T]) -> T:
     raise AssertionError("it waits")
 
 
-def _arrays(columns: dict[str, str], rows: Sequence[Row]) -> list[Any]:
+def _arrays(columns: dict[str, str], rows: Sequence[SourceRow]) -> list[Any]:
     """What :func:`unnest` is given.
 
     :raises ValueError: there is something else than text in a column of texts.

@@ -10,10 +10,11 @@ from typing import Final, TypeAlias
 
 from twisted.logger import Logger
 
-from gateway.clock import WallClock
-from gateway.counters import Counters
-from gateway.logs import LimitedLog
-from gateway.raw.files import Damaged, ReadError
+from gateway.raw.files import ReadError
+from gateway.raw.lines import Damaged
+from gateway.runtime.clock import WallClock
+from gateway.runtime.limited_log import LimitedLog
+from gateway.runtime.metrics import Counters
 
 log = Logger()
 

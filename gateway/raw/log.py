@@ -16,13 +16,14 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from gateway.bucket import MANY
-from gateway.clock import WallClock
-from gateway.counters import Counters
-from gateway.logs import LimitedLog
-from gateway.model import Batch
+from gateway.model.records import Batch
 from gateway.raw.damage import DamageLog, Scan
-from gateway.raw.files import HEADER, is_line, path_of
+from gateway.raw.files import HEADER, path_of
+from gateway.raw.lines import is_line
+from gateway.runtime.clock import WallClock
+from gateway.runtime.limited_log import LimitedLog
+from gateway.runtime.metrics import Counters
+from gateway.timeseries.bucket import MANY
 
 log = Logger()
 
@@ -66,7 +67,7 @@ def add_lines(text: bytearray, prefix: bytes, samples: "array[float]") -> None:
         return
     # orjson writes the shortest digits, thirty times as fast as the csv module; it has no word but null for NaN.
     if len(samples) >= MANY:
-        from gateway.vectors import json_list
+        from gateway.timeseries.numpy_sums import json_list
 
         numbers = json_list(samples)
     else:

@@ -7,11 +7,13 @@ from collections.abc import Generator, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from typing import Any, Final
 
-from gateway.model import finite, rfc3339
-from gateway.period import minutes_of
-from gateway.raw import files
+from gateway.model.timestamps import rfc3339
+from gateway.raw import files, lines
 from gateway.raw.damage import DamageLog
-from gateway.raw.files import LineClock, RawFile, Run
+from gateway.raw.files import RawFile
+from gateway.raw.lines import LineClock, LineRun
+from gateway.timeseries.calendar import minutes_of
+from gateway.timeseries.finite import finite
 
 #: Samples that are gone through before somebody else may have the thread, and points that are given at a time.
 _STEP: Final = 50_000
@@ -90,7 +92,7 @@ class Plot:
             with file.open() as content, scan as damaged:
                 clock = LineClock(file.day, self._zone)
                 offset = self._offset(file, content, midnight)
-                for run in _whole_seconds(files.runs(content, offset, damaged)):
+                for run in _whole_seconds(lines.runs(content, offset, damaged)):
                     second = _micro(clock.time(run.clock))
                     if second >= self._begin + self._length + _SET_BACK * _MICRO:
                         return
@@ -104,7 +106,7 @@ class Plot:
         if file.day != self._first.date() or file.compressed or minutes_of("day", midnight) != 24 * 60:
             return 0
         since = max(midnight, self._first - timedelta(seconds=_SET_BACK))
-        return files.offset_of(content, files.size_of(content), f"{since:%H:%M:%S},".encode())
+        return lines.offset_of(content, files.size_of(content), f"{since:%H:%M:%S},".encode())
 
     def _add(self, second: int, samples: "array[float]") -> None:
         count = len(samples)
@@ -152,14 +154,14 @@ def _micro(time: datetime) -> int:
     return (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
-def _whole_seconds(its: Iterator[Run]) -> Iterator[Run]:
+def _whole_seconds(its: Iterator[LineRun]) -> Iterator[LineRun]:
     """Runs of which a block's end has made two are one again."""
-    held: Run | None = None
+    held: LineRun | None = None
     for run in its:
         if held is None:
             held = run
         elif held.clock == run.clock:
-            held = Run(held.begin, run.end, run.clock, held.samples + run.samples)
+            held = LineRun(held.begin, run.end, run.clock, held.samples + run.samples)
         else:
             yield held
             held = run

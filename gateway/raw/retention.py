@@ -16,10 +16,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
-from gateway.clock import WallClock
-from gateway.counters import Counters
 from gateway.raw import files
 from gateway.raw.files import RawFile
+from gateway.runtime.clock import WallClock
+from gateway.runtime.metrics import Counters
 
 log = Logger()
 

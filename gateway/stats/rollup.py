@@ -11,9 +11,12 @@ from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
 from typing import Final
 
-from gateway.bucket import Bucket
-from gateway.model import Batch, HourEnd, PeriodEnd, Update, finite, wall_time
-from gateway.period import PERIODS, start_of
+from gateway.model.entries import ClosedHour, ClosedPeriod
+from gateway.model.records import Batch, Update
+from gateway.model.timestamps import wall_time
+from gateway.timeseries.bucket import Bucket
+from gateway.timeseries.calendar import PERIODS, start_of
+from gateway.timeseries.finite import finite
 
 #: Samples of a minute are summed so many at a time, counted from the minute's first. A sum so depends on the minute's
 #: samples only, not on how they were cut into messages, which no raw file tells.
@@ -24,7 +27,7 @@ _LONGER: Final = PERIODS[1:]
 
 
 @dataclass(slots=True)
-class Ended:
+class ClosedPeriods:
     """What is over.
 
     :ivar updates: of minutes.
@@ -32,11 +35,11 @@ class Ended:
     """
 
     updates: list[Update] = field(default_factory=list)
-    entries: list[HourEnd | PeriodEnd] = field(default_factory=list)
+    entries: list[ClosedHour | ClosedPeriod] = field(default_factory=list)
 
 
 @dataclass(slots=True)
-class _Sensor:
+class _SensorRollup:
     """One sensor's open periods.
 
     :ivar kind: its type, as it was said last.
@@ -73,7 +76,7 @@ class Rollup:
     def __init__(self, zone: tzinfo, modes: Mapping[str, str]) -> None:
         self._zone = zone
         self._modes = modes
-        self._sensors: dict[tuple[str, str], _Sensor] = {}
+        self._sensors: dict[tuple[str, str], _SensorRollup] = {}
         self._minute: datetime | None = None
         #: Samples left out of means: not finite, or with a sum that exceeds a double.
         self.left_out = 0
@@ -96,13 +99,13 @@ class Rollup:
                     sensor.minute = _minute_of(time)
                 self._count(sensor, time, samples)
 
-    def replay(self, machine: str, sensor: str, time: datetime, samples: "array[float]") -> Ended:
+    def replay(self, machine: str, sensor: str, time: datetime, samples: "array[float]") -> ClosedPeriods:
         """Count samples of one sensor that came earlier, in the order in which they came.
 
         :returns: what of this sensor was over before them.
         """
         its = self._sensor(machine, sensor)
-        ended = Ended()
+        ended = ClosedPeriods()
         minute = _minute_of(time)
         if its.minute is None or minute != its.minute or minute.fold != its.minute.fold:
             self._end(its, _starts(minute), ended)
@@ -122,9 +125,9 @@ class Rollup:
         its.longer.update(open_periods)
         return its.mode
 
-    def advance(self, now: datetime) -> Ended:
+    def advance(self, now: datetime) -> ClosedPeriods:
         """End what is over by now; mostly nothing."""
-        ended = Ended()
+        ended = ClosedPeriods()
         minute = _minute_of(now)
         before = self._minute
         # Aware datetimes of one zone compare by the wall clock; an hour that comes twice is told by its offset.
@@ -135,16 +138,16 @@ class Rollup:
                 self._end(sensor, starts, ended)
         return ended
 
-    def _sensor(self, machine: str, name: str, kind: str | None = None) -> _Sensor:
+    def _sensor(self, machine: str, name: str, kind: str | None = None) -> _SensorRollup:
         sensor = self._sensors.get((machine, name))
         if sensor is None:
-            sensor = self._sensors[machine, name] = _Sensor(machine, name, "REAL")
+            sensor = self._sensors[machine, name] = _SensorRollup(machine, name, "REAL")
         if kind is not None:
             sensor.kind = kind
             sensor.mode = self._modes.get(kind.lower(), "REAL")
         return sensor
 
-    def _count(self, sensor: _Sensor, time: datetime, samples: "array[float]") -> None:
+    def _count(self, sensor: _SensorRollup, time: datetime, samples: "array[float]") -> None:
         arrivals = sensor.arrivals
         if not arrivals or arrivals[-1][1] is not time:
             arrivals.append((len(sensor.samples), time))
@@ -159,7 +162,7 @@ class Rollup:
                 [(max(0, index - whole), time) for index, time in arrivals[first:]] if sensor.samples else []
             )
 
-    def _sum(self, sensor: _Sensor, begin: int, end: int) -> None:
+    def _sum(self, sensor: _SensorRollup, begin: int, end: int) -> None:
         """Add some samples of the open minute to its bucket."""
         arrivals = sensor.arrivals
         chunk = sensor.samples[begin:end]
@@ -179,7 +182,7 @@ class Rollup:
         except OverflowError:
             self._overflow(sensor, len(samples))
 
-    def _end(self, sensor: _Sensor, starts: Mapping[str, float], ended: Ended) -> None:
+    def _end(self, sensor: _SensorRollup, starts: Mapping[str, float], ended: ClosedPeriods) -> None:
         """End what of a sensor is over when a minute begins.
 
         :param starts: of the periods that the minute lies in, in seconds since 1970.
@@ -193,7 +196,7 @@ class Rollup:
             if start is not None and start.timestamp() != starts[period]:
                 self._end_period(sensor, period, ended)
 
-    def _end_minute(self, sensor: _Sensor, minute: datetime, ended: Ended) -> None:
+    def _end_minute(self, sensor: _SensorRollup, minute: datetime, ended: ClosedPeriods) -> None:
         if sensor.samples:
             self._sum(sensor, 0, len(sensor.samples))
             del sensor.samples[:]
@@ -215,13 +218,13 @@ class Rollup:
         except OverflowError:
             self._overflow(sensor, bucket.count)
 
-    def _overflow(self, sensor: _Sensor, count: int) -> None:
+    def _overflow(self, sensor: _SensorRollup, count: int) -> None:
         """Note samples that are left out because their sum exceeds a double."""
         self.left_out += count
         key = sensor.machine, sensor.name
         self.overflows[key] = self.overflows.get(key, 0) + count
 
-    def _end_hour(self, sensor: _Sensor, hour: datetime, ended: Ended) -> None:
+    def _end_hour(self, sensor: _SensorRollup, hour: datetime, ended: ClosedPeriods) -> None:
         for period in _LONGER:
             start = start_of(period, hour)
             if sensor.longer.setdefault(period, start) != start:
@@ -229,11 +232,11 @@ class Rollup:
                 sensor.longer[period] = start
         bucket, sensor.in_hour, sensor.hour = sensor.in_hour, Bucket(), None
         if bucket.count:
-            ended.entries.append(HourEnd(sensor.machine, sensor.name, hour, bucket, sensor.mode))
+            ended.entries.append(ClosedHour(sensor.machine, sensor.name, hour, bucket, sensor.mode))
 
-    def _end_period(self, sensor: _Sensor, period: str, ended: Ended) -> None:
+    def _end_period(self, sensor: _SensorRollup, period: str, ended: ClosedPeriods) -> None:
         start = sensor.longer.pop(period)
-        ended.entries.append(PeriodEnd(period, sensor.machine, sensor.name, start, sensor.mode))
+        ended.entries.append(ClosedPeriod(period, sensor.machine, sensor.name, start, sensor.mode))
 
 
 def _minute_of(time: datetime) -> datetime:

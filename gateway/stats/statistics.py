@@ -10,11 +10,12 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from gateway.bus import Bus
-from gateway.clock import WallClock
-from gateway.counters import Counters
-from gateway.logs import LimitedLog
-from gateway.model import Batch, Entry, HourEnd
+from gateway.bus.bus import Bus
+from gateway.model.entries import ClosedHour, StoreEntry
+from gateway.model.records import Batch
+from gateway.runtime.clock import WallClock
+from gateway.runtime.limited_log import LimitedLog
+from gateway.runtime.metrics import Counters
 from gateway.stats.rollup import Rollup
 
 log = Logger()
@@ -55,7 +56,7 @@ class Statistics(Service):
         counters: Counters,
         rollup: Rollup,
         journal: Journal,
-        store: Callable[[Iterable[Entry]], None],
+        store: Callable[[Iterable[StoreEntry]], None],
     ) -> None:
         self._bus = bus
         self._clock = clock
@@ -101,9 +102,9 @@ class Statistics(Service):
         self._journal.flush()
         for update in ended.updates:
             self._bus.publish(update)
-        self._store(self._with_end(entry) if isinstance(entry, HourEnd) else entry for entry in ended.entries)
+        self._store(self._with_end(entry) if isinstance(entry, ClosedHour) else entry for entry in ended.entries)
 
-    def _with_end(self, hour: HourEnd) -> HourEnd:
+    def _with_end(self, hour: ClosedHour) -> ClosedHour:
         return replace(hour, raw_end=self._journal.end(hour.machine, hour.sensor, hour.start))
 
     def _on_batch(self, batch: Batch) -> None:

@@ -8,7 +8,8 @@ from typing import Any, Final, TypeAlias
 
 from twisted.internet.defer import Deferred
 
-from gateway.model import Commit, CommitEntry, Entry
+from gateway.model.entries import StoreEntry
+from gateway.model.records import Commit, CommitEntry
 
 #: Event numbers in one reservation; at 5,000 events a second they last over three minutes.
 SEQ_BLOCK: Final = 1_000_000
@@ -111,7 +112,7 @@ class SensorState:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class RollupProgress:
     """Where all statistics stand.
 
     :ivar unreadable: machines of which that cannot be told now.
@@ -166,7 +167,7 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def write(self, entries: Sequence[Entry]) -> "Deferred[list[Entry]]":
+    def write(self, entries: Sequence[StoreEntry]) -> "Deferred[list[StoreEntry]]":
         """Write what is over, anomalies and sightings; fires with those that must be tried again later, in their order.
 
         An hour that has a row already, for the clock was set back, has its samples added to that. A longer period is
@@ -180,7 +181,7 @@ class Store(ABC):
         """Every machine with stored data, sorted."""
 
     @abstractmethod
-    def standing(self, days: Mapping[tuple[str, str], Collection[date]], now: datetime) -> "Deferred[Standing]":
+    def standing(self, days: Mapping[tuple[str, str], Collection[date]], now: datetime) -> "Deferred[RollupProgress]":
         """Every sensor with stored data, and where its statistics stand.
 
         :param days: that are asked for, by machine and sensor.

@@ -8,10 +8,10 @@ from functools import lru_cache
 from statistics import fmean
 from typing import Any, Final
 
-from gateway.bucket import Bucket
-from gateway.model import rfc3339
-from gateway.period import FULL_MINUTES, MADE_OF, minutes_of
+from gateway.model.timestamps import rfc3339
 from gateway.store.interface import Encode
+from gateway.timeseries.bucket import Bucket
+from gateway.timeseries.calendar import FULL_MINUTES, MADE_OF, minutes_of
 
 #: Columns that hold a bucket, in the order of :func:`values_of`, and their types in SQL.
 BUCKET_COLUMNS: Final = {

@@ -1,1 +1,1 @@
-"""HTTP and WebSocket: answers about what is live and what is stored."""
+"""HTTP and WebSocket interfaces."""

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from typing import Final
 
 from gateway.wire.errors import WireError, shown_text
-from gateway.wire.jsontext import NO_SEPARATOR, JsonReader, json_value
-from gateway.wire.messages import DataUpdate, Message, Misshapen, Name, message
+from gateway.wire.json_reader import NO_SEPARATOR, JsonReader, json_value
+from gateway.wire.messages import DaqMessage, DataUpdate, InvalidMessage, Name, message
+from gateway.wire.other_protocols import HEAD, NO_PORTS, ServedPorts, identify_protocol, is_scale_line
 from gateway.wire.pickles import PickleReader
-from gateway.wire.shapes import Begun, Known, Shape, separated
-from gateway.wire.strangers import HEAD, NOWHERE, Places, is_scale_line, stranger
+from gateway.wire.templates import FrameTemplate, Match, PartialMatch, separated
 from gateway.wire.values import Value
 
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
@@ -58,7 +58,7 @@ class FrameReader:
     :param places: where input of other protocols should be sent instead.
     """
 
-    def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES, places: Places = NOWHERE) -> None:
+    def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES, places: ServedPorts = NO_PORTS) -> None:
         self._max = max_frame_bytes
         self._places = places
         self._is_named = False
@@ -67,9 +67,9 @@ class FrameReader:
         #: First bytes of the present frame, unless its shape is known.
         self._head = b""
         self._pickle: PickleReader | None = None
-        self._shapes: tuple[Shape, ...] = ()
+        self._shapes: tuple[FrameTemplate, ...] = ()
         #: What of the bytes in ``_rest`` is known by its shape.
-        self._begun: Begun | None = None
+        self._begun: PartialMatch | None = None
         #: The present pickle as far as it was read, while its shape may be worth knowing.
         self._read = bytearray()
         #: How many may be gone through twice for their shape; each that is recognised by one gives a try back.
@@ -81,7 +81,7 @@ class FrameReader:
         #: Bytes of the present frame that are read.
         self._size = 0
 
-    def feed(self, data: bytes) -> Iterator[Message]:
+    def feed(self, data: bytes) -> Iterator[DaqMessage]:
         """The messages that these bytes complete; the first of a connection is its :class:`Name`.
 
         To be gone through to the end before the next call.
@@ -93,7 +93,7 @@ class FrameReader:
         try:
             yield from self._feed(self._rest + data)
         except WireError as error:
-            reason = stranger(self._head, self._places)
+            reason = identify_protocol(self._head, self._places)
             raise WireError(reason or str(error)) from error
 
     def unfinished(self) -> str:
@@ -118,7 +118,7 @@ class FrameReader:
             return False
         return True
 
-    def _feed(self, data: bytes) -> Iterator[Message]:
+    def _feed(self, data: bytes) -> Iterator[DaqMessage]:
         self._rest = b""
         pos = 0
         end = len(data)
@@ -162,7 +162,7 @@ class FrameReader:
             self._head = b""
             yield self._admit(read)
 
-    def _read_known(self, data: bytes, pos: int) -> Known | Begun | None:
+    def _read_known(self, data: bytes, pos: int) -> Match | PartialMatch | None:
         """The message at ``pos``, where it has a shape that was seen before, with the end of its frame, or what is
         there of it where the rest is worth waiting for. ``None`` where it must be read in the usual way.
         """
@@ -175,19 +175,19 @@ class FrameReader:
                 return known if len(data) - pos <= min(_MOST_AWAITED, self._max) else None
         return None
 
-    def _admit(self, found: Message) -> Message:
+    def _admit(self, found: DaqMessage) -> DaqMessage:
         if not self._is_named:
             if isinstance(found, Name):
                 self._is_named = True
-            elif isinstance(found, Misshapen):
+            elif isinstance(found, InvalidMessage):
                 raise WireError(f'the first frame must be ("name", "<machine>"): {found.reason}')
             else:
                 raise WireError(f'the first frame must be ("name", "<machine>"), not {type(found).__name__}')
         elif isinstance(found, Name):
-            return Misshapen(f"a second name, {shown_text(found.machine)}: a connection is of one machine")
+            return InvalidMessage(f"a second name, {shown_text(found.machine)}: a connection is of one machine")
         return found
 
-    def _read_pickle(self, data: bytes, pos: int) -> tuple[Message | None, int]:
+    def _read_pickle(self, data: bytes, pos: int) -> tuple[DaqMessage | None, int]:
         """Read a pickle; return the message if the frame is whole, and the position where reading stopped."""
         pickle = self._pickle
         if pickle is None:  # pragma: no cover - the caller has made it
@@ -221,14 +221,14 @@ class FrameReader:
         pickle = PickleReader(self._max)
         pickle.read(whole, 0)
         update = message(pickle.value, len(whole))
-        shape = Shape.of(update, pickle.runs, whole) if isinstance(update, DataUpdate) else None
+        shape = FrameTemplate.of(update, pickle.runs, whole) if isinstance(update, DataUpdate) else None
         if shape is not None:
             shapes = (shape, *self._shapes)[:_MOST_SHAPES]
             while sum(each.weight for each in shapes) > _MOST_SHAPE_BYTES:
                 shapes = shapes[:-1]
             self._shapes = shapes
 
-    def _read_json(self, data: bytes, pos: int) -> tuple[Message | None, int]:
+    def _read_json(self, data: bytes, pos: int) -> tuple[DaqMessage | None, int]:
         """Read JSON; return the message if the frame is whole, and the position where reading stopped."""
         end = data.find(b"\0", pos)
         is_whole = end >= 0
@@ -279,7 +279,7 @@ class FrameReader:
         self._closing = closing if new.endswith(closing) else b""
         return found is not None
 
-    def _end_json(self, value: Value, end: int) -> tuple[Message, int]:
+    def _end_json(self, value: Value, end: int) -> tuple[DaqMessage, int]:
         found = message(value, self._size)
         self._json = None
         self._size = 0

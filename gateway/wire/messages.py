@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
-from gateway.model import SensorBatch, name_of, name_problem
+from gateway.model.names import name_of, name_problem
+from gateway.model.records import SensorBatch
 from gateway.wire.errors import shown_text
-from gateway.wire.values import MAX_CONTAINERS, Mapping, Value, describe
-from gateway.wire.values import Sequence as List
+from gateway.wire.values import MAX_CONTAINERS, DictValue, ListValue, Value, describe
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Name:
     machine: str
 
 
-class LeftOut(NamedTuple):
+class OmittedSensor(NamedTuple):
     """A sensor that is left out of a message.
 
     :ivar sensor: its name as it was sent, for a log line.
@@ -39,7 +39,7 @@ class DataUpdate(NamedTuple):
 
     sensors: dict[str, SensorBatch]
     size: int
-    left_out: Sequence[LeftOut] = ()
+    left_out: Sequence[OmittedSensor] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class FaultDetect:
 
 
 @dataclass(frozen=True, slots=True)
-class Misshapen:
+class InvalidMessage:
     """Plain data that is not a valid message, and must be dropped.
 
     :ivar reason: why it is not valid, for the log.
@@ -59,10 +59,10 @@ class Misshapen:
     """
 
     reason: str
-    left_out: Sequence[LeftOut] = ()
+    left_out: Sequence[OmittedSensor] = ()
 
 
-Message: TypeAlias = Name | DataUpdate | FaultDetect | Misshapen
+DaqMessage: TypeAlias = Name | DataUpdate | FaultDetect | InvalidMessage
 
 #: How many samples a frame of some bytes may stand for: as many as it has bytes, and a few. No number takes less than
 #: two, but a pickled list may be used by many sensors, and costs the disk as much as if it had been sent each time.
@@ -74,72 +74,74 @@ _MAX_TYPE: Final = 64
 _NO_PAIR: Final = 'a message is a pair of an event and its data, ("DataUpdate", {...})'
 
 
-def message(value: Value, size: int) -> Message:
+def message(value: Value, size: int) -> DaqMessage:
     """Convert a value into a message.
 
     :param size: bytes of its frame.
     """
     match value:
-        case List(others=[str(event), data]) if not value.numbers:
+        case ListValue(others=[str(event), data]) if not value.numbers:
             pass
-        case List(others=[str(event)], numbers=array() as data) if len(data) == 1 and not value.odd_at:
+        case ListValue(others=[str(event)], numbers=array() as data) if len(data) == 1 and not value.odd_at:
             # ("name", 5): the error below explains the number.
             pass
-        case Mapping(items={"event": str(event), "data": data}):
+        case DictValue(items={"event": str(event), "data": data}):
             pass
         case _:
-            return Misshapen(f"{_NO_PAIR}; this is {describe(value)}")
+            return InvalidMessage(f"{_NO_PAIR}; this is {describe(value)}")
     if event == "DataUpdate":
         return _data_update(data, size)
     if event == "FaultDetect":
         return _fault_detect(data)
     if event == "name":
         return _name(data)
-    return Misshapen(f"unknown event {shown_text(event)}; known are name, DataUpdate and FaultDetect")
+    return InvalidMessage(f"unknown event {shown_text(event)}; known are name, DataUpdate and FaultDetect")
 
 
-def _name(data: Value) -> Message:
+def _name(data: Value) -> DaqMessage:
     if not isinstance(data, str):
-        return Misshapen(f"machine name: text is needed, this is {describe(data)}")
+        return InvalidMessage(f"machine name: text is needed, this is {describe(data)}")
     name = name_of(data)
     if name is None:
-        return Misshapen(f"machine name {shown_text(data)}: {name_problem(data)}")
+        return InvalidMessage(f"machine name {shown_text(data)}: {name_problem(data)}")
     return Name(name)
 
 
-def _data_update(data: Value, size: int) -> Message:
-    if not isinstance(data, Mapping):
-        return Misshapen(f"DataUpdate: a dict of sensors is needed, this is {describe(data)}")
+def _data_update(data: Value, size: int) -> DaqMessage:
+    if not isinstance(data, DictValue):
+        return InvalidMessage(f"DataUpdate: a dict of sensors is needed, this is {describe(data)}")
     if len(data.items) > MAX_CONTAINERS:
-        return Misshapen(f"DataUpdate: it has {len(data.items)} sensors; {MAX_CONTAINERS} are allowed")
+        return InvalidMessage(f"DataUpdate: it has {len(data.items)} sensors; {MAX_CONTAINERS} are allowed")
     sensors: dict[str, SensorBatch] = {}
-    left_out: list[LeftOut] = []
+    left_out: list[OmittedSensor] = []
     samples = 0
     if data.odd:
-        left_out.append(LeftOut("without a name", "a sensor's name must be text"))
+        left_out.append(OmittedSensor("without a name", "a sensor's name must be text"))
     for given, sensor in data.items.items():
         name = name_of(given)
         found = _sensor(sensor)
         if name is None:
-            left_out.append(LeftOut(shown_text(given), f"its name is not allowed: {name_problem(given)}"))
+            left_out.append(OmittedSensor(shown_text(given), f"its name is not allowed: {name_problem(given)}"))
         elif isinstance(found, str):
-            left_out.append(LeftOut(shown_text(name), found))
+            left_out.append(OmittedSensor(shown_text(name), found))
         elif name in sensors:
-            left_out.append(LeftOut(shown_text(name), "the message has the name twice, in two forms of Unicode"))
+            left_out.append(OmittedSensor(shown_text(name), "the message has the name twice, in two forms of Unicode"))
         else:
             sensors[name] = found
             samples += len(found.samples)
     if samples > size + MAX_SHARED_SAMPLES:
-        return Misshapen(f"DataUpdate: it has {samples} samples in {size} bytes; lists must not be shared by sensors")
+        return InvalidMessage(
+            f"DataUpdate: it has {samples} samples in {size} bytes; lists must not be shared by sensors"
+        )
     if left_out and not sensors:
         first = left_out[0]
-        return Misshapen(f"DataUpdate: no sensor of it can be taken; {first.sensor}: {first.reason}", left_out)
+        return InvalidMessage(f"DataUpdate: no sensor of it can be taken; {first.sensor}: {first.reason}", left_out)
     return DataUpdate(sensors, samples, left_out)
 
 
 def _sensor(sensor: Value) -> SensorBatch | str:
     """Return the samples of a sensor, or the reason to leave it out."""
-    if not isinstance(sensor, Mapping):
+    if not isinstance(sensor, DictValue):
         return f'a dict {{"type": ..., "data": [...]}} is needed, this is {describe(sensor)}'
     kind, samples = sensor.items.get("type"), sensor.items.get("data")
     if not isinstance(kind, str):
@@ -148,24 +150,26 @@ def _sensor(sensor: Value) -> SensorBatch | str:
         return f"its type has {len(kind)} characters; {_MAX_TYPE} are allowed"
     if not kind.isprintable():
         return f"its type {shown_text(kind)} has a character that cannot be shown"
-    if not isinstance(samples, List):
+    if not isinstance(samples, ListValue):
         return "its data is missing" if samples is None else f"its data must be a list, this is {describe(samples)}"
     if samples.others:
         return f"sample {samples.odd_at} is {describe(samples.others[0])}; a number is needed"
     return SensorBatch(kind, samples.numbers)
 
 
-def _fault_detect(data: Value) -> Message:
-    if not isinstance(data, Mapping):
-        return Misshapen(f'FaultDetect: a dict {{"score": ..., "threshold": ...}} is needed, this is {describe(data)}')
+def _fault_detect(data: Value) -> DaqMessage:
+    if not isinstance(data, DictValue):
+        return InvalidMessage(
+            f'FaultDetect: a dict {{"score": ..., "threshold": ...}} is needed, this is {describe(data)}'
+        )
     found: list[float] = []
     for name in ("score", "threshold"):
         value = data.items.get(name)
         if value is None:
-            return Misshapen(f"FaultDetect: {name} is missing")
+            return InvalidMessage(f"FaultDetect: {name} is missing")
         if not isinstance(value, array):
-            return Misshapen(f"FaultDetect: {name} must be a number, this is {describe(value)}")
+            return InvalidMessage(f"FaultDetect: {name} must be a number, this is {describe(value)}")
         if not math.isfinite(value[0]):
-            return Misshapen(f"FaultDetect: {name} must be finite, this is {value[0]}")
+            return InvalidMessage(f"FaultDetect: {name} must be finite, this is {value[0]}")
         found.append(value[0])
     return FaultDetect(*found)

@@ -22,9 +22,9 @@ from gateway.wire.values import (
     MAX_CONTAINERS,
     NOTHING,
     TOO_MANY,
-    Mapping,
+    DictValue,
+    ListValue,
     Numbers,
-    Sequence,
     Value,
 )
 
@@ -93,7 +93,7 @@ _WIDTHS: Final = {
 }
 
 
-class Run(NamedTuple):
+class DoubleRun(NamedTuple):
     """Successive doubles: where they begin and end in the bytes that were handed in, and the array made of them."""
 
     start: int
@@ -127,7 +127,7 @@ class PickleReader:
     def __init__(self, limit: int) -> None:
         self.done = False
         self.value: Value = NOTHING
-        self.runs: list[Run] = []
+        self.runs: list[DoubleRun] = []
         self._limit = limit
         self._stack: list[Value] = []
         #: Where on the stack the innermost MARK stands; nothing may be taken from below it.
@@ -205,7 +205,7 @@ class PickleReader:
         else:
             stack.append(numbers)
 
-    def _push_container(self, container: Sequence | Mapping) -> None:
+    def _push_container(self, container: ListValue | DictValue) -> None:
         self._containers += 1
         if self._containers > MAX_CONTAINERS:
             raise WireError(TOO_MANY)
@@ -221,7 +221,7 @@ class PickleReader:
         if end > pos:
             numbers = doubles(data[pos:end])
             if len(self.runs) < _MOST_RUNS:
-                self.runs.append(Run(pos, end, numbers))
+                self.runs.append(DoubleRun(pos, end, numbers))
             if self._in_text:
                 self._switch()
             self._push_numbers(numbers)
@@ -385,33 +385,33 @@ class PickleReader:
         return pos + 1
 
     def _empty_list(self, _data: bytes, pos: int) -> int:
-        self._push_container(Sequence())
+        self._push_container(ListValue())
         return pos + 1
 
     def _empty_dict(self, _data: bytes, pos: int) -> int:
-        self._push_container(Mapping())
+        self._push_container(DictValue())
         return pos + 1
 
     def _empty_tuple(self, _data: bytes, pos: int) -> int:
-        self._push_container(Sequence(frozen=True))
+        self._push_container(ListValue(frozen=True))
         return pos + 1
 
     def _tuple_of(self, data: bytes, pos: int) -> int:
         # TUPLE1, TUPLE2 and TUPLE3 are 0x85 to 0x87.
         values = [self._pop() for _ in range(data[pos] - 0x84)]
-        container = Sequence(frozen=True)
+        container = ListValue(frozen=True)
         container.extend(values[::-1])
         self._push_container(container)
         return pos + 1
 
     def _marked_sequence(self, data: bytes, pos: int) -> int:
-        container = Sequence(frozen=data[pos] == ord("t"))
+        container = ListValue(frozen=data[pos] == ord("t"))
         container.extend(self._pop_mark())
         self._push_container(container)
         return pos + 1
 
     def _marked_dict(self, _data: bytes, pos: int) -> int:
-        container = Mapping()
+        container = DictValue()
         _set_items(container, self._pop_mark())
         self._push_container(container)
         return pos + 1
@@ -439,15 +439,15 @@ class PickleReader:
         _set_items(self._open_dict(), values)
         return pos + 1
 
-    def _open_list(self) -> Sequence:
+    def _open_list(self) -> ListValue:
         target = self._top()
-        if not isinstance(target, Sequence) or target.frozen:
+        if not isinstance(target, ListValue) or target.frozen:
             raise WireError("an APPEND to what is no open list")
         return target
 
-    def _open_dict(self) -> Mapping:
+    def _open_dict(self) -> DictValue:
         target = self._top()
-        if not isinstance(target, Mapping) or target.frozen:
+        if not isinstance(target, DictValue) or target.frozen:
             raise WireError("a SETITEM on what is no open dict")
         return target
 
@@ -587,7 +587,7 @@ _REFUSED: Final = {
 }
 
 
-def _set_items(target: Mapping, values: list[Value]) -> None:
+def _set_items(target: DictValue, values: list[Value]) -> None:
     key: Value | None = None
     for value in values:
         count = len(value) if type(value) is array else 1

@@ -1,8 +1,8 @@
 """Plain data as it comes off the wire, pickled or in JSON: text, numbers, lists, tuples and dicts.
 
 Only data that a message can hold is kept. Numbers are kept as doubles in an array, eight bytes each; values that
-messages never hold (None, booleans, text too long for any name, numbers that exceed a double) become an :class:`Odd`.
-So a frame costs a small multiple of its own size, whatever its content.
+messages never hold (None, booleans, text too long for any name, numbers that exceed a double) become an
+:class:`UnsupportedValue`. So a frame costs a small multiple of its own size, whatever its content.
 """
 
 from array import array
@@ -20,7 +20,7 @@ TOO_DEEP: Final = "lists and dicts are nested deeper than any message needs"
 TOO_MANY: Final = "more lists and dicts than any message needs"
 
 
-class Odd:
+class UnsupportedValue:
     """Placeholder for a value that messages never hold, and that is not kept.
 
     :ivar word: description of the value, for a log line.
@@ -32,16 +32,16 @@ class Odd:
         self.word = word
 
 
-NOTHING: Final = Odd("None")
-BOOLEAN: Final = Odd("a boolean")
-HUGE: Final = Odd("a number beyond a double")
-LONG_TEXT: Final = Odd("text of more than 1,000 bytes")
+NOTHING: Final = UnsupportedValue("None")
+BOOLEAN: Final = UnsupportedValue("a boolean")
+HUGE: Final = UnsupportedValue("a number beyond a double")
+LONG_TEXT: Final = UnsupportedValue("text of more than 1,000 bytes")
 
 Numbers: TypeAlias = "array[float]"
-Value: TypeAlias = "str | Numbers | Odd | Sequence | Mapping"
+Value: TypeAlias = "str | Numbers | UnsupportedValue | ListValue | DictValue"
 
 
-class Sequence:
+class ListValue:
     """A list or a tuple.
 
     :ivar numbers: the numbers in it, in order.
@@ -74,7 +74,7 @@ class Sequence:
                 self.others.append(value)
 
 
-class Mapping:
+class DictValue:
     """A dict.
 
     :ivar items: what stands under text; a number alone is an array of one.
@@ -93,14 +93,14 @@ class Mapping:
         self.depth = max(self.depth, _depth_around(value))
         if isinstance(key, str):
             self.items[key] = value
-        elif isinstance(key, Mapping) or (isinstance(key, Sequence) and not key.frozen):
+        elif isinstance(key, DictValue) or (isinstance(key, ListValue) and not key.frozen):
             raise WireError("a dict with a list or a dict for a key")
         else:
             self.odd = True
 
 
 # As a tuple: isinstance takes five times as long with a union.
-_CONTAINERS: Final = (Sequence, Mapping)
+_CONTAINERS: Final = (ListValue, DictValue)
 
 
 def _depth_around(value: Value) -> int:
@@ -121,8 +121,8 @@ def describe(value: Value) -> str:
     """Return a description of a value, for a log line."""
     if isinstance(value, str):
         return f"text {shown_text(value)}"
-    if isinstance(value, Sequence):
+    if isinstance(value, ListValue):
         return "a list"
-    if isinstance(value, Mapping):
+    if isinstance(value, DictValue):
         return "a dict"
-    return value.word if isinstance(value, Odd) else "a number"
+    return value.word if isinstance(value, UnsupportedValue) else "a number"

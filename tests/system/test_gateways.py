@@ -15,7 +15,7 @@ from tests.system.test_postgres import fault, frame
 from tests.system.test_recovery import AT_TIME, seoul, set_clock
 
 #: One that does not give up a client for a ping that it answers when the test listens again.
-FORBEARING = with_constants({"gateway.web.stream._PING": 10 * PATIENCE})
+FORBEARING = with_constants({"gateway.web.push.ws_endpoint._PING": 10 * PATIENCE})
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ def test_a_server_that_goes_and_comes(server: Server, start: Callable[..., Daemo
 @pytest.mark.parametrize("what", ["the server", "sessions"])
 def test_a_restart_within_a_moment(server: Server, start: Callable[..., Daemon], what: str) -> None:
     # However long the server takes to come back, it is within a moment.
-    twistd = with_constants({"gateway.relay.GONE": PATIENCE})
+    twistd = with_constants({"gateway.relay.service.GONE": PATIENCE})
     a, b = start("a", twistd), start("b", twistd)
     # There is a snapshot only of what b has heard of.
     until(lambda: latest(b, "a").get("error") == "no_data", "the other's scale")

@@ -23,15 +23,16 @@ import psycopg2
 import yaml
 from twisted.internet import reactor
 
-from gateway.clock import WallClock
-from gateway.counters import Counters
-from gateway.model import CommitEntry, Fault, HourEnd, PeriodEnd, Sighting
-from gateway.period import PERIODS, start_of
+from gateway.model.entries import ClosedHour, ClosedPeriod, Sighting
+from gateway.model.records import CommitEntry, Fault
+from gateway.runtime.clock import WallClock
+from gateway.runtime.metrics import Counters
 from gateway.store.interface import IdempotencyConflict, IdempotencyKey, SensorState, Store
-from gateway.store.postgres import PostgresStore
+from gateway.store.postgres.store import PostgresStore
 from gateway.store.rows import BUCKET_COLUMNS
-from gateway.store.spool import Spool
-from gateway.store.sqlite import SqliteStore
+from gateway.store.spool.spool import Spool
+from gateway.store.sqlite.store import SqliteStore
+from gateway.timeseries.calendar import PERIODS, start_of
 from tests.conftest import ROOT
 from tests.daemon import PATIENCE, until
 from tests.postgres import ServerCase
@@ -75,8 +76,10 @@ def commit(number: int, **changes: Any) -> CommitEntry:
     return replace(ENTRY, **{**values, **changes})
 
 
-def hour(machine: str, sensor: str, start: datetime, samples: Sequence[float], raw_end: int | None = None) -> HourEnd:
-    return HourEnd(machine, sensor, start, bucket_of(samples, start), "ABS" if "ib" in sensor else "REAL", raw_end)
+def hour(
+    machine: str, sensor: str, start: datetime, samples: Sequence[float], raw_end: int | None = None
+) -> ClosedHour:
+    return ClosedHour(machine, sensor, start, bucket_of(samples, start), "ABS" if "ib" in sensor else "REAL", raw_end)
 
 
 def hours_of(state: SensorState) -> tuple[Any, ...]:
@@ -123,7 +126,7 @@ class MigrateTests(ServerCase):
                     entries.append(hour(machine, sensor, start, samples, index * 1000 + number))
                 for period in PERIODS[1:]:
                     starts = dict.fromkeys(start_of(period, each) for each in hours)
-                    entries += [PeriodEnd(period, machine, sensor, start, "REAL") for start in starts]
+                    entries += [ClosedPeriod(period, machine, sensor, start, "REAL") for start in starts]
             entries += [Fault(machine, odd[second % 7] + 2, 0.1, at.replace(microsecond=second)) for second in range(9)]
             # Two of one time.
             entries += [Fault(machine, 9.5, math.inf * -1, at), Fault(machine, 9.5, math.inf * -1, at)]

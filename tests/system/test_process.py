@@ -36,7 +36,7 @@ SLOW_START = """
 import sys, time
 from pathlib import Path
 import gateway.tap
-from gateway.signals import Signals
+from gateway.runtime.signals import Signals
 install = Signals.install
 def slow_install(self):
     install(self)

@@ -20,9 +20,9 @@ from zoneinfo import ZoneInfo
 import pytest
 import yaml
 
-from gateway.model import HourEnd
+from gateway.model.entries import ClosedHour
 from gateway.stats.rollup import Rollup
-from gateway.store.tables import MachineTables
+from gateway.store.sqlite.machine_tables import MachineTables
 from tests.conftest import ROOT
 from tests.daemon import PATIENCE, running, until
 from tests.system.test_machines import frame, update
@@ -448,7 +448,7 @@ def write_as_it_came(plant: Plant, day: str, first: Sequence[Line], second: Sequ
         tables = MachineTables(connection)
         tables.create_anomaly()
         for entry in (entry for its in ended for entry in its.entries):
-            if isinstance(entry, HourEnd):
+            if isinstance(entry, ClosedHour):
                 tables.end_hour(entry)
             else:
                 tables.end_period(entry)

@@ -78,7 +78,7 @@ def as_text(value: Any) -> str:
 @pytest.fixture(scope="module")
 def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A running gateway that waits for readers as long as a busy machine makes them slow."""
-    forbearing = with_constants({"gateway.web.site.GRACE": 10 * PATIENCE})
+    forbearing = with_constants({"gateway.web.http.site.GRACE": 10 * PATIENCE})
     with running(tmp_path_factory.mktemp("samples"), twistd=forbearing, timezone="Asia/Seoul") as daemon:
         yield daemon
 

@@ -27,7 +27,9 @@ MANY = 40
 
 
 #: One that waits for a silent server until that speaks again, however long a test takes.
-WAITING = with_constants({"gateway.store.pool.PATIENCE": 10 * PATIENCE, "gateway.store.pool._WAIT": 10 * PATIENCE})
+WAITING = with_constants(
+    {"gateway.store.postgres.pool.PATIENCE": 10 * PATIENCE, "gateway.store.postgres.pool._WAIT": 10 * PATIENCE}
+)
 
 
 def open_at(kind: str, *daemons: Daemon) -> list[int]:

@@ -15,7 +15,9 @@ import websocket
 from tests.daemon import PATIENCE, Daemon, Subscriber, running, until, with_constants
 
 #: One that does not give up a client for answering neither a ping nor a close, however long a test takes.
-FORBEARING = with_constants({"gateway.web.stream._PING": 10 * PATIENCE, "gateway.web.websocket._CLOSE": 10 * PATIENCE})
+FORBEARING = with_constants(
+    {"gateway.web.push.ws_endpoint._PING": 10 * PATIENCE, "gateway.web.push.websocket._CLOSE": 10 * PATIENCE}
+)
 
 
 def frame(event: str, data: Any) -> bytes:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from gateway.access import may_access
-from gateway.clock import WallClock
-from gateway.counters import Counters
-from gateway.lock import DirectoryLock
-from gateway.logs import LogOutput
-from gateway.store.sqlite_errors import explained
+from gateway.runtime.access import may_access
+from gateway.runtime.clock import WallClock
+from gateway.runtime.directory_lock import DirectoryLock
+from gateway.runtime.logs import LogOutput
+from gateway.runtime.metrics import Counters
+from gateway.store.sqlitefile.errors import explained
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 

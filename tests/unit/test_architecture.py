@@ -74,13 +74,15 @@ def test_every_room_of_the_table_is_there() -> None:
 
 def test_web_and_recovery_know_stores_by_their_interface_only() -> None:
     for module, path in MODULES.items():
-        if module.startswith(("gateway.web", "gateway.recovery")):
+        if module.startswith(("gateway.web", "gateway.replay.recovery")):
             stores = {name for name in imports(path) if name.startswith("gateway.store")}
             assert stores <= {"gateway.store.interface"}, module
 
 
 def test_rights_are_asked_of_the_user_that_the_process_acts_as() -> None:
-    assert [module for module, path in MODULES.items() if "os.access(" in path.read_text("utf-8")] == ["gateway.access"]
+    assert [module for module, path in MODULES.items() if "os.access(" in path.read_text("utf-8")] == [
+        "gateway.runtime.access"
+    ]
 
 
 def test_the_parsers_know_no_clock_and_no_file() -> None:
@@ -90,7 +92,7 @@ def test_the_parsers_know_no_clock_and_no_file() -> None:
 
 
 def test_rollups_and_buckets_know_no_clock_and_no_file() -> None:
-    for module in ("gateway.bucket", "gateway.period", "gateway.stats.rollup"):
+    for module in ("gateway.timeseries.bucket", "gateway.timeseries.calendar", "gateway.stats.rollup"):
         assert not imports(MODULES[module]) & {"time", "os", "pathlib", "io", "threading", "twisted"}, module
 
 

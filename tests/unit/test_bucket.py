@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.bucket import Bucket
+from gateway.timeseries.bucket import Bucket
 
 
 def bucket_of(samples: Iterable[float], first: int = 0) -> Bucket:

@@ -10,10 +10,12 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from gateway.bus import Bus, Event, parse_topic
-from gateway.clock import WallClock
-from gateway.counters import Counters
-from gateway.model import Batch, Presence, SensorBatch, Update
+from gateway.bus.bus import Bus
+from gateway.bus.event import Event
+from gateway.bus.topics import parse_topic
+from gateway.model.records import Batch, Presence, SensorBatch, Update
+from gateway.runtime.clock import WallClock
+from gateway.runtime.metrics import Counters
 
 SEOUL = ZoneInfo("Asia/Seoul")
 NOW = datetime(2025, 12, 18, 10, 11, 12, 345000, SEOUL)

@@ -19,23 +19,25 @@ from jsonschema import Draft7Validator, FormatChecker
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
-import gateway.bus
-import gateway.web.machine_namespaces
-import gateway.web.stream
-from gateway import model
-from gateway.bus import Bus
-from gateway.clock import WallClock
-from gateway.counters import Counters
-from gateway.live import Live
-from gateway.logs import LimitedLog
-from gateway.model import Batch, Commit, CommitEntry, Fault, Presence, Reading, Record, SensorBatch, Update
-from gateway.web.asyncapi import document
-from gateway.web.audience import Audience
-from gateway.web.catalogue import CHANNELS, SCHEMAS, Channel, Message
-from gateway.web.following import Feed
-from gateway.web.machine_namespaces import MachineNamespaces
+import gateway.bus.bus
+import gateway.bus.event
+import gateway.bus.topics
+import gateway.web.push.socketio_endpoint
+import gateway.web.push.ws_endpoint
+from gateway.bus.bus import Bus
+from gateway.live.state import LiveState
+from gateway.model import records as model
+from gateway.model.records import Batch, Commit, CommitEntry, Fault, Presence, Reading, Record, SensorBatch, Update
+from gateway.runtime.clock import WallClock
+from gateway.runtime.limited_log import LimitedLog
+from gateway.runtime.metrics import Counters
+from gateway.web.push.clients import LiveClients
+from gateway.web.push.socketio_endpoint import MachineNamespaces
+from gateway.web.push.subscription import SubscriptionContext
+from gateway.web.push.ws_endpoint import EventsWebSocketFactory, EventsWebSocketProtocol
+from gateway.web.schema.asyncapi import document
+from gateway.web.schema.catalogue import CHANNELS, SCHEMAS, ChannelSpec, MessageSpec
 from gateway.web.socketio.packets import Outgoing
-from gateway.web.stream import StreamFactory, StreamProtocol
 
 DOCS = (Path(__file__).parent.parent.parent / "docs" / "events.rst").read_text("utf-8")
 DOCUMENT = json.loads(orjson.dumps(document("gateway.example:8080")))
@@ -52,21 +54,21 @@ def is_rfc3339(value: object) -> bool:
     return not isinstance(value, str) or (value[10] == "T" and datetime.fromisoformat(value).tzinfo is not None)
 
 
-def check(channel: Channel, message: Message, instance: Any) -> None:
+def check(channel: ChannelSpec, message: MessageSpec, instance: Any) -> None:
     """Hold an instance against the schema that the published document has for a message."""
     where = {"$ref": f"#/channels/{channel.key}/messages/{message.key}/payload"}
     Draft7Validator({**DOCUMENT, **where}, format_checker=FORMATS).validate(instance)
 
 
 def ids(value: Any) -> str:
-    return value.key if isinstance(value, Channel | Message) else ""
+    return value.key if isinstance(value, ChannelSpec | MessageSpec) else ""
 
 
 # -- the catalogue and its document
 
 
 @pytest.mark.parametrize(("channel", "message"), ALL, ids=ids)
-def test_each_example_is_what_its_schema_says(channel: Channel, message: Message) -> None:
+def test_each_example_is_what_its_schema_says(channel: ChannelSpec, message: MessageSpec) -> None:
     check(channel, message, message.example)
 
 
@@ -188,7 +190,7 @@ def test_there_is_one_of_every_record_that_is_an_event() -> None:
     assert {type(record) for record in RECORDS} == classes
 
 
-def channel_of(topic: str) -> Channel:
+def channel_of(topic: str) -> ChannelSpec:
     (found,) = [
         channel for channel in TOPICS if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", channel.address or ""), topic)
     ]
@@ -218,11 +220,11 @@ class Gateway:
         clock = WallClock(NOW.tzinfo, reactor.seconds, reactor.seconds)
         counters = Counters()
         self.bus = Bus(clock, counters)
-        self.live = Live(self.bus, clock, {"default": 10.0, "silent": 10.0})
-        feed = Feed(reactor, self.bus, self.live, clock, counters, 1_000_000)
+        self.live = LiveState(self.bus, clock, {"default": 10.0, "silent": 10.0})
+        feed = SubscriptionContext(reactor, self.bus, self.live, clock, counters, 1_000_000)
         warnings = LimitedLog(Quiet(), clock, counters)  # type: ignore[arg-type]  # a fake
-        self.protocol = StreamProtocol()
-        self.protocol.factory = StreamFactory(feed, Audience(counters, 10), warnings)
+        self.protocol = EventsWebSocketProtocol()
+        self.protocol.factory = EventsWebSocketFactory(feed, LiveClients(counters, 10), warnings)
         self.protocol.transport = StringTransport()
         self.protocol.transport.registerProducer(object(), True)
         self.protocol.peer = "tcp4:127.0.0.1:1"
@@ -319,7 +321,12 @@ def test_the_source_knows_no_other_message() -> None:
     """Types that are said or asked for anywhere in it."""
     said: set[Any] = set()
     heard: set[Any] = set()
-    for node in [*syntax(gateway.web.stream), *syntax(gateway.bus)]:
+    for node in [
+        *syntax(gateway.web.push.ws_endpoint),
+        *syntax(gateway.bus.bus),
+        *syntax(gateway.bus.event),
+        *syntax(gateway.bus.topics),
+    ]:
         if isinstance(node, ast.Dict):
             keys = [key.value if isinstance(key, ast.Constant) else None for key in node.keys]
             said.update(
@@ -381,7 +388,7 @@ def test_a_namespace_is_told_what_the_catalogue_says_and_all_of_it() -> None:
 
 def test_the_source_knows_no_other_socket_io_event() -> None:
     heard: set[Any] = set()
-    for node in syntax(gateway.web.machine_namespaces):
+    for node in syntax(gateway.web.push.socketio_endpoint):
         if isinstance(node, ast.Compare) and isinstance(node.left, ast.Name) and node.left.id == "event":
             heard.update(
                 constant.value
@@ -437,7 +444,10 @@ def test_the_documentation_says_what_the_catalogue_says() -> None:
 
 
 def test_the_documentation_names_the_codes_and_bounds_of_the_code() -> None:
-    from gateway.web import deflate, events, following, stream, websocket
+    from gateway.web.push import deflate, websocket
+    from gateway.web.push import sse_endpoint as events
+    from gateway.web.push import subscription as following
+    from gateway.web.push import ws_endpoint as stream
     from gateway.web.socketio import server
 
     words = " ".join(DOCS.split())

@@ -12,12 +12,13 @@ from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
-from gateway.clock import WallClock, zone_named
-from gateway.counters import Counters
-from gateway.logs import LimitedLog
-from gateway.web.channel import Deadlines
-from gateway.web.site import GatewaySite, Traffic
-from gateway.web.visitors import Visitors
+from gateway.runtime.clock import WallClock, zone_named
+from gateway.runtime.limited_log import LimitedLog
+from gateway.runtime.metrics import Counters
+from gateway.web.http.channel import Deadlines
+from gateway.web.http.host_checks import HostChecks
+from gateway.web.http.request import Traffic
+from gateway.web.http.site import GatewaySite
 
 
 class Answers(Resource):
@@ -99,7 +100,7 @@ class Connection:
         self.counters = Counters()
         warnings = LimitedLog(Logger("gateway.web"), WallClock(zone_named("UTC")), self.counters)
         self.resource = Answers()
-        traffic = Traffic(self.counters, warnings, Visitors([]), 1000)
+        traffic = Traffic(self.counters, warnings, HostChecks([]), 1000)
         self.site = GatewaySite(self.clock, self.resource, traffic, self.counters, most, deadlines)
         # As a port does it; the log of Twisted's own site is not needed.
         self.site._looking.start(1.0, now=False)

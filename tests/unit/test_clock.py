@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.clock import HELD, WallClock, zone_named
+from gateway.runtime.clock import HELD, WallClock, zone_named
 
 START = datetime(2025, 12, 18, 10, 11, tzinfo=UTC).timestamp()
 

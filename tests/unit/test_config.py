@@ -9,7 +9,8 @@ from pydantic import BaseModel
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.testing import MemoryReactorClock
 
-from gateway.config import ENVIRONMENT, ConfigError, ScaleLine, Settings, load, tcp_endpoint
+from gateway.config.loader import ENVIRONMENT, ConfigError, load
+from gateway.config.settings import ScaleConnection, Settings, tcp_endpoint
 
 ROOT = Path(__file__).parent.parent.parent
 SHIPPED = ROOT / "etc" / "cynow-gateway.yaml"
@@ -505,12 +506,12 @@ SCALES:
 """,
     )
     assert settings.scales == {
-        "dock-1": ScaleLine(listen="tcp:4001"),
-        "Dock 2": ScaleLine(connect="tcp:127.0.0.1:4002", idle_timeout_sec=3.0),
-        "저울": ScaleLine(
+        "dock-1": ScaleConnection(listen="tcp:4001"),
+        "Dock 2": ScaleConnection(connect="tcp:127.0.0.1:4002", idle_timeout_sec=3.0),
+        "저울": ScaleConnection(
             serial="/dev/ttyUSB0", baudrate=9600, bytesize=8, parity="N", stopbits=2, commit_max_age_sec=5.0
         ),
-        "7": ScaleLine(listen="tcp:4003"),
+        "7": ScaleConnection(listen="tcp:4003"),
     }
 
 
@@ -552,7 +553,7 @@ def test_a_scales_id_is_a_name(file: Path, scale_id: str) -> None:
 def test_the_one_scale_of_a_small_plant(file: Path) -> None:
     settings = read(file, "server: {host: 10.0.0.1}\nscale: {id: dock, port: 4005, commit_max_age_sec: 60}")
     assert settings.lines() == {
-        "dock": ScaleLine(
+        "dock": ScaleConnection(
             listen="tcp:4005:backlog=1024:interface=10.0.0.1", idle_timeout_sec=10.0, commit_max_age_sec=60.0
         )
     }
@@ -568,8 +569,8 @@ def test_scales_replace_the_one_scales_line_and_take_its_times(file: Path) -> No
         "scales: {b: {listen: x}, a: {listen: y, idle_timeout_sec: 2, commit_max_age_sec: 1}}",
     )
     assert settings.lines() == {
-        "b": ScaleLine(listen="x", idle_timeout_sec=4.0, commit_max_age_sec=60.0),
-        "a": ScaleLine(listen="y", idle_timeout_sec=2.0, commit_max_age_sec=1.0),
+        "b": ScaleConnection(listen="x", idle_timeout_sec=4.0, commit_max_age_sec=60.0),
+        "a": ScaleConnection(listen="y", idle_timeout_sec=2.0, commit_max_age_sec=1.0),
     }
     assert settings.default_scale() == "b", "the first of the file"
 

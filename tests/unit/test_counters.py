@@ -3,7 +3,7 @@
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.counters import Counters
+from gateway.runtime.metrics import Counters
 
 
 def test_tallies_are_counters_like_the_others() -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import load
-from gateway.cross_checks import CrossChecks
+from gateway.config.cross_checks import CrossChecks
+from gateway.config.loader import load
 from gateway.tap import Options, line_problem, shown_address, tcp_address
 
 

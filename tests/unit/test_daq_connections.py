@@ -8,8 +8,8 @@ from twisted.internet.testing import StringTransport
 from gateway.ingest import daq as daq_module
 from gateway.ingest import holding as holding_module
 from gateway.ingest.daq import HOLD, MAX_HOLD, MESSAGES, NAME_TIMEOUT, REPEATED, DaqFactory
-from gateway.model import Batch, Presence
-from gateway.wire.strangers import Places
+from gateway.model.records import Batch, Presence
+from gateway.wire.other_protocols import ServedPorts
 from tests.unit.test_ingest import Ingest, frame, update
 
 
@@ -229,7 +229,7 @@ class HeldTests(Connections):
         self.assertEqual(self.counters.connections_refused.labels("daq")._value.get(), 1)
 
     def test_what_is_no_frame_is_told_where_it_belongs(self) -> None:
-        factory = self.factory(places=lambda: Places("; HTTP is served on port 8080", ": its port is 4001"))
+        factory = self.factory(places=lambda: ServedPorts("; HTTP is served on port 8080", ": its port is 4001"))
         for stream, words in (
             (b"GET / HTTP/1.1\r\n\r\n", "HTTP request; HTTP is served on port 8080"),
             (b"ST,GS,+1.0kg\r\n", "line of a scale: its port is 4001"),

@@ -15,14 +15,14 @@ import pytest
 
 from gateway.wire.errors import WireError
 from gateway.wire.frames import FrameReader
-from gateway.wire.messages import DataUpdate, FaultDetect, Misshapen
-from gateway.wire.strangers import Places
+from gateway.wire.messages import DataUpdate, FaultDetect, InvalidMessage
+from gateway.wire.other_protocols import ServedPorts
 
 NAME = pickle.dumps(("name", "M"), 2) + b"\0"
 GOOD = {"type": "VIB", "data": [1.0, 2.0]}
 NFD = "\u110c\u1175\u11ab\u1103\u1169\u11bc\u1100\u1175"
 
-PLACES = Places("; HTTP is served on port 8080", ": its port is 4001")
+PLACES = ServedPorts("; HTTP is served on port 8080", ": its port is 4001")
 
 
 def refusal(stream: bytes, *, size: int = 10**9) -> str:
@@ -79,7 +79,7 @@ def test_text_of_strangers_is_bounded_and_escaped() -> None:
     for text in ("x" * 100_000, "\x1b[2J" * 100, "\n" * 1000, "\u202e" * 1000):
         for frame in frames(text, 1):
             (found,) = messages(frame)
-            assert isinstance(found, Misshapen)
+            assert isinstance(found, InvalidMessage)
             assert len(found.reason) < 500
             assert found.reason.isprintable()
 
@@ -109,7 +109,7 @@ def test_text_of_strangers_is_bounded_and_escaped() -> None:
 def test_a_message_that_is_dropped_is_said_with_the_reason(event: str, data: Any, reason: str) -> None:
     for frame in frames(event, data):
         (found,) = messages(frame)
-        assert isinstance(found, Misshapen)
+        assert isinstance(found, InvalidMessage)
         assert reason in found.reason
 
 
@@ -166,7 +166,7 @@ def test_a_sensor_that_is_wrong_is_left_out_and_the_others_are_taken(name: str, 
             assert reason in f"{left_out.sensor}: {left_out.reason}"
     for frame in frames("DataUpdate", {name: sensor}):
         (found,) = messages(frame)
-        assert isinstance(found, Misshapen)
+        assert isinstance(found, InvalidMessage)
         assert len(found.left_out) == 1
         assert reason in f"{found.left_out[0].sensor}: {found.left_out[0].reason}"
 

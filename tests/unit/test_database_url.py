@@ -8,10 +8,10 @@ import pytest
 from twisted.internet import reactor
 from twisted.trial.unittest import TestCase
 
-from gateway.config import ConfigError, load
-from gateway.store import target as target_module
+from gateway.config.loader import ConfigError, load
 from gateway.store.interface import StoreUnavailable
-from gateway.store.target import Target, url_problem
+from gateway.store.postgres import address as target_module
+from gateway.store.postgres.address import ServerAddress, url_problem
 from gateway.tap import line_problem
 
 
@@ -35,7 +35,7 @@ from gateway.tap import line_problem
 )
 def test_url_that_libpq_takes_is_taken(url: str) -> None:
     assert url_problem(url) == ""
-    assert Target(reactor, url, "test").parameters
+    assert ServerAddress(reactor, url, "test").parameters
 
 
 @pytest.mark.parametrize(
@@ -70,8 +70,8 @@ def test_url_that_libpq_does_not_take_is_a_problem_without_its_password(tmp_path
 class TargetTests(TestCase):
     """Hosts as they are handed to the driver."""
 
-    def target(self, url: str) -> Target:
-        target = Target(reactor, url, "test")
+    def target(self, url: str) -> ServerAddress:
+        target = ServerAddress(reactor, url, "test")
         target.start()
         self.addCleanup(target.close)
         return target
@@ -120,7 +120,7 @@ class TargetTests(TestCase):
 
     def test_url_that_is_not_valid_is_refused(self) -> None:
         with self.assertRaises(StoreUnavailable) as caught:
-            Target(reactor, "postgresql://u:s3cret%zz@h/db", "test")
+            ServerAddress(reactor, "postgresql://u:s3cret%zz@h/db", "test")
         self.assertNotIn("s3cret", str(caught.exception))
 
     async def test_silent_address_is_tried_last(self) -> None:

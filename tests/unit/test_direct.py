@@ -12,14 +12,16 @@ from twisted.logger import Logger, capturedLogs
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 
-from gateway.clock import WallClock, zone_named
-from gateway.counters import Counters
-from gateway.logs import LimitedLog
+from gateway.runtime.clock import WallClock, zone_named
+from gateway.runtime.limited_log import LimitedLog
+from gateway.runtime.metrics import Counters
 from gateway.store.interface import StoreUnavailable
-from gateway.web.answers import Refusal, encoded_answer
-from gateway.web.direct import DirectFirst
-from gateway.web.site import GatewaySite, Root, Traffic
-from gateway.web.visitors import Visitors
+from gateway.web.http.answers import Refusal, encoded_answer
+from gateway.web.http.fast_routes import FastRoutes
+from gateway.web.http.host_checks import HostChecks
+from gateway.web.http.request import Traffic
+from gateway.web.http.root import Root
+from gateway.web.http.site import GatewaySite
 
 
 class Rest(Resource):
@@ -39,8 +41,8 @@ class Plant:
         self.request: Any = None
         counters = Counters()
         warnings = LimitedLog(Logger("tests"), WallClock(zone_named("UTC")), counters)
-        self.traffic = Traffic(counters, warnings, Visitors([]), 1000)
-        direct = DirectFirst({(b"POST", b"a/b"): self.route}, Rest())
+        self.traffic = Traffic(counters, warnings, HostChecks([]), 1000)
+        direct = FastRoutes({(b"POST", b"a/b"): self.route}, Rest())
         self.site = GatewaySite(Clock(), Root({"api": direct}, Rest()), self.traffic, counters, 10)
         self.transport = StringTransport(peerAddress=IPv4Address("TCP", "192.0.2.1", 1))
         self.channel = self.site.buildProtocol(None)

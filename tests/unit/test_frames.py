@@ -16,10 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.model import is_name
+from gateway.model.names import is_name
 from gateway.wire.errors import WireError
 from gateway.wire.frames import FrameReader
-from gateway.wire.messages import DataUpdate, FaultDetect, Message, Misshapen, Name
+from gateway.wire.messages import DaqMessage, DataUpdate, FaultDetect, InvalidMessage, Name
 
 CASES = Path(__file__).parent.parent / "cases" / "daq"
 INDEX: dict[str, dict[str, Any]] = json.loads((CASES / "index.json").read_text("utf-8"))
@@ -47,7 +47,7 @@ DROPPED: Said = ("dropped",)
 # -- what came out, in a form that compares: NaN equals NaN, and 0.0 is not -0.0
 
 
-def said(message: Message) -> Said:
+def said(message: DaqMessage) -> Said:
     match message:
         case Name(machine=machine):
             return ("name", machine)
@@ -56,7 +56,7 @@ def said(message: Message) -> Said:
             return ("DataUpdate", [(name, sensor.type, _numbers(sensor.samples)) for name, sensor in sensors.items()])
         case FaultDetect(score=score, threshold=threshold):
             return ("FaultDetect", _numbers([score, threshold]))
-        case Misshapen(reason=reason):
+        case InvalidMessage(reason=reason):
             assert reason
             return DROPPED
     raise AssertionError(f"{message!r} is no message")
@@ -498,7 +498,7 @@ def test_a_type_is_text_that_can_be_sent_on(text: bytes) -> None:
         for sensor in message.sensors.values():
             sensor.type.encode("utf-8")
     else:
-        assert isinstance(message, Misshapen)
+        assert isinstance(message, InvalidMessage)
 
 
 # -- Python 2, whose str is SHORT_BINSTRING (U) or BINSTRING (T)
@@ -782,7 +782,7 @@ def cost(pieces: Sequence[bytes]) -> tuple[Outcome, int]:
     """What a connection that has said its name says then, and the most memory that this took."""
     reader = FrameReader()
     assert len(list(reader.feed(NAME))) == 1
-    found: list[Message] = []
+    found: list[DaqMessage] = []
     then = "open"
     tracemalloc.start()
     try:

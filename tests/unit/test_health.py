@@ -1,6 +1,6 @@
 """What does not work, asked of each part."""
 
-from gateway.health import Health
+from gateway.runtime.health import Health
 
 
 def test_without_parts_there_are_no_problems() -> None:

@@ -9,10 +9,10 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import Factory
 
-from gateway.config import ConfigError, load
-from gateway.endpoints import endpoint_problem
-from gateway.hosts import host_problem
-from gateway.service import Listener, StartError
+from gateway.config.endpoints import endpoint_problem
+from gateway.config.hosts import host_problem
+from gateway.config.loader import ConfigError, load
+from gateway.runtime.listener import Listener, StartError
 from gateway.tap import line_problem
 
 
@@ -98,8 +98,8 @@ def test_endpoint_problem_of_tls_that_is_not_installed_names_its_packages(
     def missing(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("gateway.endpoints.serverFromString", missing)
-    monkeypatch.setattr("gateway.endpoints.clientFromString", missing)
+    monkeypatch.setattr("gateway.config.endpoints.serverFromString", missing)
+    monkeypatch.setattr("gateway.config.endpoints.clientFromString", missing)
     problem = line_problem(kind, text)
     assert "pip install 'twisted[tls]'" in problem
     assert "serial" not in problem

@@ -13,14 +13,15 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from gateway.bus import Bus
-from gateway.clock import WallClock
-from gateway.counters import Counters
+from gateway.bus.bus import Bus
 from gateway.ingest import daq as daq_module
 from gateway.ingest.daq import HOLD, NAME_TIMEOUT, DaqFactory, slices
-from gateway.ingest.scale import MAX_LINE, ScaleFactory, SerialLine, SerialService
-from gateway.logs import LimitedLog
-from gateway.model import Batch, Fault, Presence, Reading, SensorBatch
+from gateway.ingest.scale import MAX_LINE, ScaleFactory
+from gateway.ingest.serial import SerialLine, SerialService
+from gateway.model.records import Batch, Fault, Presence, Reading, SensorBatch
+from gateway.runtime.clock import WallClock
+from gateway.runtime.limited_log import LimitedLog
+from gateway.runtime.metrics import Counters
 from gateway.wire.messages import DataUpdate
 from gateway.wire.scale import parse_line
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from gateway.wire import frames as frames_module
 from gateway.wire.errors import WireError
 from gateway.wire.frames import FrameReader
-from gateway.wire.jsontext import MAX_TEXTS, JsonReader, json_value
+from gateway.wire.json_reader import MAX_TEXTS, JsonReader, json_value
 from gateway.wire.messages import DataUpdate, message
-from gateway.wire.values import Mapping, Odd, Sequence, Value
+from gateway.wire.values import DictValue, ListValue, UnsupportedValue, Value
 
 QUIET = settings(
     max_examples=300,
@@ -32,13 +32,13 @@ NAME = b'["name", "M"]\0'
 def shown(value: Value) -> Any:
     """A value in a form that compares; of a list that holds anything but numbers, up to the first of that."""
     match value:
-        case Sequence(others=[first, *_]) if any(isinstance(other, Odd) for other in value.others):
+        case ListValue(others=[first, *_]) if any(isinstance(other, UnsupportedValue) for other in value.others):
             return [*map(repr, value.numbers[: value.odd_at]), shown(first)]
-        case Sequence():
+        case ListValue():
             return [list(map(repr, value.numbers)), value.odd_at, [shown(other) for other in value.others]]
-        case Mapping():
+        case DictValue():
             return {name: shown(item) for name, item in value.items.items()}
-        case Odd():
+        case UnsupportedValue():
             return ("odd", value.word)
         case array():
             return list(map(repr, value))

@@ -11,10 +11,11 @@ from twisted.internet.task import Clock
 from twisted.logger import LogLevel
 from twisted.trial.unittest import SynchronousTestCase
 
-from gateway.clock import WallClock
-from gateway.counters import Counters
-from gateway.lock import OLD_LOCK, DirectoryInUse, DirectoryLock, OldServerLock
-from gateway.logs import HeldObserver, LogOutput, shown
+from gateway.runtime.clock import WallClock
+from gateway.runtime.directory_lock import OLD_LOCK, DirectoryInUse, DirectoryLock, OldServerLock
+from gateway.runtime.limited_log import shown
+from gateway.runtime.logs import BufferingObserver, LogOutput
+from gateway.runtime.metrics import Counters
 from tests.trial import new_folder
 
 
@@ -83,7 +84,7 @@ class LogFileTests(LogCase):
 
     def test_held_until_released(self) -> None:
         events: list[object] = []
-        held = HeldObserver(events.append)  # type: ignore[arg-type]  # an observer is what can be called
+        held = BufferingObserver(events.append)  # type: ignore[arg-type]  # an observer is what can be called
         held({"n": 1})  # type: ignore[call-arg]  # the same
         held({"n": 2})  # type: ignore[call-arg]  # the same
         self.assertEqual(events, [])
@@ -179,7 +180,7 @@ class LimitedObserverTests(LogCase):
         for number in range(7600):
             self.say("Could not accept new connection ({number})", log_namespace="twisted.internet.tcp", number=number)
         self.say("Something else", log_namespace="twisted.internet.tcp")
-        self.say("ours", log_namespace="gateway.service")
+        self.say("ours", log_namespace="gateway.runtime.lifecycle")
         self.assertEqual(len(self.lines()), 5 + 2)
         self.assertEqual(self.counters.log_suppressed._value.get(), 7595)
         # What was left out is said though no further line of that kind comes.
@@ -191,5 +192,5 @@ class LimitedObserverTests(LogCase):
     def test_own_errors_are_limited_generously(self) -> None:
         self.opened()
         for _ in range(200):
-            self.say("a part has failed", LogLevel.critical, log_namespace="gateway.bus")
+            self.say("a part has failed", LogLevel.critical, log_namespace="gateway.bus.bus")
         self.assertEqual(len(self.lines()), 50)

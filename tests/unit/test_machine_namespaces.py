@@ -7,14 +7,14 @@ from typing import Any
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from gateway.bus import Bus
-from gateway.clock import WallClock
-from gateway.counters import Counters
-from gateway.live import Live
-from gateway.model import Fault, Presence, Update
-from gateway.web.machine_namespaces import MachineNamespaces
+from gateway.bus.bus import Bus
+from gateway.live.state import LiveState
+from gateway.model.records import Fault, Presence, Update
+from gateway.runtime.clock import WallClock
+from gateway.runtime.metrics import Counters
+from gateway.web.push.socketio_endpoint import MachineNamespaces
 from gateway.web.socketio.packets import Outgoing
-from gateway.web.socketio.server import Member
+from gateway.web.socketio.server import NamespaceClient
 
 NOW = datetime(2025, 12, 18, 10, 12, tzinfo=UTC)
 
@@ -37,14 +37,14 @@ class MachineNamespaceTests(SynchronousTestCase):
         clock = WallClock(UTC, NOW.timestamp, Clock().seconds)
         self.counters = Counters()
         self.bus = Bus(clock, self.counters)
-        self.live = Live(self.bus, clock, {})
+        self.live = LiveState(self.bus, clock, {})
         self.namespaces = MachineNamespaces(self.bus, self.live)
 
-    def join(self, name: str) -> tuple[FakeSession, Member]:
+    def join(self, name: str) -> tuple[FakeSession, NamespaceClient]:
         namespace = self.namespaces.find(name)
         assert namespace is not None
         session = FakeSession()
-        member = Member(session, name, namespace)  # type: ignore[arg-type]  # a fake
+        member = NamespaceClient(session, name, namespace)  # type: ignore[arg-type]  # a fake
         namespace.joined(member, {})
         return session, member
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.web.malformed import header_fault, request_line_fault
+from gateway.web.http.malformed import header_fault, request_line_fault
 
 
 @pytest.mark.parametrize(

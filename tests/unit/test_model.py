@@ -11,21 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.model import (
-    Batch,
-    Commit,
-    CommitEntry,
-    Fault,
-    Presence,
-    Reading,
-    Record,
-    SensorBatch,
-    Update,
-    finite,
-    is_name,
-    rfc3339,
-    wall_time,
-)
+from gateway.model.names import is_name
+from gateway.model.records import Batch, Commit, CommitEntry, Fault, Presence, Reading, Record, SensorBatch, Update
+from gateway.model.timestamps import rfc3339, wall_time
+from gateway.timeseries.finite import finite
 
 SEOUL = ZoneInfo("Asia/Seoul")
 NOW = datetime(2025, 12, 18, 10, 11, 12, 123456, SEOUL)

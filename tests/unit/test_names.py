@@ -4,8 +4,8 @@ import unicodedata
 
 import pytest
 
-from gateway.bus import parse_topic
-from gateway.model import forms_of, is_name, name_of, name_problem
+from gateway.bus.topics import parse_topic
+from gateway.model.names import forms_of, is_name, name_of, name_problem
 from gateway.raw import files
 
 NFC = "진동기"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.origins import normal_host, normal_origin, normal_origins
+from gateway.config.origins import normal_host, normal_origin, normal_origins
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.period import FULL_MINUTES, MADE_OF, PERIODS, end_of, minutes_of, start_of
+from gateway.timeseries.calendar import FULL_MINUTES, MADE_OF, PERIODS, end_of, minutes_of, start_of
 
 SEOUL = ZoneInfo("Asia/Seoul")
 BERLIN = ZoneInfo("Europe/Berlin")

@@ -17,12 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.clock import WallClock
-from gateway.counters import Counters
-from gateway.raw import files, plot
+from gateway.raw import lines, plot
 from gateway.raw.damage import DamageLog
 from gateway.raw.files import HEADER, raw_files
 from gateway.raw.plot import Plot
+from gateway.runtime.clock import WallClock
+from gateway.runtime.metrics import Counters
 
 SEOUL = ZoneInfo("Asia/Seoul")
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -132,7 +132,7 @@ def test_points_stand_for_all_samples_of_their_stretch(tmp_path_factory: pytest.
     end = begin + timedelta(seconds=data.draw(st.sampled_from([1, 2, 59, 3600, 86400, 100_000, 200_000])))
     most = data.draw(st.sampled_from([1, 2, 3, 7, 100, 1000, 100_000]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "_BLOCK", data.draw(st.sampled_from([64, 1000, 4096, files._BLOCK])))
+        patch.setattr(lines, "_BLOCK", data.draw(st.sampled_from([64, 1000, 4096, lines._BLOCK])))
         folder.check(begin, end, most)
 
 
@@ -148,7 +148,7 @@ def test_a_second_that_a_blocks_end_cuts_in_two_is_one(
         [(second + timedelta(seconds=n), [n + k / 100 for k in range(64)]) for n in range(4)],
         compressed=compressed,
     )
-    monkeypatch.setattr(files, "_BLOCK", block)
+    monkeypatch.setattr(lines, "_BLOCK", block)
     # An eighth of a second a point: its samples are the right ones only if the second is known as a whole.
     points = folder.check(second, second + timedelta(seconds=4), 32)
     assert [point["count"] for point in points] == [8] * 32
@@ -311,7 +311,7 @@ def test_other_days_are_not_opened(tmp_path: Path) -> None:
 @pytest.mark.parametrize("most", [10, 100_000])
 def test_a_day_is_never_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compressed: bool, most: int) -> None:
     folder = Folder(tmp_path)
-    monkeypatch.setattr(files, "_BLOCK", 16 * 1024)
+    monkeypatch.setattr(lines, "_BLOCK", 16 * 1024)
     monkeypatch.setattr(plot, "_STEP", 1000)
     seconds = range(0, 72_000, 10)
     text = (

@@ -15,21 +15,22 @@ from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.logger import capturedLogs, formatEvent
 
-from gateway.clock import WallClock
-from gateway.counters import Counters
-from gateway.model import CommitEntry, Fault, PeriodEnd, Sighting
+from gateway.model.entries import ClosedPeriod, Sighting
+from gateway.model.records import CommitEntry, Fault
+from gateway.runtime.clock import WallClock
+from gateway.runtime.metrics import Counters
 from gateway.store.interface import (
     DayMark,
     IdempotencyConflict,
     IdempotencyKey,
     RejectedByDatabase,
+    RollupProgress,
     SensorState,
-    Standing,
     StoreUnavailable,
 )
-from gateway.store.postgres import PostgresStore
-from gateway.store.session import Session
-from gateway.store.spool import Spool
+from gateway.store.postgres.session import Session
+from gateway.store.postgres.store import PostgresStore
+from gateway.store.spool.spool import Spool
 from tests.daemon import Stopwatch
 from tests.postgres import ServerCase
 from tests.trial import new_folder, until
@@ -243,7 +244,7 @@ class EntryTests(PostgresCase):
         self.assertEqual([(item["data"], item["count"]) for item in page.items], [(7.0, None)])
         # But where it is to be replaced.
         again = replace(hour("v", start, [5.0]), replaces=True)
-        await store.write([again, PeriodEnd("day", "M", "v", at("2025-12-18 00:00:00"), "REAL", replaces=True)])
+        await store.write([again, ClosedPeriod("day", "M", "v", at("2025-12-18 00:00:00"), "REAL", replaces=True)])
         await store.drained()
         page = await store.means("day", "M", DAY, DAY)
         self.assertEqual([item["time"] for item in page.items], ["2025-12-18 00:00:00"])
@@ -279,11 +280,11 @@ class EntryTests(PostgresCase):
                 ("year", at("2025-01-01 00:00:00")),
             ],
         )
-        self.assertEqual(await store.standing({("M", "v"): [DAY]}, start), Standing([state]))
+        self.assertEqual(await store.standing({("M", "v"): [DAY]}, start), RollupProgress([state]))
         await self.close(store)
         self.server.stop()
         store = self.opened(folder=self.folders[-1])
-        self.assertEqual(await store.standing({("M", "v"): [DAY]}, start), Standing([state]))
+        self.assertEqual(await store.standing({("M", "v"): [DAY]}, start), RollupProgress([state]))
         self.server.start()
 
 
@@ -435,7 +436,7 @@ class FaultTests(PostgresCase):
             ]
             self.assertEqual(await store.write(entries), [])
         self.assertEqual(
-            await store.standing({("M", "v"): [DAY], ("N", "v"): []}, start), Standing([], frozenset({"M", "N"}))
+            await store.standing({("M", "v"): [DAY], ("N", "v"): []}, start), RollupProgress([], frozenset({"M", "N"}))
         )
         with self.assertRaises(StoreUnavailable):
             await store.commit(ENTRY, None)

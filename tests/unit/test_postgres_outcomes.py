@@ -12,13 +12,13 @@ from twisted.internet.task import Clock, deferLater
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from gateway.store.channel import PostgresChannel
 from gateway.store.interface import IdempotencyKey, OutcomeUnknown, RejectedByDatabase, StoreUnavailable
-from gateway.store.postgres import PostgresStore
-from gateway.store.postgres_commits import Order
-from gateway.store.postgres_group import LIMIT, CommitQueue
-from gateway.store.postgres_refusals import explain
-from gateway.store.session import Session, Work
+from gateway.store.postgres.commit_batches import LIMIT, CommitQueue
+from gateway.store.postgres.commits import PendingCommit
+from gateway.store.postgres.notify import PostgresChannel
+from gateway.store.postgres.refusals import explain
+from gateway.store.postgres.session import Session, Work
+from gateway.store.postgres.store import PostgresStore
 from tests.daemon import PATIENCE
 from tests.trial import until
 from tests.unit.test_postgres_refusals import SECRET, RefusalCase
@@ -49,8 +49,8 @@ class LateTests(SynchronousTestCase):
     def pump(self, seconds: float) -> None:
         self.clock.pump([0.25] * round(seconds / 0.25))
 
-    def order(self) -> Order:
-        return Order.of(ENTRY, None, 0.0)
+    def order(self) -> PendingCommit:
+        return PendingCommit.of(ENTRY, None, 0.0)
 
     def test_commit_that_was_sent_and_has_no_answer_is_unknown(self) -> None:
         order = self.order()
@@ -163,7 +163,7 @@ class DoubtTests(CommitCase):
     async def test_no_more_keys_are_remembered_than_a_bound(self) -> None:
         store = await self.ready()
         for number in range(1010):
-            order = Order.of(ENTRY, IdempotencyKey(f"k{number}", "f"), 0.0)
+            order = PendingCommit.of(ENTRY, IdempotencyKey(f"k{number}", "f"), 0.0)
             order.is_in_doubt = True
             store._unwritten(order, "no answer")
         self.assertEqual(len(store._doubtful), 1000)

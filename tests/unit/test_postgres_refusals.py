@@ -12,13 +12,13 @@ from twisted.internet.defer import DeferredList, gatherResults
 from twisted.internet.task import deferLater
 from twisted.logger import capturedLogs, formatEvent
 
-from gateway.clock import WallClock
-from gateway.counters import Counters
+from gateway.runtime.clock import WallClock
+from gateway.runtime.metrics import Counters
 from gateway.store.interface import IdempotencyKey, OutcomeUnknown, RejectedByDatabase, StoreUnavailable
-from gateway.store.postgres import PostgresStore
-from gateway.store.postgres_refusals import explain
-from gateway.store.session import Session
-from gateway.store.spool import Spool
+from gateway.store.postgres.refusals import explain
+from gateway.store.postgres.session import Session
+from gateway.store.postgres.store import PostgresStore
+from gateway.store.spool.spool import Spool
 from tests.postgres import Server, ServerCase
 from tests.trial import new_folder, until
 from tests.unit.test_store import DAY, ENTRY, fault

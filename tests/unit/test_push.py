@@ -14,10 +14,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from gateway.alert.firebase import _seconds
 from gateway.alert.push import _BACK_OFF, NotSentError, PushAlert, PushMessage, Send
-from gateway.bus import Bus
-from gateway.clock import WallClock
-from gateway.counters import Counters
-from gateway.model import Fault
+from gateway.bus.bus import Bus
+from gateway.model.records import Fault
+from gateway.runtime.clock import WallClock
+from gateway.runtime.metrics import Counters
 
 START = datetime(2025, 12, 18, 10, 11, tzinfo=UTC).timestamp()
 

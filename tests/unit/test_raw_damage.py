@@ -18,14 +18,14 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from gateway.clock import WallClock
-from gateway.counters import Counters
-from gateway.model import Batch, SensorBatch
-from gateway.raw import files
+from gateway.model.records import Batch, SensorBatch
+from gateway.raw import files, lines
 from gateway.raw.damage import SHOWN_SECONDS, DamageLog, Scan
 from gateway.raw.files import HEADER
 from gateway.raw.log import RawLog
 from gateway.raw.plot import Plot
+from gateway.runtime.clock import WallClock
+from gateway.runtime.metrics import Counters
 from tests.killable import Killable, readable
 from tests.trial import new_folder
 from tests.unit.test_recovery import at
@@ -69,7 +69,7 @@ DAMAGED = {
 
 def scanned(content: bytes, begin: int = 0) -> tuple[list[float], Scan]:
     scan = Scan()
-    samples = [sample for run in files.runs(io.BytesIO(content), begin, scan.add) for sample in run.samples]
+    samples = [sample for run in lines.runs(io.BytesIO(content), begin, scan.add) for sample in run.samples]
     return samples, scan
 
 
@@ -81,7 +81,7 @@ def scanned(content: bytes, begin: int = 0) -> tuple[list[float], Scan]:
 def test_runs_with_a_damaged_line_report_all_its_bytes_and_read_the_others(
     monkeypatch: pytest.MonkeyPatch, damage: bytes, block: int
 ) -> None:
-    monkeypatch.setattr(files, "_BLOCK", block)
+    monkeypatch.setattr(lines, "_BLOCK", block)
     for before, behind in ((GOOD, b""), (GOOD, b"10:00:01,4.5\n"), (b"", GOOD), (GOOD, b"10:11:12,9.5\n")):
         content = before + damage + behind
         samples, scan = scanned(content)
@@ -142,7 +142,7 @@ def test_runs_of_a_file_of_nothing_but_nul_report_all_of_it(size: int) -> None:
 
 def test_runs_do_not_read_a_line_behind_nul_that_begins_where_a_block_does(monkeypatch: pytest.MonkeyPatch) -> None:
     for block in (8192, 16384):
-        monkeypatch.setattr(files, "_BLOCK", block)
+        monkeypatch.setattr(lines, "_BLOCK", block)
         content = GOOD + bytes(2 * 16384 - len(GOOD)) + b"10:00:02,4.5\n10:00:03,5.5\n"
         samples, scan = scanned(content)
         assert samples == [1.5, 2.5, 3.5, 5.5]
@@ -190,7 +190,7 @@ def test_the_place_of_a_time_is_found_around_nul(size: int) -> None:
         content = HEADER + b"".join(LINES[:index]) + bytes(size) + b"".join(LINES[index:])
         file = io.BytesIO(content)
         for second in (0, 100, index, min(index + 1, 599), 599):
-            begin = files.offset_of(file, len(content), LINES[second][:9])
+            begin = lines.offset_of(file, len(content), LINES[second][:9])
             found = scanned(content, begin)[0]
             # The line behind NUL is glued to it.
             assert found == [number / 7 for number in range(second, 600) if number != index or index == 600]
@@ -199,8 +199,8 @@ def test_the_place_of_a_time_is_found_around_nul(size: int) -> None:
 @pytest.mark.parametrize("size", [100, 4096, 100_000, 3 * 1024 * 1024])
 def test_the_last_time_is_found_before_nul(size: int) -> None:
     content = GOOD + bytes(size) + b"\n"
-    assert files.last_clock(io.BytesIO(content), len(content)) == b"10:00:01,"
-    assert files.last_clock(io.BytesIO(bytes(size)), size) is None
+    assert lines.last_clock(io.BytesIO(content), len(content)) == b"10:00:01,"
+    assert lines.last_clock(io.BytesIO(bytes(size)), size) is None
 
 
 class CountingFile(io.BytesIO):
@@ -216,7 +216,7 @@ def test_nul_before_of_a_sound_file_reads_its_end_only() -> None:
     content = HEADER + b"10:00:00,1.5\n" * 200_000
     for position in (0, 1, 4096, 4097, 8192, 1_000_000, len(content)):
         file = CountingFile(content)
-        assert files.nul_before(file, position) is None
+        assert lines.nul_before(file, position) is None
         assert file.count <= 2 * 4096
 
 
@@ -228,7 +228,7 @@ def test_nul_before_finds_all_of_the_last_mib_if_the_end_has_some() -> None:
         for begin in begins:
             damaged[begin : begin + 1] = b"\0"
         # The page with the position is whole, or has lines again.
-        assert files.nul_before(io.BytesIO(damaged), position) == content.rindex(b"\n", 0, begins[0]) + 1
+        assert lines.nul_before(io.BytesIO(damaged), position) == content.rindex(b"\n", 0, begins[0]) + 1
 
 
 # -- what is said
@@ -426,16 +426,16 @@ class AppendTests(SynchronousTestCase):
         assert end is not None
         self.write(3.25)
         self.assertEqual(self.path.read_bytes()[end:], b"10:11:00,3.25\n")
-        self.assertTrue(files.begins_line(io.BytesIO(self.path.read_bytes()), end))
+        self.assertTrue(lines.begins_line(io.BytesIO(self.path.read_bytes()), end))
 
     def test_what_recovery_has_told_is_not_told_again(self) -> None:
         self.path.write_bytes(GOOD + b"10:00:02,0.7" + bytes(100_000))
         with self.path.open("rb") as file, self.damage.scan(str(self.path)) as damaged:
-            list(files.runs(file, 0, damaged))
+            list(lines.runs(file, 0, damaged))
         with capturedLogs() as events:
             self.write(3.25)
             with self.path.open("rb") as file, self.damage.scan(str(self.path)) as damaged:
-                list(files.runs(file, 0, damaged))
+                list(lines.runs(file, 0, damaged))
         self.assertEqual(events, [])
         self.assertEqual(self.counted(), 100_012)
 

@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.raw import files
-from gateway.raw.files import HEADER, LineClock, RawFile, Run
+from gateway.raw import files, lines
+from gateway.raw import lines as raw_lines
+from gateway.raw.files import HEADER, RawFile
+from gateway.raw.lines import LineClock, LineRun
 from gateway.raw.log import add_lines
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -25,10 +27,10 @@ DAY = date(2025, 12, 18)
 def read(content: bytes, begin: int = 0) -> list[tuple[str, list[float]]]:
     """The runs of a file with this content, each checked against it."""
     file = io.BytesIO(content)
-    found = list(files.runs(file, begin))
+    found = list(lines.runs(file, begin))
     for run in found:
-        assert files.begins_line(file, run.begin)
-        assert files.begins_line(file, run.end)
+        assert lines.begins_line(file, run.begin)
+        assert lines.begins_line(file, run.end)
         for line in content[run.begin : run.end].splitlines():
             assert line.startswith(run.clock)
     return [(run.clock.decode(), list(run.samples)) for run in found]
@@ -59,15 +61,15 @@ def line_by_line(content: bytes) -> list[tuple[str, float]]:
 def test_lines_of_a_second_are_a_run() -> None:
     content = HEADER + b"10:00:00,1.5\n10:00:00,-2\n10:00:01,3e-7\n10:00:00,4\n"
     assert read(content) == [("10:00:00,", [1.5, -2.0]), ("10:00:01,", [3e-7]), ("10:00:00,", [4.0])]
-    first, second, third = files.runs(io.BytesIO(content))
+    first, second, third = lines.runs(io.BytesIO(content))
     assert (first.begin, first.end, second.end, third.end) == (10, 10 + 13 + 12, 10 + 13 + 12 + 14, len(content))
-    assert first == Run(10, 35, b"10:00:00,", array("d", [1.5, -2.0]))
+    assert first == LineRun(10, 35, b"10:00:00,", array("d", [1.5, -2.0]))
 
 
 def test_from_some_line_on() -> None:
     content = HEADER + b"10:00:00,1.5\n10:00:00,2.5\n10:00:01,3.5\n"
     assert read(content, 23) == [("10:00:00,", [2.5]), ("10:00:01,", [3.5])]
-    (run,) = files.runs(io.BytesIO(content), 36)
+    (run,) = lines.runs(io.BytesIO(content), 36)
     assert (run.begin, run.end) == (36, len(content))
     assert read(content, len(content)) == []
     assert read(content, len(content) + 100) == []
@@ -103,7 +105,7 @@ def test_what_is_not_finite_reads_back() -> None:
     samples = array("d", [1.0, math.nan, math.inf, -math.inf, -0.0, 5e-324, 1.7976931348623157e308])
     content = bytearray(HEADER)
     add_lines(content, b"10:11:12,", samples)
-    (run,) = files.runs(io.BytesIO(content))
+    (run,) = lines.runs(io.BytesIO(content))
     assert run.samples.tobytes() == samples.tobytes()
 
 
@@ -138,16 +140,16 @@ def test_garbage_is_passed_over(garbage: bytes) -> None:
 
 def test_an_overlong_line_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     for block in (16, 1000, 256 * 1024):
-        monkeypatch.setattr(files, "_BLOCK", block)
+        monkeypatch.setattr(lines, "_BLOCK", block)
         for length in (4000, 5000, 100_000):
             content = HEADER + b"10:00:00,1.5\n" + b"x" * length + b"\n10:00:01,2.5\n"
             assert samples_of(content) == [("10:00:00,", 1.5), ("10:00:01,", 2.5)], (block, length)
-            begins = [run.begin for run in files.runs(io.BytesIO(content))]
+            begins = [run.begin for run in lines.runs(io.BytesIO(content))]
             assert begins == [10, 10 + 13 + length + 1]
 
 
 def test_an_overlong_line_without_an_end_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_BLOCK", 512)
+    monkeypatch.setattr(lines, "_BLOCK", 512)
     reads: list[int] = []
 
     class Endless(io.BytesIO):
@@ -156,7 +158,7 @@ def test_an_overlong_line_without_an_end_takes_no_memory(monkeypatch: pytest.Mon
             reads.append(size)
             return super().read(size)
 
-    assert list(files.runs(Endless(b"x" * 1_000_000))) == []
+    assert list(lines.runs(Endless(b"x" * 1_000_000))) == []
     assert set(reads) == {512}
 
 
@@ -178,15 +180,15 @@ def test_blocks_smaller_than_a_line(lines: list[bytes], block: int) -> None:
     content = b"".join(lines)
     with pytest.MonkeyPatch.context() as patch:
         whole = samples_of(content)
-        patch.setattr(files, "_BLOCK", block)
+        patch.setattr(raw_lines, "_BLOCK", block)
         pieces = samples_of(content)
     assert list(map(repr, pieces)) == list(map(repr, whole)) == list(map(repr, line_by_line(content)))
 
 
 def test_a_run_across_blocks_is_given_in_pieces_that_join(monkeypatch: pytest.MonkeyPatch) -> None:
     content = HEADER + b"".join(b"10:00:00,%d.5\n" % number for number in range(100))
-    monkeypatch.setattr(files, "_BLOCK", 64)
-    found = list(files.runs(io.BytesIO(content)))
+    monkeypatch.setattr(lines, "_BLOCK", 64)
+    found = list(lines.runs(io.BytesIO(content)))
     assert len(found) > 1
     assert [earlier.end for earlier in found[:-1]] == [later.begin for later in found[1:]]
     assert [sample for run in found for sample in run.samples] == [number + 0.5 for number in range(100)]
@@ -206,15 +208,15 @@ def test_plain_and_compressed_files(tmp_path: Path, name: str) -> None:
     content = HEADER + b"".join(b"10:%02d:00,%d\n" % (minute, minute) for minute in range(60)) + b"11:00:0"
     with raw(tmp_path, name, content).open() as file:
         assert files.size_of(file) == len(content)
-        assert [(run.clock, list(run.samples)) for run in files.runs(file)] == [
+        assert [(run.clock, list(run.samples)) for run in lines.runs(file)] == [
             (b"10:%02d:00," % minute, [float(minute)]) for minute in range(60)
         ]
-        begin = files.offset_of(file, len(content), b"10:30:00,")
+        begin = lines.offset_of(file, len(content), b"10:30:00,")
         assert content[begin:].startswith(b"10:30:00,30\n")
-        assert next(files.runs(file, begin)).samples[0] == 30.0
-        assert files.begins_line(file, begin)
-        assert not files.begins_line(file, begin + 1)
-        assert files.last_clock(file, len(content)) == b"10:59:00,"
+        assert next(lines.runs(file, begin)).samples[0] == 30.0
+        assert lines.begins_line(file, begin)
+        assert not lines.begins_line(file, begin + 1)
+        assert lines.last_clock(file, len(content)) == b"10:59:00,"
 
 
 def test_a_broken_compressed_file_raises_what_it_says(tmp_path: Path) -> None:
@@ -225,7 +227,7 @@ def test_a_broken_compressed_file_raises_what_it_says(tmp_path: Path) -> None:
     damaged[len(damaged) // 2] ^= 0xFF
     for broken in (whole[: len(whole) // 2], bytes(damaged), b"no gzip at all", b"\x1f\x8b"):
         Path(file.path).write_bytes(broken)
-        for reading in (lambda opened: list(files.runs(opened)), files.size_of):
+        for reading in (lambda opened: list(lines.runs(opened)), files.size_of):
             with file.open() as opened, pytest.raises(files.ReadError):
                 reading(opened)
 
@@ -242,9 +244,9 @@ def linear(content: bytes, clock: bytes) -> list[tuple[str, float]]:
 
 def bisected(content: bytes, clock: bytes) -> list[tuple[str, float]]:
     file = io.BytesIO(content)
-    begin = files.offset_of(file, len(content), clock)
+    begin = lines.offset_of(file, len(content), clock)
     assert 0 <= begin <= len(content)
-    assert begin == len(content) or files.begins_line(file, begin)
+    assert begin == len(content) or lines.begins_line(file, begin)
     return line_by_line(content[begin:])
 
 
@@ -294,11 +296,11 @@ def test_the_place_of_a_time_in_a_file_without_samples(content: bytes, clock: by
 def test_the_place_of_a_time_exactly() -> None:
     content = HEADER + b"10:00:00,1\n10:00:00,2\n10:00:02,3\n"
     file = io.BytesIO(content)
-    assert files.offset_of(file, len(content), b"10:00:01,") == content.index(b"10:00:02")
-    assert files.offset_of(file, len(content), b"10:00:02,") == content.index(b"10:00:02")
-    assert files.offset_of(file, len(content), b"10:00:03,") == len(content)
-    assert read(content, files.offset_of(file, len(content), b"10:00:00,")) == read(content)
-    assert read(content, files.offset_of(file, len(content), b"00:00:00,")) == read(content)
+    assert lines.offset_of(file, len(content), b"10:00:01,") == content.index(b"10:00:02")
+    assert lines.offset_of(file, len(content), b"10:00:02,") == content.index(b"10:00:02")
+    assert lines.offset_of(file, len(content), b"10:00:03,") == len(content)
+    assert read(content, lines.offset_of(file, len(content), b"10:00:00,")) == read(content)
+    assert read(content, lines.offset_of(file, len(content), b"00:00:00,")) == read(content)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 1000])
@@ -312,13 +314,13 @@ def test_only_the_file_up_to_its_size_counts() -> None:
     # It may grow meanwhile.
     content = HEADER + b"10:00:00,1\n"
     file = io.BytesIO(content + b"10:00:01,2\n" * 1000)
-    assert files.offset_of(file, len(content), b"10:00:01,") == len(content)
+    assert lines.offset_of(file, len(content), b"10:00:01,") == len(content)
 
 
 def test_the_last_time_is_that_of_the_file_up_to_its_size() -> None:
     content = HEADER + b"10:00:00,1\n"
     file = io.BytesIO(content + b"10:00:01,2\n" * 1000)
-    assert files.last_clock(file, len(content)) == b"10:00:00,"
+    assert lines.last_clock(file, len(content)) == b"10:00:00,"
 
 
 def test_bisection_reads_little() -> None:
@@ -332,7 +334,7 @@ def test_bisection_reads_little() -> None:
             return super().readline(-1 if size is None else size)
 
     file = Counted(content)
-    begin = files.offset_of(file, len(content), b"07:30:00,")
+    begin = lines.offset_of(file, len(content), b"07:30:00,")
     assert content[begin:].startswith(b"07:30:00,")
     assert not content[:begin].endswith(b"07:30:00,0.123456789\n")
     assert file.lines < 100
@@ -344,9 +346,9 @@ def test_bisection_reads_little() -> None:
 def test_where_lines_begin() -> None:
     content = b"time,data\n10:00:00,1\n10:0"
     file = io.BytesIO(content)
-    assert [place for place in range(len(content) + 1) if files.begins_line(file, place)] == [0, 10, 21]
-    assert not files.begins_line(file, len(content) + 5)
-    assert files.begins_line(io.BytesIO(b""), 0)
+    assert [place for place in range(len(content) + 1) if lines.begins_line(file, place)] == [0, 10, 21]
+    assert not lines.begins_line(file, len(content) + 5)
+    assert lines.begins_line(io.BytesIO(b""), 0)
 
 
 @pytest.mark.parametrize(
@@ -366,14 +368,14 @@ def test_where_lines_begin() -> None:
     ids=lambda value: ascii(value[-24:]) if isinstance(value, bytes) else None,
 )
 def test_the_last_time(content: bytes, clock: bytes | None) -> None:
-    assert files.last_clock(io.BytesIO(content), len(content)) == clock
+    assert lines.last_clock(io.BytesIO(content), len(content)) == clock
 
 
 def test_the_sizes_of_lines_and_the_last_time() -> None:
     for length in range(4000, 4200):
         line = b"10:00:01," + b"0" * (length - 10) + b"\n"
         content = HEADER + b"10:00:00,1\n" + line + b"10:00:02,1\n"
-        assert files.last_clock(io.BytesIO(content), len(content)) == b"10:00:02,"
+        assert lines.last_clock(io.BytesIO(content), len(content)) == b"10:00:02,"
 
 
 # -- names

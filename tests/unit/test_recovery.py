@@ -19,12 +19,14 @@ from zoneinfo import ZoneInfo
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import TestCase
 
-from gateway.bucket import Bucket
-from gateway.live import RECENT_UPDATES
-from gateway.model import Batch, HourEnd, SensorBatch, wall_time
-from gateway.period import PERIODS, end_of, start_of
-from gateway.store import sqlite
-from gateway.store.tables import MachineTables
+from gateway.live.state import RECENT_UPDATES
+from gateway.model.entries import ClosedHour
+from gateway.model.records import Batch, SensorBatch
+from gateway.model.timestamps import wall_time
+from gateway.store.sqlite import store as sqlite
+from gateway.store.sqlite.machine_tables import MachineTables
+from gateway.timeseries.bucket import Bucket
+from gateway.timeseries.calendar import PERIODS, end_of, start_of
 from tests.killable import Killable, means_of_files, never_killed
 from tests.trial import new_folder
 
@@ -757,7 +759,7 @@ class NamedKills(RecoveryCase):
             for number in range(1, 150):
                 start = at("2025-12-17 00:00:00") - timedelta(hours=number)
                 bucket = Bucket(1, 1, 1.0, least=1.0, greatest=1.0)
-                tables.end_hour(HourEnd("M", "v", start, bucket, "ABS", replaces=True))
+                tables.end_hour(ClosedHour("M", "v", start, bucket, "ABS", replaces=True))
         connection.close()
         for _ in range(2):
             await killed.start()

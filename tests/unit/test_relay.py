@@ -13,15 +13,17 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.logger import Logger, capturedLogs, formatEvent
 
-from gateway import relay_outbound
-from gateway import relay_wire as wire
-from gateway.bus import Bus, Event, parse_topic
-from gateway.clock import WallClock
-from gateway.counters import Counters
-from gateway.live import Live
-from gateway.logs import LimitedLog
-from gateway.model import Batch, Commit, CommitEntry, Fault, Presence, Reading, SensorBatch, Update
-from gateway.relay import BEAT, GONE, Relay
+from gateway.bus.bus import Bus
+from gateway.bus.event import Event
+from gateway.bus.topics import parse_topic
+from gateway.live.state import LiveState
+from gateway.model.records import Batch, Commit, CommitEntry, Fault, Presence, Reading, SensorBatch, Update
+from gateway.relay import outbound as relay_outbound
+from gateway.relay import protocol as wire
+from gateway.relay.service import BEAT, GONE, Relay
+from gateway.runtime.clock import WallClock
+from gateway.runtime.limited_log import LimitedLog
+from gateway.runtime.metrics import Counters
 from gateway.wire.errors import WireError
 from tests.unit.test_bus import SEOUL
 
@@ -96,9 +98,9 @@ class Gateway:
         self.counters = Counters()
         self.clock = WallClock(SEOUL, site.wall, site.reactor.seconds)
         self.bus = Bus(self.clock, self.counters)
-        self.live = Live(self.bus, self.clock, dict.fromkeys(scales, 5.0), most_heard)
+        self.live = LiveState(self.bus, self.clock, dict.fromkeys(scales, 5.0), most_heard)
         self.channel = FakeChannel(site.hub)
-        warnings = LimitedLog(Logger("gateway.relay"), self.clock, self.counters)
+        warnings = LimitedLog(Logger("gateway.relay.service"), self.clock, self.counters)
         self.relay = Relay(
             site.reactor, self.bus, self.live, self.clock, self.counters, warnings, self.channel, name, 10.0
         )

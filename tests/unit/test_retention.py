@@ -13,12 +13,13 @@ from twisted.internet.task import Clock
 from twisted.internet.utils import getProcessOutput
 from twisted.trial.unittest import TestCase
 
-from gateway.clock import WallClock
-from gateway.counters import Counters
 from gateway.raw import retention
-from gateway.raw.files import raw_files, runs
+from gateway.raw.files import raw_files
+from gateway.raw.lines import runs
 from gateway.raw.retention import ROUND, Retention
-from gateway.threads import pool_of
+from gateway.runtime.clock import WallClock
+from gateway.runtime.metrics import Counters
+from gateway.runtime.threads import pool_of
 from tests.trial import new_folder
 
 TODAY = date(2025, 12, 18)

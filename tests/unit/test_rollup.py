@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.clock import WallClock
-from gateway.model import Batch, HourEnd, PeriodEnd, SensorBatch, Update, wall_time
-from gateway.period import PERIODS, start_of
-from gateway.stats.rollup import CHUNK, Ended, Rollup
+from gateway.model.entries import ClosedHour, ClosedPeriod
+from gateway.model.records import Batch, SensorBatch, Update
+from gateway.model.timestamps import wall_time
+from gateway.runtime.clock import WallClock
+from gateway.stats.rollup import CHUNK, ClosedPeriods, Rollup
+from gateway.timeseries.calendar import PERIODS, start_of
 
 SEOUL = ZoneInfo("Asia/Seoul")
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -35,7 +37,7 @@ class Station:
         self.clock = WallClock(zone, lambda: self.wall, lambda: 0.0)
         self.rollup = Rollup(zone, MODES)
         self.updates: list[Update] = []
-        self.entries: list[HourEnd | PeriodEnd] = []
+        self.entries: list[ClosedHour | ClosedPeriod] = []
 
     def now(self, shown: datetime) -> datetime:
         """What time it is for the gateway while the wall clock shows this."""
@@ -45,7 +47,7 @@ class Station:
     def tick(self, shown: datetime) -> None:
         self.take(self.rollup.advance(self.now(shown)))
 
-    def take(self, ended: Ended) -> None:
+    def take(self, ended: ClosedPeriods) -> None:
         self.updates += ended.updates
         self.entries += ended.entries
 
@@ -65,8 +67,8 @@ class Station:
         return self.rollup.left_out
 
     @property
-    def means(self) -> list[HourEnd]:
-        return [entry for entry in self.entries if isinstance(entry, HourEnd)]
+    def means(self) -> list[ClosedHour]:
+        return [entry for entry in self.entries if isinstance(entry, ClosedHour)]
 
     def minutes(self) -> list[tuple[str, float]]:
         return [(wall_time(update.minute_end), update.mean) for update in self.updates]
@@ -77,7 +79,7 @@ class Station:
     def ends(self) -> list[str]:
         """What is over, in its order: ``hour 2025-12-18 10:00:00``."""
         return [
-            f"{entry.period if isinstance(entry, PeriodEnd) else 'hour'} {wall_time(entry.start)}"
+            f"{entry.period if isinstance(entry, ClosedPeriod) else 'hour'} {wall_time(entry.start)}"
             for entry in self.entries
         ]
 
@@ -621,8 +623,8 @@ def figures(station: Station) -> list[str]:
     return [*map(repr, station.updates), *(repr(replaced(entry)) for entry in station.entries)]
 
 
-def replaced(entry: HourEnd | PeriodEnd) -> tuple[object, ...]:
-    bucket = repr(entry.bucket) if isinstance(entry, HourEnd) else entry.period
+def replaced(entry: ClosedHour | ClosedPeriod) -> tuple[object, ...]:
+    bucket = repr(entry.bucket) if isinstance(entry, ClosedHour) else entry.period
     return entry.machine, entry.sensor, entry.start.timestamp(), entry.mode, bucket
 
 

@@ -18,16 +18,11 @@ from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from gateway.ingest.scale import (
-    MAX_LINE,
-    ScaleFactory,
-    SerialLine,
-    SerialService,
-    check_parity,
-    dialled,
-)
+from gateway.ingest.dialer import dialled
+from gateway.ingest.scale import MAX_LINE, ScaleFactory
+from gateway.ingest.serial import SerialLine, SerialService, check_parity
 from gateway.ingest.transport import end_reason, failure_reason, host_of
-from gateway.model import Presence, Reading
+from gateway.model.records import Presence, Reading
 from gateway.tap import _open_serial
 from tests.unit.test_ingest import Ingest
 
@@ -555,7 +550,7 @@ def test_open_serial_port_whose_flags_cannot_be_set_is_closed(
         opened.append(descriptor)
         raise termios.error(22, "Invalid argument")
 
-    monkeypatch.setattr("gateway.ingest.scale.check_parity", fail_to_set)
+    monkeypatch.setattr("gateway.ingest.serial.check_parity", fail_to_set)
     protocol = Protocol()
     # Who keeps the error keeps the port, unless it was closed.
     with pytest.raises(termios.error) as caught:

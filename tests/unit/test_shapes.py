@@ -16,7 +16,7 @@ from gateway.wire.errors import WireError
 from gateway.wire.frames import FrameReader
 from gateway.wire.messages import DataUpdate, message
 from gateway.wire.pickles import PickleReader
-from gateway.wire.shapes import Begun, Shape
+from gateway.wire.templates import FrameTemplate, PartialMatch
 from tests.unit.test_frames import NAME, Outcome, bytewise, cut, outcome, said
 
 QUIET = settings(max_examples=200, deadline=None, derandomize=True, database=None)
@@ -43,15 +43,15 @@ def update_of(*samples: list[Any]) -> bytes:
     return pickle.dumps(("DataUpdate", data))
 
 
-def shape_of(whole: bytes) -> Shape | None:
+def shape_of(whole: bytes) -> FrameTemplate | None:
     reader = PickleReader(len(whole))
     assert reader.read(whole, 0) == len(whole)
     read = message(reader.value, len(whole))
     assert isinstance(read, DataUpdate)
-    return Shape.of(read, reader.runs, whole)
+    return FrameTemplate.of(read, reader.runs, whole)
 
 
-def recognised(shape: Shape | None, whole: bytes) -> Any:
+def recognised(shape: FrameTemplate | None, whole: bytes) -> Any:
     """What a shape makes of a message; it is all there."""
     assert shape is not None
     found = shape.read(whole + b"\0", 0, LIMIT)
@@ -309,7 +309,7 @@ def test_what_is_begun_goes_on_where_it_stopped() -> None:
     shape = shape_of(whole[:-1])
     assert shape is not None
     begun = shape.read(whole[:600], 0, LIMIT)
-    assert isinstance(begun, Begun)
+    assert isinstance(begun, PartialMatch)
     assert list(begun.sensors) == ["vib0"]
     known = shape.read(whole, 0, LIMIT, begun)
     assert isinstance(known, tuple)

@@ -13,21 +13,22 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from gateway.bucket import MANY, Bucket
-from gateway.bus import Bus
-from gateway.clock import WallClock
-from gateway.counters import Counters
-from gateway.live import Live
-from gateway.logs import LimitedLog
-from gateway.model import Batch, Entry, Fault, HourEnd, PeriodEnd, Presence, Reading, SensorBatch, Sighting, Update
+from gateway.bus.bus import Bus
+from gateway.live.state import LiveState
+from gateway.model.entries import ClosedHour, ClosedPeriod, Sighting, StoreEntry
+from gateway.model.records import Batch, Fault, Presence, Reading, SensorBatch, Update
 from gateway.raw import log as raw_log
 from gateway.raw.damage import DamageLog
 from gateway.raw.log import RawLog, add_lines
-from gateway.sequence import SequenceReserve
+from gateway.runtime.clock import WallClock
+from gateway.runtime.limited_log import LimitedLog
+from gateway.runtime.metrics import Counters
 from gateway.stats.rollup import Rollup
 from gateway.stats.statistics import Statistics
+from gateway.store.event_numbers import EventNumberReserve
 from gateway.store.interface import SEQ_BLOCK
-from gateway.writer import HIGH_WATER, LOW_WATER, Writer
+from gateway.store.writer import HIGH_WATER, LOW_WATER, Writer
+from gateway.timeseries.bucket import MANY, Bucket
 from tests.trial import new_folder
 
 #: 2025-12-18 10:11:00 UTC.
@@ -57,14 +58,14 @@ class FakeStore:
     def __init__(self) -> None:
         self.first_seq = 1
         self.reserved = SEQ_BLOCK
-        self.written: list[Entry] = []
+        self.written: list[StoreEntry] = []
         self.refuse = 0
         self.stuck: set[str] = set()
-        self.hang: list[Deferred[list[Entry]]] | None = None
+        self.hang: list[Deferred[list[StoreEntry]]] | None = None
         self.asked: list[int] = []
         self.fail = False
 
-    def write(self, entries: Sequence[Entry]) -> "Deferred[list[Entry]]":
+    def write(self, entries: Sequence[StoreEntry]) -> "Deferred[list[StoreEntry]]":
         if self.hang is not None:
             self.hang.append(Deferred())
             return self.hang[-1]
@@ -246,9 +247,9 @@ class WriterTests(Parts):
         class SlowStore(FakeStore):
             """Takes its time, and then takes nothing."""
 
-            def write(its, entries: Sequence[Entry]) -> "Deferred[list[Entry]]":
+            def write(its, entries: Sequence[StoreEntry]) -> "Deferred[list[StoreEntry]]":
                 answer = super().write(entries)
-                done: Deferred[list[Entry]] = Deferred()
+                done: Deferred[list[StoreEntry]] = Deferred()
                 self.reactor.callLater(0.3, lambda: answer.chainDeferred(done))
                 return done
 
@@ -294,10 +295,10 @@ class WriterTests(Parts):
 
     def test_what_is_over_stays_in_its_order(self) -> None:
         start = datetime(2025, 12, 18, 10, tzinfo=UTC)
-        entries: list[Entry] = []
+        entries: list[StoreEntry] = []
         for number in range(1200):
             bucket = Bucket.of(array("d", [float(number)]), str)
-            entries += [HourEnd("M", "v", start, bucket, "REAL"), PeriodEnd("day", "M", "v", start, "REAL")]
+            entries += [ClosedHour("M", "v", start, bucket, "REAL"), ClosedPeriod("day", "M", "v", start, "REAL")]
         self.store.stuck = {"M"}
         self.writer.add(entries[:1000])
         self.reactor.advance(0.5)
@@ -310,7 +311,7 @@ class WriterTests(Parts):
 class SequenceTests(Parts):
     def test_more_is_reserved_when_half_is_used(self) -> None:
         store = FakeStore()
-        reserve = SequenceReserve(store)  # type: ignore[arg-type]  # a fake
+        reserve = EventNumberReserve(store)  # type: ignore[arg-type]  # a fake
         reserve.used(SEQ_BLOCK // 2)
         self.assertEqual(store.asked, [])
         reserve.used(SEQ_BLOCK // 2 + 1)
@@ -628,7 +629,7 @@ class StatisticsTests(Parts):
     def setUp(self) -> None:
         super().setUp()
         self.updates: list[Update] = []
-        self.entries: list[Entry] = []
+        self.entries: list[StoreEntry] = []
         self.broken = False
         self.folder = new_folder(self, "raw")
         damage = DamageLog(self.clock, self.counters)
@@ -644,14 +645,14 @@ class StatisticsTests(Parts):
         self.addCleanup(self.rawlog.stopService)
         self.bus.attach(Update, "test", self.updates.append)
 
-    def store_entries(self, entries: Iterable[Entry]) -> None:
+    def store_entries(self, entries: Iterable[StoreEntry]) -> None:
         new = list(entries)
         if self.broken and new:
             raise RuntimeError("no store")
         self.entries += new
 
-    def hours(self) -> list[HourEnd]:
-        return [entry for entry in self.entries if isinstance(entry, HourEnd)]
+    def hours(self) -> list[ClosedHour]:
+        return [entry for entry in self.entries if isinstance(entry, ClosedHour)]
 
     def file(self, name: str = "20251218_v.csv") -> bytes:
         return (self.folder / "M" / name).read_bytes()
@@ -713,7 +714,7 @@ class StatisticsTests(Parts):
         self.bus.publish(self.batch("M", "v", 2.0))
         self.reactor.pump([1.0] * 3600)
         self.assertEqual([hour.raw_end for hour in self.hours()], [len(self.file()), len(self.file("20251219_v.csv"))])
-        (day,) = [entry for entry in self.entries if isinstance(entry, PeriodEnd)]
+        (day,) = [entry for entry in self.entries if isinstance(entry, ClosedPeriod)]
         self.assertEqual((day.period, day.start), ("day", datetime(2025, 12, 18, tzinfo=UTC)))
         self.assertIs(self.entries[1], day)
 
@@ -794,14 +795,14 @@ class StatisticsTests(Parts):
 class LiveTests(Parts):
     def setUp(self) -> None:
         super().setUp()
-        self.live = Live(self.bus, self.clock, {"default": 10.0})
+        self.live = LiveState(self.bus, self.clock, {"default": 10.0})
 
     def reading(self, weight: str, status: str = "ST", kind: str = "gross") -> Reading:
         return Reading("default", status, Decimal(weight), kind, "raw", self.clock.now())
 
     def test_stale_by_the_clock_that_never_steps(self) -> None:
         monotonic = [100.0]
-        live = Live(self.bus, WallClock(UTC, self.reactor.seconds, lambda: monotonic[0]), {"default": 10.0})
+        live = LiveState(self.bus, WallClock(UTC, self.reactor.seconds, lambda: monotonic[0]), {"default": 10.0})
         self.bus.publish(self.reading("1"))
         self.reactor.rightNow += 1_000_000
         self.assertFalse(live.is_stale("default"))

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.web.socketio.packets import (
-    Engine,
+    EnginePacketType,
     IgnoredPacket,
-    Message,
     Outgoing,
     PacketError,
-    Socket,
+    SocketMessage,
+    SocketPacketType,
     encode,
     message_of,
     packet_of,
@@ -24,33 +24,33 @@ from gateway.web.socketio.packets import (
 )
 
 WHOLE = {
-    "0": Message(Socket.CONNECT),
-    '0{"token":"x"}': Message(Socket.CONNECT, data={"token": "x"}),
-    "0/custom": Message(Socket.CONNECT, "/custom"),
-    "0/custom,": Message(Socket.CONNECT, "/custom"),
-    "0/a b/한글,": Message(Socket.CONNECT, "/a b/한글"),
-    '0/custom?token=x,{"a":1}': Message(Socket.CONNECT, "/custom", {"a": 1}),
-    "0[]": Message(Socket.CONNECT),
-    '0/custom,"x"': Message(Socket.CONNECT, "/custom"),
-    "0/custom?token=a,b": Message(Socket.CONNECT, "/custom"),
-    "0/custom?token=a,b,": Message(Socket.CONNECT, "/custom"),
-    "0/custom?a=/b?c,5": Message(Socket.CONNECT, "/custom"),
-    '0/custom?token=a,b,{"a":",{"}': Message(Socket.CONNECT, "/custom", {"a": ",{"}),
-    '2/custom?token=a,b,12["a,[b"]': Message(Socket.EVENT, "/custom", ["a,[b"], 12),
-    "1": Message(Socket.DISCONNECT),
-    "1[]": Message(Socket.DISCONNECT),
-    "1/custom,": Message(Socket.DISCONNECT, "/custom"),
-    '2["event"]': Message(Socket.EVENT, data=["event"]),
-    '2["event",1,"2",{"3":[true]}]': Message(Socket.EVENT, data=["event", 1, "2", {"3": [True]}]),
-    '212["event"]': Message(Socket.EVENT, data=["event"], ack=12),
-    '2/custom,12["a,b",null]': Message(Socket.EVENT, "/custom", ["a,b", None], 12),
-    "3/custom,7[]": Message(Socket.ACK, "/custom", [], 7),
-    '50-["event"]': Message(Socket.EVENT, data=["event"]),
+    "0": SocketMessage(SocketPacketType.CONNECT),
+    '0{"token":"x"}': SocketMessage(SocketPacketType.CONNECT, data={"token": "x"}),
+    "0/custom": SocketMessage(SocketPacketType.CONNECT, "/custom"),
+    "0/custom,": SocketMessage(SocketPacketType.CONNECT, "/custom"),
+    "0/a b/한글,": SocketMessage(SocketPacketType.CONNECT, "/a b/한글"),
+    '0/custom?token=x,{"a":1}': SocketMessage(SocketPacketType.CONNECT, "/custom", {"a": 1}),
+    "0[]": SocketMessage(SocketPacketType.CONNECT),
+    '0/custom,"x"': SocketMessage(SocketPacketType.CONNECT, "/custom"),
+    "0/custom?token=a,b": SocketMessage(SocketPacketType.CONNECT, "/custom"),
+    "0/custom?token=a,b,": SocketMessage(SocketPacketType.CONNECT, "/custom"),
+    "0/custom?a=/b?c,5": SocketMessage(SocketPacketType.CONNECT, "/custom"),
+    '0/custom?token=a,b,{"a":",{"}': SocketMessage(SocketPacketType.CONNECT, "/custom", {"a": ",{"}),
+    '2/custom?token=a,b,12["a,[b"]': SocketMessage(SocketPacketType.EVENT, "/custom", ["a,[b"], 12),
+    "1": SocketMessage(SocketPacketType.DISCONNECT),
+    "1[]": SocketMessage(SocketPacketType.DISCONNECT),
+    "1/custom,": SocketMessage(SocketPacketType.DISCONNECT, "/custom"),
+    '2["event"]': SocketMessage(SocketPacketType.EVENT, data=["event"]),
+    '2["event",1,"2",{"3":[true]}]': SocketMessage(SocketPacketType.EVENT, data=["event", 1, "2", {"3": [True]}]),
+    '212["event"]': SocketMessage(SocketPacketType.EVENT, data=["event"], ack=12),
+    '2/custom,12["a,b",null]': SocketMessage(SocketPacketType.EVENT, "/custom", ["a,b", None], 12),
+    "3/custom,7[]": SocketMessage(SocketPacketType.ACK, "/custom", [], 7),
+    '50-["event"]': SocketMessage(SocketPacketType.EVENT, data=["event"]),
     # JavaScript, and the old server, write and read what orjson does not.
-    '2["event","\\ud83d",1e999]': Message(Socket.EVENT, data=["event", "\ud83d", math.inf]),
-    '2["event",Infinity,NaN]': Message(Socket.EVENT, data=["event", math.inf, ANY]),
-    '0/custom,{"token":"\\ud83d"}': Message(Socket.CONNECT, "/custom", {"token": "\ud83d"}),
-    '2/custom,1234567890123456["event"]': Message(Socket.EVENT, "/custom", ["event"], 1234567890123456),
+    '2["event","\\ud83d",1e999]': SocketMessage(SocketPacketType.EVENT, data=["event", "\ud83d", math.inf]),
+    '2["event",Infinity,NaN]': SocketMessage(SocketPacketType.EVENT, data=["event", math.inf, ANY]),
+    '0/custom,{"token":"\\ud83d"}': SocketMessage(SocketPacketType.CONNECT, "/custom", {"token": "\ud83d"}),
+    '2/custom,1234567890123456["event"]': SocketMessage(SocketPacketType.EVENT, "/custom", ["event"], 1234567890123456),
 }
 
 
@@ -98,7 +98,7 @@ def test_what_the_old_server_ignored(text: str) -> None:
 @pytest.mark.parametrize("rest", ["", ",", ",x", "," * 50_000, "?" * 50_000, ",5" * 50_000, ",1" + "2" * 50_000])
 def test_a_long_query_is_read_once(rest: str) -> None:
     """A pattern that tries again at each comma would take hours."""
-    assert message_of(f"0/custom?token=a{rest}") == Message(Socket.CONNECT, "/custom")
+    assert message_of(f"0/custom?token=a{rest}") == SocketMessage(SocketPacketType.CONNECT, "/custom")
 
 
 def test_attachments_take_their_places() -> None:
@@ -107,8 +107,8 @@ def test_attachments_take_their_places() -> None:
     message.attach(b"zero")
     assert message.missing == 1
     message.attach(b"one")
-    assert message == Message(
-        Socket.EVENT, "/custom", ["event", b"one", [{"a": b"zero"}]], 3, attachments=[b"zero", b"one"]
+    assert message == SocketMessage(
+        SocketPacketType.EVENT, "/custom", ["event", b"one", [{"a": b"zero"}]], 3, attachments=[b"zero", b"one"]
     )
 
 
@@ -130,18 +130,18 @@ def contents(*arguments: Any, **options: Any) -> list[bytes]:
 
 
 def test_encoding() -> None:
-    assert contents(Socket.CONNECT, "/", {"sid": "x"}) == [b'40{"sid":"x"}']
-    assert contents(Socket.DISCONNECT, "/custom") == [b"41/custom,"]
-    assert contents(Socket.EVENT, "/한글", ["event", "값"]) == ['42/한글,["event","값"]'.encode()]
-    assert contents(Socket.ACK, "/custom", [], 7) == [b"43/custom,7[]"]
-    assert contents(Socket.EVENT, "/", ["event", b"zero", {"a": [bytearray(b"one")]}]) == [
+    assert contents(SocketPacketType.CONNECT, "/", {"sid": "x"}) == [b'40{"sid":"x"}']
+    assert contents(SocketPacketType.DISCONNECT, "/custom") == [b"41/custom,"]
+    assert contents(SocketPacketType.EVENT, "/한글", ["event", "값"]) == ['42/한글,["event","값"]'.encode()]
+    assert contents(SocketPacketType.ACK, "/custom", [], 7) == [b"43/custom,7[]"]
+    assert contents(SocketPacketType.EVENT, "/", ["event", b"zero", {"a": [bytearray(b"one")]}]) == [
         b'452-["event",{"_placeholder":true,"num":0},{"a":[{"_placeholder":true,"num":1}]}]',
         b"zero",
         b"one",
     ]
-    assert contents(Socket.ACK, "/", [b"zero"], 7)[0] == b'461-7[{"_placeholder":true,"num":0}]'
+    assert contents(SocketPacketType.ACK, "/", [b"zero"], 7)[0] == b'461-7[{"_placeholder":true,"num":0}]'
     with pytest.raises(TypeError):
-        encode(Socket.EVENT, "/", ["event", object()])
+        encode(SocketPacketType.EVENT, "/", ["event", object()])
 
 
 JSON = st.recursive(
@@ -157,11 +157,11 @@ JSON = st.recursive(
     st.none() | st.integers(0, 10**15 - 1),
 )
 def test_what_is_encoded_reads_back(arguments: list[Any], namespace: str, ack: int | None) -> None:
-    first, *attachments = encode(Socket.EVENT, namespace, ["event", *arguments], ack)
+    first, *attachments = encode(SocketPacketType.EVENT, namespace, ["event", *arguments], ack)
     if len(attachments) > 10:
         return
     kind, text = packet_of(first.content)
-    assert kind is Engine.MESSAGE
+    assert kind is EnginePacketType.MESSAGE
     message = message_of(text)
     for attachment in attachments:
         assert message.missing
@@ -185,9 +185,9 @@ def test_bodies_are_packets_or_errors(body: bytes) -> None:
 
 def test_bodies() -> None:
     assert list(packets_of(b"4hello\x1ebAQIDBA==\x1e3")) == [
-        (Engine.MESSAGE, "hello"),
-        (Engine.MESSAGE, b"\1\2\3\4"),
-        (Engine.PONG, ""),
+        (EnginePacketType.MESSAGE, "hello"),
+        (EnginePacketType.MESSAGE, b"\1\2\3\4"),
+        (EnginePacketType.PONG, ""),
     ]
     assert payload([Outgoing(b"4hello"), Outgoing(b"\1\2\3\4", binary=True)]) == b"4hello\x1ebAQIDBA=="
     assert list(packets_of(b"")) == []
@@ -199,7 +199,7 @@ def test_bodies() -> None:
 def test_bodies_lose_what_is_ignored_only() -> None:
     ignored: list[IgnoredPacket] = []
     body = b"4a\x1eb!\x1e7\x1e4\xff\x1ebA\x1e4b"
-    assert list(packets_of(body, ignored.append)) == [(Engine.MESSAGE, "a"), (Engine.MESSAGE, "b")]
+    assert list(packets_of(body, ignored.append)) == [(EnginePacketType.MESSAGE, "a"), (EnginePacketType.MESSAGE, "b")]
     assert len(ignored) == 4
 
 

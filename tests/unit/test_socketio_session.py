@@ -5,10 +5,10 @@ from typing import Any
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from gateway.web.outbox import Outbox
-from gateway.web.socketio.packets import Engine, IgnoredPacket, Outgoing, PacketError
-from gateway.web.socketio.server import Member, SocketServer
-from gateway.web.socketio.session import Session
+from gateway.web.push.outbox import Outbox
+from gateway.web.socketio.packets import EnginePacketType, IgnoredPacket, Outgoing, PacketError
+from gateway.web.socketio.server import NamespaceClient, SocketServer
+from gateway.web.socketio.session import EngineSession
 
 BOUND = 10_000
 
@@ -52,16 +52,16 @@ class Owner:
         self.application: Any = self
         self.happened: list[Any] = []
 
-    def ended(self, session: Session, code: int) -> None:
+    def ended(self, session: EngineSession, code: int) -> None:
         self.happened.append({1000: "ended", 4008: "too slow"}[code])
 
-    def opened(self, session: Session) -> None:
+    def opened(self, session: EngineSession) -> None:
         self.happened.append("opened")
 
-    def received(self, session: Session, data: str | bytes) -> None:
+    def received(self, session: EngineSession, data: str | bytes) -> None:
         self.happened.append(data)
 
-    def closed(self, session: Session) -> None:
+    def closed(self, session: EngineSession) -> None:
         self.happened.append("closed")
 
 
@@ -71,26 +71,26 @@ class SessionTests(SynchronousTestCase):
         self.owner = Owner(self.clock)
         self.pipe = Pipe()
 
-    def piped(self) -> Session:
-        session = Session(self.owner, self.pipe)
+    def piped(self) -> EngineSession:
+        session = EngineSession(self.owner, self.pipe)
         session.begin()
         self.pipe.sent.clear()
         return session
 
-    def polled(self) -> Session:
-        session = Session(self.owner, None)
+    def polled(self) -> EngineSession:
+        session = EngineSession(self.owner, None)
         session.begin()
         hello = self.poll(session)
         assert hello.body is not None
         self.assertEqual(hello.body[:1], b"0")
         return session
 
-    def poll(self, session: Session) -> Poll:
+    def poll(self, session: EngineSession) -> Poll:
         poll = Poll()
         self.assertTrue(session.poll(poll))
         return poll
 
-    def over(self, session: Session) -> None:
+    def over(self, session: EngineSession) -> None:
         self.assertFalse(session.is_open)
         self.assertEqual(self.owner.happened[-2:], ["ended", "closed"])
         self.assertEqual(self.clock.getDelayedCalls(), [])
@@ -105,7 +105,7 @@ class SessionTests(SynchronousTestCase):
             self.clock.advance(0.5)
             self.assertEqual(self.pipe.sent, [b"2"] * number)
             self.clock.advance(19.5)
-            session.receive(Engine.PONG, "")
+            session.receive(EnginePacketType.PONG, "")
         self.assertTrue(session.is_open)
 
     def test_a_client_that_does_not_answer_is_given_up(self) -> None:
@@ -138,16 +138,16 @@ class SessionTests(SynchronousTestCase):
 
     def test_messages_go_to_the_application(self) -> None:
         session = self.piped()
-        session.receive(Engine.MESSAGE, "text")
-        session.receive(Engine.MESSAGE, b"bytes")
-        for kind in (Engine.OPEN, Engine.NOOP, Engine.UPGRADE, Engine.PING):
+        session.receive(EnginePacketType.MESSAGE, "text")
+        session.receive(EnginePacketType.MESSAGE, b"bytes")
+        for kind in (EnginePacketType.OPEN, EnginePacketType.NOOP, EnginePacketType.UPGRADE, EnginePacketType.PING):
             for data in ("", "probe", "x"):
                 session.receive(kind, data)
         self.assertEqual(self.owner.happened, ["opened", "text", b"bytes"])
         self.assertEqual(self.pipe.sent, [])
         self.assertTrue(session.is_open)
         session.close()
-        session.receive(Engine.MESSAGE, "late")
+        session.receive(EnginePacketType.MESSAGE, "late")
         self.assertEqual(self.owner.happened[-1], "closed")
 
     def test_what_waits_between_polls_comes_in_order(self) -> None:
@@ -193,18 +193,18 @@ class SessionTests(SynchronousTestCase):
         session = self.polled()
         waiting = self.poll(session)
         self.assertTrue(session.probe(self.pipe))
-        self.assertTrue(session.receive_probe(self.pipe, Engine.PING, "probe"))
+        self.assertTrue(session.receive_probe(self.pipe, EnginePacketType.PING, "probe"))
         self.assertEqual((waiting.body, self.pipe.sent), (b"6", [b"3probe"]))
         # Polls go on until then, but none is kept waiting.
         session.send(Outgoing(b"4a"))
         self.assertEqual(self.poll(session).body, b"4a")
         self.assertEqual(self.poll(session).body, b"6")
         session.send(Outgoing(b"4b"))
-        self.assertTrue(session.receive_probe(self.pipe, Engine.UPGRADE, ""))
+        self.assertTrue(session.receive_probe(self.pipe, EnginePacketType.UPGRADE, ""))
         session.send(Outgoing(b"4c"))
         self.assertEqual(self.pipe.sent, [b"3probe", b"4b", b"4c"])
         self.assertFalse(session.polls)
-        self.assertFalse(session.receive_probe(self.pipe, Engine.MESSAGE, "x"))
+        self.assertFalse(session.receive_probe(self.pipe, EnginePacketType.MESSAGE, "x"))
         self.assertFalse(session.probe(Pipe()))
         session.pipe_lost(self.pipe)
         self.over(session)
@@ -212,7 +212,7 @@ class SessionTests(SynchronousTestCase):
     def test_an_upgrade_that_is_lost_leaves_the_session_polling(self) -> None:
         session = self.polled()
         session.probe(self.pipe)
-        session.receive_probe(self.pipe, Engine.PING, "probe")
+        session.receive_probe(self.pipe, EnginePacketType.PING, "probe")
         session.pipe_lost(self.pipe)
         self.assertIsNone(self.poll(session).body)
         self.assertTrue(session.polls)
@@ -230,7 +230,11 @@ class SessionTests(SynchronousTestCase):
         session.close()
 
     def test_an_upgrade_without_a_probe_is_none(self) -> None:
-        for kind, data in ((Engine.UPGRADE, ""), (Engine.MESSAGE, "x"), (Engine.PING, "")):
+        for kind, data in (
+            (EnginePacketType.UPGRADE, ""),
+            (EnginePacketType.MESSAGE, "x"),
+            (EnginePacketType.PING, ""),
+        ):
             session = self.polled()
             session.probe(self.pipe)
             with self.assertRaises(PacketError):
@@ -243,7 +247,7 @@ class SessionTests(SynchronousTestCase):
     def test_the_client_says_goodbye(self) -> None:
         session = self.polled()
         poll = self.poll(session)
-        session.receive(Engine.CLOSE, "")
+        session.receive(EnginePacketType.CLOSE, "")
         self.assertEqual(poll.body, b"6")
         self.over(session)
 
@@ -265,7 +269,7 @@ class SessionTests(SynchronousTestCase):
     def test_an_application_that_fails_at_the_end(self) -> None:
         session = self.piped()
 
-        def closed(session: Session) -> None:
+        def closed(session: EngineSession) -> None:
             raise RuntimeError
 
         self.owner.closed = closed  # type: ignore[method-assign]  # fails
@@ -279,16 +283,16 @@ class Namespace:
         self.happened: list[Any] = []
         self.fails = False
 
-    def joined(self, member: Member, auth: dict[str, Any]) -> None:
+    def joined(self, member: NamespaceClient, auth: dict[str, Any]) -> None:
         self.happened.append(("joined", member.name, auth))
         self.fail()
 
-    def received(self, member: Member, event: str, arguments: list[Any]) -> list[Any]:
+    def received(self, member: NamespaceClient, event: str, arguments: list[Any]) -> list[Any]:
         self.happened.append((event, arguments))
         self.fail()
         return arguments
 
-    def left(self, member: Member) -> None:
+    def left(self, member: NamespaceClient) -> None:
         self.happened.append(("left", member.name))
         self.fail()
 
@@ -309,19 +313,19 @@ class ServerTests(SynchronousTestCase):
         self.server = SocketServer(self.clock, find, max_attached=100)
         self.owner.application = self.server
         self.pipe = Pipe()
-        self.session = Session(self.owner, self.pipe)
+        self.session = EngineSession(self.owner, self.pipe)
         self.session.begin()
         self.addCleanup(self.session.close)
         self.pipe.sent.clear()
 
     def say(self, data: str | bytes) -> None:
-        self.session.receive(Engine.MESSAGE, data)
+        self.session.receive(EnginePacketType.MESSAGE, data)
 
     def test_who_joins_nothing_is_given_up(self) -> None:
         self.say("0/unknown,")
         self.assertEqual(self.pipe.sent, [b'44/unknown,{"message":"Invalid namespace"}'])
         for _ in range(2):
-            self.session.receive(Engine.PONG, "")
+            self.session.receive(EnginePacketType.PONG, "")
             self.clock.advance(22.5)
         self.assertFalse(self.session.is_open)
 
@@ -330,7 +334,7 @@ class ServerTests(SynchronousTestCase):
         self.say("0/a,")
         for _ in range(10):
             self.clock.advance(20)
-            self.session.receive(Engine.PONG, "")
+            self.session.receive(EnginePacketType.PONG, "")
         self.assertTrue(self.session.is_open)
 
     def test_namespaces_are_joined_and_left_one_by_one(self) -> None:

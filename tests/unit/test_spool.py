@@ -19,15 +19,16 @@ from twisted.internet import reactor
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from gateway.bucket import Bucket
-from gateway.clock import WallClock
-from gateway.counters import Counters
-from gateway.model import Entry, Fault, HourEnd, PeriodEnd, Sighting
-from gateway.period import PERIODS, end_of, start_of
-from gateway.store import spool as module
-from gateway.store.interface import SEQ_BLOCK, DayMark, SensorState, Standing, StoreUnavailable
-from gateway.store.spool import SPOOL_FILE, Spool
-from gateway.store.sqlite import SqliteStore
+from gateway.model.entries import ClosedHour, ClosedPeriod, Sighting, StoreEntry
+from gateway.model.records import Fault
+from gateway.runtime.clock import WallClock
+from gateway.runtime.metrics import Counters
+from gateway.store.interface import SEQ_BLOCK, DayMark, RollupProgress, SensorState, StoreUnavailable
+from gateway.store.spool import codec
+from gateway.store.spool.spool import SPOOL_FILE, Spool
+from gateway.store.sqlite.store import SqliteStore
+from gateway.timeseries.bucket import Bucket
+from gateway.timeseries.calendar import PERIODS, end_of, start_of
 from tests.trial import new_folder
 
 ROOT = Path(__file__).parent.parent.parent
@@ -42,13 +43,13 @@ def bucket(value: float = 1.5) -> Bucket:
     return Bucket(60, 1, value * 60, 0.0, value * 60, 0.0, value * value * 60, 0.0, value, "2025-12-18 10:00:00", value)
 
 
-def hour(start: datetime, raw_end: int | None = None, sensor: str = "v", *, replaces: bool = False) -> HourEnd:
-    return HourEnd("M", sensor, start, bucket(), "ABS", raw_end, replaces)
+def hour(start: datetime, raw_end: int | None = None, sensor: str = "v", *, replaces: bool = False) -> ClosedHour:
+    return ClosedHour("M", sensor, start, bucket(), "ABS", raw_end, replaces)
 
 
-def end(period: str, time: datetime, sensor: str = "v") -> PeriodEnd:
+def end(period: str, time: datetime, sensor: str = "v") -> ClosedPeriod:
     """The period that a time lies in."""
-    return PeriodEnd(period, "M", sensor, start_of(period, time), "ABS")
+    return ClosedPeriod(period, "M", sensor, start_of(period, time), "ABS")
 
 
 def fault(score: float) -> Fault:
@@ -59,12 +60,12 @@ def exactly(value: Any) -> Any:
     """What tells values apart that are merely equal: the fold of a time, its moment, the sign of a zero."""
     if isinstance(value, datetime):
         return value.isoformat(), value.fold, value.timestamp(), value.tzinfo
-    if isinstance(value, Bucket | HourEnd | PeriodEnd | Fault | Sighting):
+    if isinstance(value, Bucket | ClosedHour | ClosedPeriod | Fault | Sighting):
         return type(value), [exactly(getattr(value, field.name)) for field in fields(value)]
     return type(value), repr(value)
 
 
-def told(standing: Standing | None) -> dict[tuple[str, str], Any]:
+def told(standing: RollupProgress | None) -> dict[tuple[str, str], Any]:
     """Where sensors stand, to be compared."""
     assert standing is not None
     assert not standing.unreadable
@@ -104,10 +105,10 @@ class SpoolCase(TestCase):
         self.zone = zone
         await self.again()
 
-    async def append(self, *entries: Entry) -> None:
+    async def append(self, *entries: StoreEntry) -> None:
         self.assertIsNone(await self.spool.append(entries))
 
-    async def entries(self) -> list[Entry]:
+    async def entries(self) -> list[StoreEntry]:
         return [entry for _, entry in await self.spool.first(10**6)]
 
     async def empty(self) -> None:
@@ -213,7 +214,7 @@ class WaitingTests(SpoolCase):
             ("form = 9", "kind = 'x'", "body = '{'", "body = '[]'", "body = '{}'"), start=1
         ):
             self.rows(f"UPDATE entry SET {change} WHERE number = {number}")
-        await self.spool.adopt(Standing([]))
+        await self.spool.adopt(RollupProgress([]))
         # However few are asked for, what can be read is found.
         self.assertEqual(list(await self.spool.first(2)), [(6, fault(5))])
         self.assertEqual((self.lost, self.spool.waiting), (5.0, 1))
@@ -258,8 +259,8 @@ class RoundTripTests(SynchronousTestCase):
     )
     modes = st.sampled_from(["ABS", "REAL"])
     entries = st.one_of(
-        st.builds(HourEnd, names, names, times, buckets, modes, st.none() | st.integers(0, 2**62), st.booleans()),
-        st.builds(PeriodEnd, st.sampled_from(PERIODS), names, names, times, modes, st.booleans()),
+        st.builds(ClosedHour, names, names, times, buckets, modes, st.none() | st.integers(0, 2**62), st.booleans()),
+        st.builds(ClosedPeriod, st.sampled_from(PERIODS), names, names, times, modes, st.booleans()),
         st.builds(Fault, names, floats, floats, times),
         st.builds(Sighting, names, names, st.text(st.characters(codec="utf-8"))),
     )
@@ -269,24 +270,24 @@ class RoundTripTests(SynchronousTestCase):
     def test_an_entry_reads_back_to_the_last_bit(self, entry: Any, zone: tzinfo) -> None:
         for name in {"start", "received_at"} & set(type(entry).__slots__):
             entry = replace(entry, **{name: getattr(entry, name).replace(tzinfo=zone)})
-        row = module._row_of(entry)
+        row = codec.row_of(entry)
         with contextlib.closing(sqlite3.connect(":memory:")) as connection:
             # Through SQLite itself, of whose types these are.
             row = connection.execute("SELECT " + ", ".join("?" * len(row)), row).fetchone()
-        self.assertEqual(exactly(module._entry_of((1, *row), zone)), exactly(entry))
+        self.assertEqual(exactly(codec._entry_of((1, *row), zone)), exactly(entry))
 
     def test_infinities(self) -> None:
         entry = hour(NOON)
         entry.bucket.squares = math.inf
         entry.bucket.least = -0.0
-        row = module._row_of(entry)
-        self.assertEqual(exactly(module._entry_of((1, *row), UTC)), exactly(entry))
+        row = codec.row_of(entry)
+        self.assertEqual(exactly(codec._entry_of((1, *row), UTC)), exactly(entry))
         self.assertIn('"squares":Infinity', row[-1])
 
     def test_another_zone_in_the_configuration_moves_no_moment(self) -> None:
         start = datetime(2025, 10, 26, 2, tzinfo=BERLIN, fold=1)
-        found = module._entry_of((1, *module._row_of(hour(start))), ZoneInfo("Asia/Seoul"))
-        assert isinstance(found, HourEnd)
+        found = codec._entry_of((1, *codec.row_of(hour(start))), ZoneInfo("Asia/Seoul"))
+        assert isinstance(found, ClosedHour)
         self.assertEqual((found.start.timestamp(), found.start.isoformat()), (start.timestamp(), start.isoformat()))
 
 
@@ -295,7 +296,7 @@ class BoundTests(SpoolCase):
 
     most_bytes = 100_000
 
-    async def fill(self, entry: Entry) -> int:
+    async def fill(self, entry: StoreEntry) -> int:
         """Append until nothing is taken any more; how many were."""
         before, lost = self.spool.waiting, self.lost
         while self.lost == lost:
@@ -303,7 +304,7 @@ class BoundTests(SpoolCase):
         return self.spool.waiting - before
 
     async def test_at_the_bound_statistics_are_given_up_before_anomalies(self) -> None:
-        cost = module._row_of(hour(NOON))[-2]
+        cost = codec.row_of(hour(NOON))[-2]
         await self.append(fault(1.0))
         await self.fill(hour(NOON))
         used = self.spool._used
@@ -346,7 +347,7 @@ class BoundTests(SpoolCase):
         self.assertEqual([event["log_level"].name for event in events], ["error"])
 
     async def test_hours_that_are_given_up_move_no_mark(self) -> None:
-        await self.spool.adopt(Standing([]))
+        await self.spool.adopt(RollupProgress([]))
         await self.append(hour(NOON, 100))
         await self.fill(hour(NOON, 100, sensor="w"))
         before = await self.spool.standing()
@@ -396,7 +397,7 @@ class DiskTests(SpoolCase):
         self.assertLess((self.folder / SPOOL_FILE).stat().st_size, 2 * max(size, MEGABYTE))
 
     async def test_a_full_disk_costs_entries_and_nothing_else(self) -> None:
-        await self.spool.adopt(Standing([]))
+        await self.spool.adopt(RollupProgress([]))
         await self.append(hour(NOON, 100), *(fault(score) for score in range(100)))
         await self.limit(1)
         before = await self.spool.standing(), await self.entries()
@@ -485,7 +486,7 @@ class StandingTests(SpoolCase):
         for _ in range(2):
             self.assertIsNone(await self.spool.standing())
             await self.again()
-        await self.spool.adopt(Standing([]))
+        await self.spool.adopt(RollupProgress([]))
         for _ in range(2):
             self.assertEqual((await self.state()).days, {DAY: DayMark(NOON, 1)})
             await self.again()
@@ -501,9 +502,9 @@ class StandingTests(SpoolCase):
             [("day", start_of("day", NOON)), ("month", start_of("month", NOON)), ("year", start_of("year", NOON))],
         )
         other = SensorState("N", "v", None)
-        await self.spool.adopt(Standing([one, other]))
+        await self.spool.adopt(RollupProgress([one, other]))
         for _ in range(2):
-            self.assertEqual(told(await self.spool.standing()), told(Standing([one, other])))
+            self.assertEqual(told(await self.spool.standing()), told(RollupProgress([one, other])))
             await self.again()
         # Yesterday is over; more of it does not open it again.
         await self.append(hour(NOON - timedelta(days=1), 90))
@@ -513,19 +514,19 @@ class StandingTests(SpoolCase):
         await self.append(hour(NOON, 70), Sighting("M", "v", "VIB"), end("day", NOON))
         opened = [(period, start_of(period, NOON)) for period in PERIODS[1:]]
         stale = SensorState("M", "v", "TEMP", {DAY: DayMark(NOON - timedelta(hours=1), 60)}, opened)
-        await self.spool.adopt(Standing([stale]))
+        await self.spool.adopt(RollupProgress([stale]))
         state = await self.state()
         self.assertEqual((state.type, state.days), ("VIB", {DAY: DayMark(NOON, 70)}))
         self.assertEqual([period for period, _ in state.open], ["month", "year"])
 
     async def test_what_the_server_cannot_say_is_not_adopted(self) -> None:
-        await self.spool.adopt(Standing([SensorState("M", "v", "VIB")]))
+        await self.spool.adopt(RollupProgress([SensorState("M", "v", "VIB")]))
         with self.assertRaises(ValueError):
-            await self.spool.adopt(Standing([], frozenset({"N"})))
+            await self.spool.adopt(RollupProgress([], frozenset({"N"})))
         self.assertEqual((await self.state()).type, "VIB")
 
     async def test_old_marks_are_forgotten_and_the_last_ones_stay(self) -> None:
-        await self.spool.adopt(Standing([]))
+        await self.spool.adopt(RollupProgress([]))
         await self.append(hour(NOON, 1, "once"))
         day = NOON
         for _ in range(60):
@@ -547,7 +548,7 @@ class StandingTests(SpoolCase):
         self.assertEqual(len((await self.state("weekly")).days), 10)
 
     async def test_hours_of_a_clock_that_was_ahead_push_no_mark_out(self) -> None:
-        await self.spool.adopt(Standing([]))
+        await self.spool.adopt(RollupProgress([]))
         await self.append(hour(NOON, 70))
         ahead = NOON.replace(year=2027)
         for number in range(150):
@@ -559,7 +560,7 @@ class StandingTests(SpoolCase):
         self.assertEqual((await self.state()).days[DAY], DayMark(NOON + timedelta(hours=1), 90))
 
     async def test_closed_months_and_years_are_forgotten_with_their_days(self) -> None:
-        await self.spool.adopt(Standing([]))
+        await self.spool.adopt(RollupProgress([]))
         day = NOON
         while day.year < 2028:
             self.wall = day.timestamp()
@@ -603,7 +604,7 @@ class SameAsTheStoreTests(SpoolCase):
         adopted = chance.choice([0, 0, 5, 25])
         days: set[date] = set()
         for step, (now, entries) in enumerate(self.life(begin.replace(tzinfo=zone), chance)):
-            days |= {entry.start.date() for entry in entries if isinstance(entry, HourEnd)}
+            days |= {entry.start.date() for entry in entries if isinstance(entry, ClosedHour)}
             asked = {("M", sensor): days for sensor in "vVw"}
             self.wall = now.timestamp()
             if step == adopted:
@@ -630,7 +631,7 @@ class SameAsTheStoreTests(SpoolCase):
             self.assertEqual(of_some, marks)
             self.assertLessEqual(set(opened), set(mine[key][2]))
 
-    def life(self, start: datetime, chance: random.Random) -> Iterator[tuple[datetime, list[Entry]]]:
+    def life(self, start: datetime, chance: random.Random) -> Iterator[tuple[datetime, list[StoreEntry]]]:
         """What some sensors have written, and when: with a clock that is set back, and periods that are not closed."""
         hours: list[datetime] = [start_of("hour", start)]
         for _ in range(80):
@@ -639,7 +640,7 @@ class SameAsTheStoreTests(SpoolCase):
         written: dict[str, list[datetime]] = {sensor: [] for sensor in "vVw"}
         where = 0
         while where < len(hours) - 1:
-            entries: list[Entry] = []
+            entries: list[StoreEntry] = []
             now = hours[where]
             for sensor in "vVw":
                 if chance.random() < 0.1:
@@ -673,12 +674,12 @@ import os, random, sys
 from datetime import UTC, datetime, timedelta
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import react
-from gateway.bucket import Bucket
-from gateway.clock import WallClock
-from gateway.counters import Counters
-from gateway.model import HourEnd
-from gateway.store.interface import Standing
-from gateway.store.spool import Spool
+from gateway.timeseries.bucket import Bucket
+from gateway.runtime.clock import WallClock
+from gateway.runtime.metrics import Counters
+from gateway.model.entries import ClosedHour
+from gateway.store.interface import RollupProgress
+from gateway.store.spool.spool import Spool
 
 start = datetime(2025, 12, 18, tzinfo=UTC)
 
@@ -696,13 +697,13 @@ async def main(reactor, folder, first, seed):
         say("appended", entries[-1].raw_end)
 
     if index == 0:
-        await spool.adopt(Standing([]))
+        await spool.adopt(RollupProgress([]))
     while True:
         together = []
         for _ in range(chance.randrange(1, 4)):
             count = chance.choice([1, 2, 50])
             entries = [
-                HourEnd("M", "v", start + timedelta(hours=n % 100), Bucket(1, 1, n / 3), "ABS", n)
+                ClosedHour("M", "v", start + timedelta(hours=n % 100), Bucket(1, 1, n / 3), "ABS", n)
                 for n in range(index, index + count)
             ]
             index += count

@@ -17,26 +17,29 @@ from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import TestCase
 
-from gateway.bucket import Bucket
-from gateway.clock import WallClock
-from gateway.counters import Counters
-from gateway.model import CommitEntry, Entry, Fault, HourEnd, PeriodEnd, Sighting, wall_time
-from gateway.period import PERIODS, end_of, minutes_of, start_of
-from gateway.store import postgres_questions, tables
+from gateway.model.entries import ClosedHour, ClosedPeriod, Sighting, StoreEntry
+from gateway.model.records import CommitEntry, Fault
+from gateway.model.timestamps import wall_time
+from gateway.runtime.clock import WallClock
+from gateway.runtime.metrics import Counters
 from gateway.store.interface import (
     SEQ_BLOCK,
     DayMark,
     IdempotencyConflict,
     IdempotencyKey,
+    RollupProgress,
     SensorState,
-    Standing,
     Store,
     StoreUnavailable,
 )
-from gateway.store.postgres import PostgresStore
-from gateway.store.spool import Spool
-from gateway.store.sqlite import SqliteStore
-from gateway.store.writing import run_together
+from gateway.store.postgres import queries as postgres_questions
+from gateway.store.postgres.store import PostgresStore
+from gateway.store.spool.spool import Spool
+from gateway.store.sqlite import queries
+from gateway.store.sqlite.store import SqliteStore
+from gateway.store.sqlitefile.transactions import run_together
+from gateway.timeseries.bucket import Bucket
+from gateway.timeseries.calendar import PERIODS, end_of, minutes_of, start_of
 from tests.daemon import assert_same
 from tests.postgres import ServerCase
 from tests.trial import new_folder
@@ -76,18 +79,18 @@ def bucket_of(samples: Sequence[float], start: datetime) -> Bucket:
 
 def hour(
     sensor: str, start: datetime, samples: Sequence[float], mode: str = "REAL", raw_end: int | None = None
-) -> HourEnd:
-    return HourEnd("M", sensor, start, bucket_of(samples, start), mode, raw_end)
+) -> ClosedHour:
+    return ClosedHour("M", sensor, start, bucket_of(samples, start), mode, raw_end)
 
 
-def mean(sensor: str, time: str, value: float, machine: str = "M") -> HourEnd:
+def mean(sensor: str, time: str, value: float, machine: str = "M") -> ClosedHour:
     """An hour of one sample."""
     return replace(hour(sensor, at(time), [value]), machine=machine)
 
 
-def end(period: str, time: datetime, sensor: str = "v", mode: str = "REAL") -> PeriodEnd:
+def end(period: str, time: datetime, sensor: str = "v", mode: str = "REAL") -> ClosedPeriod:
     """The period that a time lies in."""
-    return PeriodEnd(period, "M", sensor, start_of(period, time), mode)
+    return ClosedPeriod(period, "M", sensor, start_of(period, time), mode)
 
 
 class StoreSuite:
@@ -130,7 +133,7 @@ class StoreSuite:
             items += page.items
         return items
 
-    async def write(self, *entries: Entry) -> None:
+    async def write(self, *entries: StoreEntry) -> None:
         self.assertEqual(await self.store.write(entries), [])  # type: ignore[attr-defined]  # the TestCase's
         await self.written()
 
@@ -349,7 +352,7 @@ class StoreSuite:
         found = await self.items(period, "M", date.min, date.max, detail=True)
         return [item for item in found if item["name"] == f"{sensor}_{period}_avg"]
 
-    async def standing(self, now: datetime | None = None) -> Standing:
+    async def standing(self, now: datetime | None = None) -> RollupProgress:
         """Where sensors stand, with every day of the month that the tests lie in."""
         days = [date(2025, 12, day) for day in range(1, 32)]
         asked = {("M", sensor): days for sensor in ("v", "V", "w")}
@@ -422,7 +425,7 @@ class StoreSuite:
         chance = random.Random(3)
         #: By period and its start, in seconds since 1970.
         samples: dict[str, dict[float, list[float]]] = {period: {} for period in PERIODS}
-        entries: list[Entry] = []
+        entries: list[StoreEntry] = []
         start = at("2024-01-01 00:00:00", self.zone)
         while start.date() < date(2025, 1, 3):
             following = end_of("hour", start)
@@ -530,7 +533,7 @@ class StoreSuite:
 
     async def test_pages_hold_together_what_one_does(self) -> None:
         await self.in_zone(self.zone_of_berlin)
-        entries: list[Entry] = []
+        entries: list[StoreEntry] = []
         for sensor in ("a", "Vib", "vib", "z"):
             start = at("2025-10-26 00:00:00", self.zone)
             for number in range({"a": 6, "Vib": 5, "vib": 1, "z": 4}[sensor]):
@@ -582,7 +585,7 @@ class StoreSuite:
     # -- where sensors stand
 
     async def test_a_store_without_sensors(self) -> None:
-        self.assertEqual(await self.standing(), Standing([]))
+        self.assertEqual(await self.standing(), RollupProgress([]))
 
     async def test_the_type_of_a_sensor_is_its_last(self) -> None:
         await self.write(Sighting("M", "v", "TEMP"), Sighting("M", "w", "TEMP"), Sighting("N", "v", "RPM"))
@@ -734,7 +737,7 @@ class SqliteStoreTests(StoreSuite, TestCase):
             connection.commit()
 
     def small_pages(self, size: int) -> None:
-        self.patch(tables, "PAGE", size)
+        self.patch(queries, "PAGE", size)
 
     # -- databases of the old server
 
@@ -925,7 +928,7 @@ class SqliteStoreTests(StoreSuite, TestCase):
         writing = self.store.write([fault("M", 2), fault("N", 3), fault("M", 4)])
         await self.store.commit(ENTRY, None)
         self.assertFalse(writing.called)
-        again: Sequence[Entry] = await writing
+        again: Sequence[StoreEntry] = await writing
         self.assertEqual(again, [fault("M", 2), fault("M", 4)])
         other.execute("ROLLBACK")
         other.close()
@@ -1009,8 +1012,8 @@ class SqliteStoreTests(StoreSuite, TestCase):
             with contextlib.closing(sqlite3.connect(self.folder / f"{machine}.db")) as connection:
                 asked: list[str] = []
                 connection.set_trace_callback(asked.append)
-                tables.anomalies(connection, ("2025", "2026"), ("2025", tables.BEFORE_IDS))
-                tables.newest_anomalies(connection, "2025", ("2026", tables.BEHIND_IDS))
+                queries.anomalies(connection, ("2025", "2026"), ("2025", queries.BEFORE_IDS))
+                queries.newest_anomalies(connection, "2025", ("2026", queries.BEHIND_IDS))
                 connection.set_trace_callback(None)
                 plans = [
                     [step for *_, step in connection.execute(f"EXPLAIN QUERY PLAN {statement}")] for statement in asked
@@ -1158,7 +1161,7 @@ class SqliteStoreTests(StoreSuite, TestCase):
 class ForgetfulSpool(Spool):
     """Says nothing of where sensors stand, so that the server is asked."""
 
-    def standing(self) -> Deferred[Standing | None]:
+    def standing(self) -> Deferred[RollupProgress | None]:
         return succeed(None)
 
 

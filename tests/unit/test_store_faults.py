@@ -20,20 +20,24 @@ from twisted.internet.defer import gatherResults
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from gateway.clock import WallClock
-from gateway.counters import Counters
-from gateway.model import Sighting
-from gateway.store import sqlite, sqlite_errors, writing
+from gateway.model.entries import Sighting
+from gateway.runtime.clock import WallClock
+from gateway.runtime.metrics import Counters
 from gateway.store.interface import (
     IdempotencyKey,
     OutcomeUnknown,
     RejectedByDatabase,
     StoreUnavailable,
 )
-from gateway.store.machine_faults import MachineFaults
-from gateway.store.note import Note, read_note, write_note
-from gateway.store.spool import SPOOL_FILE, Spool
-from gateway.store.sqlite import SqliteStore
+from gateway.store.spool.spool import SPOOL_FILE, Spool
+from gateway.store.sqlite import commits
+from gateway.store.sqlite import store as sqlite
+from gateway.store.sqlite.machine_faults import MachineFaults
+from gateway.store.sqlite.store import SqliteStore
+from gateway.store.sqlitefile import errors as sqlite_errors
+from gateway.store.sqlitefile import group_writer as writing
+from gateway.store.sqlitefile import transactions
+from gateway.store.sqlitefile.note import Note, read_note, write_note
 from tests.daemon import PATIENCE
 from tests.trial import new_folder, until
 from tests.unit.test_store import DAY, ENTRY, at, fault, mean
@@ -349,8 +353,8 @@ class RefusedRowTests(StoreCase):
 
     def test_rule_that_quotes_the_row_is_not_repeated(self) -> None:
         error = sqlite3.IntegrityError("cylinder CY1 is gone")
-        self.assertEqual(sqlite._rule(error, ("CY1", None, "")), "a constraint")
-        self.assertEqual(sqlite._rule(error, ("CY2", None, "")), "cylinder CY1 is gone")
+        self.assertEqual(commits._rule(error, ("CY1", None, "")), "a constraint")
+        self.assertEqual(commits._rule(error, ("CY2", None, "")), "cylinder CY1 is gone")
 
 
 class OutcomeTests(StoreCase):
@@ -383,7 +387,7 @@ class OutcomeTests(StoreCase):
         store = self.open()
         begins, event = threading.Event(), threading.Event()
         self.addCleanup(event.set)
-        commit = sqlite._commit
+        commit = commits.write_commit
 
         def slow(*given: Any) -> Any:
             result = commit(*given)
@@ -391,7 +395,7 @@ class OutcomeTests(StoreCase):
             event.wait(PATIENCE)
             return result
 
-        self.patch(sqlite, "_commit", slow)
+        self.patch(sqlite, "write_commit", slow)
         begun = store.commit(ENTRY, IdempotencyKey("k", "f"))
         await until(begins.is_set, "it has begun")
         waiting = store.commit(replace(ENTRY, cylinder_no="CY2"), IdempotencyKey("l", "f"))
@@ -402,7 +406,7 @@ class OutcomeTests(StoreCase):
         for each in (waiting, question):
             with self.assertRaises(StoreUnavailable):
                 await each
-        self.patch(sqlite, "_commit", commit)
+        self.patch(sqlite, "write_commit", commit)
         with capturedLogs() as events:
             event.set()
             # The same key tells: it was written, and the one that only waited was not.
@@ -426,17 +430,17 @@ class OutcomeTests(StoreCase):
     async def failing(self, store: SqliteStore, failures: int) -> Any:
         """Commit while so many COMMITs fail as a disk does."""
         left = [failures]
-        commit = writing._commit
+        commit = transactions._commit
 
         def fails(connection: sqlite3.Connection) -> None:
             if left[0]:
                 left[0] -= 1
                 error = sqlite3.OperationalError("disk I/O error")
                 error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
-                raise writing.CommitFailed from error
+                raise transactions.CommitFailed from error
             commit(connection)
 
-        self.patch(writing, "_commit", fails)
+        self.patch(transactions, "_commit", fails)
         return await store.commit(ENTRY, IdempotencyKey("k", "f"))
 
     async def test_commit_that_the_disk_fails_and_the_next_write_covers_was_not_written(self) -> None:

@@ -12,16 +12,17 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
-from gateway.bus import Bus, Event
-from gateway.clock import WallClock
-from gateway.counters import Counters
-from gateway.live import Live
-from gateway.logs import LimitedLog
-from gateway.model import Batch, Fault, Presence, Reading, SensorBatch, Update
-from gateway.web.audience import Audience
-from gateway.web.following import Feed, Follower
-from gateway.web.outbox import Outbox
-from gateway.web.stream import StreamFactory, StreamProtocol
+from gateway.bus.bus import Bus
+from gateway.bus.event import Event
+from gateway.live.state import LiveState
+from gateway.model.records import Batch, Fault, Presence, Reading, SensorBatch, Update
+from gateway.runtime.clock import WallClock
+from gateway.runtime.limited_log import LimitedLog
+from gateway.runtime.metrics import Counters
+from gateway.web.push.clients import LiveClients
+from gateway.web.push.outbox import Outbox
+from gateway.web.push.subscription import Subscription, SubscriptionContext
+from gateway.web.push.ws_endpoint import EventsWebSocketFactory, EventsWebSocketProtocol
 
 #: What may wait for a client here, in bytes.
 BOUND = 10_000
@@ -38,16 +39,16 @@ class StreamTests(SynchronousTestCase):
         self.clock = WallClock(UTC, self.reactor.seconds, self.reactor.seconds)
         self.counters = Counters()
         self.bus = Bus(self.clock, self.counters)
-        self.live = Live(self.bus, self.clock, {"default": 10.0})
+        self.live = LiveState(self.bus, self.clock, {"default": 10.0})
         warnings = LimitedLog(Quiet(), self.clock, self.counters)  # type: ignore[arg-type]  # a fake
-        self.feed = Feed(self.reactor, self.bus, self.live, self.clock, self.counters, BOUND)
-        self.factory = StreamFactory(self.feed, Audience(self.counters, 10), warnings)
+        self.feed = SubscriptionContext(self.reactor, self.bus, self.live, self.clock, self.counters, BOUND)
+        self.factory = EventsWebSocketFactory(self.feed, LiveClients(self.counters, 10), warnings)
         self.closed: list[int] = []
         self.protocol = self.open()
 
-    def open(self) -> StreamProtocol:
+    def open(self) -> EventsWebSocketProtocol:
         """A protocol behind its handshake."""
-        protocol = StreamProtocol()
+        protocol = EventsWebSocketProtocol()
         protocol.factory = self.factory
         protocol.transport = StringTransport()
         # As the HTTP channel leaves it.
@@ -87,7 +88,7 @@ class StreamTests(SynchronousTestCase):
         return [message["seq"] for message in self.told if message.get("event") not in (None, "snapshot")]
 
     @property
-    def follower(self) -> Follower:
+    def follower(self) -> Subscription:
         assert self.protocol.follower is not None
         return self.protocol.follower
 
@@ -249,10 +250,10 @@ class StreamTests(SynchronousTestCase):
         self.assertEqual(self.counters.connections.labels("websocket")._value.get(), 0)
 
     def test_a_handshake_that_fails_was_never_open(self) -> None:
-        StreamProtocol.onClose(self.other(), False, None, None)
+        EventsWebSocketProtocol.onClose(self.other(), False, None, None)
         self.assertEqual(self.counters.connections.labels("websocket")._value.get(), 1)
 
-    def other(self) -> StreamProtocol:
-        protocol = StreamProtocol()
+    def other(self) -> EventsWebSocketProtocol:
+        protocol = EventsWebSocketProtocol()
         protocol.factory = self.factory
         return protocol

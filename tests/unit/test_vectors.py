@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway import bucket
-from gateway.vectors import json_list, sums
+from gateway.timeseries import bucket
+from gateway.timeseries.numpy_sums import json_list, sums
 
 QUIET = settings(max_examples=300, deadline=None, derandomize=True, database=None)
 

@@ -2,13 +2,13 @@
 
 import pytest
 
-from gateway.web.visitors import HostPort, Visitors, host_of
+from gateway.web.http.host_checks import HostChecks, HostPort, host_of
 
 ADDRESS = b"10.0.0.7:8080"
 
 
 def judged(
-    visitors: Visitors, method: str = "POST", host: bytes | None = ADDRESS, origin: str = "", site: str = ""
+    visitors: HostChecks, method: str = "POST", host: bytes | None = ADDRESS, origin: str = "", site: str = ""
 ) -> int:
     """The status that a request is refused with; 200 where it is not."""
     named = None if host is None else host_of(host)
@@ -55,7 +55,7 @@ def test_host_that_is_not_valid_is_none(header: bytes) -> None:
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "ANYTHING"])
 def test_writing_request_of_a_foreign_page_is_refused(method: str) -> None:
-    visitors = Visitors(["http://friend.example"])
+    visitors = HostChecks(["http://friend.example"])
     for origin in (
         "http://evil.example",
         "null",
@@ -73,7 +73,7 @@ def test_writing_request_of_a_foreign_page_is_refused(method: str) -> None:
 
 
 def test_writing_request_of_an_own_or_a_listed_page_is_taken() -> None:
-    visitors = Visitors(["http://friend.example", "null"], ["plant.example"], "scale-pc.plant.local")
+    visitors = HostChecks(["http://friend.example", "null"], ["plant.example"], "scale-pc.plant.local")
     for host, origin in (
         (ADDRESS, "http://10.0.0.7:8080"),
         (ADDRESS, "HTTP://10.0.0.7:8080"),
@@ -95,18 +95,18 @@ def test_writing_request_of_an_own_or_a_listed_page_is_taken() -> None:
 
 
 def test_writing_request_without_origin_is_taken_unless_it_is_cross_site() -> None:
-    visitors = Visitors([])
+    visitors = HostChecks([])
     assert judged(visitors) == 200
     for site in ("same-origin", "same-site", "none", ""):
         assert judged(visitors, site=site) == 200
     for site in ("cross-site", "Cross-Site"):
         assert judged(visitors, site=site) == 403
         assert judged(visitors, "GET", site=site) == 200
-    assert judged(Visitors(["*"]), site="cross-site") == 200
+    assert judged(HostChecks(["*"]), site="cross-site") == 200
 
 
 def test_any_page_is_taken_where_all_are_listed() -> None:
-    visitors = Visitors(["*"])
+    visitors = HostChecks(["*"])
     for origin in ("http://evil.example", "null", "file://", "chrome-extension://abc"):
         assert judged(visitors, origin=origin) == 200
         assert visitors.is_admitted(origin.encode(), host_of(ADDRESS))
@@ -114,7 +114,7 @@ def test_any_page_is_taken_where_all_are_listed() -> None:
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "POST"])
 def test_page_whose_name_was_made_to_resolve_to_the_gateway_is_refused(method: str) -> None:
-    visitors = Visitors(["http://friend.example"])
+    visitors = HostChecks(["http://friend.example"])
     assert judged(visitors, method, b"evil.example:8080", "http://evil.example:8080") == 403
     assert judged(visitors, method, b"evil.example:8080", "http://other.example") == 403
     # A page that is listed is trusted by whatever name it calls the gateway.
@@ -122,8 +122,8 @@ def test_page_whose_name_was_made_to_resolve_to_the_gateway_is_refused(method: s
 
 
 def test_request_without_origin_is_judged_by_its_host_only_where_names_are_set() -> None:
-    assert judged(Visitors([]), "GET", b"evil.example:8080") == 200
-    named = Visitors([], ["plant.example"], "scale-pc")
+    assert judged(HostChecks([]), "GET", b"evil.example:8080") == 200
+    named = HostChecks([], ["plant.example"], "scale-pc")
     assert judged(named, "GET", b"evil.example:8080") == 421
     assert judged(named, "POST", b"evil.example:8080") == 421
     for host in (b"plant.example", b"plant.example.:81", b"127.0.0.1:8080", b"[::1]", b"localhost", b"scale-pc", None):
@@ -131,7 +131,7 @@ def test_request_without_origin_is_judged_by_its_host_only_where_names_are_set()
 
 
 def test_foreign_page_may_read_by_an_address_but_follow_no_events() -> None:
-    visitors = Visitors([])
+    visitors = HostChecks([])
     assert judged(visitors, "GET", origin="http://evil.example") == 200
     assert not visitors.is_admitted(b"http://evil.example", host_of(ADDRESS))
     assert visitors.is_admitted(b"http://10.0.0.7:8080", host_of(ADDRESS))
@@ -140,10 +140,10 @@ def test_foreign_page_may_read_by_an_address_but_follow_no_events() -> None:
 
 
 def test_refusal_names_the_origin_and_the_key() -> None:
-    refusal = Visitors([]).refusal(b"POST", host_of(ADDRESS), b"file://", b"")
+    refusal = HostChecks([]).refusal(b"POST", host_of(ADDRESS), b"file://", b"")
     assert refusal is not None
     assert refusal.detail == "origin 'file://' is not in server.cors_origins"
     assert "file" not in refusal.message
-    rebound = Visitors([]).refusal(b"GET", host_of(b"evil.example"), b"http://evil.example", b"")
+    rebound = HostChecks([]).refusal(b"GET", host_of(b"evil.example"), b"http://evil.example", b"")
     assert rebound is not None
     assert "server.names" in rebound.detail

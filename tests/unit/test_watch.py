@@ -7,7 +7,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.main import CONNECTION_LOST
 from twisted.trial.unittest import TestCase
 
-from gateway.store.watch import WatchingReactor, _Watcher
+from gateway.store.postgres.sockets import WatchingReactor, _Watcher
 
 
 class Selectable:

@@ -7,14 +7,14 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
-from gateway.counters import Counters
-from gateway.logs import LimitedLog
-from gateway.web.answers import Refusal, answer, argument, body, refuse
-from gateway.web.audience import Audience
-from gateway.web.site import GatewayRequest
-from gateway.web.socketio.packets import Engine, IgnoredPacket, PacketError, packet_of, packets_of
-from gateway.web.socketio.session import Application, Session
-from gateway.web.websocket import NORMAL, TOO_SLOW, PacedFactory, PacedWebSocket, asks_for_websocket, take_over
+from gateway.runtime.limited_log import LimitedLog
+from gateway.runtime.metrics import Counters
+from gateway.web.http.answers import Refusal, answer, argument, body, refuse
+from gateway.web.http.request import GatewayRequest
+from gateway.web.push.clients import LiveClients
+from gateway.web.push.websocket import NORMAL, TOO_SLOW, PacedFactory, PacedWebSocket, asks_for_websocket, take_over
+from gateway.web.socketio.packets import EnginePacketType, IgnoredPacket, PacketError, packet_of, packets_of
+from gateway.web.socketio.session import Application, EngineSession
 
 #: The version of Engine.IO.
 _VERSION: Final = "4"
@@ -49,7 +49,7 @@ class EngineServer(Resource):
         self,
         reactor: IReactorTime,
         application: Application,
-        audience: Audience,
+        audience: LiveClients,
         counters: Counters,
         warnings: LimitedLog,
         *,
@@ -70,18 +70,18 @@ class EngineServer(Resource):
         self.max_waiting = max_waiting
         # Pings are Engine.IO's own.
         self._factory = PacedFactory(reactor, counters, warnings, max_payload, 0)
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, EngineSession] = {}
 
     # -- sessions
 
-    def open(self, pipe: "EnginePipe | None") -> Session:
+    def open(self, pipe: "EnginePipe | None") -> EngineSession:
         """Make a session."""
-        session = Session(self, pipe)
+        session = EngineSession(self, pipe)
         self._sessions[session.sid] = session
         self.audience.join(session, "socketio")
         return session
 
-    def ended(self, session: Session, code: int) -> None:
+    def ended(self, session: EngineSession, code: int) -> None:
         del self._sessions[session.sid]
         self.audience.leave(session)
         if code == TOO_SLOW:
@@ -130,7 +130,7 @@ class EngineServer(Resource):
             return take_over(request, self._factory, EnginePipe(self, session))
         return self._poll(request, session)
 
-    def _poll(self, request: GatewayRequest, session: Session | None) -> Any:
+    def _poll(self, request: GatewayRequest, session: EngineSession | None) -> Any:
         if session is None:
             if request.method != b"GET":
                 return _refuse(request, "method")
@@ -147,7 +147,7 @@ class EngineServer(Resource):
             return _refuse(request, "request")
         return NOT_DONE_YET
 
-    def _posted(self, request: GatewayRequest, session: Session) -> bytes:
+    def _posted(self, request: GatewayRequest, session: EngineSession) -> bytes:
         peer = request.getClientAddress().host
         content = request.content.read() if request.content is not None else b""
         try:
@@ -166,7 +166,7 @@ class EngineServer(Resource):
 class _Poll:
     """A polling request."""
 
-    def __init__(self, request: GatewayRequest, session: Session) -> None:
+    def __init__(self, request: GatewayRequest, session: EngineSession) -> None:
         self._request = request
         request.lasts()
         request.notifyFinish().addErrback(lambda _: session.poll_lost(self))
@@ -183,7 +183,7 @@ class EnginePipe(PacedWebSocket):
     :param session: that wants to go over to it; ``None`` where it begins one.
     """
 
-    def __init__(self, server: EngineServer, session: Session | None) -> None:
+    def __init__(self, server: EngineServer, session: EngineSession | None) -> None:
         super().__init__()
         self._server = server
         self._session = session
@@ -201,7 +201,7 @@ class EnginePipe(PacedWebSocket):
         if self.leaving or self._session is None:
             return
         try:
-            kind, data = (Engine.MESSAGE, payload) if isBinary else packet_of(payload)
+            kind, data = (EnginePacketType.MESSAGE, payload) if isBinary else packet_of(payload)
             if not self._session.receive_probe(self, kind, data):
                 self._session.receive(kind, data)
         except IgnoredPacket as error:

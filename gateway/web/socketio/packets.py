@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import orjson
 
-from gateway.web.deflate import framed
+from gateway.web.push.deflate import framed
 
 #: What stands between the packets of one polling answer or request.
 _SEPARATOR: Final = b"\x1e"
@@ -48,7 +48,7 @@ class IgnoredPacket(PacketError):
     """Error for such input that the old server ignored; the gateway ignores it too."""
 
 
-class Engine(IntEnum):
+class EnginePacketType(IntEnum):
     """Types of Engine.IO packets."""
 
     OPEN = 0
@@ -60,7 +60,7 @@ class Engine(IntEnum):
     NOOP = 6
 
 
-class Socket(IntEnum):
+class SocketPacketType(IntEnum):
     """Types of Socket.IO packets."""
 
     CONNECT = 0
@@ -106,7 +106,7 @@ class Outgoing:
         return b"b" + base64.b64encode(self.content) if self.binary else self.content
 
 
-def control(kind: Engine, text: bytes = b"") -> Outgoing:
+def control(kind: EnginePacketType, text: bytes = b"") -> Outgoing:
     """An Engine.IO packet of the transport's own."""
     return Outgoing(b"%d%b" % (kind, text))
 
@@ -118,7 +118,7 @@ def payload(packets: Iterable[Outgoing]) -> bytes:
 
 def packets_of(
     body: bytes, ignored: Callable[[IgnoredPacket], object] | None = None
-) -> Iterator[tuple[Engine, str | bytes]]:
+) -> Iterator[tuple[EnginePacketType, str | bytes]]:
     """Read the packets in the body of a polling request; an empty one holds none.
 
     :param ignored: called for each ignored packet; without it, :class:`IgnoredPacket` is raised too.
@@ -135,14 +135,14 @@ def packets_of(
             yield packet
 
 
-def _attachment_of(part: bytes) -> tuple[Engine, bytes]:
+def _attachment_of(part: bytes) -> tuple[EnginePacketType, bytes]:
     try:
-        return Engine.MESSAGE, base64.b64decode(part[1:], validate=True)
+        return EnginePacketType.MESSAGE, base64.b64decode(part[1:], validate=True)
     except binascii.Error as error:
         raise IgnoredPacket("not base64") from error
 
 
-def packet_of(text: bytes) -> tuple[Engine, str]:
+def packet_of(text: bytes) -> tuple[EnginePacketType, str]:
     """Read the type and the rest of one packet of text.
 
     :raises IgnoredPacket: its type does not exist, or it is not UTF-8.
@@ -154,13 +154,13 @@ def packet_of(text: bytes) -> tuple[Engine, str]:
     if kind > b"6":
         raise IgnoredPacket("an unknown type of packet")
     try:
-        return Engine(int(kind)), text[1:].decode()
+        return EnginePacketType(int(kind)), text[1:].decode()
     except UnicodeDecodeError as error:
         raise IgnoredPacket("not UTF-8") from error
 
 
 @dataclass(slots=True)
-class Message:
+class SocketMessage:
     """One Socket.IO packet.
 
     :ivar data: what it carries: an object or nothing (connect), a list (event, acknowledgement).
@@ -168,7 +168,7 @@ class Message:
     :ivar missing: attachments that have not come yet; the packet is not whole without them.
     """
 
-    kind: Socket
+    kind: SocketPacketType
     namespace: str = "/"
     data: Any = None
     ack: int | None = None
@@ -186,7 +186,7 @@ class Message:
             self.data = _filled(self.data, self.attachments, _DEEPEST)
 
 
-def message_of(text: str) -> Message:
+def message_of(text: str) -> SocketMessage:
     """Read a Socket.IO packet from a client; it is incomplete while attachments are still to come.
 
     :raises IgnoredPacket: a client may not send this packet.
@@ -197,42 +197,42 @@ def message_of(text: str) -> Message:
     match = _SOCKET.fullmatch(text)
     if match is None:
         raise PacketError("a Socket.IO packet without a type")
-    kind = Socket(int(match[1]))
-    is_binary = kind in {Socket.BINARY_EVENT, Socket.BINARY_ACK}
-    if is_binary != (match[2] is not None) or kind is Socket.CONNECT_ERROR:
+    kind = SocketPacketType(int(match[1]))
+    is_binary = kind in {SocketPacketType.BINARY_EVENT, SocketPacketType.BINARY_ACK}
+    if is_binary != (match[2] is not None) or kind is SocketPacketType.CONNECT_ERROR:
         raise IgnoredPacket(f"a wrong Socket.IO packet of type {kind}")
     missing = int(match[2] or 0)
     if missing > _MOST_ATTACHMENTS:
         raise IgnoredPacket(f"more than {_MOST_ATTACHMENTS} attachments")
     if is_binary:
-        kind = Socket.EVENT if kind is Socket.BINARY_EVENT else Socket.ACK
+        kind = SocketPacketType.EVENT if kind is SocketPacketType.BINARY_EVENT else SocketPacketType.ACK
     data = _sound(kind, match[5])
     ack = None if match[4] is None else int(match[4])
     if missing == 0 and is_binary:
         data = _filled(data, (), _DEEPEST)
     # A query after the namespace is an old way to pass credentials.
-    return Message(kind, match[3] or "/", data, ack, missing)
+    return SocketMessage(kind, match[3] or "/", data, ack, missing)
 
 
-def _sound(kind: Socket, text: str) -> Any:
+def _sound(kind: SocketPacketType, text: str) -> Any:
     """Read the content of a packet.
 
     :raises IgnoredPacket: a client may not send this content.
     :raises PacketError: an event does not have a list.
     """
-    if kind is Socket.DISCONNECT:
+    if kind is SocketPacketType.DISCONNECT:
         return None
     try:
         data = _loads(text) if text else None
     except ValueError as error:
-        raise (PacketError if kind is Socket.EVENT else IgnoredPacket)("not JSON") from error
-    if kind is Socket.CONNECT:
+        raise (PacketError if kind is SocketPacketType.EVENT else IgnoredPacket)("not JSON") from error
+    if kind is SocketPacketType.CONNECT:
         return data if isinstance(data, dict) else None
     if not isinstance(data, list):
-        raise (PacketError if kind is Socket.EVENT else IgnoredPacket)(
+        raise (PacketError if kind is SocketPacketType.EVENT else IgnoredPacket)(
             f"a Socket.IO packet of type {kind} without a list"
         )
-    if kind is Socket.EVENT and not (data and isinstance(data[0], str) and data[0] not in _RESERVED):
+    if kind is SocketPacketType.EVENT and not (data and isinstance(data[0], str) and data[0] not in _RESERVED):
         raise IgnoredPacket("an event without a name of its own")
     return data
 
@@ -268,7 +268,7 @@ def _filled(data: Any, attachments: Sequence[bytes], deep: int) -> Any:
     return {key: _filled(value, attachments, deep - 1) for key, value in data.items()}
 
 
-def encode(kind: Socket, namespace: str, data: Any = None, ack: int | None = None) -> list[Outgoing]:
+def encode(kind: SocketPacketType, namespace: str, data: Any = None, ack: int | None = None) -> list[Outgoing]:
     """A Socket.IO packet as Engine.IO messages: its text, then each ``bytes`` in it as an attachment.
 
     :raises TypeError: JSON has no word for something in it.
@@ -284,9 +284,9 @@ def encode(kind: Socket, namespace: str, data: Any = None, ack: int | None = Non
     text = b"" if data is None else orjson.dumps(data, default=placeholder)
     count = b""
     if attachments:
-        kind = Socket.BINARY_EVENT if kind is Socket.EVENT else Socket.BINARY_ACK
+        kind = SocketPacketType.BINARY_EVENT if kind is SocketPacketType.EVENT else SocketPacketType.BINARY_ACK
         count = b"%d-" % len(attachments)
     where = b"" if namespace == "/" else namespace.encode() + b","
     number = b"" if ack is None else b"%d" % ack
-    packet = b"%d%d%b%b%b%b" % (Engine.MESSAGE, kind, count, where, number, text)
+    packet = b"%d%d%b%b%b%b" % (EnginePacketType.MESSAGE, kind, count, where, number, text)
     return [Outgoing(packet), *(Outgoing(content, binary=True) for content in attachments)]

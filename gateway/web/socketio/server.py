@@ -7,8 +7,16 @@ from typing import Any, Final, Protocol
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from gateway.web.socketio.packets import IgnoredPacket, Message, Outgoing, PacketError, Socket, encode, message_of
-from gateway.web.socketio.session import Session
+from gateway.web.socketio.packets import (
+    IgnoredPacket,
+    Outgoing,
+    PacketError,
+    SocketMessage,
+    SocketPacketType,
+    encode,
+    message_of,
+)
+from gateway.web.socketio.session import EngineSession
 
 log = Logger()
 
@@ -22,20 +30,20 @@ _MOST_NAMESPACES: Final = 1000
 class Namespace(Protocol):
     """An application's part that clients can join."""
 
-    def joined(self, member: "Member", auth: dict[str, Any]) -> None:
+    def joined(self, member: "NamespaceClient", auth: dict[str, Any]) -> None:
         """Somebody has joined.
 
         :param auth: what it said to that.
         """
 
-    def received(self, member: "Member", event: str, arguments: list[Any]) -> Sequence[Any]:
+    def received(self, member: "NamespaceClient", event: str, arguments: list[Any]) -> Sequence[Any]:
         """It has sent an event; the answer goes back where it asked for an acknowledgement."""
 
-    def left(self, member: "Member") -> None:
+    def left(self, member: "NamespaceClient") -> None:
         """It has gone."""
 
 
-class Member:
+class NamespaceClient:
     """A client in one namespace.
 
     :ivar name: of the namespace, as the client wrote it.
@@ -43,7 +51,7 @@ class Member:
 
     __slots__ = ("_session", "name", "namespace", "sid")
 
-    def __init__(self, session: Session, name: str, namespace: Namespace) -> None:
+    def __init__(self, session: EngineSession, name: str, namespace: Namespace) -> None:
         self.sid = secrets.token_urlsafe(15)
         self.name = name
         self.namespace = namespace
@@ -63,9 +71,9 @@ class _Client:
     """A session and the namespaces it has joined."""
 
     def __init__(self, late: IDelayedCall) -> None:
-        self.members: dict[str, Member] = {}
+        self.members: dict[str, NamespaceClient] = {}
         #: The packet whose attachments are awaited, and how many bytes of them have come.
-        self.pending: Message | None = None
+        self.pending: SocketMessage | None = None
         self.attached = 0
         self._late: IDelayedCall | None = late
 
@@ -99,22 +107,22 @@ class SocketServer:
         self._find = find
         self._connect_timeout = connect_timeout
         self._max_attached = max_attached
-        self._clients: dict[Session, _Client] = {}
+        self._clients: dict[EngineSession, _Client] = {}
 
-    def opened(self, session: Session) -> None:
+    def opened(self, session: EngineSession) -> None:
         self._clients[session] = _Client(self._reactor.callLater(self._connect_timeout, self._late, session))
 
-    def _late(self, session: Session) -> None:
+    def _late(self, session: EngineSession) -> None:
         self._clients[session].is_late()
         session.close()
 
-    def closed(self, session: Session) -> None:
+    def closed(self, session: EngineSession) -> None:
         client = self._clients.pop(session)
         client.is_in_time()
         for member in client.members.values():
             self._left(member)
 
-    def received(self, session: Session, data: str | bytes) -> None:
+    def received(self, session: EngineSession, data: str | bytes) -> None:
         client = self._clients[session]
         if isinstance(data, bytes):
             message = self._attached(client, data)
@@ -127,7 +135,7 @@ class SocketServer:
         if client.pending is None and message is not None:
             self._take(session, client, message)
 
-    def _attached(self, client: _Client, content: bytes) -> Message | None:
+    def _attached(self, client: _Client, content: bytes) -> SocketMessage | None:
         message = client.pending
         if message is None:
             raise IgnoredPacket("an attachment of no event")
@@ -141,19 +149,19 @@ class SocketServer:
         client.attached = 0
         return message
 
-    def _take(self, session: Session, client: _Client, message: Message) -> None:
+    def _take(self, session: EngineSession, client: _Client, message: SocketMessage) -> None:
         member = client.members.get(message.namespace)
-        if message.kind is Socket.CONNECT:
+        if message.kind is SocketPacketType.CONNECT:
             if member is not None:
                 _refuse(session, message.namespace, "Unable to connect")
                 raise IgnoredPacket("a second CONNECT to a namespace")
             self._join(session, client, message)
         elif member is None:
             raise IgnoredPacket("a packet for a namespace that was not joined")
-        elif message.kind is Socket.DISCONNECT:
+        elif message.kind is SocketPacketType.DISCONNECT:
             del client.members[message.namespace]
             self._left(member)
-        elif message.kind is Socket.EVENT:
+        elif message.kind is SocketPacketType.EVENT:
             event, *arguments = message.data
             try:
                 answer = member.namespace.received(member, event, arguments)
@@ -161,34 +169,34 @@ class SocketServer:
                 log.failure("an application failed on an event")
                 return
             if message.ack is not None:
-                member.send(encode(Socket.ACK, member.name, list(answer), message.ack))
+                member.send(encode(SocketPacketType.ACK, member.name, list(answer), message.ack))
 
-    def _join(self, session: Session, client: _Client, message: Message) -> None:
+    def _join(self, session: EngineSession, client: _Client, message: SocketMessage) -> None:
         namespace = self._find(message.namespace) if len(client.members) < _MOST_NAMESPACES else None
         if namespace is None:
             _refuse(session, message.namespace, "Invalid namespace")
             return
         client.is_in_time()
-        member = client.members[message.namespace] = Member(session, message.namespace, namespace)
-        member.send(encode(Socket.CONNECT, member.name, {"sid": member.sid}))
+        member = client.members[message.namespace] = NamespaceClient(session, message.namespace, namespace)
+        member.send(encode(SocketPacketType.CONNECT, member.name, {"sid": member.sid}))
         try:
             namespace.joined(member, message.data or {})
         except Exception:  # the same
             log.failure("an application failed on who has joined")
 
-    def _left(self, member: Member) -> None:
+    def _left(self, member: NamespaceClient) -> None:
         try:
             member.namespace.left(member)
         except Exception:  # the same
             log.failure("an application failed on who has left")
 
 
-def _refuse(session: Session, namespace: str, reason: str) -> None:
+def _refuse(session: EngineSession, namespace: str, reason: str) -> None:
     """Answer a CONNECT with an error for its namespace."""
-    for packet in encode(Socket.CONNECT_ERROR, namespace, {"message": reason}):
+    for packet in encode(SocketPacketType.CONNECT_ERROR, namespace, {"message": reason}):
         session.send(packet)
 
 
 def event_packets(name: str, event: str, *arguments: Any) -> list[Outgoing]:
     """An event as packets for every member of a namespace."""
-    return encode(Socket.EVENT, name, [event, *arguments])
+    return encode(SocketPacketType.EVENT, name, [event, *arguments])

@@ -7,9 +7,9 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from gateway.web.outbox import ENTRY, Outbox
-from gateway.web.socketio.packets import Engine, IgnoredPacket, Outgoing, PacketError, control, payload
-from gateway.web.websocket import GOING_AWAY, NORMAL, TOO_SLOW
+from gateway.web.push.outbox import ENTRY, Outbox
+from gateway.web.push.websocket import GOING_AWAY, NORMAL, TOO_SLOW
+from gateway.web.socketio.packets import EnginePacketType, IgnoredPacket, Outgoing, PacketError, control, payload
 
 log = Logger()
 
@@ -20,17 +20,17 @@ _UPGRADE: Final = 10.0
 class Application(Protocol):
     """What sits on Engine.IO."""
 
-    def opened(self, session: "Session") -> None:
+    def opened(self, session: "EngineSession") -> None:
         """A client has come."""
 
-    def received(self, session: "Session", data: str | bytes) -> None:
+    def received(self, session: "EngineSession", data: str | bytes) -> None:
         """Handle a message from the client.
 
         :raises IgnoredPacket: it is not a valid message; the session stays open.
         :raises PacketError: it is not a valid message; the session is closed.
         """
 
-    def closed(self, session: "Session") -> None:
+    def closed(self, session: "EngineSession") -> None:
         """It has gone."""
 
 
@@ -46,7 +46,7 @@ class Owner(Protocol):
     max_waiting: int
     max_payload: int
 
-    def ended(self, session: "Session", code: int) -> None:
+    def ended(self, session: "EngineSession", code: int) -> None:
         """A session is over, with this close code."""
 
 
@@ -70,7 +70,7 @@ class Pipe(Protocol):
         """Close it."""
 
 
-class Session:
+class EngineSession:
     """One client.
 
     :param pipe: the WebSocket that it came by; ``None`` where it polls.
@@ -119,7 +119,7 @@ class Session:
         upgrades = b'["websocket"]' if self._pipe is None else b"[]"
         self.send(
             control(
-                Engine.OPEN,
+                EnginePacketType.OPEN,
                 b'{"sid":"%b","upgrades":%b,"pingInterval":%d,"pingTimeout":%d,"maxPayload":%d}'
                 % (
                     self.sid.encode(),
@@ -181,7 +181,7 @@ class Session:
         self._answer_poll()
         if self._probed:
             # The client waits for the end of its poll, to go over to its WebSocket.
-            self._end_poll(control(Engine.NOOP).content)
+            self._end_poll(control(EnginePacketType.NOOP).content)
         return True
 
     def poll_lost(self, poll: Poll) -> None:
@@ -190,7 +190,7 @@ class Session:
             self._poll = None
             self.close()
 
-    def receive(self, kind: Engine, data: str | bytes) -> None:
+    def receive(self, kind: EnginePacketType, data: str | bytes) -> None:
         """Handle a packet; pings are ignored, since only the server may send them.
 
         :raises IgnoredPacket: a client may not send it; the session stays open.
@@ -199,12 +199,12 @@ class Session:
         if not self.is_open:
             return
         try:
-            if kind is Engine.MESSAGE:
+            if kind is EnginePacketType.MESSAGE:
                 self._owner.application.received(self, data)
-            elif kind is Engine.PONG:
+            elif kind is EnginePacketType.PONG:
                 self._beat()
-            elif kind is Engine.CLOSE:
-                self._end_poll(control(Engine.NOOP).content)
+            elif kind is EnginePacketType.CLOSE:
+                self._end_poll(control(EnginePacketType.NOOP).content)
                 self.close()
         except IgnoredPacket:
             raise
@@ -222,22 +222,22 @@ class Session:
         self._probe_ends = self._reactor.callLater(_UPGRADE, self._probe_late)
         return True
 
-    def receive_probe(self, pipe: Pipe, kind: Engine, data: str | bytes) -> bool:
+    def receive_probe(self, pipe: Pipe, kind: EnginePacketType, data: str | bytes) -> bool:
         """Take a packet that came by the WebSocket; whether it was a step of its upgrade.
 
         :raises PacketError: it has no business there yet.
         """
         if pipe is not self._probe:
             return False
-        if kind is Engine.PING and data == "probe":
+        if kind is EnginePacketType.PING and data == "probe":
             self._probed = True
-            pipe.send_frame(control(Engine.PONG, b"probe").frame)
-            self._end_poll(control(Engine.NOOP).content)
-        elif kind is Engine.UPGRADE and self._probed:
+            pipe.send_frame(control(EnginePacketType.PONG, b"probe").frame)
+            self._end_poll(control(EnginePacketType.NOOP).content)
+        elif kind is EnginePacketType.UPGRADE and self._probed:
             self._stop_probe()
             self._pipe = pipe
             self._send_frame = pipe.send_frame
-            self._end_poll(control(Engine.NOOP).content)
+            self._end_poll(control(EnginePacketType.NOOP).content)
             pipe.pace(self._outbox)
         else:
             self.pipe_lost(pipe)
@@ -276,7 +276,7 @@ class Session:
 
     def _ping(self) -> None:
         self._heartbeat = self._reactor.callLater(self._owner.ping_timeout, self._expired)
-        self.send(control(Engine.PING))
+        self.send(control(EnginePacketType.PING))
 
     def _expired(self) -> None:
         self._heartbeat = None
@@ -301,7 +301,7 @@ class Session:
         if self._heartbeat is not None:
             self._heartbeat.cancel()
             self._heartbeat = None
-        self._end_poll(control(Engine.CLOSE).content)
+        self._end_poll(control(EnginePacketType.CLOSE).content)
         for pipe in (self._probe, self._pipe):
             if pipe is not None:
                 pipe.hang_up(code)

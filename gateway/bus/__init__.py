@@ -1,0 +1,1 @@
+"""The bus: records in, numbered events out to sinks and subscribers."""

@@ -1,0 +1,1 @@
+"""The configuration: settings, their loading and their checks."""

@@ -1,0 +1,247 @@
+"""Loading of the configuration: YAML and environment in, frozen settings or a list of every problem out."""
+
+import difflib
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ValidationError,
+)
+
+from gateway.config.problems import Problem
+from gateway.config.settings import ScaleConnection, Settings
+
+#: Environment variables, and the keys that they override: the old scale gateway's, and what differs where several
+#: processes are run by one file.
+ENVIRONMENT: Final = {
+    "SCALE_GATEWAY_LISTEN_HOST": ("scale", "host"),
+    "SCALE_GATEWAY_LISTEN_PORT": ("scale", "port"),
+    "SCALE_GATEWAY_IDLE_TIMEOUT_SEC": ("scale", "idle_timeout_sec"),
+    "CYNOW_GATEWAY_NAME": ("gateway", "name"),
+    "CYNOW_GATEWAY_OWN_PORT": ("server", "own_port"),
+}
+
+
+#: Kinds of endpoints that several processes may listen on at a time.
+_SHAREABLE: Final = ("tcp:", "tcp6:", "systemd:")
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used, with every problem in it.
+
+    :param rest: settings without the invalid values; ``None`` if the file cannot be read that far.
+    :param broken: keys and sections that have their defaults in ``rest``.
+    """
+
+    def __init__(self, problems: list[Problem], rest: "Settings | None" = None, broken: Iterable[str] = ()) -> None:
+        super().__init__("; ".join(map(str, problems)))
+        self.problems = problems
+        self.rest = rest
+        self.broken = frozenset(broken)
+
+
+def load(
+    path: Path | None, environment: Mapping[str, str], check_line: Callable[[str, str], str] | None = None
+) -> Settings:
+    """Return the settings of a file (``None``: all defaults) and the environment.
+
+    :param check_line: function that takes the kind of a scale's line (``listen``, ``connect``, ``serial``) and its
+        text, or ``url`` and a database's URL, and returns the problem with it, or an empty string.
+    :raises ConfigError: with every problem found.
+    """
+    given = {} if path is None else _read(path)
+    problems: list[Problem] = []
+    tree = _normalised(given, Settings, (), problems)
+    from_environment = {}
+    for variable, (section, key) in ENVIRONMENT.items():
+        if environment.get(variable):
+            section_tree = tree.setdefault(section, {})
+            if isinstance(section_tree, dict):
+                section_tree[key] = environment[variable]
+                from_environment[f"{section}.{key}"] = variable
+    if isinstance(tree.get("stat"), dict):
+        # A type that is left out has its default, as every key has.
+        tree["stat"] = {**Settings().stat, **tree["stat"]}
+    broken = {problem.key.rpartition(".")[0] for problem in problems}
+    settings: Settings | None
+    try:
+        settings = Settings.model_validate(tree, context=check_line)
+    except ValidationError as error:
+        for item in error.errors():
+            problem = _problem(item, from_environment)
+            problems.append(problem)
+            # An unknown key may be meant for any other of its section.
+            is_unknown = item["type"] == "extra_forbidden"
+            broken.add(problem.key.rpartition(".")[0] if is_unknown else problem.key)
+        # A scale without a key for its line cannot be used, so the whole scale is removed.
+        places = [item["loc"][: 2 if item["loc"][:1] == ("scales",) else None] for item in error.errors()]
+        settings = _rest(_without(tree, places), check_line)
+    if settings is not None:
+        problems += _sharing_problems(settings, broken)
+    if problems or settings is None:
+        raise ConfigError(problems, None if "" in broken else settings, broken)
+    return settings
+
+
+def _without(tree: Any, locations: list[tuple[int | str, ...]]) -> Any:
+    """Return a tree of mappings without the values at some locations; a list there is removed as a whole."""
+    if not isinstance(tree, dict):
+        return tree
+    below: dict[int | str, list[tuple[int | str, ...]]] = {}
+    for first, *further in (location for location in locations if location):
+        below.setdefault(first, []).append(tuple(further))
+    return {
+        key: _without(value, below.get(key, []))
+        for key, value in tree.items()
+        if key not in below or (isinstance(value, dict) and all(below[key]) and ("[key]",) not in below[key])
+    }
+
+
+def _rest(tree: Any, check_line: Callable[[str, str], str] | None) -> "Settings | None":
+    try:
+        return Settings.model_validate(tree, context=check_line)
+    except ValidationError:
+        return None
+
+
+def _sharing_problems(settings: Settings, broken: Iterable[str]) -> list[Problem]:
+    """What keeps several processes from sharing the ports."""
+    if not settings.server.share_ports:
+        return []
+    problems = []
+    if settings.database.url is None and not {"database", "database.url"} & set(broken):
+        # Each would have commits and statistics of its own, and hear nothing of the others.
+        problems.append(Problem("server.share_ports", "processes that share ports share a database too: database.url"))
+    for scale_id, line in settings.scales.items():
+        key = f"scales.{scale_id}"
+        if line.connect is not None:
+            problems.append(Problem(f"{key}.connect", "with server.share_ports each process would dial it"))
+        elif line.serial is not None:
+            problems.append(Problem(f"{key}.serial", "with server.share_ports each process would open it"))
+        elif not (line.listen or "").startswith(_SHAREABLE):
+            problems.append(Problem(f"{key}.listen", f"with server.share_ports it begins with {', '.join(_SHAREABLE)}"))
+    return problems
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which refuses a key that stands twice instead of taking the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: Path) -> dict[Hashable, Any]:
+    try:
+        text = path.read_text("utf-8-sig")
+    except OSError as error:
+        raise ConfigError([Problem("", f"{path}: {error.strerror}")]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([Problem("", f"{path}: not UTF-8")]) from error
+    try:
+        tree = yaml.load(text, _Loader)  # noqa: S506 - it is a SafeLoader
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        what = getattr(error, "problem", None) or f"not YAML ({type(error).__name__})"
+        raise ConfigError([Problem("", f"{path}{where}: {what}")]) from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError([Problem("", f"{path}: the top level is no mapping")])
+    return tree
+
+
+def _normalised(
+    tree: Mapping[Hashable, Any], model: type[BaseModel], above: tuple[str, ...], problems: list[Problem]
+) -> dict[str, Any]:
+    """Keys in lower case, as the models have them; an empty value is an absent one."""
+    result: dict[str, Any] = {}
+    seen: set[str] = set()
+    for given, value in tree.items():
+        key = str(given).lower()
+        here = (*above, key)
+        if key in seen:
+            problems.append(Problem(".".join(here), "stands twice, in upper and lower case"))
+        seen.add(key)
+        if value is None:
+            continue
+        field = model.model_fields.get(key)
+        if field is not None and isinstance(value, dict):
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                value = _normalised(value, field.annotation, here, problems)
+            elif key == "scales":
+                # A scale's id is a name: its case is its own.
+                value = {
+                    name: _normalised(line, ScaleConnection, (*here, name), problems)
+                    if isinstance(line, dict)
+                    else line
+                    for name, line in _renamed(value, str, here, problems).items()
+                }
+            else:
+                value = _renamed(value, str.lower, here, problems)
+        result[key] = value
+    return result
+
+
+def _renamed(
+    tree: Mapping[Hashable, Any], name_of: Callable[[str], str], above: tuple[str, ...], problems: list[Problem]
+) -> dict[str, Any]:
+    """A mapping whose keys are names, as texts."""
+    result: dict[str, Any] = {}
+    for given, value in tree.items():
+        name = name_of(str(given))
+        if name in result:
+            problems.append(Problem(".".join((*above, name)), "stands twice"))
+        result[name] = value
+    return result
+
+
+def _problem(error: Any, from_environment: Mapping[str, str]) -> Problem:
+    key = ".".join(str(part) for part in error["loc"] if part != "[key]")
+    if error["type"] == "extra_forbidden":
+        return Problem(key, f"unknown key; the nearest known key is {_nearest(error['loc'])}")
+    message = error["msg"]
+    given = error.get("input")
+    # A URL may hold a password.
+    if isinstance(given, str | int | float) and "://" not in str(given) and not key.startswith("database"):
+        message = f"{message} (it is {given!r})"
+    if key in from_environment:
+        message = f"{message}, set by {from_environment[key]}"
+    return Problem(key, message)
+
+
+def _nearest(location: tuple[int | str, ...]) -> str:
+    """The known key that is most like one that is not."""
+    *above, unknown = map(str, location)
+    model: type[BaseModel] = Settings
+    for part in above:
+        field = model.model_fields.get(part)
+        annotation = None if field is None else field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+        elif above[0] == "scales":
+            model = ScaleConnection
+    (best,) = difflib.get_close_matches(unknown, model.model_fields, 1, cutoff=0.0)
+    if not above and difflib.SequenceMatcher(None, unknown, best).ratio() < 0.6:
+        # It may belong into a section.
+        inner = [
+            f"{name}.{key}"
+            for name, field in Settings.model_fields.items()
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+            for key in field.annotation.model_fields
+        ]
+        found = [name for name in inner if name.partition(".")[2] == unknown]
+        if found:
+            return found[0]
+    return ".".join([*above, best])

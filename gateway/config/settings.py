@@ -1,0 +1,280 @@
+"""The configuration: YAML and environment in, frozen settings or a list of every problem out."""
+
+from typing import Annotated, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from gateway.config.hosts import host_problem
+from gateway.config.origins import normal_host, normal_origin
+from gateway.model.names import is_name
+
+
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise PydanticCustomError("number", "a number is needed")
+    return value
+
+
+Port = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=65535)]
+
+
+Seconds = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)]
+
+
+Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
+
+
+Folder = Annotated[str, Field(min_length=1)]
+
+
+def _upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _scale_id(value: str) -> str:
+    # The column scale_weight_log.scale_id is varchar(50).
+    if not is_name(value) or len(value) > 50:
+        raise PydanticCustomError("scale_id", "a scale's id is 1 to 50 letters, digits, spaces and _ - . :")
+    return value
+
+
+def _gateway_name(value: str) -> str:
+    if not is_name(value):
+        raise PydanticCustomError("name", "a gateway's name is 1 to 64 letters, digits, spaces and _ - . :")
+    return value
+
+
+def _as_list(value: object) -> object:
+    """Turn a single string into a list of one."""
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, list) and None in value:
+        # YAML reads an empty entry as null, and that must not admit the pages of sandboxed frames.
+        raise PydanticCustomError("origin", 'an empty entry; pages without an origin are "null", in quotes')
+    return value
+
+
+def _origin(value: str) -> str:
+    """Return an origin in its normal form; keep one that cannot match, which `--check` and the start report."""
+    try:
+        return normal_origin(value)
+    except ValueError:
+        return value
+
+
+def _listening_host(value: str) -> str:
+    if problem := host_problem(value):
+        raise PydanticCustomError("host", "{problem}", {"problem": problem})
+    return value
+
+
+def _host(value: str) -> str:
+    try:
+        return normal_host(value)
+    except ValueError as error:
+        message = "{reason}; write it without scheme and port, such as plant.example"
+        raise PydanticCustomError("host", message, {"reason": str(error)}) from error
+
+
+ListeningHost = Annotated[str, AfterValidator(_listening_host)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+
+
+class ServerSettings(_Section):
+    """Where the gateway listens for HTTP and for DAQ programs."""
+
+    host: ListeningHost = "127.0.0.1"
+    port: Port = 8080
+    tcp_port: Port = 8082
+    cors_origins: Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_as_list)] = ()
+    names: Annotated[tuple[Annotated[str, AfterValidator(_host)], ...], BeforeValidator(_as_list)] = ()
+    share_ports: bool = False
+    own_port: Port | None = None
+
+
+class ScaleDefaults(_Section):
+    """The one scale of a small plant, and what holds for every scale that does not say otherwise."""
+
+    host: ListeningHost | None = None
+    port: Port = 4001
+    id: Annotated[str, AfterValidator(_scale_id)] = "default"
+    idle_timeout_sec: Seconds = 10.0
+    commit_max_age_sec: Seconds | None = None
+
+
+class ScaleConnection(_Section):
+    """One of several scales: it dials in, is dialled, or hangs on a serial line."""
+
+    listen: str | None = None
+    connect: str | None = None
+    serial: str | None = None
+    baudrate: Count = 2400
+    bytesize: Literal[5, 6, 7, 8] = 7
+    parity: Annotated[Literal["N", "E", "O", "M", "S"], BeforeValidator(_upper)] = "E"
+    stopbits: Literal[1, 2] = 1
+    idle_timeout_sec: Seconds | None = None
+    commit_max_age_sec: Seconds | None = None
+
+    @field_validator("listen", "connect", "serial")
+    @classmethod
+    def _check_line(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.context is not None and info.field_name is not None:
+            problem = info.context(info.field_name, value)
+            if problem:
+                # Not as a template: it may hold braces.
+                raise PydanticCustomError("line", "{problem}", {"problem": problem})
+        return value
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> "ScaleConnection":
+        if sum(kind is not None for kind in (self.listen, self.connect, self.serial)) != 1:
+            raise PydanticCustomError("kind", "exactly one of listen, connect and serial is needed")
+        return self
+
+
+class FcmSettings(_Section):
+    """Push messages by Firebase Cloud Messaging."""
+
+    cred_path: str | None = None
+    timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 120.0
+
+
+class LoggerSettings(_Section):
+    """Log files, one a day."""
+
+    path: Folder = "log"
+    level: Annotated[Literal["debug", "info", "warn", "error"], BeforeValidator(_lower)] = "info"
+    keep_days: Count = 365
+
+
+class DatabaseSettings(_Section):
+    """The store: embedded, or a PostgreSQL server and what waits for it."""
+
+    path: Folder = "db"
+    url: str | None = None
+    spool_mb: Count = 1024
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str | None, info: ValidationInfo) -> str | None:
+        problem = ""
+        if value is not None:
+            if not value.startswith(("postgresql://", "postgres://")):
+                problem = "not a PostgreSQL URL; expected postgresql://user:password@host:port/database"
+            elif info.context is not None:
+                problem = info.context("url", value)
+        if problem:
+            raise PydanticCustomError("url", "{problem}", {"problem": problem})
+        return value
+
+
+class GatewaySettings(_Section):
+    """What tells gateways apart that share a database."""
+
+    name: Annotated[str, AfterValidator(_gateway_name)] | None = None
+
+
+class DataSettings(_Section):
+    """Raw CSV files, and what becomes of old ones; nothing, by default."""
+
+    path: Folder = "data"
+    compress_after_days: Count | None = None
+    keep_days: Count | None = None
+    min_free_mb: Count | None = None
+
+
+class DaqSettings(_Section):
+    """Bounds of what DAQ programs may bring."""
+
+    max_frame_bytes: Count = 16 * 1024 * 1024
+    max_machines: Count = 10_000
+    max_sensors: Count = 20_000
+    max_machine_sensors: Count = 1000
+    max_new_sensors_per_minute: Count = 5000
+
+
+class LimitSettings(_Section):
+    """Bounds of connections and clients."""
+
+    connections: Count = 20_000
+    subscribers: Count = 10_000
+    subscriber_bytes: Count = 1024 * 1024
+    backlog_events: Annotated[int, Field(ge=1000)] = 10_000
+    backlog_bytes: Count = 64 * 1024 * 1024
+    body_bytes: Count = 64 * 1024
+
+
+class Settings(_Section):
+    """Everything that can be configured, checked."""
+
+    server: ServerSettings = ServerSettings()
+    scale: ScaleDefaults = ScaleDefaults()
+    scales: dict[Annotated[str, AfterValidator(_scale_id)], ScaleConnection] = {}
+    fcm: FcmSettings = FcmSettings()
+    logger: LoggerSettings = LoggerSettings()
+    stat: dict[str, Annotated[Literal["ABS", "REAL"], BeforeValidator(_upper)]] = {"vib": "ABS", "temp": "REAL"}
+    database: DatabaseSettings = DatabaseSettings()
+    gateway: GatewaySettings = GatewaySettings()
+    data: DataSettings = DataSettings()
+    daq: DaqSettings = DaqSettings()
+    limits: LimitSettings = LimitSettings()
+    timezone: str | None = None
+
+    @field_validator("timezone")
+    @classmethod
+    def _check_timezone(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                ZoneInfo(value)
+            except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+                raise PydanticCustomError("timezone", "no IANA time zone") from error
+        return value
+
+    def lines(self) -> dict[str, ScaleConnection]:
+        """Every scale and its line: ``scales``, or ``scale`` where that is empty. No line's times are ``None``
+        but an unlimited ``commit_max_age_sec``."""
+        lines = self.scales or {
+            self.scale.id: ScaleConnection(listen=tcp_endpoint(self.scale.host or self.server.host, self.scale.port))
+        }
+        return {
+            scale_id: line.model_copy(
+                update={
+                    "idle_timeout_sec": line.idle_timeout_sec or self.scale.idle_timeout_sec,
+                    "commit_max_age_sec": line.commit_max_age_sec or self.scale.commit_max_age_sec,
+                }
+            )
+            for scale_id, line in lines.items()
+        }
+
+    def default_scale(self) -> str:
+        """The scale that a request means which names none: ``scale.id``, or the first of ``scales``."""
+        lines = self.lines()
+        return self.scale.id if self.scale.id in lines else next(iter(lines))
+
+
+def tcp_endpoint(host: str, port: int) -> str:
+    """Twisted's server endpoint for a host and a port.
+
+    Its backlog lets a plant's devices come back together after a restart; Twisted's own is 50, and who finds it full
+    tries again a second later.
+    """
+    escaped = host.replace("\\", "\\\\").replace(":", "\\:")
+    return f"tcp:{port}:backlog=1024:interface={escaped}"

@@ -1,0 +1,98 @@
+"""Scales on serial ports."""
+
+import termios
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IReactorTime,
+)
+
+from gateway.ingest.dialer import ConnectionAttempts
+from gateway.ingest.scale import ScaleFactory, ScaleLineProtocol
+from gateway.ingest.transport import failure_reason
+
+
+@dataclass(frozen=True, slots=True)
+class SerialLine:
+    """A serial port and its settings, in pyserial's words."""
+
+    device: str
+    baudrate: int
+    bytesize: int
+    parity: str
+    stopbits: float
+
+
+class SerialService(Service):
+    """Keeps a serial line open: waits while it cannot be opened, and opens it again when it is lost.
+
+    :param open_port: makes a Twisted serial port of a protocol and a :class:`SerialLine`.
+    """
+
+    def __init__(
+        self,
+        line: SerialLine,
+        factory: ScaleFactory,
+        reactor: IReactorTime,
+        open_port: Callable[[Any, SerialLine], Any],
+    ) -> None:
+        self._line = line
+        self._factory = factory
+        self._reactor = reactor
+        self._open_port = open_port
+        self._attempts = ConnectionAttempts(factory)
+        self._retry: IDelayedCall | None = None
+        self._protocol: ScaleLineProtocol | None = None
+
+    def startService(self) -> None:
+        super().startService()
+        self._open()
+
+    def stopService(self) -> None:
+        super().stopService()
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        if self._protocol is not None:
+            self._protocol.transport.loseConnection()
+
+    def _open(self) -> None:
+        self._retry = None
+        device = self._line.device
+        protocol = ScaleLineProtocol(self._factory, device, self._lost)
+        try:
+            self._open_port(protocol, self._line)
+        except (OSError, ValueError, termios.error) as error:  # pyserial's own is an OSError
+            self._attempts.failed(f"{device} cannot be opened: {failure_reason(error)}")
+            self._try_again()
+            return
+        self._protocol = protocol
+
+    def _lost(self, was_good: bool) -> None:
+        self._protocol = None
+        self._attempts.ended(self._line.device, was_good)
+        if self.running:
+            self._try_again()
+
+    def _try_again(self) -> None:
+        self._retry = self._reactor.callLater(self._attempts.delay(), self._open)
+
+
+def check_parity(descriptor: int, parity: str) -> None:
+    """Make a serial port turn a break, and a byte of wrong parity, into NUL, so that the line is rejected.
+
+    :param descriptor: file descriptor of the open port.
+    :param parity: parity of the line; with ``N`` there is nothing to check.
+    """
+    settings = termios.tcgetattr(descriptor)
+    # Without INPCK such a byte would arrive as another character; with PARMRK or IGNPAR, marked or left out.
+    settings[0] &= ~(termios.INPCK | termios.PARMRK | termios.IGNPAR)
+    # With BRKINT a break would discard the bytes before it that are not read yet; with IGNBRK it would leave no trace.
+    settings[0] &= ~(termios.BRKINT | termios.IGNBRK)
+    if parity != "N":
+        settings[0] |= termios.INPCK
+    termios.tcsetattr(descriptor, termios.TCSANOW, settings)

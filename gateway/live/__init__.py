@@ -1,0 +1,1 @@
+"""The current state of scales, machines and gateways."""

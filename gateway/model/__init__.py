@@ -1,0 +1,1 @@
+"""Records, entries of the store, names and timestamps."""

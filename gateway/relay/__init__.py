@@ -1,0 +1,1 @@
+"""Exchange of records and state between gateways on one database."""

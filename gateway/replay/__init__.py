@@ -1,0 +1,1 @@
+"""Recovery of open periods from raw files after a start."""

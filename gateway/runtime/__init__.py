@@ -1,0 +1,1 @@
+"""Parts that every daemon needs: clock, metrics, logs, threads, ports, life cycle, health."""

@@ -1,0 +1,185 @@
+"""Where log lines go, and how many of a kind."""
+
+import glob
+import os
+import sys
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import IO, Any, Final
+
+from twisted.logger import (
+    FileLogObserver,
+    FilteringLogObserver,
+    ILogObserver,
+    LogLevel,
+    LogLevelFilterPredicate,
+    LogPublisher,
+    formatEventAsClassicLogText,
+)
+from twisted.python.logfile import DailyLogFile
+from zope.interface import implementer
+
+from gateway.runtime.access import may_access
+from gateway.runtime.clock import WallClock
+from gateway.runtime.limited_log import LimitedObserver
+from gateway.runtime.metrics import Counters
+
+LOG_NAME: Final = "cynow-gateway.log"
+
+
+class MidnightLogFile(DailyLogFile):
+    """A log file that rolls over at midnight of the configured zone and keeps so many days.
+
+    A past day's file is ``cynow-gateway.log.2025_12_18``.
+    """
+
+    def __init__(self, directory: str, clock: WallClock, keep_days: int) -> None:
+        self._clock = clock
+        self._keep_days = keep_days
+        super().__init__(LOG_NAME, directory)
+        self._remove_old()
+
+    def reopen(self) -> None:
+        """Open the configured file name again, after another program has renamed the file in use.
+
+        :raises OSError: the new file cannot be opened; the one in use stays.
+        """
+        file = open(self.path, "ab", 0)  # noqa: SIM115 - closed by the base class
+        old, self._file = self._file, file
+        old.close()
+        if not file.tell():
+            self.lastDate = self.toDate()
+
+    def _openFile(self) -> None:
+        super()._openFile()
+        # Whoever else writes into it (a second gateway that says why it cannot start) writes behind, not over.
+        self._file.close()
+        self._file = open(self.path, "ab", 0)  # noqa: SIM115 - closed by the base class
+        if not self._file.tell():
+            # Nothing of an earlier day is in it, whatever the file system says.
+            self.lastDate = self.toDate()
+
+    def toDate(self, *args: float) -> tuple[int, ...]:
+        return datetime.fromtimestamp(args[0] if args else self._clock.wall(), self._clock.zone).timetuple()[:3]
+
+    def suffix(self, tupledate: tuple[int, ...]) -> str:
+        return "{:04}_{:02}_{:02}".format(*tupledate)
+
+    def rotate(self) -> None:
+        super().rotate()
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        oldest = self._clock.now().date() - timedelta(days=self._keep_days)
+        for path in glob.glob(glob.escape(self.path) + ".[0-9][0-9][0-9][0-9]_[0-9][0-9]_[0-9][0-9]"):
+            if path[-10:] < oldest.strftime("%Y_%m_%d"):
+                os.remove(path)
+
+
+@implementer(ILogObserver)
+class LogOutput:
+    """Log output to stderr (or ``stream``) and, after :meth:`open`, to daily files.
+
+    :param directory: directory of the files; ``None`` for no files.
+    :param level: lowest level that is written.
+    :param keep_days: days after which a file is removed.
+    """
+
+    def __init__(
+        self,
+        clock: WallClock,
+        counters: Counters,
+        directory: str | None,
+        level: str,
+        keep_days: int,
+        stream: IO[str] | None = None,
+    ) -> None:
+        self._clock = clock
+        self._directory = directory
+        self._keep_days = keep_days
+        self._file: MidnightLogFile | None = None
+        self._text = _formatter(clock)
+        self._publisher = LogPublisher(FileLogObserver(stream or sys.stderr, self._text))
+        #: Limits the lines of each kind.
+        self.limit = LimitedObserver(self._publisher, clock, counters)
+        levels = LogLevelFilterPredicate(LogLevel.levelWithName(level))
+        # Autobahn logs a line or two for each client error, without limit; the gateway logs its own.
+        levels.setLogLevelForNamespace("autobahn", LogLevel.critical)
+        # Twisted's line about a dial-out does not name the scale and has no limit; `ingest.scale` logs its own.
+        levels.setLogLevelForNamespace("twisted.application._client_service", LogLevel.critical)
+        self._filter = FilteringLogObserver(self.limit, [levels])
+
+    def __call__(self, event: Any) -> None:
+        self._filter(event)
+
+    def open(self) -> None:
+        """Begin to write to the files too.
+
+        :raises OSError: the directory cannot be written.
+        """
+        if self._directory is None or self._file is not None:
+            return
+        os.makedirs(self._directory, exist_ok=True)
+        if not may_access(self._directory, os.W_OK | os.X_OK):
+            # A writable file alone would work until midnight, and could then not roll over.
+            raise PermissionError(13, "no right to write there", self._directory)
+        self._file = MidnightLogFile(self._directory, self._clock, self._keep_days)
+        # It has the methods that an observer needs, but is not an IO type.
+        output: Any = self._file
+        self._publisher.addObserver(FileLogObserver(output, self._text))
+
+    def reopen(self) -> None:
+        """Close the file and open it by its name again, for programs that rename it.
+
+        :raises OSError: the new file cannot be opened; the one in use stays.
+        """
+        if self._file is not None:
+            self._file.reopen()
+
+
+def _formatter(clock: WallClock) -> Callable[[Any], str | None]:
+    def time_text(when: float | None) -> str:
+        moment = clock.now() if when is None else datetime.fromtimestamp(when, clock.zone)
+        return moment.isoformat(" ", "milliseconds")
+
+    made: tuple[Any, str | None] = None, None
+
+    def text(event: Any) -> str | None:
+        # Each output asks for the line of the same event, which takes longer to make than to write.
+        nonlocal made
+        # Other threads log too.
+        known = made
+        if event is not known[0]:
+            line = formatEventAsClassicLogText(event, formatTime=time_text)
+            # A name that a stranger chose must not be able to move the reader's cursor.
+            made = known = event, None if line is None else line.translate(_NO_CONTROLS)
+        return known[1]
+
+    return text
+
+
+_NO_CONTROLS: Final = {code: "\ufffd" for code in [*range(0x20), *range(0x7F, 0xA0)] if code not in (0x09, 0x0A)}
+
+
+@implementer(ILogObserver)
+class BufferingObserver:
+    """Holds the first events back until it is released: who starts a daemon that cannot start reads one line.
+
+    :param observer: gets everything from then on.
+    """
+
+    def __init__(self, observer: ILogObserver) -> None:
+        self._observer = observer
+        self._held: list[Any] | None = []
+
+    def __call__(self, event: Any) -> None:
+        if self._held is None:
+            self._observer(event)
+        else:
+            self._held.append(event)
+
+    def release(self) -> None:
+        """Let go what was held."""
+        held, self._held = self._held or [], None
+        for event in held:
+            self._observer(event)

@@ -1,0 +1,149 @@
+"""Commits in PostgreSQL: a row of ``scale_weight_log`` and the record of its request, in one transaction."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import uuid4
+
+import orjson
+import psycopg2
+from psycopg2.errors import UniqueViolation
+
+from gateway.model.records import Commit, CommitEntry
+from gateway.store.interface import CommitResult, IdempotencyConflict, IdempotencyKey, RejectedByDatabase
+from gateway.store.postgres.session import Session
+
+#: An answer is kept for its Idempotency-Key so long, in seconds; the contract says a day at least.
+KEY_LIFE: Final = 48 * 3600.0
+
+#: Before a key of the gateway's own; no client's has a control character.
+_OWN: Final = "\x01"
+
+#: Writes a commit and its record, unless there is a record of its key.
+COMMIT: Final = """
+WITH made AS (
+    INSERT INTO scale_weight_log (scale_id, cylinder_no, event_type, gross_kg, raw_line, received_at, committed_at,
+        arrival_shipping_no, move_report_no)
+    SELECT %(scale_id)s, %(cylinder_no)s, %(event_type)s, %(gross_kg)s, %(raw_line)s, %(received_at)s,
+        %(committed_at)s, %(arrival_shipping_no)s, %(move_report_no)s
+    WHERE NOT EXISTS (SELECT 1 FROM cynow_idempotency WHERE key = %(key)s)
+    RETURNING id
+)
+INSERT INTO cynow_idempotency (key, fingerprint, request, answer, made_at)
+SELECT %(key)s, %(fingerprint)s, %(request)s, %(before)s::text || id || %(behind)s::text, to_timestamp(%(now)s)
+FROM made RETURNING answer
+"""
+
+
+class CommitSkipped(Exception):
+    """Error for a commit that was neither written nor refused and has no record of its key; nothing of it may stay."""
+
+
+@dataclass(slots=True)
+class PendingCommit:
+    """One commit, which may be tried again and again: it is written once.
+
+    :ivar key: the client's, or one of its own.
+    :ivar request: tells it from others with the same key.
+    :ivar now: in seconds since 1970.
+    :ivar is_in_doubt: whether it may have been written and nobody knows.
+    :ivar is_sent: whether it was sent to the server.
+    :ivar is_withdrawn: whether it must no longer be sent.
+    """
+
+    entry: CommitEntry
+    key: IdempotencyKey
+    request: str
+    now: float
+    is_in_doubt: bool = False
+    is_sent: bool = False
+    is_withdrawn: bool = False
+
+    @classmethod
+    def of(cls, entry: CommitEntry, key: IdempotencyKey | None, now: float) -> "PendingCommit":
+        """A new one."""
+        request = uuid4().hex
+        return cls(entry, key or IdempotencyKey(_OWN + request, ""), request, now)
+
+    def values(self) -> dict[str, Any]:
+        """Return the parameters of :data:`COMMIT`.
+
+        :raises ValueError: one of its texts cannot be encoded in UTF-8.
+        """
+        try:
+            before, _, behind = orjson.dumps(Commit(0, self.entry).answer()).decode().partition('"id":0')
+        except orjson.JSONEncodeError as error:
+            raise ValueError("a text is not valid UTF-8") from error
+        values = {name: getattr(self.entry, name) for name in CommitEntry.__slots__}
+        values |= {"key": self.key.key, "fingerprint": self.key.fingerprint, "request": self.request, "now": self.now}
+        return values | {"before": f'{before}"id":', "behind": behind}
+
+    async def write(self, session: Session) -> CommitResult:
+        """Write the commit, unless it was written already.
+
+        :raises IdempotencyConflict: its key was used for another request.
+        :raises RejectedByDatabase: the database does not write it, though it reports no error.
+        :raises psycopg2.Error: the server has refused it.
+        """
+        self.is_sent = True
+        values = self.values()
+        for _ in range(3):
+            try:
+                rows = await self._ask(session, values)
+            except CommitSkipped:
+                # Its key may have expired in between, so try again; this cannot happen three times.
+                continue
+            if rows:
+                answer = orjson.loads(rows[0][0])
+                return CommitResult(answer, Commit(answer["id"], self.entry))
+            found = await first_answer(session, self.key, self.now - KEY_LIFE)
+            self.is_in_doubt = False
+            if found is not None:
+                answer, request = found
+                # An earlier try whose answer was lost has written it.
+                is_ours = request == self.request
+                return CommitResult(answer, Commit(answer["id"], self.entry) if is_ours else None)
+            await prune(session, self.now - KEY_LIFE)
+        # A trigger that returns NULL drops the row, or writes it elsewhere, with an id that cannot be known.
+        raise RejectedByDatabase("a trigger of scale_weight_log returns NULL instead of the row")
+
+    async def _ask(self, session: Session, values: dict[str, Any]) -> list[tuple[Any, ...]]:
+        async def insert(session: Session) -> list[tuple[Any, ...]]:
+            rows = await session.ask(COMMIT, values)
+            if not rows and not await session.ask("SELECT FROM cynow_idempotency WHERE key = %s", [self.key.key]):
+                raise CommitSkipped
+            return rows
+
+        try:
+            # A statement that commits itself would be done by a server that was silent when it speaks again, long
+            # after the request was refused.
+            return await session.transaction(insert)
+        except UniqueViolation as error:
+            # Another request with this key has come first.
+            if error.diag.table_name != "cynow_idempotency":
+                raise
+            return []
+        except psycopg2.Error as error:
+            self.is_in_doubt |= session.is_committing and session.is_lost(error)
+            raise
+
+
+async def first_answer(session: Session, key: IdempotencyKey, since: float) -> tuple[dict[str, Any], str] | None:
+    """The first answer to a key that was used since then, and which request it was.
+
+    :raises IdempotencyConflict: the key was used for another request.
+    """
+    rows = await session.ask(
+        "SELECT fingerprint, answer, request FROM cynow_idempotency WHERE key = %s AND made_at >= to_timestamp(%s)",
+        [key.key, since],
+    )
+    if not rows:
+        return None
+    ((fingerprint, answer, request),) = rows
+    if fingerprint != key.fingerprint:
+        raise IdempotencyConflict
+    return orjson.loads(answer), request
+
+
+async def prune(session: Session, before: float) -> None:
+    """Forget keys that were used before then."""
+    await session.ask("DELETE FROM cynow_idempotency WHERE made_at < to_timestamp(%s)", [before])

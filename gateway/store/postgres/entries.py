@@ -1,0 +1,338 @@
+"""Entries as rows of PostgreSQL: closed periods, anomalies and sightings, many in each statement.
+
+The rules are those of :class:`gateway.store.sqlite.machine_tables.MachineTables`. Rows are found by their keys, which
+include the machine, and are written in an order that all gateways share.
+"""
+
+import contextlib
+import math
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final, TypeAlias
+from zlib import crc32
+
+from gateway.model.entries import ClosedHour, ClosedPeriod, Sighting, StoreEntry
+from gateway.model.records import Fault
+from gateway.model.timestamps import wall_time
+from gateway.store.postgres.arrays import array, arrays, unnest
+from gateway.store.postgres.entry_order import MOST, EntryKey, end_key, hour_key, phases
+from gateway.store.postgres.session import Session
+from gateway.store.rows import BUCKET_COLUMNS, Row, bucket_of, made_of, values_of
+from gateway.timeseries.calendar import MADE_OF, PERIODS, end_of, start_of
+
+#: Calls a function with arguments in a thread.
+InThread: TypeAlias = Callable[..., Awaitable[Any]]
+
+#: What stands in ``origin``.
+OURS: Final = 0
+OLD: Final = -1
+
+_KEY: Final = {"machine": "text", "sensor": "text", "period": "text", "start": "bigint"}
+
+_TYPES: Final = {"INTEGER": "bigint", "REAL": "float8", "TIMESTAMP": "timestamp"}
+
+_COLUMNS: Final = {
+    **_KEY,
+    "time": "timestamp",
+    "data": "float8",
+    **{name: _TYPES[kind] for name, kind in BUCKET_COLUMNS.items()},
+    "raw_end": "bigint",
+}
+
+#: Columns of a bucket as :func:`gateway.store.rows.bucket_of` takes them.
+BUCKET: Final = ", ".join(
+    f"m.{name}::text" if kind == "TIMESTAMP" else f"m.{name}" for name, kind in BUCKET_COLUMNS.items()
+)
+
+#: Locks that keep two gateways from changing rows of one machine at a time; of any machine there is one.
+_LOCKS: Final = 64
+_LOCK_CLASS: Final = 0x63796E6F
+
+#: Whether a row has the key that is looked for.
+_SAME: Final = " AND ".join(f"m.{name} = d.{name}" for name in _KEY)
+
+
+@dataclass(slots=True)
+class WrittenKeys:
+    """What is known to stand in the tables of machines and sensors, so that it is not written with every hour."""
+
+    machines: set[str] = field(default_factory=set)
+    sensors: set[tuple[str, str]] = field(default_factory=set)
+
+    def add(self, other: "WrittenKeys") -> None:
+        self.machines |= other.machines
+        self.sensors |= other.sensors
+
+
+class EntryWriter:
+    """Writes entries in the transaction of a session.
+
+    :param gateway: whose they are.
+    :param known: what is there already.
+    :param in_thread: for what would hold up the reactor.
+    """
+
+    def __init__(self, session: Session, gateway: str, known: WrittenKeys, in_thread: InThread) -> None:
+        self._session = session
+        self._gateway = gateway
+        self._known = known
+        self._in_thread = in_thread
+        #: What there is since; to be remembered once the transaction is committed.
+        self.new = WrittenKeys()
+
+    async def write(self, numbered: Sequence[tuple[int, StoreEntry]]) -> None:
+        """Write entries.
+
+        :raises psycopg2.Error: nothing is to be committed then; as with any other exception.
+        """
+        await self._see([entry for _, entry in numbered])
+        for kind, its in phases(numbered):
+            if kind is Fault:
+                await self._faults(its)
+            elif kind is Sighting:
+                await self._types([entry for _, entry in its])
+            elif kind is ClosedHour:
+                await self._hours([entry for _, entry in its])
+            else:
+                await self._periods([entry for _, entry in its])
+
+    async def _see(self, entries: Sequence[StoreEntry]) -> None:
+        """Know machines, and sensors without their types."""
+        machines = {entry.machine for entry in entries} - self._known.machines
+        sensors = {(entry.machine, entry.sensor) for entry in entries if not isinstance(entry, Fault)}
+        sensors -= self._known.sensors
+        if machines:
+            await self._session.ask(
+                "INSERT INTO cynow_machine SELECT unnest(%s::text[]) ON CONFLICT DO NOTHING", [array(sorted(machines))]
+            )
+        if sensors:
+            columns = {"machine": "text", "sensor": "text"}
+            await self._session.ask(
+                f"INSERT INTO cynow_sensor (machine, sensor) SELECT * FROM {unnest(columns)} ON CONFLICT DO NOTHING",  # noqa: S608 - fixed text
+                arrays(columns, sorted(sensors)),
+            )
+        self.new.add(WrittenKeys(machines, sensors))
+
+    async def _types(self, sightings: Sequence[Sighting]) -> None:
+        columns = {"machine": "text", "sensor": "text", "type": "text"}
+        await self._session.ask(
+            "INSERT INTO cynow_sensor (machine, sensor, type) SELECT d.m, d.s, coalesce(d.t, '')"  # noqa: S608 - fixed text
+            f" FROM {unnest(columns)} AS d (m, s, t) ON CONFLICT (machine, sensor) DO UPDATE SET type = EXCLUDED.type",
+            arrays(columns, sorted((each.machine, each.sensor, each.type) for each in sightings)),
+        )
+
+    async def _faults(self, numbered: Sequence[tuple[int, Fault]]) -> None:
+        columns = {"machine": "text", "time": "timestamp", "entry": "bigint", "threshold": "float8", "score": "float8"}
+        await self._session.ask(
+            "INSERT INTO cynow_anomaly (gateway, machine, time, entry, threshold, score)"  # noqa: S608 - fixed text
+            f" SELECT %s, d.* FROM {unnest(columns)} AS d ON CONFLICT DO NOTHING",
+            [
+                self._gateway,
+                *arrays(
+                    columns,
+                    [
+                        (each.machine, wall_time(each.received_at, "microseconds"), number, each.threshold, each.score)
+                        for number, each in numbered
+                    ],
+                ),
+            ],
+        )
+
+    async def _hours(self, hours: Sequence[ClosedHour]) -> None:
+        """Write hours, each of another row."""
+        new = {hour_key(hour): hour for hour in hours if not hour.replaces}
+        made = set(await self._insert([_row_of(hour) for hour in new.values()]))
+        there = [hour for hour in hours if hour.replaces or hour_key(hour) not in made]
+        if there:
+            await self._merge(there)
+        await self._tell_ends(new.values())
+        await self._make_again(hours)
+
+    async def _merge(self, hours: Sequence[ClosedHour]) -> None:
+        """Write hours of which rows may be there."""
+        await self._lock({hour.machine for hour in hours})
+        found = await self._find([hour_key(hour) for hour in hours])
+        rows = []
+        for hour in hours:
+            bucket, raw_end = found.get(hour_key(hour), (None, hour.raw_end))
+            if bucket is None or hour.replaces:
+                bucket = hour.bucket
+            else:
+                # A row that lacks samples beyond a double is better than none.
+                with contextlib.suppress(OverflowError):
+                    bucket.merge(hour.bucket)
+            if not hour.replaces:
+                raw_end = hour.raw_end
+            rows.append((*hour_key(hour), *_values(hour.start, Row(bucket.mean(hour.mode), bucket)), raw_end))
+        await self._remove_old([("hour", hour) for hour in hours if hour.replaces and hour_key(hour) not in found])
+        await self._put(rows)
+
+    async def _tell_ends(self, hours: Iterable[ClosedHour]) -> None:
+        """How much of a day is counted is said by its last row, whichever hour was written last."""
+        columns = {"machine": "text", "sensor": "text", "day": "timestamp", "raw_end": "bigint"}
+        last = {(hour.machine, hour.sensor, hour.start.date().isoformat()): hour.raw_end for hour in hours}
+        if last:
+            await self._session.ask(
+                f"UPDATE cynow_mean AS m SET raw_end = d.raw_end FROM {unnest(columns)}"  # noqa: S608 - fixed text
+                " AS d (machine, sensor, day, raw_end) WHERE m.machine = d.machine AND m.sensor = d.sensor"
+                f" AND m.period = 'hour' AND m.origin = {OURS} AND m.raw_end IS DISTINCT FROM d.raw_end AND m.start ="
+                " (SELECT max(x.start) FROM cynow_mean AS x WHERE x.machine = d.machine AND x.sensor = d.sensor"
+                f" AND x.period = 'hour' AND x.origin = {OURS} AND x.time >= d.day"
+                " AND x.time < d.day + interval '1 day')",
+                arrays(columns, [(*key, raw_end) for key, raw_end in sorted(last.items(), key=lambda item: item[0])]),
+            )
+
+    async def _make_again(self, hours: Sequence[ClosedHour]) -> None:
+        """Make longer periods again that have rows: the clock was set back into them."""
+        ends = {
+            end_key(end): end
+            for hour in hours
+            for end in (
+                ClosedPeriod(period, hour.machine, hour.sensor, start_of(period, hour.start), hour.mode)
+                for period in PERIODS[1:]
+            )
+        }
+        found = await self._session.ask(
+            f"SELECT m.machine, m.sensor, m.period, m.start FROM {unnest(_KEY)} AS d ({', '.join(_KEY)})"  # noqa: S608 - fixed text
+            f" JOIN cynow_mean AS m ON {_SAME} AND m.origin = {OURS}",
+            arrays(_KEY, sorted(ends)),
+        )
+        for period in PERIODS[1:]:
+            its = [ends[key] for key in found if key[2] == period]
+            for begin in range(0, len(its), MOST[ClosedPeriod]):
+                await self._periods(its[begin : begin + MOST[ClosedPeriod]])
+
+    async def _periods(self, ends: Sequence[ClosedPeriod]) -> None:
+        """Write rows of days, of months or of years, each of another."""
+        await self._lock({end.machine for end in ends})
+        ours = await self._keys(ends)
+        old = await self._old([(end.period, end) for end in ends if end_key(end) not in ours])
+        # What the old server reported stays.
+        ends = [end for end in ends if end.replaces or end_key(end) not in old]
+        columns = {"machine": "text", "sensor": "text", "first": "timestamp", "behind": "timestamp"}
+        if not ends:
+            return
+        rows = await self._session.ask(
+            f"SELECT d.n, m.data, {BUCKET} FROM {unnest(columns)} WITH ORDINALITY"  # noqa: S608 - fixed text
+            " AS d (machine, sensor, first, behind, n) JOIN cynow_mean AS m ON m.machine = d.machine"
+            " AND m.sensor = d.sensor AND m.period = %s AND m.time >= d.first AND m.time < d.behind"
+            " AND m.data IS NOT NULL ORDER BY d.n, m.time, m.start, m.origin",
+            [
+                *arrays(
+                    columns,
+                    [
+                        (end.machine, end.sensor, wall_time(end.start), wall_time(end_of(end.period, end.start)))
+                        for end in ends
+                    ],
+                ),
+                MADE_OF[ends[0].period],
+            ],
+        )
+        made = await self._in_thread(_made, ends, rows)
+        written = {row[:4] for row in made}
+        await self._remove_old([(end.period, end) for end in ends if end_key(end) in old and end_key(end) in written])
+        await self._put(made)
+
+    # -- rows
+
+    async def _lock(self, machines: Iterable[str]) -> None:
+        locks = sorted({crc32(machine.encode()) % _LOCKS for machine in machines})
+        await self._session.ask(
+            "SELECT pg_advisory_xact_lock(%s, n) FROM (SELECT unnest(%s::int[]) AS n ORDER BY 1) AS d",
+            [_LOCK_CLASS, array(locks)],
+        )
+
+    async def _insert(self, rows: list[tuple[Any, ...]]) -> list[Any]:
+        """Make rows that are not there; the keys of those that were made."""
+        if not rows:
+            return []
+        rows.sort(key=lambda row: row[:4])
+        return await self._session.ask(
+            f"INSERT INTO cynow_mean (origin, {', '.join(_COLUMNS)}) SELECT {OURS}, d.* FROM {unnest(_COLUMNS)} AS d"  # noqa: S608 - fixed text
+            f" ON CONFLICT DO NOTHING RETURNING {', '.join(_KEY)}",
+            arrays(_COLUMNS, rows),
+        )
+
+    async def _put(self, rows: list[tuple[Any, ...]]) -> None:
+        """Make rows, and have them take the place of those that are there."""
+        if rows:
+            rows.sort(key=lambda row: row[:4])
+            changes = ", ".join(f"{name} = EXCLUDED.{name}" for name in _COLUMNS if name not in _KEY)
+            await self._session.ask(
+                f"INSERT INTO cynow_mean (origin, {', '.join(_COLUMNS)}) SELECT {OURS}, d.*"  # noqa: S608 - fixed text
+                f" FROM {unnest(_COLUMNS)} AS d ON CONFLICT ({', '.join(_KEY)}, origin) DO UPDATE SET {changes}",
+                arrays(_COLUMNS, rows),
+            )
+
+    async def _find(self, keys: Sequence[EntryKey]) -> dict[Any, tuple[Any, int | None]]:
+        """The buckets and ends of rows that are there."""
+        rows = await self._session.ask(
+            f"SELECT m.machine, m.sensor, m.period, m.start, m.raw_end, {BUCKET}"  # noqa: S608 - fixed text
+            f" FROM {unnest(_KEY)} AS d ({', '.join(_KEY)}) JOIN cynow_mean AS m ON {_SAME} AND m.origin = {OURS}",
+            arrays(_KEY, keys),
+        )
+        return {row[:4]: (bucket_of(row[5:]), row[4]) for row in rows}
+
+    async def _keys(self, ends: Sequence[ClosedPeriod]) -> set[Any]:
+        """Those of which rows are there."""
+        rows = await self._session.ask(
+            f"SELECT m.machine, m.sensor, m.period, m.start FROM {unnest(_KEY)} AS d ({', '.join(_KEY)})"  # noqa: S608 - fixed text
+            f" JOIN cynow_mean AS m ON {_SAME} AND m.origin = {OURS}",
+            arrays(_KEY, [end_key(end) for end in ends]),
+        )
+        return set(rows)
+
+    async def _old(self, wanted: Sequence[tuple[str, ClosedHour | ClosedPeriod]]) -> dict[Any, Any]:
+        """Rows of the old server, by the keys of those that would take their places."""
+        columns = {"machine": "text", "sensor": "text", "period": "text", "time": "timestamp"}
+        by_time = {
+            (each.machine, each.sensor, period, wall_time(each.start)): int(each.start.timestamp())
+            for period, each in wanted
+        }
+        if not by_time:
+            return {}
+        rows = await self._session.ask(
+            f"SELECT m.machine, m.sensor, m.period, d.time::text, m.start FROM {unnest(columns)}"  # noqa: S608 - fixed text
+            f" AS d ({', '.join(columns)}) JOIN cynow_mean AS m ON m.machine = d.machine AND m.sensor = d.sensor"
+            # Some of its rows have fractions of a second.
+            " AND m.period = d.period AND m.time >= d.time AND m.time < d.time + interval '1 second'"
+            f" AND m.origin = {OLD}",
+            arrays(columns, sorted(by_time)),
+        )
+        return {(*row[:3], by_time[row[:4]]): row[4] for row in rows}
+
+    async def _remove_old(self, wanted: Sequence[tuple[str, ClosedHour | ClosedPeriod]]) -> None:
+        """Remove rows of the old server whose places others take."""
+        old = await self._old(wanted)
+        if old:
+            await self._session.ask(
+                f"DELETE FROM cynow_mean AS m USING {unnest(_KEY)} AS d ({', '.join(_KEY)}) WHERE {_SAME}"  # noqa: S608 - fixed text
+                f" AND m.origin = {OLD}",
+                arrays(_KEY, [(*key[:3], start) for key, start in old.items()]),
+            )
+
+
+def _made(ends: Sequence[ClosedPeriod], rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Rows of longer periods, made of the rows below them, each of which has the number of its period before it."""
+    below: dict[int, list[Row]] = defaultdict(list)
+    for number, data, *values in rows:
+        if math.isfinite(data):
+            below[number].append(Row(data, bucket_of(values)))
+    made = []
+    for number, end in enumerate(ends, start=1):
+        if below[number]:
+            with contextlib.suppress(OverflowError):
+                row = made_of(end.period, end.mode, below[number])
+                made.append((*end_key(end), *_values(end.start, row), None))
+    return made
+
+
+def _row_of(hour: ClosedHour) -> tuple[Any, ...]:
+    row = Row(hour.bucket.mean(hour.mode), hour.bucket)
+    return *hour_key(hour), *_values(hour.start, row), hour.raw_end
+
+
+def _values(start: datetime, row: Row) -> tuple[Any, ...]:
+    return wall_time(start), row.mean, *values_of(row.bucket)

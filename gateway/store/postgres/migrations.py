@@ -1,0 +1,96 @@
+"""The gateway's tables in PostgreSQL, made where they are missing."""
+
+import importlib.resources
+import re
+from typing import Final
+
+from psycopg2.errors import InsufficientPrivilege
+from twisted.logger import Logger
+
+from gateway.store.postgres.refusals import DatabaseRefuses
+from gateway.store.postgres.session import Session
+
+log = Logger()
+
+#: Held while steps are applied, so that two gateways may start at once; any number that nobody else is likely to take.
+_LOCK: Final = 0x63796E6F77_01
+
+_CREATED: Final = re.compile(r"CREATE TABLE (?:IF NOT EXISTS )?(\w+)")
+
+
+class SchemaMigration:
+    """Numbered steps, applied once in each database; ``cynow_schema`` has those that were."""
+
+    def __init__(self) -> None:
+        folder = importlib.resources.files("gateway.store.postgres.schema")
+        self._steps = {
+            int(step.name[:2]): step.read_text("utf-8") for step in folder.iterdir() if step.name.endswith(".sql")
+        }
+
+    async def ensure(self, session: Session) -> None:
+        """Apply the steps that this database lacks; it may not be the same database as before.
+
+        :raises psycopg2.Error: tables are missing, and cannot be created now.
+        :raises DatabaseRefuses: this database cannot be used: another encoding, or the schema of a later version.
+        """
+        await self._check(session)
+        try:
+            if not await self._lacking(session):
+                return
+            await session.transaction(self._apply)
+        except InsufficientPrivilege:
+            # Another session may have created the tables meanwhile.
+            if await self._missing(session):
+                raise
+
+    async def _check(self, session: Session) -> None:
+        """Check that this database can store every name.
+
+        :raises DatabaseRefuses: its encoding is not UTF8.
+        """
+        ((database, encoding),) = await session.ask("SELECT current_database(), current_setting('server_encoding')")
+        if encoding != "UTF8":
+            raise DatabaseRefuses(
+                f"database {database} has the encoding {encoding}, and the gateway needs UTF8: create another, move the"
+                " data there, and name it in database.url: CREATE DATABASE cynow_utf8 ENCODING 'UTF8' LOCALE 'C'"
+                " TEMPLATE template0;"
+            )
+
+    async def _apply(self, session: Session) -> None:
+        await session.ask("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
+        lacking = await self._lacking(session)
+        if not lacking:
+            return
+        await session.ask("CREATE TABLE IF NOT EXISTS cynow_schema (step integer NOT NULL PRIMARY KEY)")
+        for number in lacking:
+            await session.ask(self._steps[number])
+            await session.ask("INSERT INTO cynow_schema (step) VALUES (%s)", [number])
+            log.info("step {number} of the schema is applied", number=number)
+
+    async def _lacking(self, session: Session) -> list[int]:
+        """Return the steps that this database lacks.
+
+        :raises DatabaseRefuses: it has steps of a later version.
+        """
+        done: set[int] = set()
+        if not await _absent(session, ["cynow_schema"]):
+            done = {step for (step,) in await session.ask("SELECT step FROM cynow_schema")}
+        if max(done, default=0) > max(self._steps):
+            raise DatabaseRefuses(
+                f"the schema of the database is at step {max(done)}, and this version knows {max(self._steps)}: install"
+                " the gateway's newer version"
+            )
+        return sorted(set(self._steps) - done)
+
+    async def _missing(self, session: Session) -> list[str]:
+        tables = sorted({table for text in self._steps.values() for table in _CREATED.findall(text)})
+        return await _absent(session, tables)
+
+
+async def _absent(session: Session, tables: list[str]) -> list[str]:
+    # Locking a table makes the server see the changes of other sessions: here, the lock of pg_class.
+    rows = await session.ask(
+        "SELECT t FROM unnest(%s) AS t WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = to_regclass(t))",
+        [tables],
+    )
+    return [table for (table,) in rows]

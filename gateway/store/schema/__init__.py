@@ -1,1 +1,0 @@
-"""Numbered schema steps, a folder a backend, applied once each and in order."""

@@ -1,0 +1,1 @@
+"""Local queue of entries for a PostgreSQL server that may be unavailable."""

@@ -1,0 +1,359 @@
+"""Local queue of statistics for a PostgreSQL server that may be away.
+
+``cynow-gateway-spool.sqlite3`` under ``database.path`` holds numbered entries that wait for the server, the event
+numbers that were reserved, and where each sensor's statistics stand: after a kill the recovery asks for that, whether
+the server is there or not. It is kept in one transaction with the entries that change it.
+"""
+
+import contextlib
+import importlib.resources
+import os
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, NoReturn, TypeVar
+
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from gateway.model.entries import Sighting, StoreEntry
+from gateway.model.records import Fault
+from gateway.runtime.clock import WallClock
+from gateway.runtime.limited_log import LimitedLog
+from gateway.runtime.metrics import Counters
+from gateway.runtime.threads import pool_of
+from gateway.store.interface import SEQ_BLOCK, DirectoryUnusable, RollupProgress, StoreUnavailable
+from gateway.store.spool.codec import row_of
+from gateway.store.spool.marks import adopt, stored_progress
+from gateway.store.spool.queue import insert_entries, oldest_entries
+from gateway.store.sqlite.opening import GATEWAY_FILE, SPOOL_FILE, STORE_NOTE
+from gateway.store.sqlite.store import reserved_in
+from gateway.store.sqlitefile.errors import explained, is_damage
+from gateway.store.sqlitefile.group_writer import GroupWriter, Watch
+from gateway.store.sqlitefile.note import Note, read_note, write_note
+from gateway.store.sqlitefile.transactions import LOCK_WAIT, Job
+
+log = Logger()
+
+T = TypeVar("T")
+
+
+#: Name of the note on this file.
+_NOTE: Final = "spool"
+
+
+#: The write-ahead log is cut to so many bytes once it is in the database.
+_LOG_BYTES: Final = 4 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class _Spell:
+    """A period in which entries are given up, and their number.
+
+    :ivar text: reason; ``None`` outside such a period.
+    """
+
+    text: str | None = None
+    given_up: int = 0
+
+
+class Spool:
+    """Entries that wait, event numbers, and where statistics stand.
+
+    Statistics may take nine tenths of the space: they can be made again from raw files. The last tenth is for anomalies
+    and sightings, which cannot. What comes when there is no room is given up, as is what the disk does not take: it is
+    counted and logged once a spell. It moves no mark, so that a start may find it in the raw files again.
+
+    What a method asks of the file may fail: all but :meth:`append` then raise :class:`StoreUnavailable`.
+
+    :param directory: ``database.path``; it exists, and no other gateway uses it.
+    :param most_bytes: that may wait.
+    :ivar first_seq: the first event number to give out; above any that was.
+    :ivar reserved: the last event number that may be given out before :meth:`reserve` has granted more.
+    :ivar identity: tells this file's numbers from those of one that was in its place.
+    :ivar waiting: entries that wait.
+    """
+
+    first_seq: int
+    reserved: int
+    identity: str
+
+    def __init__(
+        self, reactor: IReactorFromThreads, clock: WallClock, counters: Counters, directory: str, most_bytes: int
+    ) -> None:
+        self._reactor = reactor
+        self._clock = clock
+        self._counters = counters
+        self._path = os.path.join(directory, SPOOL_FILE)
+        self._most_bytes = most_bytes
+        self._pool = pool_of(1, "spool")
+        self._is_open = False
+        self.waiting = 0
+        #: Of the space, in bytes; what is being written has its share already.
+        self._used = 0
+        self._full = _Spell()
+        self._failing = _Spell()
+        self._warnings = LimitedLog(log, clock, counters)
+        self._writer: GroupWriter | None = None
+        #: The loss that was found at the start, for `/healthz`.
+        self._lost: str | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """The current problem, for ``/healthz``; ``None`` if all is well."""
+        found = self._failing.text or self._full.text
+        if found is None and self._writer is not None and self._writer.problem is not None:
+            found = f"the spool cannot be written: {self._writer.problem}"
+        return found or self._lost
+
+    def open(self) -> None:
+        """Open the spool, and create it if it is missing. This may block: the reactor is not running yet.
+
+        :raises StoreUnavailable: the gateway cannot start with this spool.
+        """
+        directory = os.path.dirname(self._path)
+        note = read_note(directory, _NOTE)
+        try:
+            found = self._lost_file(note)
+            connection = sqlite3.connect(self._path, timeout=LOCK_WAIT, isolation_level=None, check_same_thread=False)
+            try:
+                _prepare(connection)
+                self.identity, reserved = connection.execute("SELECT identity, reserved FROM state").fetchone()
+                if not reserved:
+                    # The gateway may have been on the embedded store before: numbers of events do not go back.
+                    reserved = reserved_in(os.path.join(directory, GATEWAY_FILE))
+                    embedded = read_note(directory, STORE_NOTE)
+                    reserved = max(reserved, 0 if embedded is None else embedded.reserved)
+                reserved = max(reserved, 0 if note is None else note.reserved)
+                waiting, self._used = connection.execute("SELECT count(*), ifnull(sum(cost), 0) FROM entry").fetchone()
+                connection.execute("UPDATE state SET reserved = ?", (reserved + SEQ_BLOCK,))
+            except BaseException:
+                connection.close()
+                raise
+        except sqlite3.Error as error:
+            raise DirectoryUnusable(self._unusable(error)) from error
+        if found is not None:
+            log.error("{problem}", problem=found)
+            # If nothing waited, nothing is lost.
+            self._lost = found if note is None or note.waiting else None
+        self.first_seq = reserved + 1
+        self.reserved = reserved + SEQ_BLOCK
+        self._note = Note(self.identity, 0, self.reserved, waiting)
+        write_note(directory, _NOTE, self._note)
+        self._wait(waiting)
+        self._pool.start()
+        watch = Watch("writes to the spool", _check, _touch, self._note_waiting, says=False)
+        self._writer = GroupWriter(self._reactor, self._pool, connection, self._path, watch, self._warnings)
+        self._is_open = True
+
+    def _lost_file(self, note: Note | None) -> str | None:
+        """Return the loss of an earlier file, in words; ``None`` if the file exists, or never did."""
+        try:
+            size = os.stat(self._path).st_size
+        except OSError:
+            size = None
+        if size or (size is None and note is None):
+            return None
+        waited = "" if note is None else f", in which {note.waiting} entries waited when it was last looked at"
+        state = "missing" if size is None else "empty (0 bytes)"
+        return (
+            f"{SPOOL_FILE} was {state} at the start{waited}: what waited in it for PostgreSQL is lost, and a new one is"
+            " made; python -m gateway.recompute makes statistics again"
+        )
+
+    def _unusable(self, error: sqlite3.Error) -> str:
+        text = explained(error, self._path)
+        return f"{text}; {_todo(self._path)}" if is_damage(error) else text
+
+    def _note_waiting(self, connection: sqlite3.Connection) -> None:
+        """Write the number of waiting entries into the note outside the file, in the writer's thread."""
+        if self.waiting != self._note.waiting:
+            self._note = replace(self._note, waiting=self.waiting)
+            write_note(os.path.dirname(self._path), _NOTE, self._note)
+
+    def reserve(self, up_to: int) -> "Deferred[None]":
+        """Never again begin with an event number of ``up_to`` or less."""
+
+        def job(connection: sqlite3.Connection) -> None:
+            connection.execute("UPDATE state SET reserved = max(reserved, ?)", (up_to,))
+            self._note = replace(self._note, reserved=max(self._note.reserved, up_to))
+            write_note(os.path.dirname(self._path), _NOTE, self._note)
+
+        return self._run(job)
+
+    # -- what waits
+
+    def append(self, entries: Sequence[StoreEntry]) -> "Deferred[None]":
+        """Let entries wait, in this order; fires when they are durable, or given up."""
+        return Deferred.fromCoroutine(self._append(entries))
+
+    async def _append(self, entries: Sequence[StoreEntry]) -> None:
+        admitted = self._admit(entries)
+        if not admitted:
+            return
+        today = self._clock.now().date()
+        try:
+            await self._run(lambda connection: insert_entries(connection, admitted, self._clock.zone, today))
+        except Exception as error:  # whatever it is, who brings entries has to go on
+            self._used -= sum(cost for _, (*_, cost, _) in admitted)
+            text = f"the spool cannot be written, and what comes is given up: {error}"
+            self._give_up(self._failing, text, len(admitted))
+        else:
+            self._end(self._failing)
+            self._wait(len(admitted))
+        self._look()
+
+    def _admit(self, entries: Sequence[StoreEntry]) -> "list[tuple[StoreEntry, tuple[Any, ...]]]":
+        """Those that there is room for, with their rows."""
+        admitted = []
+        for entry in entries:
+            try:
+                row = row_of(entry)
+            except (TypeError, ValueError) as error:
+                log.error("an entry is lost, for it cannot be written down: {error}", error=error)
+                self._counters.store_lost.inc()
+                continue
+            *_, cost, _ = row
+            bound = self._most_bytes if isinstance(entry, Fault | Sighting) else self._most_bytes * 9 // 10
+            if self._used + cost <= bound:
+                self._used += cost
+                admitted.append((entry, row))
+            else:
+                text = "the spool is full (database.spool_mb), and what comes is given up"
+                self._give_up(self._full, text, 1)
+        return admitted
+
+    def first(self, most: int) -> "Deferred[Sequence[tuple[int, StoreEntry]]]":
+        """The oldest entries that wait, at most so many, with their numbers; these ascend, and none comes twice."""
+        return Deferred.fromCoroutine(self._first(most))
+
+    async def _first(self, most: int) -> Sequence[tuple[int, StoreEntry]]:
+        found, broken, cost = await self._run(lambda connection: oldest_entries(connection, most, self._clock.zone))
+        if broken:
+            log.error("{count} entries of the spool cannot be read, and are lost", count=broken)
+            self._counters.store_lost.inc(broken)
+            self._forget(broken, cost)
+        return found
+
+    def done(self, number: int) -> "Deferred[None]":
+        """Forget what waits, up to this number."""
+
+        def job(connection: sqlite3.Connection) -> Any:
+            count, cost = connection.execute(
+                "SELECT count(*), ifnull(sum(cost), 0) FROM entry WHERE number <= ?", (number,)
+            ).fetchone()
+            connection.execute("DELETE FROM entry WHERE number <= ?", (number,))
+            return count, cost
+
+        return self._run(job).addCallback(lambda gone: self._forget(*gone))
+
+    def _forget(self, count: int, cost: int) -> None:
+        self._used -= cost
+        self._wait(-count)
+        self._look()
+
+    def _wait(self, count: int) -> None:
+        self.waiting += count
+        self._counters.spool_waiting.set(self.waiting)
+
+    def _give_up(self, spell: _Spell, text: str, count: int) -> None:
+        self._counters.store_lost.inc(count)
+        if spell.text is None:
+            log.error("{text}; python -m gateway.recompute makes statistics again", text=text)
+        spell.text = text
+        spell.given_up += count
+
+    def _look(self) -> None:
+        """Say when there is room again: not at the first byte, or there would be a spell for every entry."""
+        if self._used <= self._most_bytes * 3 // 4:
+            self._end(self._full)
+
+    def _end(self, spell: _Spell) -> None:
+        if spell.text is not None:
+            log.info("the spool takes entries again; {count} were given up", count=spell.given_up)
+            spell.text, spell.given_up = None, 0
+
+    # -- where statistics stand
+
+    def standing(self) -> "Deferred[RollupProgress | None]":
+        """Every sensor, and where its statistics stand; ``None`` before there was an :meth:`adopt`.
+
+        What waits is in it. It knows of no days beyond some marks, whichever are asked for, and of all periods that are
+        open: a store that looks only where the last hours are finds these or fewer. To say of a further one that it is
+        over costs nothing, for it is made of what there is.
+        """
+        return self._run(lambda connection: stored_progress(connection, self._clock.zone))
+
+    def adopt(self, standing: RollupProgress) -> "Deferred[None]":
+        """Take what the server says for what is known; entries that wait, which it may not have, are added to it.
+
+        :raises ValueError: it cannot tell of some machines, and what these have would be counted again.
+        """
+        zone, today = self._clock.zone, self._clock.now().date()
+        return self._run(lambda connection: adopt(connection, standing, zone, today))
+
+    def _run(self, job: Job[T]) -> "Deferred[T]":
+        if self._writer is None:
+            return fail(StoreUnavailable("the spool is not open"))
+        return self._writer.run(job).addErrback(_explained)
+
+    async def _close(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            with contextlib.suppress(StoreUnavailable):
+                await self._run(self._note_waiting)
+            if self._writer is not None:
+                await self._writer.close()
+            self._pool.stop()
+
+    def close(self) -> "Deferred[None]":
+        """Finish what was begun and let go of the file."""
+        return Deferred.fromCoroutine(self._close())
+
+
+def _explained(failure: Failure) -> NoReturn:
+    """What the file refuses for good is said as what it refuses now: the gateway goes on without it."""
+    if failure.check(sqlite3.Error):
+        raise StoreUnavailable(str(failure.value)) from failure.value
+    failure.raiseException()
+
+
+def _check(connection: sqlite3.Connection) -> None:
+    for table in ("entry", "sensor", "mark", "period", "state"):
+        connection.execute(f"SELECT 1 FROM {table} LIMIT 0")  # noqa: S608 - fixed text
+
+
+def _touch(connection: sqlite3.Connection) -> None:
+    connection.execute("UPDATE state SET reserved = reserved")
+
+
+def _todo(path: str) -> str:
+    return (
+        f"restore {path} from a backup, or move it away with its -wal: what waits in it is lost then, and"
+        " python -m gateway.recompute makes statistics again"
+    )
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    """Look whether it is whole, and apply the numbered steps of schema that it has not seen.
+
+    :raises StoreUnavailable: it is damaged, or of a later gateway.
+    """
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
+    (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        path = connection.execute("PRAGMA database_list").fetchone()[2]
+        raise DirectoryUnusable(f"{SPOOL_FILE}: the file is damaged ({found.splitlines()[-1]}); {_todo(path)}")
+    folder = importlib.resources.files("gateway.store.spool.schema")
+    (done,) = connection.execute("PRAGMA user_version").fetchone()
+    steps = {int(step.name[:2]): step for step in folder.iterdir() if step.name.endswith(".sql")}
+    if done > max(steps):
+        raise DirectoryUnusable(f"{SPOOL_FILE}: a later version of the gateway has written it")
+    for number in sorted(steps):
+        if number > done:
+            text = steps[number].read_text("utf-8")
+            connection.executescript(f"BEGIN IMMEDIATE;\n{text}\nPRAGMA user_version = {number};\nCOMMIT;")

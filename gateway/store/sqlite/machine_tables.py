@@ -1,0 +1,187 @@
+"""Tables of a machine's own database, ``db/<machine>.db``, as the old monitoring server made them, and what is added.
+
+Behind its columns ``id``, ``time`` and ``data`` stand ``start`` (seconds since 1970, which tells an hour that comes
+twice from itself), the columns of a bucket and, in rows of hours, ``raw_end``: how many bytes of the day's raw file
+are counted by then.
+"""
+
+import contextlib
+import math
+import sqlite3
+from datetime import datetime
+from typing import Final
+from unicodedata import normalize
+
+from gateway.model.entries import ClosedHour, ClosedPeriod
+from gateway.model.timestamps import wall_time
+from gateway.store.rows import BUCKET_COLUMNS, Row, bucket_of, made_of, values_of
+from gateway.store.sqlite.queries import BUCKET_SELECT, columns_of, folded, quoted, row_key, table_names
+from gateway.timeseries.bucket import Bucket
+from gateway.timeseries.calendar import MADE_OF, PERIODS, end_of, start_of
+
+#: What follows the old server's columns.
+_FURTHER: Final = {"start": "INTEGER", **BUCKET_COLUMNS}
+
+
+class MachineTables:
+    """The tables of one machine's database, as its one writer knows them."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        #: Tables that have all columns.
+        self._complete: set[str] = set()
+        #: By their names in lower case, as SQLite compares them.
+        self._names: dict[str, str] = {}
+        self.forget()
+
+    def forget(self) -> None:
+        """Look at the tables again: some that were made may have been undone."""
+        self._names = {folded(table): table for table in table_names(self._connection, "")}
+        self._complete.clear()
+
+    def create_anomaly(self) -> None:
+        """Make the table of anomalies where it is missing, and its index, which that of the old server lacks."""
+        if "anomaly" not in self._complete:
+            self._create("anomaly", "time TIMESTAMP, threshold REAL, score REAL")
+            if "time" in columns_of(self._connection, "anomaly"):
+                self._connection.execute("CREATE INDEX IF NOT EXISTS anomaly_time ON anomaly (time)")
+            self._complete.add("anomaly")
+
+    def create_means(self, sensor: str, period: str) -> str:
+        """Create a sensor's table if it is missing, or add the columns that the old server's table lacks.
+
+        :returns: the table's name.
+        """
+        table = self.means(sensor, period)
+        if table not in self._complete:
+            columns = {**_FURTHER, "raw_end": "INTEGER"} if period == "hour" else _FURTHER
+            further = "".join(f", {name} {kind}" for name, kind in columns.items())
+            self._create(table, f"time TIMESTAMP, data REAL{further}")
+            there = columns_of(self._connection, table)
+            missing = [(name, kind) for name, kind in columns.items() if name not in there]
+            for name, kind in missing:
+                self._connection.execute(f"ALTER TABLE {quoted(table)} ADD COLUMN {name} {kind}")
+            self._connection.execute(
+                f"CREATE INDEX IF NOT EXISTS {quoted(f'{table}_time')} ON {quoted(table)} (time, start)"
+            )
+            self._complete.add(table)
+            if missing:
+                # The old server, which made this table, made those of all periods.
+                for other in PERIODS:
+                    self.create_means(sensor, other)
+        return table
+
+    def means(self, sensor: str, period: str) -> str:
+        """The table of a sensor's means, made or not.
+
+        It is ``<sensor>_<period>_avg``. SQLite takes ``Vib_hour_avg`` and ``vib_hour_avg`` for one table, and allows
+        no name that begins with ``sqlite_``: the second sensor's becomes ``vib~2_hour_avg``, the other's
+        ``~sqlite_...``. All tables of a sensor have the same number, though they are created one after the other.
+        """
+        stem = f"~{sensor}" if sensor.lower().startswith("sqlite_") else sensor
+        number = 1
+        while True:
+            added = "" if number == 1 else f"~{number}"
+            tables = {each: f"{stem}{added}_{each}_avg" for each in PERIODS}
+            # Tables of an older version may have decomposed names.
+            there = {each: self._names.get(folded(table), table) for each, table in tables.items()}
+            if all(normalize("NFC", there[each]) == table for each, table in tables.items()):
+                return there[period]
+            number += 1
+
+    def end_hour(self, hour: ClosedHour) -> None:
+        """Write the row of an hour.
+
+        An hour that has one already, for the clock was set back, has had more samples since.
+        """
+        table = self.create_means(hour.sensor, "hour")
+        identity, bucket, raw_end = self._find(table, hour.start, hour.replaces) or (None, None, hour.raw_end)
+        if bucket is None or hour.replaces:
+            bucket = hour.bucket
+        else:
+            # A row that lacks samples beyond a double is better than none.
+            with contextlib.suppress(OverflowError):
+                bucket.merge(hour.bucket)
+        if not hour.replaces:
+            raw_end = hour.raw_end
+        self._put(table, hour.start, Row(bucket.mean(hour.mode), bucket), identity, raw_end)
+        if identity is not None and not hour.replaces:
+            # How much of a day is counted is said by its row with the highest id.
+            day = hour.start.date().isoformat()
+            self._connection.execute(
+                f"UPDATE {quoted(table)} SET raw_end = ? WHERE id ="  # noqa: S608 - quoted
+                f" (SELECT max(id) FROM {quoted(table)} WHERE time >= ? AND time < ?)",
+                (raw_end, day, f"{day}~"),
+            )
+        for period in PERIODS[1:]:
+            start = start_of(period, hour.start)
+            # The clock was set back into a period that has its row.
+            if self._exists(hour.sensor, period) and self._find(self.create_means(hour.sensor, period), start, False):
+                self.end_period(ClosedPeriod(period, hour.machine, hour.sensor, start, hour.mode))
+
+    def end_period(self, end: ClosedPeriod) -> None:
+        """Write the row of a day, a month or a year, made of those of the shorter periods in it."""
+        if not self._exists(end.sensor, MADE_OF[end.period]):
+            return
+        made_of_table = self.create_means(end.sensor, MADE_OF[end.period])
+        table = self.create_means(end.sensor, end.period)
+        found = self._find(table, end.start, end.replaces)
+        if found is None and self._find(table, end.start, True) is not None:
+            # The old server's own: what it reported stays.
+            return
+        rows = [
+            Row(float(data), bucket_of(values))
+            for data, *values in self._connection.execute(
+                f"SELECT data, {BUCKET_SELECT} FROM {quoted(made_of_table)}"  # noqa: S608 - quoted
+                " WHERE time >= ? AND time < ? ORDER BY time, start, id",
+                (wall_time(end.start), wall_time(end_of(end.period, end.start))),
+            )
+            if isinstance(data, int | float) and math.isfinite(data)
+        ]
+        if rows:
+            with contextlib.suppress(OverflowError):
+                self._put(table, end.start, made_of(end.period, end.mode, rows), None if found is None else found[0])
+
+    def _exists(self, sensor: str, period: str) -> bool:
+        return folded(self.means(sensor, period)) in self._names
+
+    def _find(self, table: str, start: datetime, of_old_server: bool) -> tuple[int, Bucket | None, int | None] | None:
+        """The row of a period: its id, its bucket, and its ``raw_end`` where that is a column.
+
+        :param of_old_server: whether one that the old server wrote is looked for too.
+        """
+        raw_end = "raw_end" if table.endswith("_hour_avg") else "NULL"
+        columns = f"id, {raw_end}, {BUCKET_SELECT}"
+        time, moment = row_key(start)
+        row = self._connection.execute(
+            f"SELECT {columns} FROM {quoted(table)} WHERE time = ? AND start = ?",  # noqa: S608 - quoted
+            (time, moment),
+        ).fetchone()
+        if row is None and of_old_server:
+            # Some of its rows have fractions of a second.
+            row = self._connection.execute(
+                f"SELECT {columns} FROM {quoted(table)} WHERE time >= ? AND time <= ? AND start IS NULL",  # noqa: S608 - quoted
+                (time, f"{time}~"),
+            ).fetchone()
+        return None if row is None else (row[0], bucket_of(row[2:]), row[1])
+
+    def _put(self, table: str, start: datetime, row: Row, found: int | None, raw_end: int | None = None) -> None:
+        values = dict(zip(("time", "start"), row_key(start), strict=True))
+        values |= {"data": row.mean, **dict(zip(BUCKET_COLUMNS, values_of(row.bucket), strict=True))}
+        if table.endswith("_hour_avg"):
+            values["raw_end"] = raw_end
+        if found is None:
+            marks = ", ".join("?" * len(values))
+            statement = f"INSERT INTO {quoted(table)} ({', '.join(values)}) VALUES ({marks})"  # noqa: S608 - quoted
+            self._connection.execute(statement, tuple(values.values()))
+        else:
+            changes = ", ".join(f"{name} = ?" for name in values)
+            statement = f"UPDATE {quoted(table)} SET {changes} WHERE id = ?"  # noqa: S608 - quoted
+            self._connection.execute(statement, (*values.values(), found))
+
+    def _create(self, table: str, columns: str) -> None:
+        if folded(table) not in self._names:
+            self._connection.execute(
+                f"CREATE TABLE IF NOT EXISTS {quoted(table)} (id INTEGER PRIMARY KEY AUTOINCREMENT, {columns})"
+            )
+            self._names[folded(table)] = table

@@ -1,0 +1,230 @@
+"""Questions to a machine's database: pages of means and anomalies, positions of sensors."""
+
+import re
+import sqlite3
+from collections.abc import Iterable, Iterator
+from datetime import date, datetime, tzinfo
+from typing import Any, Final
+from unicodedata import normalize
+
+from gateway.model.timestamps import wall_time
+from gateway.store.interface import DayMark, Encode, Page
+from gateway.store.rows import BUCKET_COLUMNS, PIECE, bucket_of, detail_of, encoded
+from gateway.timeseries.calendar import PERIODS, start_of
+
+#: What a table's name may add to its sensor's: see :meth:`MachineTables.means`. No sensor's name holds a tilde.
+ADDED_COLUMNS: Final = re.compile(r"^~|~[0-9]+$")
+
+
+#: What every table of means has.
+_OLD_COLUMNS: Final = {"id", "time", "data"}
+
+
+BUCKET_SELECT: Final = ", ".join(BUCKET_COLUMNS)
+
+
+#: Items of a page.
+PAGE: Final = 10_000
+
+
+#: Stand before and behind every id of a row.
+BEFORE_IDS: Final = -(2**63)
+
+
+BEHIND_IDS: Final = 2**63 - 1
+
+
+def quoted(name: str) -> str:
+    """An identifier in SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def folded(table: str) -> str:
+    """Return a table's name in its compared form: composed, and in lower case."""
+    return normalize("NFC", table).lower()
+
+
+def row_key(start: datetime) -> tuple[str, int]:
+    return wall_time(start), int(start.timestamp())
+
+
+def standing(
+    connection: sqlite3.Connection, hours: str, days: Iterable[date], now: datetime, zone: tzinfo
+) -> tuple[dict[date, DayMark], list[tuple[str, datetime]]]:
+    """Where a sensor stands: how much of some days is counted, and which longer periods are open.
+
+    :param hours: the table of its hours.
+    """
+    columns = columns_of(connection, hours)
+    if not columns >= _OLD_COLUMNS:
+        return {}, []
+    further = "start, raw_end" if {"start", "raw_end"} <= columns else "NULL, NULL"
+    select = f"SELECT time, {further} FROM {quoted(hours)} WHERE "  # noqa: S608 - quoted
+    marks: dict[date, DayMark] = {}
+    for day in days:
+        # The row with the highest id says how much is counted.
+        for time, start, raw_end in connection.execute(
+            f"{select} time >= ? AND time < ? ORDER BY id DESC", (day.isoformat(), f"{day.isoformat()}~")
+        ):
+            moment = _moment(time, start, zone)
+            if moment is not None:
+                seen = marks.get(day, DayMark(moment, raw_end))
+                marks[day] = DayMark(max(seen.last, moment, key=datetime.timestamp), seen.raw_end)
+    last_hours = [mark.last for mark in marks.values()]
+    # A clock that was ahead may have left rows of the future: the last before now are looked for too.
+    for bound in (f"{wall_time(now)}~", ":"):
+        row = connection.execute(f"{select} time < ? ORDER BY time DESC, id DESC LIMIT 1", (bound,)).fetchone()
+        moment = None if row is None else _moment(row[0], row[1], zone)
+        if moment is not None:
+            last_hours.append(moment)
+    return marks, [
+        (period, start)
+        for period in PERIODS[1:]
+        for start in sorted({start_of(period, moment) for moment in last_hours})
+        if not _has_row(connection, hours.removesuffix("hour_avg") + f"{period}_avg", start)
+    ]
+
+
+def _has_row(connection: sqlite3.Connection, table: str, start: datetime) -> bool:
+    if not columns_of(connection, table):
+        return False
+    time = wall_time(start)
+    found = connection.execute(
+        f"SELECT 1 FROM {quoted(table)} WHERE time >= ? AND time <= ?",  # noqa: S608 - quoted
+        (time, f"{time}~"),
+    ).fetchone()
+    return found is not None
+
+
+def page_size(limit: int | None) -> int:
+    """Return the maximum number of items in a page, given the caller's ``limit``."""
+    return PAGE if limit is None else min(limit, PAGE)
+
+
+def page(
+    connection: sqlite3.Connection,
+    period: str,
+    bounds: tuple[str, str],
+    zone: tzinfo,
+    *,
+    only: str | None = None,
+    detail: bool = False,
+    after: tuple[str, str, int, int] | None = None,
+    limit: int | None = None,
+    encode: Encode | None = None,
+) -> Page:
+    """Items of ``/stat/<period>``.
+
+    :param only: of this sensor.
+    :param after: a table, and the time, start and id of a row in it.
+    """
+    made: list[Any] = []
+    most = page_size(limit)
+    for sensor, table in sensors(connection, period):
+        if (after is not None and after[0] != table) or only not in (None, sensor):
+            continue
+        there = columns_of(connection, table)
+        if not there >= _OLD_COLUMNS:
+            continue
+        is_ours = "start" in there
+        order = "time, start, id" if is_ours else "time, id"
+        mark = f"time, {'ifnull(start, 0)' if is_ours else '0'}, id"
+        # Some rows of the old server have no number.
+        where = f"FROM {quoted(table)} WHERE time >= ? AND time < ? AND typeof(data) IN ('real', 'integer')"
+        arguments: tuple[Any, ...] = bounds
+        if after is not None:
+            where += f" AND ({mark}) > (?, ?, ?)"
+            arguments = (after[1], bounds[1], *after[1:])
+            after = None
+        columns = "time, data" + (f", start, {BUCKET_SELECT}" if is_ours and detail else "")
+        asked = connection.execute(
+            f"SELECT {columns} {where} ORDER BY {order} LIMIT ?",
+            (*arguments, most),
+        )
+        name = f"{sensor}_{period}_avg"
+        count = 0
+        while rows := asked.fetchmany(PIECE):
+            count += len(rows)
+            # Some have fractions of a second.
+            if detail:
+                items = [
+                    {"name": name, "time": time[:19], "data": data, **_detail(period, zone, further)}
+                    for time, data, *further in rows
+                ]
+            else:
+                items = [{"name": name, "time": time[:19], "data": data} for time, data in rows]
+            made += encoded(items, encode)
+        if count == most:
+            last = connection.execute(
+                f"SELECT {mark} {where} ORDER BY {order} LIMIT 1 OFFSET ?",
+                (*arguments, most - 1),
+            ).fetchone()
+            return Page(made, (table, *last))
+        most -= count
+    return Page(made)
+
+
+def anomalies(
+    connection: sqlite3.Connection, bounds: tuple[str, str], after: tuple[Any, int], limit: int | None = None
+) -> list[Any]:
+    """A page of anomalies, ascending in time: of each its time, id, score and threshold.
+
+    :param after: the time and id of the row before the first; one of ``BEFORE_IDS`` where there is none.
+    """
+    time, number = after
+    return connection.execute(
+        "SELECT time, id, score, threshold FROM anomaly WHERE time >= ? AND time < ? AND (time > ? OR id > ?)"
+        " ORDER BY time, id LIMIT ?",
+        (time, bounds[1], time, number, page_size(limit)),
+    ).fetchall()
+
+
+def newest_anomalies(
+    connection: sqlite3.Connection, since: Any, after: tuple[Any, int], limit: int | None = None
+) -> list[Any]:
+    """A page of anomalies as :func:`anomalies`, but newest first; of those of one time, the last written first.
+
+    :param since: none is before this time.
+    :param after: the time and id of the row before the first; one of ``BEFORE_IDS`` leaves out all of that time, one
+        of ``BEHIND_IDS`` none.
+    """
+    time, number = after
+    return connection.execute(
+        "SELECT time, id, score, threshold FROM anomaly WHERE time >= ? AND time <= ? AND (time < ? OR id < ?)"
+        " ORDER BY time DESC, id DESC LIMIT ?",
+        (since, time, time, number, page_size(limit)),
+    ).fetchall()
+
+
+def _detail(period: str, zone: tzinfo, further: list[Any]) -> dict[str, Any]:
+    start, *values = further or [None]
+    return detail_of(period, start, bucket_of(values) if values else None, zone)
+
+
+def _moment(time: Any, start: int | None, zone: tzinfo) -> datetime | None:
+    """When a row's period began; ``None`` where it does not say, or says what cannot be."""
+    try:
+        if start is not None:
+            return datetime.fromtimestamp(start, zone)
+        moment = datetime.fromisoformat(str(time)[:19]).replace(tzinfo=zone)
+    except (ValueError, OverflowError, OSError):
+        return None
+    return moment if 1970 < moment.year < 9998 else None
+
+
+def columns_of(connection: sqlite3.Connection, table: str) -> set[str]:
+    """The names of a table's columns."""
+    return {row[1] for row in connection.execute(f"PRAGMA table_info({quoted(table)})")}
+
+
+def sensors(connection: sqlite3.Connection, period: str) -> list[tuple[str, str]]:
+    """Every sensor with means of a period and its table, sorted by sensor."""
+    suffix = f"_{period}_avg"
+    tables = table_names(connection, suffix)
+    return sorted((normalize("NFC", ADDED_COLUMNS.sub("", table.removesuffix(suffix))), table) for table in tables)
+
+
+def table_names(connection: sqlite3.Connection, suffix: str) -> Iterator[str]:
+    for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+        if table.endswith(suffix):
+            yield table

@@ -1,0 +1,1 @@
+"""Pure functions on samples and periods: sums, buckets, the calendar."""

@@ -1,0 +1,38 @@
+"""The root resource: paths to resources."""
+
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from twisted.web.resource import IResource, Resource
+
+
+class Root(Resource):
+    """Resource that maps the first segment of a path to other resources, and everything else to one.
+
+    :param children: resources by first segment.
+    :param rest: resource for every other path.
+    """
+
+    def __init__(self, children: dict[str, IResource], rest: IResource) -> None:
+        super().__init__()
+        self._rest = rest
+        for word, child in children.items():
+            self.putChild(word.encode(), child)
+
+    def render(self, request: Any) -> Any:
+        return self._rest.render(request)
+
+    def getChild(self, path: bytes, request: Any) -> IResource:
+        request.prepath.pop()
+        request.postpath.insert(0, path)
+        return self._rest
+
+
+def is_utf8(path: bytes) -> bool:
+    if b"%" not in path and path.isascii():
+        return True
+    try:
+        unquote_to_bytes(path).decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,0 +1,175 @@
+"""Answers that are tables: JSON or, where the client asks for it, CSV; sent as fast as the client reads."""
+
+import csv
+import io
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from operator import itemgetter
+from typing import Any, Final
+
+import orjson
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IPushProducer
+from twisted.logger import Logger
+from twisted.web.http import Request
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.http import parse_accept_header
+from zope.interface import implementer
+
+from gateway.web.http.answers import JSON, Refusal
+
+log = Logger()
+
+_JSON: Final = "application/json"
+_JSON_TYPE: Final = JSON.decode()
+_CSV: Final = "text/csv"
+
+#: Pieces that are sent in one.
+_FEW: Final = 4
+
+
+def wants_csv(request: Request) -> bool:
+    """Whether the client would rather have CSV than JSON."""
+    request.responseHeaders.addRawHeader(b"vary", b"Accept")
+    header = b",".join(request.requestHeaders.getRawHeaders(b"accept", [])).decode("latin-1")
+    # Parameters, such as a charset, are of no matter.
+    accepted = [(kind.partition(";")[0].strip(), quality) for kind, quality in parse_accept_header(header, MIMEAccept)]
+    return MIMEAccept(accepted).best_match([_JSON, _CSV]) == _CSV
+
+
+class TableAnswer:
+    """One answer; rows are dicts with these columns, of which there are several.
+
+    :param name: of the file that a browser saves CSV as.
+    :param head: JSON that stands around the list of rows, before it and behind it.
+    """
+
+    def __init__(
+        self, request: Request, name: str, columns: Sequence[str], head: tuple[bytes, bytes] = (b"", b"")
+    ) -> None:
+        self._request = request
+        self._columns = columns
+        self._before, self._behind = head
+        self._csv = wants_csv(request)
+        self._name = name
+        self._is_first = True
+
+    def encode(self, rows: Sequence[dict[str, Any]]) -> bytes:
+        """Some rows, of which there is at least one, as they stand in the answer; for any thread."""
+        if self._csv:
+            return _csv_text(map(itemgetter(*self._columns), rows))
+        return orjson.dumps(rows)[1:-1]
+
+    def whole(self, pieces: Sequence[bytes]) -> bytes:
+        """Send the answer with all its rows; what is returned is the last of it.
+
+        A megabyte in one would be copied more than once on its way.
+        """
+        pieces = [self._begin(), *self._separated(pieces), self._end()]
+        self._request.setHeader(b"content-length", b"%d" % sum(map(len, pieces)))
+        if len(pieces) > _FEW:
+            # The head goes with the first of them, and at once.
+            for piece in (b"".join(pieces[:_FEW]), *pieces[_FEW:]):
+                self._request.write(piece)
+            return b""
+        return b"".join(pieces)
+
+    async def send(self, pages: AsyncGenerator[list[bytes], None]) -> bytes:
+        """Send the answer, page by page.
+
+        What fails after the first page cuts the connection: by then the client has been told that all is well.
+
+        :raises Exception: what the first page raises.
+        """
+        drain = _Drain()
+        try:
+            first: list[bytes] = await anext(pages, [])
+        except BaseException:
+            await pages.aclose()
+            raise
+        # Register before the first piece, which may already be more than the client reads.
+        self._request.registerProducer(drain, True)
+        self._request.write(self._begin() + self._joined(first))
+        try:
+            await drain.wait()
+            while (pieces := await anext(pages, None)) is not None:
+                self._request.write(self._joined(pieces))
+                await drain.wait()
+        except CancelledError:
+            raise
+        except Refusal:  # whoever refuses has said why
+            self._request.channel.forceAbortClient()
+            return b""
+        except Exception:  # whatever it is, the answer must not look complete
+            log.failure("an answer could not be finished: {path}", path=self._request.path)
+            self._request.channel.forceAbortClient()
+            return b""
+        finally:
+            # The request of a client that has left has no channel any more.
+            if not getattr(self._request, "is_gone", False):
+                self._request.unregisterProducer()
+            await pages.aclose()
+        return self._end()
+
+    def _begin(self) -> bytes:
+        kind = f"{_CSV}; charset=utf-8" if self._csv else _JSON_TYPE
+        self._request.setHeader(b"content-type", kind.encode())
+        if self._csv:
+            self._request.setHeader(b"content-disposition", f'attachment; filename="{self._name}.csv"'.encode())
+        return _csv_text([self._columns]) if self._csv else self._before + b"["
+
+    def _joined(self, pieces: list[bytes]) -> bytes:
+        """Return a page in one piece, and release its parts: a client that does not read would keep both."""
+        text = b"".join(self._separated(pieces))
+        pieces.clear()
+        return text
+
+    def _separated(self, pieces: Sequence[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            if self._is_first or self._csv:
+                self._is_first = False
+                yield piece
+            else:
+                yield b","
+                yield piece
+
+    def _end(self) -> bytes:
+        return b"" if self._csv else b"]" + self._behind
+
+
+def _csv_text(rows: Iterable[Sequence[Any]]) -> bytes:
+    """Rows as RFC 4180 has them; what is not known is an empty field."""
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode()
+
+
+@implementer(IPushProducer)
+class _Drain:
+    """Producer that reports when a client can take more.
+
+    Waiters are not woken when the client leaves: Klein cancels them then.
+    """
+
+    def __init__(self) -> None:
+        self._paused: Deferred[None] | None = None
+
+    def wait(self) -> "Deferred[None]":
+        """Return a Deferred that fires when the client has read enough."""
+        waiting: Deferred[None] = Deferred()
+        if self._paused is None:
+            waiting.callback(None)
+        else:
+            self._paused.chainDeferred(waiting)
+        return waiting
+
+    def pauseProducing(self) -> None:
+        if self._paused is None:
+            self._paused = Deferred()
+
+    def resumeProducing(self) -> None:
+        paused, self._paused = self._paused, None
+        if paused is not None:
+            paused.callback(None)
+
+    def stopProducing(self) -> None:
+        self.pauseProducing()

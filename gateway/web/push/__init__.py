@@ -1,0 +1,1 @@
+"""Live events: subscriptions, their bounds, and one endpoint for each transport."""

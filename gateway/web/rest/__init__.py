@@ -1,0 +1,1 @@
+"""REST interfaces of scales, statistics, raw samples and the daemon itself."""

@@ -1,0 +1,102 @@
+"""Commit requests: a JSON body and an Idempotency-Key in, a checked request out."""
+
+import hashlib
+import re
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import orjson
+from twisted.web.http import Request
+
+from gateway.store.interface import (
+    IdempotencyKey,
+)
+from gateway.web.http.answers import Refusal
+
+#: Columns of ``scale_weight_log`` are varchar(50).
+_MOST: Final = 50
+
+
+_EVENT_TYPES: Final = frozenset({"SHIP", "RETURN"})
+
+
+#: No database keeps a NUL in a text, and no number of a cylinder has a line end.
+_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRequest:
+    """What a commit request asks for."""
+
+    cylinder_no: str
+    event_type: str
+    arrival_shipping_no: str | None
+    move_report_no: str | None
+    scale_id: str | None
+
+    def fingerprint(self) -> str:
+        """The same for the same request, however its JSON is written."""
+        return hashlib.sha256(orjson.dumps(asdict(self), option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def parse_commit_request(body: bytes) -> CommitRequest:
+    """Read the body of a commit request.
+
+    :raises Refusal: ``invalid_json`` or ``invalid_request``.
+    """
+    try:
+        value = orjson.loads(body.removeprefix(b"\xef\xbb\xbf"))
+    except orjson.JSONDecodeError as error:
+        raise Refusal(400, "invalid_json") from error
+    if not isinstance(value, dict):
+        raise Refusal(400, "invalid_request", "요청 본문은 JSON 객체여야 합니다")
+    cylinder_no = _text(value, "cylinder_no")
+    if cylinder_no is None:
+        raise Refusal(400, "invalid_request", "cylinder_no가 필요합니다")
+    event_type = value.get("event_type")
+    event_type = event_type.strip() if isinstance(event_type, str) else ""
+    # Some other letters become these in upper case, such as the long s.
+    event_type = event_type.upper() if event_type.isascii() else ""
+    if event_type not in _EVENT_TYPES:
+        raise Refusal(400, "invalid_request", "event_type은 SHIP 또는 RETURN이어야 합니다")
+    return CommitRequest(
+        cylinder_no,
+        event_type,
+        _text(value, "arrival_shipping_no"),
+        _text(value, "move_report_no"),
+        _text(value, "scale_id"),
+    )
+
+
+def _text(value: dict[str, Any], field: str) -> str | None:
+    text = value.get(field)
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise Refusal(400, "invalid_request", f"{field}: 문자열이어야 합니다")
+    text = text.strip()
+    if len(text) > _MOST:
+        raise Refusal(400, "invalid_request", f"{field}: {_MOST}자 이하여야 합니다")
+    if _CONTROLS.search(text):
+        raise Refusal(400, "invalid_request", f"{field}: 제어 문자를 포함할 수 없습니다")
+    return text or None
+
+
+def json_body(request: Request) -> bytes:
+    body: bytes = b"" if request.content is None else request.content.read()
+    return body
+
+
+def idempotency_key(request: Request, order: CommitRequest) -> IdempotencyKey | None:
+    headers = request.requestHeaders.getRawHeaders(b"idempotency-key", [b""])
+    if len(headers) > 1:
+        raise Refusal(400, "invalid_request", "Idempotency-Key: 헤더는 하나만 보낼 수 있습니다")
+    try:
+        key = headers[0].decode().strip()
+    except UnicodeDecodeError:
+        key = headers[0].decode("latin-1").strip()
+    if not key:
+        return None
+    if len(key) > 255 or _CONTROLS.search(key):
+        raise Refusal(400, "invalid_request", "Idempotency-Key: 255자 이하의 문자여야 합니다")
+    return IdempotencyKey(key, order.fingerprint())

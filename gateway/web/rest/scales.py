@@ -1,0 +1,166 @@
+"""The scale gateway's REST interface: the latest weight, and commits of shipped and returned cylinders."""
+
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any, Final
+
+import orjson
+from klein import Klein
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.web.http import Request
+from twisted.web.resource import IResource
+
+from gateway.bus.bus import Bus
+from gateway.live.state import LiveState
+from gateway.model.records import CommitEntry, Reading
+from gateway.runtime.clock import WallClock
+from gateway.runtime.metrics import Counters
+from gateway.store.interface import (
+    IdempotencyConflict,
+    OutcomeUnknown,
+    RejectedByDatabase,
+    Store,
+    StoreUnavailable,
+)
+from gateway.web.http.answers import Refusal, answer, argument, encoded_answer, handle_errors, shielded
+from gateway.web.http.fast_routes import FastRoutes
+from gateway.web.rest.commit_request import CommitRequest, idempotency_key, json_body, parse_commit_request
+
+log = Logger()
+
+
+_CENT: Final = Decimal("0.01")
+
+
+class ScaleApi:
+    """``/api``.
+
+    :param default_scale: the scale that a request without ``scale_id`` means.
+    :param commit_max_age: for each scale, seconds after which a weight is too old to be committed; ``None``: never.
+    :param others_max_age: the same for the scales of other gateways.
+    """
+
+    app = Klein()
+    handle_errors(app)
+
+    def __init__(
+        self,
+        live: LiveState,
+        store: Store,
+        bus: Bus,
+        clock: WallClock,
+        counters: Counters,
+        default_scale: str,
+        commit_max_age: dict[str, float | None],
+        others_max_age: float | None = None,
+    ) -> None:
+        self._live = live
+        self._store = store
+        self._bus = bus
+        self._clock = clock
+        self._commits = counters.commits
+        self._default_scale = default_scale
+        self._commit_max_age = commit_max_age
+        self._others_max_age = others_max_age
+        #: By scale: the last reading that was asked for and the answer's text, fresh and stale.
+        self._texts: dict[str, tuple[Reading, tuple[bytes, bytes]]] = {}
+
+    def resource(self) -> IResource:
+        """What answers."""
+        routes = {(b"GET", b"scale-gateway/latest"): self.latest, (b"POST", b"scale-gateway/commit"): self.begin_commit}
+        return FastRoutes(routes, self.app.resource())
+
+    @app.route("/scale-gateway/latest", methods=["GET"])
+    @app.route("/scale-gateway/latest/", methods=["GET"])
+    def latest(self, request: Request) -> bytes:
+        scale_id = self._scale(argument(request, "scale_id"))
+        reading = self._live.latest(scale_id)
+        if reading is None:
+            raise Refusal(404, "no_data")
+        known = self._texts.get(scale_id)
+        if known is None or known[0] is not reading:
+            self._texts[scale_id] = known = reading, _latest_texts(reading)
+        return encoded_answer(request, known[1][self._live.is_stale(scale_id)])
+
+    @app.route("/scale-gateway/commit", methods=["POST"])
+    @app.route("/scale-gateway/commit/", methods=["POST"])
+    def commit(self, request: Request) -> "Deferred[bytes]":
+        return shielded(self.begin_commit(request))
+
+    def begin_commit(self, request: Request) -> "Deferred[bytes]":
+        """A commit that goes on whether its client waits or not."""
+        return Deferred.fromCoroutine(self._commit(request))
+
+    async def _commit(self, request: Request) -> bytes:
+        try:
+            body, outcome = await self._committed(request)
+        except Refusal as refusal:
+            self._commits.labels(refusal.error).inc()
+            raise
+        except IdempotencyConflict as error:
+            self._commits.labels("idempotency_conflict").inc()
+            detail = "the Idempotency-Key was used for another request"
+            raise Refusal(422, "idempotency_conflict", detail=detail) from error
+        except StoreUnavailable:
+            self._commits.labels("store_unavailable").inc()
+            raise
+        except OutcomeUnknown as error:
+            self._commits.labels("outcome_unknown").inc()
+            raise Refusal(504, "outcome_unknown") from error
+        except RejectedByDatabase as error:
+            self._commits.labels("rejected_by_database").inc()
+            raise Refusal(409, "rejected_by_database") from error
+        self._commits.labels(outcome).inc()
+        return answer(request, body)
+
+    async def _committed(self, request: Request) -> tuple[dict[str, Any], str]:
+        order = parse_commit_request(json_body(request))
+        key = idempotency_key(request, order)
+        scale_id = self._scale(order.scale_id)
+        try:
+            entry = self._entry(order, scale_id)
+        except Refusal:
+            # A repeated request gets its first answer whatever the scale shows now.
+            first = None if key is None else await self._store.replay(key)
+            if first is None:
+                raise
+            return first, "replayed"
+        result = await self._store.commit(entry, key)
+        if result.commit is None:
+            return result.answer, "replayed"
+        log.info("scale {scale_id}: commit {id} is written", scale_id=scale_id, id=result.commit.id)
+        self._bus.publish(result.commit)
+        return result.answer, "ok"
+
+    def _entry(self, order: CommitRequest, scale_id: str) -> CommitEntry:
+        reading = self._live.latest(scale_id)
+        if reading is None or reading.weight is None:
+            raise Refusal(400, "no_stable_weight")
+        most = self._commit_max_age.get(scale_id, self._others_max_age)
+        if most is not None and self._live.age(scale_id) > most:
+            raise Refusal(409, "stale_weight")
+        return CommitEntry(
+            scale_id=scale_id,
+            cylinder_no=order.cylinder_no,
+            event_type=order.event_type,
+            # Adding 0 makes a -0.00, of a weight such as -0.004 kg, 0.00.
+            gross_kg=reading.weight.quantize(_CENT, ROUND_HALF_UP) + 0,
+            raw_line=reading.raw,
+            received_at=reading.received_at,
+            committed_at=self._clock.now(),
+            arrival_shipping_no=order.arrival_shipping_no,
+            move_report_no=order.move_report_no,
+        )
+
+    def _scale(self, asked: str | None) -> str:
+        scale_id = asked or self._default_scale
+        if not self._live.has_scale(scale_id):
+            raise Refusal(404, "unknown_scale")
+        return scale_id
+
+
+def _latest_texts(reading: Reading) -> tuple[bytes, bytes]:
+    """The answer's JSON while the reading is fresh, and once it is stale."""
+    fields = {"ok": True, **reading.payload()}
+    del fields["kind"]
+    return orjson.dumps({**fields, "stale": False}), orjson.dumps({**fields, "stale": True})
