@@ -4,7 +4,10 @@ import re
 from typing import Final
 
 from twisted.internet.endpoints import clientFromString, serverFromString
+from twisted.internet.protocol import Factory
 from twisted.internet.testing import MemoryReactorClock
+
+from gateway.config.hosts import host_problem
 
 #: The forms of endpoints, by kind of line and kind of endpoint; the first of a kind of line stands for the others.
 _FORMS: Final = {
@@ -22,6 +25,53 @@ _FORMS: Final = {
 _LACKING: Final = re.compile(r"missing \d+ required .*?arguments?: (.+)")
 _UNKNOWN: Final = re.compile(r"unexpected keyword argument '(\w+)'")
 _NOT_A_NUMBER: Final = re.compile(r"invalid literal for int\(\) with base (\d+): '(.*)'", re.DOTALL)
+
+
+def line_problem(kind: str, text: str) -> str:
+    """Return the problem with the line of a scale; an empty string if it is valid.
+
+    :param kind: ``listen``, ``connect`` or ``serial``.
+    :param text: endpoint, or device of a serial line.
+    """
+    if kind == "serial":
+        try:
+            import serial  # noqa: F401 - an optional package
+        except ImportError:
+            return "serial lines need pyserial: pip install 'cynow-gateway[serial]'"
+        return ""
+    problem = endpoint_problem(kind, text)
+    address = None if problem else tcp_address(kind, text)
+    if address is None:
+        return problem
+    if kind == "connect" and not address[0]:
+        return "not a valid endpoint: it lacks the host; expected tcp:HOST:PORT"
+    return host_problem(address[0])
+
+
+def tcp_address(kind: str, text: str) -> tuple[str, int] | None:
+    """Return the interface or host, and the port, of a TCP endpoint; ``None`` for another kind of endpoint.
+
+    :param kind: ``listen`` or ``connect``.
+    """
+    if text.startswith("systemd:"):
+        # Its socket is already open, and listening would take it over.
+        return None
+    reactor = MemoryReactorClock()
+    try:
+        # Nothing is opened: this reactor only records the requests.
+        if kind == "listen":
+            serverFromString(reactor, text).listen(Factory())
+            return next(((interface, port) for port, *_, interface in [*reactor.tcpServers, *reactor.sslServers]), None)
+        clientFromString(reactor, text).connect(Factory())
+    except Exception:  # each kind of endpoint has errors of its own, and `line_problem` reports them
+        return None
+    return next(((host, port) for host, port, *_ in [*reactor.tcpClients, *reactor.sslClients]), None)
+
+
+def display_address(endpoint: str) -> str:
+    """Return the address of a client endpoint for log lines: ``10.0.0.7:4002`` for ``tcp:10.0.0.7:4002``."""
+    address = tcp_address("connect", endpoint)
+    return endpoint if address is None else f"{address[0]}:{address[1]}"
 
 
 def endpoint_problem(kind: str, text: str) -> str:

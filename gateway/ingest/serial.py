@@ -96,3 +96,35 @@ def check_parity(descriptor: int, parity: str) -> None:
     if parity != "N":
         settings[0] |= termios.INPCK
     termios.tcsetattr(descriptor, termios.TCSANOW, settings)
+
+
+def open_serial_port(reactor: Any, protocol: Any, line: SerialLine) -> Any:
+    """Open a serial port, with a check that its driver accepted the parity.
+
+    :raises OSError: the port cannot be opened or set up.
+    """
+    import serial  # an optional package
+    from twisted.internet.serialport import SerialPort
+
+    class CheckedSerial(serial.Serial):
+        def open(self) -> None:
+            super().open()
+            try:
+                check_parity(self.fileno(), line.parity)
+            except BaseException:
+                self.close()
+                raise
+
+    class CheckedPort(SerialPort):
+        # SerialPort drops bytes that came before the port was set up, so that no byte goes unchecked.
+        _serialFactory = CheckedSerial
+
+    return CheckedPort(
+        protocol,
+        line.device,
+        reactor,
+        baudrate=line.baudrate,
+        bytesize=line.bytesize,
+        parity=line.parity,
+        stopbits=line.stopbits,
+    )

@@ -16,6 +16,19 @@ class Health:
         """Add a source of problems. It is called for each report, so it must be quick and must not block."""
         self._sources.append(problems)
 
+    def watch_one(self, problem: Callable[[], str | None], prefix: str = "") -> None:
+        """Add a source of at most one problem.
+
+        :param problem: returns the problem, or ``None``.
+        :param prefix: text before the problem.
+        """
+
+        def problems() -> Iterable[str]:
+            text = problem()
+            return [] if text is None else [prefix + text]
+
+        self.watch(problems)
+
     def problems(self) -> list[str]:
-        """Return all current problems, in the order in which the parts were added."""
+        """Return all current problems, in the order in which their sources were added."""
         return [problem for source in self._sources for problem in source()]

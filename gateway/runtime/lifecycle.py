@@ -1,4 +1,4 @@
-"""The life of the daemon: what starts in which order, and what ends in which."""
+"""Life cycle of the daemon: the order of its start and of its shutdown."""
 
 import contextlib
 import os
@@ -6,6 +6,7 @@ import resource
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NoReturn, Protocol, TypeAlias
 
@@ -17,9 +18,10 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 
+from gateway import __version__
 from gateway.runtime.listener import Listener, StartError
 from gateway.runtime.logs import BufferingObserver
-from gateway.runtime.signals import Signals
+from gateway.runtime.process import Process
 
 log = Logger()
 
@@ -61,85 +63,81 @@ class Closable(Protocol):
         """Close them all."""
 
 
-class Gateway(Service):
-    """The whole gateway, from start to shutdown.
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """Parts of the gateway, by the order in which they start and stop.
 
-    :param listeners: endpoints; their ports are bound first, because ports below 1024 may need privileges that are
+    :ivar listeners: endpoints; their ports are bound first, because ports below 1024 may need privileges that are
         dropped afterwards.
-    :param open_store: locks the directories and opens the store, after the process has become a daemon; raises
+    :ivar open: locks the directories and opens the store, after the process has become a daemon; raises
         :class:`StartError`.
-    :param recover: recovers the state after that, while new connections are queued.
-    :param parts: services that are started in this order after the recovery, and stopped in the reverse order.
-    :param factories: factories whose connections are closed before requests in flight are waited for.
-    :param drained: returns a Deferred that fires when no request is in flight.
-    :param finish: steps of the shutdown after that, in this order.
-    :param in_foreground: whether to write an error at the start to stderr; otherwise ``twistd`` reports it to its
-        parent process.
-    :param open_log: opens the log's files, once the process runs as its final user; raises :class:`StartError`.
-    :param reopen_log: opens the log's file again by its name; raises :class:`OSError`.
-    :param report_log: reports how many log lines were left out; at the end, also for periods that have not ended.
-    :param umask: ``twistd --umask``; ``None`` if the operator did not set it.
+    :ivar recover: recovers the state after that, while new connections are queued. Its argument is a function that
+        returns whether the gateway is still running.
+    :ivar parts: services that are started in this order after the recovery, and stopped in the reverse order.
+    :ivar factories: factories whose connections are closed before requests in flight are waited for.
+    :ivar drained: returns a Deferred that fires when no request is in flight.
+    :ivar finish: steps of the shutdown after that, in this order.
     """
+
+    listeners: Sequence[Listener]
+    open: Callable[[], None]
+    recover: Callable[[Callable[[], bool]], Coroutine[Any, Any, None]]
+    parts: Sequence[IService]
+    factories: Sequence[Closable]
+    drained: Callable[[], "Deferred[None]"]
+    finish: Sequence[Step]
+
+
+@dataclass(frozen=True, slots=True)
+class LogControl:
+    """Control of the daemon's log.
+
+    :ivar observer: observer that buffers what is logged before the start has succeeded.
+    :ivar open: opens the log's files, once the process runs as its final user; raises :class:`StartError`.
+    :ivar reopen: opens the log's file again by its name; raises :class:`OSError`.
+    :ivar report: reports how many log lines were left out; with ``True``, also for periods that have not ended.
+    """
+
+    observer: BufferingObserver
+    open: Callable[[], None]
+    reopen: Callable[[], None]
+    report: Callable[[bool], None]
+
+
+class Gateway(Service):
+    """The whole gateway, from start to shutdown."""
 
     name = "cynow-gateway"
 
-    def __init__(
-        self,
-        reactor: Any,
-        *,
-        listeners: Sequence[Listener],
-        open_store: Callable[[], None],
-        recover: Callable[[], Coroutine[Any, Any, None]],
-        parts: Sequence[IService],
-        factories: Sequence[Closable],
-        drained: Callable[[], "Deferred[None]"],
-        finish: Sequence[Step],
-        observer: BufferingObserver,
-        in_foreground: bool,
-        signals: Signals,
-        open_log: Callable[[], None],
-        reopen_log: Callable[[], None],
-        report_log: Callable[[bool], None],
-        umask: int | None,
-    ) -> None:
+    def __init__(self, reactor: Any, stages: Stages, process: Process, log_control: LogControl) -> None:
         self._reactor = reactor
-        self._listeners = listeners
-        self._open_store = open_store
-        self._recover = recover
-        self._parts = parts
-        self._factories = factories
-        self._drained = drained
-        self._finish = finish
-        self._observer = observer
-        self._in_foreground = in_foreground
-        self._signals = signals
-        self._open_log = open_log
-        self._reopen_log = reopen_log
-        self._report_log = report_log
-        self._umask = umask
+        self._stages = stages
+        self._process = process
+        self._signals = process.signals
+        self._log = log_control
         self._is_open = False
         self._is_stopping = False
         self._systemd = sdnotify.SystemdNotifier()
         self._started: list[IService] = []
-        self._recovering = LoopingCall(self._say_starting)
+        self._recovering = LoopingCall(self._extend_start_timeout)
         self._recovering.clock = reactor
         self._watchdog = LoopingCall(self._systemd.notify, "WATCHDOG=1")
         self._watchdog.clock = reactor
-        self._reporting = LoopingCall(report_log, False)
+        self._reporting = LoopingCall(log_control.report, False)
         self._reporting.clock = reactor
 
     def setServiceParent(self, parent: Any) -> None:
         # twistd asks the application for its log observer, and this is the only place where a service meets it.
         if isinstance(parent, Componentized) and parent.getComponent(ILogObserver) is None:
-            parent.setComponent(ILogObserver, self._observer)
+            parent.setComponent(ILogObserver, self._log.observer)
         super().setServiceParent(parent)
 
     def privilegedStartService(self) -> None:
-        if self._umask is None:
+        if self._process.umask is None:
             # Keep a stricter mask that the operator has set.
             os.umask(os.umask(_UMASK) | _UMASK)
         try:
-            for listener in self._listeners:
+            for listener in self._stages.listeners:
                 listener.listen()
         except StartError as error:
             self._give_up(error)
@@ -147,42 +145,43 @@ class Gateway(Service):
 
     def startService(self) -> None:
         self._signals.hold()
+        log.info("cynow-gateway {version} is starting", version=__version__)
         if not self._signals.is_ending:
             self._open()
         super().startService()
-        self._observer.release()
+        self._log.observer.release()
         self._reactor.callWhenRunning(self._run)
 
     def _open(self) -> None:
         _allow_many_files()
         sys.setswitchinterval(_SWITCH_SECONDS)
         try:
-            self._open_log()
-            self._open_store()
+            self._log.open()
+            self._stages.open()
         except StartError as error:
             self._give_up(error)
         except Exception:
             # This is a bug in the gateway: its traceback must not be held back.
-            self._observer.release()
+            self._log.observer.release()
             raise
         self._is_open = True
 
     def _give_up(self, error: StartError) -> NoReturn:
-        if self._in_foreground:
+        if self._process.in_foreground:
             # Standard error itself: by now sys.stderr is a log.
             (sys.__stderr__ or sys.stderr).write(f"cynow-gateway: {error}\n")
             raise SystemExit(1)
         with contextlib.suppress(StartError):
             # The log's files may themselves be the problem.
-            self._open_log()
-        self._observer.release()
+            self._log.open()
+        self._log.observer.release()
         log.critical("{error}", error=error)
         raise error from None
 
     def _run(self) -> None:
         self._signals.take_over(
             partial(self._reactor.callFromThread, self._stop_reactor),
-            partial(self._reactor.callFromThread, self._hang_up),
+            partial(self._reactor.callFromThread, self._reopen_log),
         )
         self._reactor.addSystemEventTrigger("after", "shutdown", self._signals.ignore)
         if self._signals.is_ending:
@@ -194,33 +193,33 @@ class Gateway(Service):
         self._reporting.start(_REPORTING, now=False)
         Deferred.fromCoroutine(self._begin())
 
-    def _hang_up(self) -> None:
-        log.info("SIGHUP: the configuration is not read again; restart the gateway to apply changes")
+    def _reopen_log(self) -> None:
+        log.info("SIGHUP: the configuration is not reloaded; restart the gateway to apply changes")
         try:
-            self._reopen_log()
+            self._log.reopen()
         except OSError as error:
             log.warn(
-                "logger.path: cannot open the log file again: {error}; going on in the old one",
+                "logger.path: cannot reopen the log file: {error}; continuing in the old file",
                 error=f"{error.filename}: {error.strerror}",
             )
         else:
-            log.info("SIGHUP: the log file was opened again")
+            log.info("SIGHUP: reopened the log file")
 
     async def _begin(self) -> None:
         with _logged("the recovery"):
-            await self._recover()
+            await self._stages.recover(lambda: bool(self.running))
         self._recovering.stop()
         if not self.running:
             return
-        for part in self._parts:
+        for part in self._stages.parts:
             part.startService()
             self._started.append(part)
-        for listener in self._listeners:
+        for listener in self._stages.listeners:
             listener.accept()
         self._systemd.notify("READY=1")
         log.info("the gateway is ready")
 
-    def _say_starting(self) -> None:
+    def _extend_start_timeout(self) -> None:
         self._systemd.notify(f"EXTEND_TIMEOUT_USEC={_STARTING * 1_000_000}")
 
     def _stop_reactor(self) -> None:
@@ -233,7 +232,7 @@ class Gateway(Service):
             self._reactor.stop()
 
     def _leave(self) -> None:
-        log.warn("the end took longer than {seconds} s: leaving what still hangs", seconds=_LATEST)
+        log.warn("the shutdown took longer than {seconds} s; exiting now", seconds=_LATEST)
         os._exit(0)
 
     def stopService(self) -> "Deferred[None]":
@@ -246,24 +245,24 @@ class Gateway(Service):
         for repeated in (self._watchdog, self._reporting):
             if repeated.running:
                 repeated.stop()
-        stopped = [done for done in (listener.stop() for listener in self._listeners) if done is not None]
+        stopped = [done for done in (listener.stop() for listener in self._stages.listeners) if done is not None]
         await gatherResults(stopped, consumeErrors=True)
         if self._is_open:
             await self._end_work()
-        self._report_log(True)
+        self._log.report(True)
         log.info("the gateway has stopped")
 
     async def _end_work(self) -> None:
-        for factory in self._factories:
+        for factory in self._stages.factories:
             factory.close()
-        await self._at_most("requests in flight", self._drained(), _PATIENCE)
+        await self._run_within("requests in flight", self._stages.drained(), _PATIENCE)
         for part in reversed(self._started):
             with _logged(f"stopping {part.name}"):
                 await maybeDeferred(part.stopService)
-        for what, step, seconds in self._finish:
-            await self._at_most(what, Deferred.fromCoroutine(step()), seconds)
+        for what, step, seconds in self._stages.finish:
+            await self._run_within(what, Deferred.fromCoroutine(step()), seconds)
 
-    async def _at_most(self, what: str, work: "Deferred[None]", seconds: float) -> None:
+    async def _run_within(self, what: str, work: "Deferred[None]", seconds: float) -> None:
         work.addTimeout(seconds, self._reactor)
         with _logged(what):
             await work
@@ -275,7 +274,7 @@ def _logged(what: str) -> Any:
     try:
         yield
     except TookTooLong:
-        log.warn("{what}: not done in time, going on", what=what)
+        log.warn("{what}: not finished in time; continuing the shutdown", what=what)
     except Exception:
         log.failure("{what} failed", what=what)
 

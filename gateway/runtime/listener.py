@@ -109,6 +109,31 @@ class Listener:
         return stopped
 
 
+class PortDirectory:
+    """Ports on which the gateway serves other protocols, for log lines about clients on the wrong port.
+
+    :ivar http_listener: listener of HTTP, once there is one.
+    """
+
+    def __init__(self) -> None:
+        self.http_listener: Listener | None = None
+        self._scales: list[Listener] = []
+
+    def add_scale(self, listener: Listener) -> None:
+        """Add the listener of a scale."""
+        self._scales.append(listener)
+
+    @property
+    def http(self) -> int | None:
+        """The port of HTTP; ``None`` if it is not known yet."""
+        return None if self.http_listener is None else self.http_listener.port_number
+
+    @property
+    def scales(self) -> list[int]:
+        """The known ports of scales that connect to the gateway."""
+        return [port for port in (listener.port_number for listener in self._scales) if port is not None]
+
+
 def _cannot_listen(error: BaseException | None) -> str:
     if isinstance(error, CannotListenError):
         reason = getattr(error.socketError, "strerror", None) or str(error.socketError)

@@ -82,7 +82,7 @@ def slow(tmp_path: Path) -> Iterator[Daemon]:
 def test_harmless_signals_leave_a_running_gateway_alive(daemon: Daemon) -> None:
     for number in HARMLESS:
         daemon.process.send_signal(number)
-    until(lambda: "SIGHUP: the configuration is not read again" in daemon.log(), "SIGHUP is said")
+    until(lambda: "SIGHUP: the configuration is not reloaded" in daemon.log(), "SIGHUP is said")
     assert daemon.get("/healthz")[0] == 200
     assert daemon.terminate() == 0
 
@@ -95,7 +95,7 @@ def test_harmless_signals_at_the_start_do_not_end_it(slow: Daemon) -> None:
             slow.process.send_signal(number)
         (slow.folder / go).touch()
     slow.start_answers()
-    until(lambda: "SIGHUP: the configuration is not read again" in slow.log(), "what came early is said")
+    until(lambda: "SIGHUP: the configuration is not reloaded" in slow.log(), "what came early is said")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -163,8 +163,8 @@ def test_hang_up_opens_the_log_file_again(tmp_path: Path) -> None:
         log = tmp_path / "log" / "cynow-gateway.log"
         log.rename(tmp_path / "log" / "moved")
         daemon.process.send_signal(signal.SIGHUP)
-        until(lambda: log.exists() and "was opened again" in log.read_text("utf-8"), "the new file")
-        assert "is not read again" in (tmp_path / "log" / "moved").read_text("utf-8")
+        until(lambda: log.exists() and "reopened the log file" in log.read_text("utf-8"), "the new file")
+        assert "is not reloaded" in (tmp_path / "log" / "moved").read_text("utf-8")
 
 
 def test_hang_up_without_a_log_folder_goes_on_in_the_old_file(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_hang_up_without_a_log_folder_goes_on_in_the_old_file(tmp_path: Path) ->
         (tmp_path / "log").rename(tmp_path / "moved")
         daemon.process.send_signal(signal.SIGHUP)
         moved = tmp_path / "moved" / "cynow-gateway.log"
-        until(lambda: "cannot open the log file again" in moved.read_text("utf-8"), "the line")
+        until(lambda: "cannot reopen the log file" in moved.read_text("utf-8"), "the line")
         assert daemon.terminate() == 0
         assert "the gateway has stopped" in moved.read_text("utf-8")
 
@@ -367,7 +367,7 @@ def test_a_running_old_server_keeps_it_from_starting_and_a_stale_lock_file_does_
             daemon.end()
     (line,) = daemon.log().splitlines()
     assert line.startswith("cynow-gateway: ")
-    assert line.endswith("monitoring.lock: the old monitoring server is running here; end it first")
+    assert line.endswith("monitoring.lock: the old monitoring server is running here; stop it first")
     with running(tmp_path) as daemon:
         assert daemon.get("/healthz")[0] == 200
 

@@ -264,7 +264,7 @@ def test_a_database_that_is_locked_at_the_start(tmp_path: Path) -> None:
         other.execute("BEGIN EXCLUSIVE")
         daemon.start()
         health = daemon.get("/healthz")[1]
-        assert (health["ok"], health["problems"]) == (False, ["statistics of M lack what came before the start"])
+        assert (health["ok"], health["problems"]) == (False, ["statistics of M lack samples from before the start"])
         other.close()
         assert "python -m gateway.recompute makes them again tomorrow" in daemon.log()
         daemon.kill()

@@ -6,7 +6,8 @@ import pytest
 
 from gateway.config.cross_checks import CrossChecks
 from gateway.config.loader import load
-from gateway.tap import Options, line_problem, shown_address, tcp_address
+from gateway.config.endpoints import display_address, line_problem, tcp_address
+from gateway.tap import Options
 
 
 @pytest.fixture
@@ -210,5 +211,5 @@ def test_a_fatal_problem_refuses_the_start_before_anything_is_opened(file: Path)
         ("unix:/run/scale", "unix:/run/scale"),
     ],
 )
-def test_shown_address_of_tcp_endpoint_is_host_and_port(endpoint: str, address: str) -> None:
-    assert shown_address(endpoint) == address
+def test_display_address_of_tcp_endpoint_is_host_and_port(endpoint: str, address: str) -> None:
+    assert display_address(endpoint) == address

@@ -12,7 +12,7 @@ from gateway.config.loader import ConfigError, load
 from gateway.store.interface import StoreUnavailable
 from gateway.store.postgres import address as target_module
 from gateway.store.postgres.address import ServerAddress, url_problem
-from gateway.tap import line_problem
+from gateway.commands.check import check_line
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_url_that_libpq_does_not_take_is_a_problem_without_its_password(tmp_path
     file = tmp_path / "gateway.yaml"
     file.write_text(f"database: {{url: '{url}'}}", "utf-8")
     with pytest.raises(ConfigError) as caught:
-        load(file, {}, line_problem)
+        load(file, {}, check_line)
     (problem,) = caught.value.problems
     assert problem.key == "database.url"
     assert said in problem.message

@@ -13,7 +13,7 @@ from gateway.config.endpoints import endpoint_problem
 from gateway.config.hosts import host_problem
 from gateway.config.loader import ConfigError, load
 from gateway.runtime.listener import Listener, StartError
-from gateway.tap import line_problem
+from gateway.config.endpoints import line_problem
 
 
 @pytest.mark.parametrize(

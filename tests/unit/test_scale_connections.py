@@ -23,7 +23,7 @@ from gateway.ingest.scale import MAX_LINE, ScaleFactory
 from gateway.ingest.serial import SerialLine, SerialService, check_parity
 from gateway.ingest.transport import end_reason, failure_reason, host_of
 from gateway.model.records import Presence, Reading
-from gateway.tap import _open_serial
+from gateway.ingest.serial import open_serial_port
 from tests.unit.test_ingest import Ingest
 
 REQUESTS = [
@@ -530,7 +530,7 @@ def test_open_serial_port_has_its_flags_before_its_protocol_is_told(terminal: tu
 
     reactor = MemoryReactorClock()
     line = SerialLine(os.ttyname(device), 2400, 8, parity, 1)
-    port = _open_serial(reactor, Receiver(), line)
+    port = open_serial_port(reactor, Receiver(), line)
     assert flags == [0 if parity == "N" else termios.INPCK]
     os.write(host, b"ST,+000053.27 kg\r\n")
     while b"\n" not in b"".join(received):
@@ -554,7 +554,7 @@ def test_open_serial_port_whose_flags_cannot_be_set_is_closed(
     protocol = Protocol()
     # Who keeps the error keeps the port, unless it was closed.
     with pytest.raises(termios.error) as caught:
-        _open_serial(MemoryReactorClock(), protocol, SerialLine(os.ttyname(device), 2400, 8, "E", 1))
+        open_serial_port(MemoryReactorClock(), protocol, SerialLine(os.ttyname(device), 2400, 8, "E", 1))
     assert protocol.transport is None
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(opened[0])

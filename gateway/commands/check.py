@@ -1,0 +1,72 @@
+"""Check of a configuration, for ``--check`` and for the start of the daemon."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.config.cross_checks import CrossChecks
+from gateway.config.endpoints import line_problem, tcp_address
+from gateway.config.loader import ConfigError, load
+from gateway.config.problems import Problem
+from gateway.config.settings import Settings
+from gateway.runtime.clock import zone_named
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedConfig:
+    """A configuration and the problems with it.
+
+    :ivar settings: settings; without the invalid values if there are problems, ``None`` if the file cannot be read.
+    :ivar problems: every problem; those with ``is_fatal`` keep the gateway from starting.
+    """
+
+    settings: Settings | None
+    problems: list[Problem]
+
+    @property
+    def fatal(self) -> list[Problem]:
+        """The problems that keep the gateway from starting."""
+        return [problem for problem in self.problems if problem.is_fatal]
+
+
+def check_config(path: Path | None, environment: Mapping[str, str], folder: str) -> CheckedConfig:
+    """Load a configuration and check it, without side effects.
+
+    :param path: YAML file; ``None`` for all defaults.
+    :param folder: base of relative paths.
+    """
+    problems: list[Problem] = []
+    broken: frozenset[str] = frozenset()
+    settings: Settings | None
+    try:
+        settings = load(path, environment, check_line)
+    except ConfigError as error:
+        problems, settings, broken = error.problems, error.rest, error.broken
+    if settings is not None:
+        problems = [
+            *problems,
+            *([] if "timezone" in broken else _zone_problems(settings)),
+            *CrossChecks(settings, environment, tcp_address, folder, broken).problems(),
+        ]
+    return CheckedConfig(settings, problems)
+
+
+def check_line(kind: str, text: str) -> str:
+    """Return the problem with the line of a scale or with the URL of a database; an empty string if it is valid.
+
+    :param kind: ``listen``, ``connect``, ``serial`` or ``url``.
+    """
+    if kind == "url":
+        from gateway.store.postgres.address import url_problem  # imports psycopg2
+
+        return url_problem(text)
+    return line_problem(kind, text)
+
+
+def _zone_problems(settings: Settings) -> list[Problem]:
+    try:
+        zone_named(settings.timezone)
+    except (KeyError, ValueError, OSError) as error:
+        text = f"cannot detect the system time zone ({error}); set it, for example Asia/Seoul"
+        return [Problem("timezone", text)]
+    return []

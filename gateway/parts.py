@@ -1,0 +1,107 @@
+"""Parts of an assembled gateway, as :mod:`gateway.assembly` builds them and hands them on."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from twisted.application.service import IService
+
+from gateway.bus.bus import Bus
+from gateway.config.settings import Settings
+from gateway.ingest.scale import ScaleFactory
+from gateway.live.state import LiveState
+from gateway.raw.damage import DamageLog
+from gateway.raw.log import RawLog
+from gateway.relay.service import Relay
+from gateway.runtime.clock import WallClock
+from gateway.runtime.health import Health
+from gateway.runtime.listener import Listener
+from gateway.runtime.metrics import Counters
+from gateway.runtime.open_files import OpenFiles
+from gateway.runtime.reactor import IReactor
+from gateway.stats.rollup import Rollup
+from gateway.store.interface import Store
+from gateway.store.writer import Writer
+from gateway.web.http.request import Traffic
+from gateway.web.http.site import GatewaySite
+from gateway.web.push.clients import LiveClients
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Directories of one gateway.
+
+    :ivar folder: base of relative paths.
+    """
+
+    folder: str
+    database: str
+    data: str
+    log: str
+
+    @classmethod
+    def of(cls, settings: Settings, folder: str) -> "Paths":
+        """Return the paths of a configuration below a base folder."""
+        join = partial(os.path.join, folder)
+        return cls(folder, join(settings.database.path), join(settings.data.path), join(settings.logger.path))
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """Parts that all others use."""
+
+    reactor: IReactor
+    clock: WallClock
+    counters: Counters
+    health: Health
+    files: OpenFiles
+    bus: Bus
+    live: LiveState
+
+
+@dataclass(frozen=True, slots=True)
+class StoreParts:
+    """The store.
+
+    :ivar relay: exchange with other gateways on the same database; ``None`` without PostgreSQL.
+    :ivar first_number: returns the lowest number of live events of this process; ``None`` if the store decides.
+    """
+
+    store: Store
+    relay: "Relay | None" = None
+    first_number: Callable[[], int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """Sinks of the bus: statistics, raw files, writer, alerts.
+
+    :ivar services: services of the pipeline, in the order of their start.
+    :ivar new_rollup: returns an empty rollup.
+    """
+
+    writer: Writer
+    raw_log: RawLog
+    damage: DamageLog
+    rollup: Rollup
+    new_rollup: Callable[[], Rollup]
+    services: Sequence[IService]
+
+
+@dataclass(frozen=True, slots=True)
+class Ingest:
+    """Scales: factories of their connections, listeners, and services that dial or open serial lines."""
+
+    factories: Sequence[ScaleFactory]
+    listeners: Sequence[Listener]
+    services: Sequence[IService]
+
+
+@dataclass(frozen=True, slots=True)
+class Web:
+    """HTTP: the site, its requests in progress, and the clients of live events."""
+
+    site: GatewaySite
+    traffic: Traffic
+    clients: LiveClients
