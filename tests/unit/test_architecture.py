@@ -1,23 +1,26 @@
-"""The table of docs/architecture.rst: which room imports which."""
+"""The import table of the architecture page, and other rules about the code's structure."""
 
 import ast
 import re
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
+PAGE = ROOT / "docs" / "explanation" / "architecture.rst"
 
+#: Every module of the gateway and its file.
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted((ROOT / "gateway").rglob("*.py"))
 }
 
 
-def table() -> dict[str, tuple[set[str], set[str]]]:
-    """By room: what it may import of the project (rooms below ``gateway``) and of others."""
-    text = (ROOT / "docs" / "architecture.rst").read_text("utf-8")
+def read_table() -> dict[str, tuple[set[str], set[str]]]:
+    """Return, for each package, the packages of the project and those of others that it may import."""
+    text = PAGE.read_text("utf-8").partition(".. import table\n")[2]
     ruler = next(line for line in text.splitlines() if re.fullmatch(r"=+ =+ =+", line))
     _, _, body, _ = text.split(ruler + "\n", 3)
     starts = [found.start() for found in re.finditer(r"=+", ruler)]
@@ -28,94 +31,145 @@ def table() -> dict[str, tuple[set[str], set[str]]]:
             rows.append(cells)
         else:
             rows[-1] = [" ".join(filter(None, pair)) for pair in zip(rows[-1], cells, strict=True)]
-    return {room: (words(own), words(others)) for room, own, others in rows}
+    return {package: (names_in(own), names_in(others)) for package, own, others in rows}
 
 
-def words(cell: str) -> set[str]:
-    return set(re.findall(r"\w+", cell)) - {"nothing"}
+def names_in(cell: str) -> set[str]:
+    return set(re.findall(r"[\w.]+", cell)) - {"nothing"}
 
 
-def room_of(module: str, rooms: set[str]) -> str:
-    """The longest room that a module lies in."""
-    found = [room for room in rooms if module == room or (room != "gateway" and module.startswith(room + "."))]
-    assert found, f"{module} stands in no room of the table"
-    return max(found, key=len)
+TABLE = read_table()
 
 
-def imports(path: Path) -> set[str]:
-    found: set[str] = set()
+def package_of(module: str) -> str:
+    """Return the row of the table that a module belongs to: the longest prefix of its name."""
+    name = module.removeprefix("gateway").removeprefix(".")
+    rows = [row for row in TABLE if name == row or name.startswith(row + ".") or row == "gateway" == module]
+    assert rows, f"{module} belongs to no row of the import table"
+    return max(rows, key=len)
+
+
+def imported_names(path: Path) -> set[str]:
+    """Return the names of all modules that a file imports, also within functions."""
+    names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
+            names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
             assert node.module is not None
-            found.add(node.module)
-    return found
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                names.add(submodule if submodule in MODULES else node.module)
+    return names
+
+
+IMPORTS = {module: imported_names(path) - {module} for module, path in MODULES.items()}
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_what_its_room_may(module: str) -> None:
-    rooms = table()
-    own, others = rooms[room_of(module, set(rooms))]
-    for name in imports(MODULES[module]):
-        package = name.partition(".")[0]
-        if package == "gateway":
-            wanted = name.split(".")[1] if "." in name else "gateway"
-            assert wanted in own or "everything" in own, f"{module} imports {name}"
-        elif package not in sys.stdlib_module_names:
-            assert package in others, f"{module} imports {name}"
+def test_module_imports_only_what_the_table_allows(module: str) -> None:
+    row = package_of(module)
+    own, others = TABLE[row]
+    for name in IMPORTS[module]:
+        top = name.partition(".")[0]
+        if top == "gateway":
+            package = package_of(name)
+            assert package in {row, *own} or "everything" in own, f"{module} imports {name}"
+        elif top not in sys.stdlib_module_names:
+            assert top in others, f"{module} imports {name}"
 
 
-def test_every_room_of_the_table_is_there() -> None:
-    for room in table():
-        assert room in MODULES, room
+def test_table_lists_only_imports_that_exist() -> None:
+    for row, (own, others) in TABLE.items():
+        used: set[str] = set()
+        for module, names in IMPORTS.items():
+            if package_of(module) == row:
+                used |= {package_of(name) if name.startswith("gateway") else name.partition(".")[0] for name in names}
+        assert own - {"everything"} <= used, row
+        assert others <= used, row
 
 
-def test_web_and_recovery_know_stores_by_their_interface_only() -> None:
-    for module, path in MODULES.items():
-        if module.startswith(("gateway.web", "gateway.replay.recovery")):
-            stores = {name for name in imports(path) if name.startswith("gateway.store")}
-            assert stores <= {"gateway.store.interface"}, module
+def test_modules_have_no_import_cycle() -> None:
+    graph = {module: {name for name in names if name in MODULES} for module, names in IMPORTS.items()}
+    assert list(TopologicalSorter(graph).static_order())
 
 
-def test_rights_are_asked_of_the_user_that_the_process_acts_as() -> None:
-    assert [module for module, path in MODULES.items() if "os.access(" in path.read_text("utf-8")] == [
-        "gateway.runtime.access"
-    ]
+def test_packages_have_no_import_cycle() -> None:
+    graph: dict[str, set[str]] = {}
+    for module, names in IMPORTS.items():
+        row = package_of(module)
+        graph.setdefault(row, set()).update({package_of(name) for name in names if name in MODULES} - {row})
+    assert list(TopologicalSorter(graph).static_order())
 
 
-def test_the_parsers_know_no_clock_and_no_file() -> None:
-    for module, path in MODULES.items():
+def test_store_backends_do_not_import_each_other() -> None:
+    backends = {"store.sqlite", "store.postgres", "store.spool"}
+    for module, names in IMPORTS.items():
+        row = package_of(module)
+        if row in backends:
+            assert not {package_of(name) for name in names if name in MODULES} & (backends - {row}), module
+
+
+def test_web_and_replay_import_no_store_backend() -> None:
+    allowed = {"gateway.store.interface", "gateway.store.event_numbers", "gateway.store.writer"}
+    for module, names in IMPORTS.items():
+        if module.startswith(("gateway.web", "gateway.replay")):
+            assert {name for name in names if name.startswith("gateway.store")} <= allowed, module
+
+
+def test_rights_are_checked_for_the_effective_user() -> None:
+    users = [module for module, path in MODULES.items() if "os.access(" in path.read_text("utf-8")]
+    assert users == ["gateway.runtime.access"]
+
+
+def test_parsers_import_no_clock_and_no_file() -> None:
+    for module, names in IMPORTS.items():
         if module.startswith("gateway.wire"):
-            assert not imports(path) & {"time", "datetime", "os", "pathlib", "io", "socket", "threading"}, module
+            assert not names & {"time", "datetime", "os", "pathlib", "io", "socket", "threading"}, module
 
 
-def test_rollups_and_buckets_know_no_clock_and_no_file() -> None:
-    for module in ("gateway.timeseries.bucket", "gateway.timeseries.calendar", "gateway.stats.rollup"):
-        assert not imports(MODULES[module]) & {"time", "os", "pathlib", "io", "threading", "twisted"}, module
+def test_timeseries_and_rollup_import_no_clock_and_no_file() -> None:
+    for module, names in IMPORTS.items():
+        if module.startswith(("gateway.timeseries", "gateway.stats.rollup")):
+            assert not names & {"time", "os", "pathlib", "io", "threading", "twisted"}, module
 
 
-def test_the_plugin_imports_twisted_application_only() -> None:
-    assert imports(ROOT / "twisted" / "plugins" / "cynow_gateway_plugin.py") == {"twisted.application.service"}
+def test_machine_registry_does_not_import_twisted() -> None:
+    assert not [name for name in IMPORTS["gateway.ingest.machines"] if name.startswith("twisted")]
+
+
+def test_plugin_imports_twisted_application_only() -> None:
+    assert imported_names(ROOT / "twisted" / "plugins" / "cynow_gateway_plugin.py") == {"twisted.application.service"}
+
+
+def test_package_files_contain_only_a_docstring() -> None:
+    for module, path in MODULES.items():
+        if path.name == "__init__.py" and module != "gateway":
+            body = ast.parse(path.read_text("utf-8")).body
+            assert len(body) == 1, module
+            assert isinstance(body[0], ast.Expr), module
 
 
 def test_every_package_is_in_setup_cfg() -> None:
     text = (ROOT / "setup.cfg").read_text("utf-8")
-    listed = set(re.search(r"\npackages =\n((?:    .+\n)+)", text)[1].split())  # type: ignore[index]  # it is there
+    section = re.search(r"\npackages =\n((?:    .+\n)+)", text)
+    assert section is not None
     packages = {module for module, path in MODULES.items() if path.name == "__init__.py"}
-    assert listed == packages | {"twisted.plugins"}
+    assert set(section[1].split()) == packages | {"twisted.plugins"}
 
 
 def test_every_dependency_is_explained() -> None:
     setup = (ROOT / "setup.cfg").read_text("utf-8")
-    needed = re.search(r"\ninstall_requires =\n((?:    .+\n)+)", setup)[1]  # type: ignore[index]  # it is there
-    text = (ROOT / "docs" / "dependencies.rst").read_text("utf-8")
-    for line in needed.splitlines():
+    section = re.search(r"\ninstall_requires =\n((?:    .+\n)+)", setup)
+    assert section is not None
+    text = (ROOT / "docs" / "explanation" / "dependencies.rst").read_text("utf-8")
+    for line in section[1].splitlines():
         assert f"\n{line.split()[0]} " in text, line
 
 
-def test_every_document_is_in_the_readme() -> None:
-    text = (ROOT / "README.rst").read_text("utf-8")
-    for path in (ROOT / "docs").glob("*.rst"):
-        assert f"<docs/{path.name}>" in text
+def test_files_named_by_the_architecture_page_exist() -> None:
+    text = PAGE.read_text("utf-8")
+    for name in re.findall(r"``((?:gateway|wire|store|web|tests)/[\w/.*-]+)``", text):
+        path = name if name.startswith(("gateway/", "tests/")) else f"gateway/{name}"
+        assert list(ROOT.glob(path)), name
