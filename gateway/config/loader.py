@@ -108,26 +108,34 @@ def _rest(tree: Any, check_line: Callable[[str, str], str] | None) -> "Settings 
 
 
 def _sharing_problems(settings: Settings, broken: Iterable[str]) -> list[Problem]:
-    """What keeps several processes from sharing the ports."""
+    """Return the problems that keep several processes from sharing the ports."""
     if not settings.server.share_ports:
         return []
     problems = []
     if settings.database.url is None and not {"database", "database.url"} & set(broken):
-        # Each would have commits and statistics of its own, and hear nothing of the others.
-        problems.append(Problem("server.share_ports", "processes that share ports share a database too: database.url"))
+        # Otherwise each process would have commits and statistics of its own.
+        problems.append(
+            Problem("server.share_ports", "processes that share ports must share a database too; set database.url")
+        )
     for scale_id, line in settings.scales.items():
         key = f"scales.{scale_id}"
         if line.connect is not None:
-            problems.append(Problem(f"{key}.connect", "with server.share_ports each process would dial it"))
+            problems.append(
+                Problem(f"{key}.connect", "with server.share_ports each process would dial the scale; use listen")
+            )
         elif line.serial is not None:
-            problems.append(Problem(f"{key}.serial", "with server.share_ports each process would open it"))
+            problems.append(
+                Problem(f"{key}.serial", "with server.share_ports each process would open the device; use listen")
+            )
         elif not (line.listen or "").startswith(_SHAREABLE):
-            problems.append(Problem(f"{key}.listen", f"with server.share_ports it begins with {', '.join(_SHAREABLE)}"))
+            problems.append(
+                Problem(f"{key}.listen", f"with server.share_ports it must begin with {', '.join(_SHAREABLE)}")
+            )
     return problems
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which refuses a key that stands twice instead of taking the last."""
+    """Safe loader of YAML that refuses a duplicate key instead of taking its last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
@@ -136,7 +144,7 @@ class _Loader(yaml.SafeLoader):
                 continue
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key} stands twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key}", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -158,21 +166,21 @@ def _read(path: Path) -> dict[Hashable, Any]:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError([Problem("", f"{path}: the top level is no mapping")])
+        raise ConfigError([Problem("", f"{path}: the top level is not a mapping")])
     return tree
 
 
 def _normalised(
     tree: Mapping[Hashable, Any], model: type[BaseModel], above: tuple[str, ...], problems: list[Problem]
 ) -> dict[str, Any]:
-    """Keys in lower case, as the models have them; an empty value is an absent one."""
+    """Return a tree with keys in lower case, as the models have them, and without empty values."""
     result: dict[str, Any] = {}
     seen: set[str] = set()
     for given, value in tree.items():
         key = str(given).lower()
         here = (*above, key)
         if key in seen:
-            problems.append(Problem(".".join(here), "stands twice, in upper and lower case"))
+            problems.append(Problem(".".join(here), "duplicate key, in upper and lower case"))
         seen.add(key)
         if value is None:
             continue
@@ -181,7 +189,7 @@ def _normalised(
             if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
                 value = _normalised(value, field.annotation, here, problems)
             elif key == "scales":
-                # A scale's id is a name: its case is its own.
+                # The case of a scale's id matters.
                 value = {
                     name: _normalised(line, ScaleConnection, (*here, name), problems)
                     if isinstance(line, dict)
@@ -197,12 +205,15 @@ def _normalised(
 def _renamed(
     tree: Mapping[Hashable, Any], name_of: Callable[[str], str], above: tuple[str, ...], problems: list[Problem]
 ) -> dict[str, Any]:
-    """A mapping whose keys are names, as texts."""
+    """Return a mapping with its keys as normalised names.
+
+    :param name_of: normalises a name.
+    """
     result: dict[str, Any] = {}
     for given, value in tree.items():
         name = name_of(str(given))
         if name in result:
-            problems.append(Problem(".".join((*above, name)), "stands twice"))
+            problems.append(Problem(".".join((*above, name)), "duplicate key"))
         result[name] = value
     return result
 
@@ -222,7 +233,7 @@ def _problem(error: Any, from_environment: Mapping[str, str]) -> Problem:
 
 
 def _nearest(location: tuple[int | str, ...]) -> str:
-    """The known key that is most like one that is not."""
+    """Return the known key that is most similar to an unknown one."""
     *above, unknown = map(str, location)
     model: type[BaseModel] = Settings
     for part in above:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong, and the key it is wrong at; the key is empty where it is the file itself."""
+    """One problem and its configuration key; the key is empty for a problem with the whole file."""
 
     key: str
     message: str

@@ -1,4 +1,4 @@
-"""The configuration: YAML and environment in, frozen settings or a list of every problem out."""
+"""Settings: one frozen model for each section of the configuration."""
 
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -22,7 +22,7 @@ from gateway.model.names import is_name
 
 def _no_bool(value: object) -> object:
     if isinstance(value, bool):
-        raise PydanticCustomError("number", "a number is needed")
+        raise PydanticCustomError("number", "not a number")
     return value
 
 
@@ -111,7 +111,7 @@ class ServerSettings(_Section):
 
 
 class ScaleDefaults(_Section):
-    """The one scale of a small plant, and what holds for every scale that does not say otherwise."""
+    """The single scale of a small plant, and the defaults of all scales."""
 
     host: ListeningHost | None = None
     port: Port = 4001
@@ -121,7 +121,7 @@ class ScaleDefaults(_Section):
 
 
 class ScaleConnection(_Section):
-    """One of several scales: it dials in, is dialled, or hangs on a serial line."""
+    """One of several scales: it connects to the gateway, is dialled, or is on a serial line."""
 
     listen: str | None = None
     connect: str | None = None
@@ -139,7 +139,7 @@ class ScaleConnection(_Section):
         if value is not None and info.context is not None and info.field_name is not None:
             problem = info.context(info.field_name, value)
             if problem:
-                # Not as a template: it may hold braces.
+                # Not as a template: the text may contain braces.
                 raise PydanticCustomError("line", "{problem}", {"problem": problem})
         return value
 
@@ -158,7 +158,7 @@ class FcmSettings(_Section):
 
 
 class LoggerSettings(_Section):
-    """Log files, one a day."""
+    """Daily log files."""
 
     path: Folder = "log"
     level: Annotated[Literal["debug", "info", "warn", "error"], BeforeValidator(_lower)] = "info"
@@ -166,7 +166,7 @@ class LoggerSettings(_Section):
 
 
 class DatabaseSettings(_Section):
-    """The store: embedded, or a PostgreSQL server and what waits for it."""
+    """The store: embedded, or a PostgreSQL server with a local spool."""
 
     path: Folder = "db"
     url: str | None = None
@@ -187,13 +187,13 @@ class DatabaseSettings(_Section):
 
 
 class GatewaySettings(_Section):
-    """What tells gateways apart that share a database."""
+    """Identity of a gateway among those that share a database."""
 
     name: Annotated[str, AfterValidator(_gateway_name)] | None = None
 
 
 class DataSettings(_Section):
-    """Raw CSV files, and what becomes of old ones; nothing, by default."""
+    """Raw CSV files and their retention; by default they are kept for ever."""
 
     path: Folder = "data"
     compress_after_days: Count | None = None
@@ -202,7 +202,7 @@ class DataSettings(_Section):
 
 
 class DaqSettings(_Section):
-    """Bounds of what DAQ programs may bring."""
+    """Limits of the data of DAQ programs."""
 
     max_frame_bytes: Count = 16 * 1024 * 1024
     max_machines: Count = 10_000
@@ -212,7 +212,7 @@ class DaqSettings(_Section):
 
 
 class LimitSettings(_Section):
-    """Bounds of connections and clients."""
+    """Limits of connections and clients."""
 
     connections: Count = 20_000
     subscribers: Count = 10_000
@@ -223,7 +223,7 @@ class LimitSettings(_Section):
 
 
 class Settings(_Section):
-    """Everything that can be configured, checked."""
+    """The whole configuration, validated."""
 
     server: ServerSettings = ServerSettings()
     scale: ScaleDefaults = ScaleDefaults()
@@ -245,12 +245,14 @@ class Settings(_Section):
             try:
                 ZoneInfo(value)
             except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-                raise PydanticCustomError("timezone", "no IANA time zone") from error
+                raise PydanticCustomError("timezone", "not a known IANA time zone; an example is Asia/Seoul") from error
         return value
 
     def lines(self) -> dict[str, ScaleConnection]:
-        """Every scale and its line: ``scales``, or ``scale`` where that is empty. No line's times are ``None``
-        but an unlimited ``commit_max_age_sec``."""
+        """Return the connection of every scale, by id: ``scales``, or ``scale`` if that is empty.
+
+        Times have the defaults of ``scale``; ``commit_max_age_sec`` may be ``None`` (unlimited).
+        """
         lines = self.scales or {
             self.scale.id: ScaleConnection(listen=tcp_endpoint(self.scale.host or self.server.host, self.scale.port))
         }
@@ -265,16 +267,16 @@ class Settings(_Section):
         }
 
     def default_scale(self) -> str:
-        """The scale that a request means which names none: ``scale.id``, or the first of ``scales``."""
+        """Return the scale for requests that name no scale: ``scale.id``, or the first of ``scales``."""
         lines = self.lines()
         return self.scale.id if self.scale.id in lines else next(iter(lines))
 
 
 def tcp_endpoint(host: str, port: int) -> str:
-    """Twisted's server endpoint for a host and a port.
+    """Return Twisted's server endpoint for a host and a port.
 
-    Its backlog lets a plant's devices come back together after a restart; Twisted's own is 50, and who finds it full
-    tries again a second later.
+    The backlog lets all devices of a plant reconnect at once after a restart: Twisted's default is 50, and a client that
+    finds it full tries again a second later.
     """
     escaped = host.replace("\\", "\\\\").replace(":", "\\:")
     return f"tcp:{port}:backlog=1024:interface={escaped}"

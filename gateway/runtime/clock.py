@@ -1,4 +1,4 @@
-"""What time it is: the wall clock in the configured zone, and a clock for ages that never steps."""
+"""Clocks: the wall clock in the configured zone, and a monotonic clock for ages."""
 
 import time
 from collections.abc import Callable
@@ -8,19 +8,19 @@ from zoneinfo import ZoneInfo
 
 import tzlocal
 
-#: The wall clock may be set back by so many seconds without time going back.
+#: Seconds by which the wall clock may be set back without :meth:`WallClock.now` going back.
 HELD: Final = 60.0
 
 
 class WallClock:
     """The two clocks of the gateway.
 
-    When the wall clock is set back a little, :meth:`now` stands still until it is there again: what arrives meanwhile
-    has been counted into no minute that is over. When it is set back further, so is :meth:`now`.
+    When the wall clock is set back a little, :meth:`now` repeats its latest value until the clock has caught up, so that
+    no sample is counted into a closed minute. When it is set back further, so is :meth:`now`.
 
-    :param zone: where the plant's wall clock hangs.
-    :param wall: seconds since 1970, UTC; may step.
-    :param monotonic: seconds since some moment; never steps.
+    :param zone: time zone of the plant.
+    :param wall: returns seconds since 1970, UTC; may step.
+    :param monotonic: returns seconds since an arbitrary moment; never steps.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class WallClock:
         self._ahead = wall() - monotonic()
 
     def now(self) -> datetime:
-        """What the wall clock shows."""
+        """Return the wall-clock time."""
         wall = self.wall()
         latest = self._latest
         if latest - HELD <= wall < latest:
@@ -46,7 +46,7 @@ class WallClock:
         return datetime.fromtimestamp(wall, self.zone)
 
     def step(self) -> float:
-        """By how many seconds the wall clock was set since this was last asked, as the other clock tells."""
+        """Return the seconds by which the wall clock was set since the last call, compared with the monotonic clock."""
         ahead = self.wall() - self.monotonic()
         step = ahead - self._ahead
         self._ahead = ahead
@@ -54,5 +54,8 @@ class WallClock:
 
 
 def zone_named(name: str | None) -> tzinfo:
-    """The zone of an IANA name; the machine's own for ``None``."""
+    """Return the time zone of an IANA name; the system's for ``None``.
+
+    :raises KeyError, ValueError, OSError: not a known zone, or the system's zone cannot be detected.
+    """
     return tzlocal.get_localzone() if name is None else ZoneInfo(name)

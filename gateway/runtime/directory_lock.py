@@ -1,4 +1,4 @@
-"""Locks that allow one gateway for each directory, and none beside the monitoring server that it replaces."""
+"""Locks that allow one gateway for each directory, and none beside a running old monitoring server."""
 
 import contextlib
 import fcntl
@@ -12,16 +12,16 @@ OLD_LOCK = "monitoring.lock"
 
 
 class DirectoryInUse(Exception):
-    """Another gateway has it."""
+    """Error for a directory that another process has locked."""
 
 
 class DirectoryLock:
-    """Holds a directory for this process until it ends, however it ends.
+    """Lock on a directory, held until this process ends, however it ends.
 
     The directory itself is locked (``flock(2)``): a lock file would stand among files that are named by machines.
 
     :raises DirectoryInUse: another process holds it.
-    :raises OSError: the directory cannot be made, or not be written to.
+    :raises OSError: the directory cannot be created or written to.
     """
 
     def __init__(self, path: str) -> None:
@@ -36,11 +36,12 @@ class DirectoryLock:
             raise DirectoryInUse(path) from error
 
     def release(self) -> None:
+        """Allow another gateway to use the directory."""
         os.close(self._file)
 
 
 class OldServerLock:
-    """A lock on the old monitoring server's lock file, if it exists, held until this process ends.
+    """Lock on the old monitoring server's lock file, if it exists, held until this process ends.
 
     The file alone does not mean that the server runs; a lock on it does. The kind of lock depends on the old server's
     version, so both are tried: ``flock(2)``, and the record lock of ``fcntl(2)``.
@@ -82,7 +83,7 @@ class OldServerLock:
             return
 
     def release(self) -> None:
-        """Let the old server start again."""
+        """Allow the old server to start."""
         if self._file is not None:
             os.close(self._file)
             self._file = None

@@ -237,7 +237,7 @@ class LimitedLog:
         return may
 
     def info(self, kind: str, message: str, **fields: object) -> None:
-        """Log what is no more than news, unless this kind has had its share."""
+        """Log at level info, unless the limit of this kind is reached."""
         if self._may(kind, message, fields):
             self._log.info(message, **fields)
 
@@ -251,6 +251,9 @@ class LimitedLog:
 
 
 def shown(data: bytes | Iterable[int], most: int = 50) -> str:
-    """At most so many bytes of somebody's input, for a log line."""
+    """Return the beginning of a peer's input for a log line.
+
+    :param most: maximum bytes.
+    """
     piece = bytes(data)
     return repr(piece[:most]) + ("..." if len(piece) > most else "")

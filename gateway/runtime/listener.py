@@ -29,15 +29,15 @@ class StartError(Exception):
 class Listener:
     """One endpoint and the factory that listens there.
 
-    :param what: configuration key, for log lines.
+    :param key: configuration key of the port, for log lines.
     :param host_key: key of the host, if that has a key of its own.
     """
 
     def __init__(
-        self, what: str, endpoint: IStreamServerEndpoint, factory: IProtocolFactory, host_key: str | None = None
+        self, key: str, endpoint: IStreamServerEndpoint, factory: IProtocolFactory, host_key: str | None = None
     ) -> None:
-        self.key = what
-        self._host_key = host_key or what
+        self.key = key
+        self._host_key = host_key or key
         self._endpoint = endpoint
         self._factory = factory
         self._port: IListeningPort | SharedPort | None = None

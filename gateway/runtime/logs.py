@@ -1,4 +1,4 @@
-"""Where log lines go, and how many of a kind."""
+"""Outputs of the log: stderr and daily files."""
 
 import glob
 import os
@@ -28,7 +28,7 @@ LOG_NAME: Final = "cynow-gateway.log"
 
 
 class MidnightLogFile(DailyLogFile):
-    """A log file that rolls over at midnight of the configured zone and keeps so many days.
+    """A log file that rolls over at midnight of the configured zone and keeps a number of days.
 
     A past day's file is ``cynow-gateway.log.2025_12_18``.
     """
@@ -52,11 +52,11 @@ class MidnightLogFile(DailyLogFile):
 
     def _openFile(self) -> None:
         super()._openFile()
-        # Whoever else writes into it (a second gateway that says why it cannot start) writes behind, not over.
+        # Append: a second gateway that cannot start writes its reason into the same file.
         self._file.close()
         self._file = open(self.path, "ab", 0)  # noqa: SIM115 - closed by the base class
         if not self._file.tell():
-            # Nothing of an earlier day is in it, whatever the file system says.
+            # A new file has no lines of an earlier day, whatever its time stamp is.
             self.lastDate = self.toDate()
 
     def toDate(self, *args: float) -> tuple[int, ...]:
@@ -142,17 +142,17 @@ def _formatter(clock: WallClock) -> Callable[[Any], str | None]:
         moment = clock.now() if when is None else datetime.fromtimestamp(when, clock.zone)
         return moment.isoformat(" ", "milliseconds")
 
-    made: tuple[Any, str | None] = None, None
+    latest: tuple[Any, str | None] = None, None
 
     def text(event: Any) -> str | None:
-        # Each output asks for the line of the same event, which takes longer to make than to write.
-        nonlocal made
+        # Each output formats the same event, which takes longer than writing it.
+        nonlocal latest
         # Other threads log too.
-        known = made
+        known = latest
         if event is not known[0]:
             line = formatEventAsClassicLogText(event, formatTime=time_text)
-            # A name that a stranger chose must not be able to move the reader's cursor.
-            made = known = event, None if line is None else line.translate(_NO_CONTROLS)
+            # A name that a client chose must not be able to move the cursor of a terminal.
+            latest = known = event, None if line is None else line.translate(_NO_CONTROLS)
         return known[1]
 
     return text
@@ -163,9 +163,9 @@ _NO_CONTROLS: Final = {code: "\ufffd" for code in [*range(0x20), *range(0x7F, 0x
 
 @implementer(ILogObserver)
 class BufferingObserver:
-    """Holds the first events back until it is released: who starts a daemon that cannot start reads one line.
+    """Observer that buffers events until it is released, so that a daemon that cannot start prints one line only.
 
-    :param observer: gets everything from then on.
+    :param observer: receives all events from then on.
     """
 
     def __init__(self, observer: ILogObserver) -> None:
@@ -179,7 +179,7 @@ class BufferingObserver:
             self._held.append(event)
 
     def release(self) -> None:
-        """Let go what was held."""
+        """Pass on the buffered events, and all later ones at once."""
         held, self._held = self._held or [], None
         for event in held:
             self._observer(event)

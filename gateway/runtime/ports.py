@@ -1,7 +1,7 @@
 """Listening ports that several processes of one machine share: the kernel spreads connections over them.
 
-A process has its share from the moment at which it listens, whether it accepts or not. So a port is bound at once, and
-listens only when its process is ready: one that is still starting gets no connection that another could serve.
+The kernel gives a process its share as soon as it listens, whether it accepts or not. So a port is bound at once, but
+listens only when its process is ready: a starting process gets no connection that another one could serve.
 """
 
 import socket
@@ -12,16 +12,16 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFactory
 
-#: As long as Twisted's own ports have it.
+#: Maximum queued connections; the default of Twisted's ports.
 _BACKLOG: Final = 50
 
 
 class SharedPort:
-    """A TCP port that is bound, and listens once it is told to; as :class:`IListeningPort` has it.
+    """TCP port that is bound at once and listens on request; it has the methods of :class:`IListeningPort`.
 
-    Processes share it that set ``SO_REUSEPORT``, all of them, and are one user's (``socket(7)``).
+    All processes that share it must set ``SO_REUSEPORT`` and belong to the same user (``socket(7)``).
 
-    :raises CannotListenError: somebody else has it.
+    :raises CannotListenError: another program uses the port.
     """
 
     def __init__(self, reactor: Any, port: int, factory: IProtocolFactory, backlog: int, interface: str) -> None:
@@ -33,14 +33,14 @@ class SharedPort:
         self._listening: IListeningPort | None = None
         bound = socket.socket(family, socket.SOCK_STREAM)
         try:
-            # For what is left of connections of before, and of gateways that did not share.
+            # Old connections, and those of gateways that did not share, must not block the port.
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             (*_, address), *_ = socket.getaddrinfo(
                 interface or None, port, family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )
             bound.bind(address)
-            # Else any program that sets it too could take the port before this one listens.
+            # Otherwise any program that sets it too could take the port before this one listens.
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         except OSError as error:
             bound.close()
@@ -65,7 +65,7 @@ class SharedPort:
             return
         with bound:
             bound.listen(self._backlog)
-            # Its connections have it too, and keep no gateway from the port that shares it with nobody.
+            # Connections inherit it, and then do not block a later gateway that does not share the port.
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.setblocking(False)
             self._listening = self._reactor.adoptStreamPort(bound.fileno(), bound.family, self._factory)
@@ -86,7 +86,7 @@ class SharedPort:
 
 
 class SharedPorts:
-    """What endpoints take for the reactor: its TCP ports are shared, and everything else is the reactor's own."""
+    """Reactor for endpoints whose TCP ports are shared; everything else is passed to the real reactor."""
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor

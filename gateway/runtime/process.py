@@ -49,5 +49,5 @@ class Process:
 
     @property
     def changes_identity(self) -> bool:
-        """Whether modules that are imported later may be unreadable, or not be found."""
+        """True if modules that are imported later may be unreadable, or not be found."""
         return self.uid is not None or self.gid is not None or self.changes_root

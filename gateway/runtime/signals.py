@@ -73,7 +73,7 @@ class Signals:
             end()
 
     def ignore(self) -> None:
-        """Ignore every signal from now on: the end is near, and Python would restore the deadly defaults."""
+        """Ignore every signal from now on: Python would otherwise restore its defaults during the shutdown."""
         for number in (*_ENDING, signal.SIGHUP, *_IGNORED):
             signal.signal(number, signal.SIG_IGN)
 

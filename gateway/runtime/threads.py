@@ -1,4 +1,4 @@
-"""Threads of our own, for what would block the reactor."""
+"""Thread pools for calls that would block the reactor."""
 
 import threading
 from typing import Any
@@ -6,16 +6,15 @@ from typing import Any
 from twisted.python.threadpool import ThreadPool
 
 
-def pool_of(most: int, name: str) -> ThreadPool:
-    """A pool of at most so many threads, to be started.
+def pool_of(max_threads: int, name: str) -> ThreadPool:
+    """Return a pool of daemon threads, not started yet.
 
-    They cannot keep a process alive whose start or end went wrong; a good end waits for what they do.
+    Daemon threads cannot keep a process alive after a failed start; an orderly shutdown waits for their work.
     """
-    pool = ThreadPool(0, most, name)
-    # Annotated as the class, but called only.
-    pool.threadFactory = _daemon  # type: ignore[assignment]  # see above
+    pool = ThreadPool(0, max_threads, name)
+    pool.threadFactory = _daemon_thread  # type: ignore[assignment]  # annotated as the class, but only called
     return pool
 
 
-def _daemon(*args: Any, **kwargs: Any) -> threading.Thread:
+def _daemon_thread(*args: Any, **kwargs: Any) -> threading.Thread:
     return threading.Thread(*args, **kwargs, daemon=True)

@@ -354,9 +354,9 @@ def test_wrong_values(file: Path, text: str, key: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("server: {port: 1}\nserver: {port: 2}\n", "line 2: the key server stands twice"),
-        ("server:\n  port: 1\n  port: 2\n", "line 3: the key port stands twice"),
-        ("scales:\n  a: {listen: x}\n  a: {listen: y}\n", "line 3: the key a stands twice"),
+        ("server: {port: 1}\nserver: {port: 2}\n", "line 2: duplicate key server"),
+        ("server:\n  port: 1\n  port: 2\n", "line 3: duplicate key port"),
+        ("scales:\n  a: {listen: x}\n  a: {listen: y}\n", "line 3: duplicate key a"),
     ],
 )
 def test_a_key_that_stands_twice(file: Path, text: str, said: str) -> None:
@@ -374,7 +374,7 @@ def test_a_key_that_stands_twice(file: Path, text: str, said: str) -> None:
     ],
 )
 def test_a_key_that_stands_twice_in_two_cases(file: Path, text: str, key: str) -> None:
-    assert "twice" in problems(file, text)[key]
+    assert "duplicate key" in problems(file, text)[key]
 
 
 @pytest.mark.parametrize(
