@@ -275,8 +275,8 @@ class Settings(_Section):
 def tcp_endpoint(host: str, port: int) -> str:
     """Return Twisted's server endpoint for a host and a port.
 
-    The backlog lets all devices of a plant reconnect at once after a restart: Twisted's default is 50, and a client that
-    finds it full tries again a second later.
+    The backlog lets all devices of a plant reconnect at once after a restart. Twisted's default is 50, and a client
+    that finds it full tries again a second later.
     """
     escaped = host.replace("\\", "\\\\").replace(":", "\\:")
     return f"tcp:{port}:backlog=1024:interface={escaped}"

@@ -15,8 +15,8 @@ HELD: Final = 60.0
 class WallClock:
     """The two clocks of the gateway.
 
-    When the wall clock is set back a little, :meth:`now` repeats its latest value until the clock has caught up, so that
-    no sample is counted into a closed minute. When it is set back further, so is :meth:`now`.
+    When the wall clock is set back a little, :meth:`now` repeats its latest value until the clock has caught up, so
+    that no sample is counted into a closed minute. When it is set back further, so is :meth:`now`.
 
     :param zone: time zone of the plant.
     :param wall: returns seconds since 1970, UTC; may step.

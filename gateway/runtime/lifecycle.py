@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NoReturn, Protocol, TypeAlias
 
-import sdnotify
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.defer import TimeoutError as TookTooLong
@@ -22,6 +21,7 @@ from gateway import __version__
 from gateway.runtime.listener import Listener, StartError
 from gateway.runtime.logs import BufferingObserver
 from gateway.runtime.process import Process
+from gateway.runtime.sd_notify import SystemdNotifier
 
 log = Logger()
 
@@ -117,7 +117,7 @@ class Gateway(Service):
         self._log = log_control
         self._is_open = False
         self._is_stopping = False
-        self._systemd = sdnotify.SystemdNotifier()
+        self._systemd = SystemdNotifier()
         self._started: list[IService] = []
         self._recovering = LoopingCall(self._extend_start_timeout)
         self._recovering.clock = reactor

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from gateway.config.cross_checks import CrossChecks
-from gateway.config.loader import load
 from gateway.config.endpoints import display_address, line_problem, tcp_address
+from gateway.config.loader import load
 from gateway.tap import Options
 
 

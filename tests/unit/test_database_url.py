@@ -8,11 +8,11 @@ import pytest
 from twisted.internet import reactor
 from twisted.trial.unittest import TestCase
 
+from gateway.commands.check import check_line
 from gateway.config.loader import ConfigError, load
 from gateway.store.interface import StoreUnavailable
 from gateway.store.postgres import address as target_module
 from gateway.store.postgres.address import ServerAddress, url_problem
-from gateway.commands.check import check_line
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,10 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import Factory
 
-from gateway.config.endpoints import endpoint_problem
+from gateway.config.endpoints import endpoint_problem, line_problem
 from gateway.config.hosts import host_problem
 from gateway.config.loader import ConfigError, load
 from gateway.runtime.listener import Listener, StartError
-from gateway.config.endpoints import line_problem
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,9 @@ from zope.interface import implementer
 
 from gateway.ingest.dialer import dialled
 from gateway.ingest.scale import MAX_LINE, ScaleFactory
-from gateway.ingest.serial import SerialLine, SerialService, check_parity
+from gateway.ingest.serial import SerialLine, SerialService, check_parity, open_serial_port
 from gateway.ingest.transport import end_reason, failure_reason, host_of
 from gateway.model.records import Presence, Reading
-from gateway.ingest.serial import open_serial_port
 from tests.unit.test_ingest import Ingest
 
 REQUESTS = [

@@ -1,0 +1,26 @@
+"""Notifications to systemd (``sd_notify(3)``)."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Mapping
+
+
+class SystemdNotifier:
+    """Sender of notifications to the service manager; without one, it sends nothing.
+
+    :param environment: environment of the process, in which systemd sets ``NOTIFY_SOCKET``.
+    """
+
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        path = environment.get("NOTIFY_SOCKET", "")
+        # "@" stands for the NUL byte of an abstract address.
+        self._address = "\0" + path[1:] if path.startswith("@") else path
+
+    def notify(self, state: str) -> None:
+        """Send a state such as ``READY=1``. A manager that does not listen is no reason to stop."""
+        if not self._address:
+            return
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as to:
+            to.setblocking(False)
+            to.sendto(state.encode(), self._address)
