@@ -20,6 +20,7 @@ from benchmarks import (
     hostile_frames,
     http,
     lines,
+    micro,
     outage,
     processes,
     recovery,
@@ -29,6 +30,7 @@ from benchmarks import (
     start,
     storm,
 )
+from benchmarks.compare import compare
 from benchmarks.table import Row, table
 
 #: By name: the rows of a benchmark, which has a folder of its own and some seconds of load, and the part of
@@ -55,10 +57,19 @@ BENCHMARKS: Final[dict[str, tuple[Callable[[Path, float], list[Row]], float]]] =
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"only these: {', '.join(BENCHMARKS)}")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"only these: {', '.join(BENCHMARKS)}; or micro; or compare REVISION"
+    )
     parser.add_argument("--seconds", type=float, default=60.0, help="the length of a long load (default %(default)s)")
     parser.add_argument("--save", type=Path, help="also write the rows as JSON to this file")
     options = parser.parse_args()
+    if options.names == ["micro"]:
+        micro.main([])
+        return
+    if options.names[:1] == ["compare"]:
+        if len(options.names) != 2:
+            parser.error("compare needs a revision to compare with")
+        raise SystemExit(compare(options.names[1]))
     unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"no benchmark: {', '.join(unknown)}")
