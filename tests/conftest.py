@@ -15,6 +15,20 @@ from tests.daemon import Daemon, running
 
 ROOT = Path(__file__).parent.parent
 
+#: Modules of unit tests that start servers or kill processes, or take more than a few seconds.
+SLOW = {
+    "test_hostile_frames",
+    "test_json_reader",
+    "test_plot",
+    "test_postgres",
+    "test_postgres_outcomes",
+    "test_postgres_refusals",
+    "test_recovery",
+    "test_scale_damage",
+    "test_spool",
+    "test_store_faults",
+}
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let nothing fail for want of time but what pytest itself ends."""
@@ -22,7 +36,15 @@ def pytest_configure(config: pytest.Config) -> None:
     # A busy machine is slow in making examples too.
     health = [hypothesis.HealthCheck.too_slow]
     hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=health)
-    hypothesis.settings.load_profile("patient")
+    hypothesis.settings.register_profile("quick", deadline=None, suppress_health_check=health, max_examples=10)
+    hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "patient"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that ``make test-fast`` leaves out."""
+    for item in items:
+        if item.path.stem in SLOW or "Postgres" in item.nodeid:
+            item.add_marker(pytest.mark.slow)
 
 
 def program(name: str) -> str:
