@@ -109,7 +109,8 @@ def build_store(runtime: Runtime, settings: Settings, paths: Paths, *, accept_em
     if settings.database.url is None:
         from gateway.store.sqlite.store import SqliteStore
 
-        return StoreParts(SqliteStore(reactor, clock, counters, paths.database, accept_empty=accept_empty))
+        embedded = SqliteStore(reactor, clock, counters, paths.database, accept_empty=accept_empty)
+        return StoreParts(embedded, embedded)
     return _build_postgres(runtime, settings, settings.database.url, paths)
 
 
@@ -129,7 +130,7 @@ def _build_postgres(runtime: Runtime, settings: Settings, url: str, paths: Paths
     timeout = settings.scale.idle_timeout_sec
     relay = Relay(reactor, runtime.bus, runtime.live, clock, counters, log, channel, name, timeout)
     first = (lambda: _first_number(spool.identity)) if settings.server.share_ports else None
-    return StoreParts(store, relay, first)
+    return StoreParts(store, spool, relay, first)
 
 
 def _first_number(identity: str) -> int:
@@ -361,6 +362,7 @@ def build_storage(
         database=paths.database,
         has_url=settings.database.url is not None,
         store=parts.store,
+        numbers=parts.numbers,
         bus=runtime.bus,
         readers=readers,
         compressor=compressor,

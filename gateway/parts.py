@@ -21,6 +21,7 @@ from gateway.runtime.metrics import Counters
 from gateway.runtime.open_files import OpenFiles
 from gateway.runtime.reactor import IReactor
 from gateway.stats.rollup import Rollup
+from gateway.store.event_numbers import EventNumberStore
 from gateway.store.interface import Store
 from gateway.store.writer import Writer
 from gateway.web.http.request import Traffic
@@ -64,11 +65,13 @@ class Runtime:
 class StoreParts:
     """The store.
 
+    :ivar numbers: store of event numbers, opened and closed with the store.
     :ivar relay: exchange with other gateways on the same database; ``None`` without PostgreSQL.
     :ivar first_number: returns the lowest number of live events of this process; ``None`` if the store decides.
     """
 
     store: Store
+    numbers: EventNumberStore
     relay: "Relay | None" = None
     first_number: Callable[[], int] | None = None
 

@@ -82,10 +82,10 @@ class Gate:
         self._store = store
         self.waiting: list[tuple[list[StoreEntry], Deferred[list[StoreEntry]]]] = []
 
-    def write(self, entries: Sequence[StoreEntry]) -> "Deferred[list[StoreEntry]]":
+    async def write(self, entries: Sequence[StoreEntry]) -> list[StoreEntry]:
         done: Deferred[list[StoreEntry]] = Deferred()
         self.waiting.append((list(entries), done))
-        return done
+        return await done
 
     async def let_through(self) -> None:
         """Write everything that waits, and what comes when that is acknowledged."""
@@ -183,7 +183,7 @@ class Killable:
         self.running = True
         recovery = Recovery(str(self.data), self.zone, rollup, new_rollup, self.damage)
         now = self.clock.now()
-        self.recovered = recovery.run(await self.store.standing(recovery.look(now), now), now)
+        self.recovered = recovery.run(await self.store.rollup_progress(recovery.look(now), now), now)
         self.live.restore(self.recovered.updates)
         self.writer.add(self.recovered.entries)
         if entries is not None:

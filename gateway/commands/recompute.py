@@ -30,12 +30,16 @@ from gateway.raw.repeated_hour import timed_runs
 from gateway.runtime.clock import WallClock, zone_named
 from gateway.runtime.metrics import Counters
 from gateway.stats.rollup import Rollup
-from gateway.store.interface import MachineDamaged, Store, StoreUnavailable
+from gateway.store.interface import MachineDamaged, MeansQuery, PageRequest, Store, StoreUnavailable
 from gateway.store.postgres.command_store import CommandPostgresStore
 from gateway.store.rows import detail_of
+from gateway.store.spool.spool import Spool
 from gateway.store.sqlite.store import SqliteStore
 from gateway.timeseries.bucket import Bucket
 from gateway.timeseries.calendar import PERIODS, end_of, minutes_of, start_of
+
+#: Maximum bytes of rows that wait for PostgreSQL.
+_SPOOL_BYTES: Final = 1024 * 1024 * 1024
 
 #: How often a store that somebody has locked is asked again.
 _TRIES: Final = 5
@@ -114,7 +118,7 @@ class Recompute:
         for day in {file.day for file in job.its}:
             if minutes_of("day", datetime(day.year, day.month, day.day, tzinfo=zone)) <= 24 * 60:
                 continue
-            page = await self._store.means("hour", job.machine, day, day, sensor=job.sensor, detail=True)
+            page = await self._store.means(MeansQuery("hour", job.machine, day, day, job.sensor, detail=True))
             counts = {}
             for item in page.items:
                 if item["start"] is not None:
@@ -188,17 +192,11 @@ class Recompute:
         """The rows of this sensor for all periods that lie in this range or have a part of it."""
         found: dict[ItemKey, dict[str, Any]] = {}
         for period in PERIODS:
+            begin, end = start_of(period, first).date(), last.date()
+            query = MeansQuery(period, job.machine, begin, end, job.sensor, detail=True)
             page = None
             while page is None or page.after is not None:
-                page = await self._store.means(
-                    period,
-                    job.machine,
-                    start_of(period, first).date(),
-                    last.date(),
-                    sensor=job.sensor,
-                    detail=True,
-                    after=None if page is None else page.after,
-                )
+                page = await self._store.means(query, PageRequest(None if page is None else page.after))
                 for item in page.items:
                     found[period, item["start"] or self._start_of(item["time"])] = item
         return found
@@ -325,7 +323,7 @@ async def _run(reactor: Any, options: argparse.Namespace, settings: Settings) ->
             raise SystemExit(f"recompute: database.url: {error}") from error
         raise SystemExit(f"recompute: database.path: {settings.database.path}, below {Path.cwd()}: {error}") from error
     try:
-        standing = await store.standing({}, clock.now())
+        standing = await store.rollup_progress({}, clock.now())
         types = {(state.machine, state.sensor): state.type for state in standing.sensors}
         jobs = _jobs(options, settings, types)
         size = sum(_size(file) for job in jobs for file in job.its)
@@ -362,8 +360,14 @@ def _store(reactor: Any, clock: WallClock, counters: Counters, settings: Setting
     database = settings.database
     if database.url is None:
         return SqliteStore(reactor, clock, counters, database.path, gives_numbers=False)
+    name = settings.gateway.name or platform.node()
     return CommandPostgresStore(
-        reactor, clock, counters, database.url, settings.gateway.name or platform.node(), "recompute"
+        reactor,
+        clock,
+        counters,
+        lambda directory: Spool(reactor, clock, counters, directory, _SPOOL_BYTES),
+        database.url,
+        f"{name} recompute",
     )
 
 

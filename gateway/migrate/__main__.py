@@ -25,8 +25,8 @@ from gateway.migrate.target import TargetDatabase
 from gateway.model.names import is_name
 from gateway.runtime.clock import zone_named
 from gateway.store.postgres.refusals import error_text
-from gateway.store.sqlite.opening import GATEWAY_FILE
 from gateway.store.sqlite.queries import columns_of, quoted, sensors
+from gateway.store.sqlitefile.files import GATEWAY_FILE
 from gateway.timeseries.calendar import PERIODS
 
 _HEAD: Final = ("table", "copied", "already there", "differing", "left out")

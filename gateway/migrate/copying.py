@@ -40,8 +40,8 @@ from gateway.migrate.target import (
 )
 from gateway.store.postgres.entries import OLD, OURS
 from gateway.store.rows import BUCKET_COLUMNS
-from gateway.store.sqlite.opening import GATEWAY_FILE
 from gateway.store.sqlite.queries import columns_of, quoted, sensors
+from gateway.store.sqlitefile.files import GATEWAY_FILE
 from gateway.timeseries.calendar import PERIODS
 
 

@@ -80,7 +80,7 @@ async def recover(
     now = clock.now()
     days = await in_thread(recovery.look, now)
     _remember(days, remember)
-    standing = await store.standing(days, now)
+    standing = await store.rollup_progress(days, now)
     _remember([(state.machine, state.sensor) for state in standing.sensors], remember)
     recovered = await in_thread(recovery.run, standing, now)
     live.restore(recovered.updates)

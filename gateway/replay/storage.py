@@ -15,8 +15,8 @@ from gateway.runtime.access import may_access
 from gateway.runtime.directory_lock import DirectoryInUse, DirectoryLock, OldServerLock
 from gateway.runtime.listener import StartError
 from gateway.runtime.paths import explain_unusable
-from gateway.store.event_numbers import EventNumberReserve
-from gateway.store.interface import SEQ_BLOCK, DirectoryUnusable, Store, StoreUnavailable
+from gateway.store.event_numbers import SEQ_BLOCK, EventNumberReserve, EventNumberStore
+from gateway.store.interface import DirectoryUnusable, Store, StoreUnavailable
 
 #: Recovers the state of the parts; the argument returns whether the gateway is still running. Returns the machines
 #: whose state could not be recovered.
@@ -31,6 +31,7 @@ class Storage:
     :ivar data: directory of raw files.
     :ivar database: directory of SQLite files; may be the same.
     :ivar has_url: whether ``database.url`` is set.
+    :ivar numbers: store of event numbers, opened and closed with the store.
     :ivar readers: thread pool that reads raw files.
     :ivar compressor: thread pool that compresses raw files, for which readers must not wait.
     :ivar first_number: lowest number of live events, if that is not up to the store.
@@ -42,6 +43,7 @@ class Storage:
     database: str
     has_url: bool
     store: Store
+    numbers: EventNumberStore
     bus: Bus
     readers: ThreadPool
     compressor: ThreadPool
@@ -62,7 +64,7 @@ class Storage:
             self._raise_denied(error)
             key = "url" if self.has_url and not isinstance(error, DirectoryUnusable) else "path"
             raise StartError(f"database.{key}: {error}") from error
-        self.bus.number_from(self.store.first_seq, EventNumberReserve(self.store).used)
+        self.bus.number_from(self.numbers.first_seq, EventNumberReserve(self.numbers).used)
         for pool in (self.readers, self.compressor):
             pool.start()
 
@@ -75,9 +77,9 @@ class Storage:
         if self.first_number is None:
             return
         first = self.first_number()
-        if self.store.first_seq < first:
-            await self.store.reserve(first + SEQ_BLOCK)
-            self.bus.number_from(first, EventNumberReserve(self.store).used)
+        if self.numbers.first_seq < first:
+            await self.numbers.reserve(first + SEQ_BLOCK)
+            self.bus.number_from(first, EventNumberReserve(self.numbers).used)
 
     async def close(self) -> None:
         """Close the store and release the directories."""

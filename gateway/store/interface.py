@@ -1,4 +1,4 @@
-"""What the gateway asks of a store. Everything answers by a Deferred; nothing blocks the reactor."""
+"""Interface of a store. Its methods are coroutines that do not block the reactor."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -6,21 +6,15 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any, Final, TypeAlias
 
-from twisted.internet.defer import Deferred
-
 from gateway.model.entries import StoreEntry
 from gateway.model.records import Commit, CommitEntry
 
-#: Event numbers in one reservation; at 5,000 events a second they last over three minutes.
-SEQ_BLOCK: Final = 1_000_000
-
-
-#: What is made of some items of a page.
+#: Encodes some items of a page; called in a thread.
 Encode: TypeAlias = Callable[[list[dict[str, Any]]], Any]
 
 
 class StoreUnavailable(Exception):
-    """The store cannot take it now, and nothing was written."""
+    """Error for an operation that cannot be done now; nothing was written."""
 
 
 class DirectoryUnusable(StoreUnavailable):
@@ -43,15 +37,15 @@ class RejectedByDatabase(Exception):
 
 
 class IdempotencyConflict(Exception):
-    """The key was used before, for another request."""
+    """Error for a key that was used before, for another request."""
 
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyKey:
     """A client's name for one commit.
 
-    :ivar key: as the client sent it.
-    :ivar fingerprint: of the request; the same for the same request.
+    :ivar key: text that the client sent.
+    :ivar fingerprint: digest of the request; equal for equal requests.
     """
 
     key: str
@@ -60,10 +54,10 @@ class IdempotencyKey:
 
 @dataclass(frozen=True, slots=True)
 class CommitResult:
-    """A commit that is durable.
+    """Result of a durable commit.
 
-    :ivar answer: the body of the answer; of the first answer, where it was ``replayed``.
-    :ivar commit: what was written now; ``None`` where nothing was.
+    :ivar answer: body of the answer; for a repeated request, that of the first answer.
+    :ivar commit: commit that was written now; ``None`` for a repeated request.
     """
 
     answer: dict[str, Any]
@@ -71,11 +65,49 @@ class CommitResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """Some of the items that were asked for.
+class MeansQuery:
+    """Selection of means of one machine.
 
-    :ivar items: dicts; or what was made of them, some at a time.
-    :ivar after: what to ask for the next page with; ``None`` where there is none.
+    :ivar period: ``hour``, ``day``, ``month`` or ``year``.
+    :ivar machine: name of a machine; may be any text.
+    :ivar start: first day.
+    :ivar end: last day, inclusive.
+    :ivar sensor: only sensor to select; ``None`` selects all.
+    :ivar detail: whether items have count, extremes, rms, standard deviation and coverage.
+    """
+
+    period: str
+    machine: str
+    start: date
+    end: date
+    sensor: str | None = None
+    detail: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PageRequest:
+    """Position, size and encoding of a page.
+
+    :ivar after: :attr:`Page.after` of the previous page; ``None`` for the first page.
+    :ivar limit: maximum number of items; the store's own maximum by default.
+    :ivar encode: encoder of the items; by default a page has dicts.
+    """
+
+    after: Any = None
+    limit: int | None = None
+    encode: Encode | None = None
+
+
+#: Request for the first page, of the store's own maximum size.
+FIRST_PAGE: Final = PageRequest()
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some of the selected items.
+
+    :ivar items: dicts, or results of the encoder, each for some items.
+    :ivar after: position for the next :class:`PageRequest`; ``None`` for the last page.
     """
 
     items: list[Any]
@@ -84,10 +116,10 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class DayMark:
-    """How much of a sensor's day is in rows of hours.
+    """Part of a sensor's day that is counted in rows of hours.
 
-    :ivar last: the start of the last hour that has a row.
-    :ivar raw_end: how many bytes of the day's raw file are counted; ``None`` where that is not known.
+    :ivar last: start of the last hour that has a row.
+    :ivar raw_end: number of counted bytes of the day's raw file; ``None`` if it is not known.
     """
 
     last: datetime
@@ -96,12 +128,12 @@ class DayMark:
 
 @dataclass(frozen=True, slots=True)
 class SensorState:
-    """Where the statistics of a sensor stand.
+    """Progress of one sensor's statistics.
 
-    :ivar type: the last it had; ``None`` where that is not known.
-    :ivar days: of the days that were asked for, those that have rows of hours.
-    :ivar open: days, months and years that have rows in them and none of their own, by their starts, in that order;
-        looked for where the last hours are, before now and at all, and on the days that were asked for.
+    :ivar type: last type of the sensor; ``None`` if it is not known.
+    :ivar days: marks of those requested days that have rows of hours.
+    :ivar open: periods longer than an hour that have rows in them and no row of their own, by period and start; among
+        those of the requested days, of the last hour before now and of the last hour at all.
     """
 
     machine: str
@@ -113,9 +145,9 @@ class SensorState:
 
 @dataclass(frozen=True, slots=True)
 class RollupProgress:
-    """Where all statistics stand.
+    """Progress of all statistics.
 
-    :ivar unreadable: machines of which that cannot be told now.
+    :ivar unreadable: machines whose progress cannot be read now.
     """
 
     sensors: list[SensorState]
@@ -125,117 +157,82 @@ class RollupProgress:
 class Store(ABC):
     """A place for commits, means and anomalies.
 
-    The name of a machine in a question may be any text: the store knows what it has.
-
-    :ivar first_seq: the first event number to give out; above any that was.
-    :ivar reserved: the last event number that may be given out before :meth:`reserve` has granted more.
+    The name of a machine in a query may be any text: unknown machines have no data.
     """
-
-    first_seq: int
-    reserved: int
 
     @property
     @abstractmethod
     def problems(self) -> list[str]:
-        """Problems of the store, one line each, for ``/healthz``; reading it does not block."""
+        """Problems of the store, one line each, for ``/healthz``; reading them does not block."""
 
     @abstractmethod
     def open(self) -> None:
-        """Open it. This may block: the reactor is not running yet.
+        """Open the store. This may block: the reactor is not running yet.
 
-        :raises StoreUnavailable: there is no starting with it.
+        :raises StoreUnavailable: the gateway cannot start with this store.
         """
 
     @abstractmethod
-    def commit(self, entry: CommitEntry, key: IdempotencyKey | None) -> "Deferred[CommitResult]":
-        """Write a commit, and its key with it; fires when both are durable.
+    async def commit(self, entry: CommitEntry, key: IdempotencyKey | None) -> CommitResult:
+        """Write a commit together with its key, and return when both are durable.
 
-        A key that was used for the same request gives the first answer, and nothing is written.
+        If the key was used for the same request before, return the first answer and write nothing.
 
         :raises IdempotencyConflict: the key was used for another request.
-        :raises StoreUnavailable: it cannot be written now, and was not.
-        :raises OutcomeUnknown: it may have been written; the same request with the same key gives the outcome.
-        :raises RejectedByDatabase: it will never be written as it is.
+        :raises StoreUnavailable: the commit cannot be written now, and was not.
+        :raises OutcomeUnknown: the commit may have been written; the same request with the same key gives the outcome.
+        :raises RejectedByDatabase: the commit will never be written as it is.
         """
 
     @abstractmethod
-    def replay(self, key: IdempotencyKey) -> "Deferred[dict[str, Any] | None]":
-        """The first answer to a key; ``None`` where it is new.
+    async def replay(self, key: IdempotencyKey) -> dict[str, Any] | None:
+        """Return the first answer to a key; ``None`` if the key is new.
 
         :raises IdempotencyConflict: the key was used for another request.
-        :raises StoreUnavailable: it cannot be looked up now.
+        :raises StoreUnavailable: the key cannot be looked up now.
         """
 
     @abstractmethod
-    def write(self, entries: Sequence[StoreEntry]) -> "Deferred[list[StoreEntry]]":
-        """Write what is over, anomalies and sightings; fires with those that must be tried again later, in their order.
+    async def write(self, entries: Sequence[StoreEntry]) -> list[StoreEntry]:
+        """Write closed periods, anomalies and sightings; return those that must be retried later, in their order.
 
-        An hour that has a row already, for the clock was set back, has its samples added to that. A longer period is
-        made of the rows in it, as often as it is said to be over; a row of the old server, which has no count, stays.
+        If an hour has a row already because the clock was set back, its samples are added to that row. A longer period
+        is computed from the rows in it each time it is closed; a row of the old server, which has no count, stays.
 
-        What can never be written is logged, counted and not among them.
+        Entries that can never be written are logged and counted, and not returned.
         """
 
     @abstractmethod
-    def machines(self) -> "Deferred[list[str]]":
-        """Every machine with stored data, sorted."""
+    async def machines(self) -> list[str]:
+        """Return every machine with stored data, sorted."""
 
     @abstractmethod
-    def standing(self, days: Mapping[tuple[str, str], Collection[date]], now: datetime) -> "Deferred[RollupProgress]":
-        """Every sensor with stored data, and where its statistics stand.
+    async def rollup_progress(self, days: Mapping[tuple[str, str], Collection[date]], now: datetime) -> RollupProgress:
+        """Return the progress of the statistics of every sensor with stored data.
 
-        :param days: that are asked for, by machine and sensor.
-        :raises StoreUnavailable: it cannot be told of any.
+        :param days: requested days, by machine and sensor.
+        :raises StoreUnavailable: the progress of no machine can be read.
         """
 
     @abstractmethod
-    def means(
-        self,
-        period: str,
-        machine: str,
-        start: date,
-        end: date,
-        *,
-        sensor: str | None = None,
-        detail: bool = False,
-        after: Any = None,
-        limit: int | None = None,
-        encode: Encode | None = None,
-    ) -> "Deferred[Page]":
-        """Items of ``/stat/<period>``: from one day to another, both inclusive, by sensor and ascending in time.
+    async def means(self, query: MeansQuery, page: PageRequest = FIRST_PAGE) -> Page:
+        """Return items of ``/stat/<period>``, by sensor and ascending in time.
 
-        :param sensor: of this one only.
-        :param detail: with count, extremes, rms, standard deviation and coverage.
-        :param after: from the page before this one.
-        :param limit: maximum number of items in the page; the store's own maximum by default.
-        :param encode: called in a thread.
+        :raises StoreUnavailable: the machine cannot be read now.
         """
 
     @abstractmethod
-    def anomalies(
-        self,
-        machine: str | None,
-        start: date,
-        end: date,
-        after: Any = None,
-        limit: int | None = None,
-        encode: Encode | None = None,
-    ) -> "Deferred[Page]":
-        """Items of ``/stat/anomaly``: of one machine, ascending in time; of all (``None``), newest first.
+    async def anomalies(self, machine: str | None, start: date, end: date, page: PageRequest = FIRST_PAGE) -> Page:
+        """Return items of ``/stat/anomaly``: for one machine ascending in time, for all (``None``) newest first.
 
         Anomalies with the same time are ordered by machine, then by order of writing. For all machines, those that
         cannot be read are left out.
 
-        :param after: from the page before this one.
-        :param limit: maximum number of items in the page; the store's own maximum by default.
-        :param encode: called in a thread.
+        :param start: first day.
+        :param end: last day, inclusive.
         :raises StoreUnavailable: the one machine cannot be read now.
         """
 
     @abstractmethod
-    def reserve(self, up_to: int) -> "Deferred[None]":
-        """Never again begin with an event number of ``up_to`` or less."""
-
-    @abstractmethod
-    def close(self) -> "Deferred[None]":
-        """Finish what was begun and let go of files; at most a few seconds."""
+    async def close(self) -> None:
+        """Finish running operations and close the files; this takes at most a few seconds."""

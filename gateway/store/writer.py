@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -142,7 +142,8 @@ class Writer(Service):
         if batch:
             self._in_hand = len(batch)
             self._sightings -= sum(isinstance(entry, Sighting) for entry in batch)
-            maybeDeferred(self._store.write, batch).addErrback(self._failed, batch).addCallback(self._wrote, batch)
+            writing = Deferred.fromCoroutine(self._store.write(batch))
+            writing.addErrback(self._failed, batch).addCallback(self._wrote, batch)
 
     def _current(self, sighting: Sighting) -> Sighting:
         """A sighting with the type that its sensor has now."""

@@ -27,7 +27,7 @@ from gateway.model.entries import ClosedHour, ClosedPeriod, Sighting
 from gateway.model.records import CommitEntry, Fault
 from gateway.runtime.clock import WallClock
 from gateway.runtime.metrics import Counters
-from gateway.store.interface import IdempotencyConflict, IdempotencyKey, SensorState, Store
+from gateway.store.interface import IdempotencyConflict, IdempotencyKey, MeansQuery, SensorState, Store
 from gateway.store.postgres.store import PostgresStore
 from gateway.store.rows import BUCKET_COLUMNS
 from gateway.store.spool.spool import Spool
@@ -324,7 +324,8 @@ class MigrateTests(ServerCase):
             for period in PERIODS:
                 for machine in machines:
                     here, there = [
-                        (await each.means(period, machine, first, last, detail=True)).items for each in (store, other)
+                        (await each.means(MeansQuery(period, machine, first, last, detail=True))).items
+                        for each in (store, other)
                     ]
                     self.assertEqual(list(map(repr, there)), list(map(repr, here)), (period, machine))
             for machine in (None, *machines):
@@ -332,8 +333,8 @@ class MigrateTests(ServerCase):
                 self.assertEqual(there, here)
                 self.assertTrue(here)
             days = [date(2025, 10, 26), date(2025, 12, 17), date(2025, 12, 18)]
-            asked = {(state.machine, state.sensor): days for state in (await store.standing({}, NOW)).sensors}
-            states = [(await each.standing(asked, NOW)).sensors for each in (store, other)]
+            asked = {(state.machine, state.sensor): days for state in (await store.rollup_progress({}, NOW)).sensors}
+            states = [(await each.rollup_progress(asked, NOW)).sensors for each in (store, other)]
             here, there = [sorted(map(hours_of, its), key=lambda each: each[:2]) for its in states]
             self.assertEqual(there, here)
             key = IdempotencyKey("열쇠", "g")
@@ -421,7 +422,7 @@ class MigrateTests(ServerCase):
         at = datetime(2025, 12, 18, 10, 0, tzinfo=BERLIN)
         await store.write([hour("M", "v", at, [1.0], 10), hour("M", "v", at + timedelta(hours=1), [1.0], 20)])
         await store.write([hour("M", "v", at - timedelta(hours=1), [1.0], 30)])
-        (here,) = (await store.standing({("M", "v"): [at.date()]}, NOW)).sensors
+        (here,) = (await store.rollup_progress({("M", "v"): [at.date()]}, NOW)).sensors
         await store.close()
         self.assertEqual(here.days[at.date()].raw_end, 30)
         self.copied()

@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg2
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, DeferredList, ensureDeferred, gatherResults
+from twisted.internet.defer import DeferredList, ensureDeferred, gatherResults
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.logger import capturedLogs, formatEvent
@@ -23,6 +23,7 @@ from gateway.store.interface import (
     DayMark,
     IdempotencyConflict,
     IdempotencyKey,
+    MeansQuery,
     RejectedByDatabase,
     RollupProgress,
     SensorState,
@@ -71,13 +72,11 @@ class BrokenSpool(Spool):
 
     failures = 1
 
-    def done(self, number: int) -> Deferred[None]:
+    async def done(self, number: int) -> None:
         if self.failures:
             self.failures -= 1
-            refused: Deferred[None] = Deferred()
-            refused.errback(StoreUnavailable("killed between commit and done"))
-            return refused
-        return super().done(number)
+            raise StoreUnavailable("killed between commit and done")
+        await super().done(number)
 
 
 class PostgresCase(ServerCase):
@@ -119,7 +118,7 @@ class PostgresCase(ServerCase):
         return {pid for (pid,) in rows}
 
     async def hours(self, store: PostgresStore) -> list[tuple[Any, ...]]:
-        page = await store.means("hour", "M", date.min, date.max, detail=True)
+        page = await store.means(MeansQuery("hour", "M", date.min, date.max, detail=True))
         return [(item["time"][11:13], item["data"], item["count"]) for item in page.items]
 
 
@@ -152,7 +151,9 @@ class SchemaTests(PostgresCase):
 
     async def test_two_gateways_start_at_once(self) -> None:
         stores = [self.opened(gateway) for gateway in "ab"]
-        results = await gatherResults([store.commit(ENTRY, IdempotencyKey("k", "f")) for store in stores])
+        results = await gatherResults(
+            [ensureDeferred(store.commit(ENTRY, IdempotencyKey("k", "f"))) for store in stores]
+        )
         self.assertEqual([result.answer["id"] for result in results], [results[0].answer["id"]] * 2)
         self.assertEqual(sorted(result.commit is None for result in results), [False, True])
         self.assertEqual(self.server.sql("SELECT step FROM cynow_schema ORDER BY step"), [(1,), (2,)])
@@ -222,10 +223,10 @@ class EntryTests(PostgresCase):
         start = at("2025-12-18 10:00:00")
         for each in range(10):
             hours = [hour("v", start + timedelta(hours=number), [float(each)]) for number in range(5)]
-            await gatherResults([store.write([*hours, end("day", start)]) for store in stores])
+            await gatherResults([ensureDeferred(store.write([*hours, end("day", start)])) for store in stores])
         await gatherResults([store.drained() for store in stores])
         self.assertEqual(await self.hours(stores[0]), [(f"1{number}", 4.5, 30) for number in range(5)])
-        (day,) = (await stores[0].means("day", "M", DAY, DAY, detail=True)).items
+        (day,) = (await stores[0].means(MeansQuery("day", "M", DAY, DAY, detail=True))).items
         self.assertEqual((day["count"], day["data"]), (150, 4.5))
 
     async def test_what_the_old_server_reported_stays(self) -> None:
@@ -240,13 +241,13 @@ class EntryTests(PostgresCase):
         await store.write([hour("v", start, [1.0]), end("day", start), hour("v", start, [3.0])])
         await store.drained()
         self.assertEqual(await self.hours(store), [("10", 9.0, None), ("10", 2.0, 2)])
-        page = await store.means("day", "M", DAY, DAY, detail=True)
+        page = await store.means(MeansQuery("day", "M", DAY, DAY, detail=True))
         self.assertEqual([(item["data"], item["count"]) for item in page.items], [(7.0, None)])
         # But where it is to be replaced.
         again = replace(hour("v", start, [5.0]), replaces=True)
         await store.write([again, ClosedPeriod("day", "M", "v", at("2025-12-18 00:00:00"), "REAL", replaces=True)])
         await store.drained()
-        page = await store.means("day", "M", DAY, DAY)
+        page = await store.means(MeansQuery("day", "M", DAY, DAY))
         self.assertEqual([item["time"] for item in page.items], ["2025-12-18 00:00:00"])
         self.assertNotEqual(page.items[0]["data"], 7.0)
 
@@ -257,7 +258,7 @@ class EntryTests(PostgresCase):
         hours = [hour("v", start + timedelta(hours=n), [value]) for n, value in enumerate(values)]
         await store.write(hours)
         await store.drained()
-        items = (await store.means("hour", "M", DAY, DAY, detail=True)).items
+        items = (await store.means(MeansQuery("hour", "M", DAY, DAY, detail=True))).items
         self.assertEqual([item["data"].hex() for item in items], [each.bucket.mean("REAL").hex() for each in hours])
         self.assertEqual([item["min"].hex() for item in items], [value.hex() for value in values])
 
@@ -280,11 +281,11 @@ class EntryTests(PostgresCase):
                 ("year", at("2025-01-01 00:00:00")),
             ],
         )
-        self.assertEqual(await store.standing({("M", "v"): [DAY]}, start), RollupProgress([state]))
+        self.assertEqual(await store.rollup_progress({("M", "v"): [DAY]}, start), RollupProgress([state]))
         await self.close(store)
         self.server.stop()
         store = self.opened(folder=self.folders[-1])
-        self.assertEqual(await store.standing({("M", "v"): [DAY]}, start), RollupProgress([state]))
+        self.assertEqual(await store.rollup_progress({("M", "v"): [DAY]}, start), RollupProgress([state]))
         self.server.start()
 
 
@@ -436,12 +437,13 @@ class FaultTests(PostgresCase):
             ]
             self.assertEqual(await store.write(entries), [])
         self.assertEqual(
-            await store.standing({("M", "v"): [DAY], ("N", "v"): []}, start), RollupProgress([], frozenset({"M", "N"}))
+            await store.rollup_progress({("M", "v"): [DAY], ("N", "v"): []}, start),
+            RollupProgress([], frozenset({"M", "N"})),
         )
         with self.assertRaises(StoreUnavailable):
             await store.commit(ENTRY, None)
         with self.assertRaises(StoreUnavailable):
-            await store.means("hour", "M", DAY, DAY)
+            await store.means(MeansQuery("hour", "M", DAY, DAY))
         self.assertLess(watch.seconds(), 5.0)
         self.assertIn("away", store.problems[0])
         await self.close(store)
@@ -450,7 +452,7 @@ class FaultTests(PostgresCase):
         await deferToThread(self.server.start)
         await store.drained()
         self.assertEqual(await self.hours(store), [("00", 1.0, 2), *((f"{n:02}", float(n), 1) for n in range(1, 20))])
-        (day,) = (await store.means("day", "M", DAY, DAY, detail=True)).items
+        (day,) = (await store.means(MeansQuery("day", "M", DAY, DAY, detail=True))).items
         self.assertEqual(day["count"], 21)
         anomalies = (await store.anomalies("M", DAY, DAY)).items
         self.assertEqual([item["time"][17:19] for item in anomalies], [f"{n:02}" for n in range(20)])
@@ -531,7 +533,7 @@ class FaultTests(PostgresCase):
         store = self.opened()
         await store.commit(ENTRY, None)
         self.server.pause()
-        waiting = [store.commit(replace(ENTRY, cylinder_no=f"C{n}"), None) for n in range(1010)]
+        waiting = [ensureDeferred(store.commit(replace(ENTRY, cylinder_no=f"C{n}"), None)) for n in range(1010)]
         refused = [each for each in waiting if each.called]
         # Two or fewer are on their way to the server.
         self.assertIn(len(refused), range(8, 12))
@@ -546,7 +548,7 @@ class FaultTests(PostgresCase):
         store = self.opened()
         await store.machines()
         for _ in range(20):
-            leaving = store.commit(replace(ENTRY, cylinder_no="gone"), None)
+            leaving = ensureDeferred(store.commit(replace(ENTRY, cylinder_no="gone"), None))
             leaving.addErrback(lambda _: None)
             leaving.cancel()
         await until(lambda: len(self.backends()) == CONNECTIONS, "all are connected")
@@ -573,7 +575,7 @@ class FaultTests(PostgresCase):
         store = self.opened()
         await store.commit(ENTRY, None)
         self.server.pause()
-        waiting = store.commit(replace(ENTRY, cylinder_no="CY2"), None)
+        waiting = ensureDeferred(store.commit(replace(ENTRY, cylinder_no="CY2"), None))
         watch = Stopwatch()
         await self.close(store)
         self.assertLess(watch.seconds(), 3.0)
@@ -596,7 +598,7 @@ class TogetherTests(PostgresCase):
             return await transaction(session, work)
 
         self.patch(Session, "transaction", counted)
-        outcomes = await DeferredList([store.commit(*order) for order in orders], consumeErrors=True)
+        outcomes = await DeferredList([ensureDeferred(store.commit(*order)) for order in orders], consumeErrors=True)
         return [outcome for _, outcome in outcomes], count
 
     async def test_a_moments_commits_share_one(self) -> None:
@@ -651,9 +653,9 @@ class TogetherTests(PostgresCase):
         orders = [(replace(ENTRY, cylinder_no="C13"), None) for _ in range(40)]
         # Forty take longer than a statement may; those that come after them are fewer at a time.
         store = self.opened()
-        outcomes = await DeferredList([store.commit(*order) for order in orders], consumeErrors=True)
+        outcomes = await DeferredList([ensureDeferred(store.commit(*order)) for order in orders], consumeErrors=True)
         self.assertFalse(any(success for success, _ in outcomes))
-        again = await DeferredList([store.commit(*order) for order in orders[:10]], consumeErrors=True)
+        again = await DeferredList([ensureDeferred(store.commit(*order)) for order in orders[:10]], consumeErrors=True)
         self.assertTrue(all(success for success, _ in again), again)
         self.assertEqual(len(self.cylinders()), 10)
 
@@ -670,11 +672,12 @@ class TogetherTests(PostgresCase):
 
     async def test_a_key_that_another_gateway_uses_in_the_same_moment(self) -> None:
         stores = [self.opened(gateway) for gateway in "ab"]
-        await gatherResults([store.machines() for store in stores])
+        await gatherResults([ensureDeferred(store.machines()) for store in stores])
         # Each the other way round: where they wait for each other, PostgreSQL ends one of them.
         keys = [IdempotencyKey(f"k{n}", "f") for n in range(20)]
         results = await gatherResults(
-            [stores[0].commit(ENTRY, key) for key in keys] + [stores[1].commit(ENTRY, key) for key in reversed(keys)]
+            [ensureDeferred(stores[0].commit(ENTRY, key)) for key in keys]
+            + [ensureDeferred(stores[1].commit(ENTRY, key)) for key in reversed(keys)]
         )
         ids = [result.answer["id"] for result in results]
         self.assertEqual(ids[:20], ids[:19:-1])

@@ -7,7 +7,7 @@ from typing import Any
 import psycopg2
 import pytest
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, DeferredList, gatherResults
+from twisted.internet.defer import Deferred, DeferredList, ensureDeferred, gatherResults
 from twisted.internet.task import Clock, deferLater
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
@@ -120,7 +120,7 @@ class CommitCase(RefusalCase):
 
     async def outcome(self, store: PostgresStore, key: IdempotencyKey | None = None) -> Any:
         """What a commit is answered: its result or its error."""
-        ((_, result),) = await DeferredList([store.commit(NEW, key)], consumeErrors=True)
+        ((_, result),) = await DeferredList([ensureDeferred(store.commit(NEW, key))], consumeErrors=True)
         return getattr(result, "value", result)
 
 
@@ -147,10 +147,13 @@ class DoubtTests(CommitCase):
         store._doubtful[KEY.key] = None
         self.server.stop()
         try:
-            for waiting in (store.commit(NEW, KEY), store.replay(KEY)):
+            for waiting in (ensureDeferred(store.commit(NEW, KEY)), ensureDeferred(store.replay(KEY))):
                 with self.assertRaises(OutcomeUnknown):
                     await waiting
-            for other in (store.commit(NEW, IdempotencyKey("other", "f")), store.replay(IdempotencyKey("other", "f"))):
+            for other in (
+                ensureDeferred(store.commit(NEW, IdempotencyKey("other", "f"))),
+                ensureDeferred(store.replay(IdempotencyKey("other", "f"))),
+            ):
                 with self.assertRaises(StoreUnavailable):
                     await other
         finally:
@@ -179,7 +182,11 @@ class RejectionTests(CommitCase):
         self.trigger(f"IF NEW.cylinder_no = '{SECRET}' THEN RETURN NULL; END IF")
         self.assertIsInstance(await self.outcome(store), RejectedByDatabase)
         outcomes = await DeferredList(
-            [store.commit(NEW, None), store.commit(replace(ENTRY, cylinder_no="BESIDE"), None)], consumeErrors=True
+            [
+                ensureDeferred(store.commit(NEW, None)),
+                ensureDeferred(store.commit(replace(ENTRY, cylinder_no="BESIDE"), None)),
+            ],
+            consumeErrors=True,
         )
         outcomes[0][1].trap(RejectedByDatabase)
         self.assertTrue(outcomes[1][0])
@@ -190,7 +197,9 @@ class RejectionTests(CommitCase):
         self.server.sql("CREATE TABLE part (LIKE scale_weight_log INCLUDING ALL) INHERITS (scale_weight_log)")
         self.trigger("INSERT INTO part SELECT NEW.*; RETURN NULL")
         for orders in (1, 3):
-            outcomes = await DeferredList([store.commit(NEW, None) for _ in range(orders)], consumeErrors=True)
+            outcomes = await DeferredList(
+                [ensureDeferred(store.commit(NEW, None)) for _ in range(orders)], consumeErrors=True
+            )
             for _, failure in outcomes:
                 failure.trap(RejectedByDatabase)
         self.assertEqual(self.cylinders(), ["FIRST"])
@@ -227,7 +236,10 @@ class RejectionTests(CommitCase):
         store = await self.ready()
         for wrong in ("\ud800", "A\0"):
             outcomes = await DeferredList(
-                [store.commit(replace(ENTRY, cylinder_no=number), None) for number in (wrong, "BESIDE")],
+                [
+                    ensureDeferred(store.commit(replace(ENTRY, cylinder_no=number), None))
+                    for number in (wrong, "BESIDE")
+                ],
                 consumeErrors=True,
             )
             outcomes[0][1].trap(RejectedByDatabase)
@@ -269,7 +281,7 @@ class SchemaTests(RefusalCase):
     async def test_connections_that_make_the_tables_at_once_have_no_trouble(self) -> None:
         with capturedLogs() as events:
             stores = [self.opened(gateway=f"hall-{number}") for number in range(3)]
-            await gatherResults([store.commit(ENTRY, None) for store in stores])
+            await gatherResults([ensureDeferred(store.commit(ENTRY, None)) for store in stores])
             for store in stores:
                 await until(lambda store=store: not store.problems, "it is there")  # type: ignore[misc]  # its default
         lines = [formatEvent(event) or "" for event in events]

@@ -8,13 +8,13 @@ from typing import Any
 import psycopg2
 import psycopg2.errors
 from twisted.internet import reactor
-from twisted.internet.defer import DeferredList, gatherResults
+from twisted.internet.defer import DeferredList, ensureDeferred, gatherResults
 from twisted.internet.task import deferLater
 from twisted.logger import capturedLogs, formatEvent
 
 from gateway.runtime.clock import WallClock
 from gateway.runtime.metrics import Counters
-from gateway.store.interface import IdempotencyKey, OutcomeUnknown, RejectedByDatabase, StoreUnavailable
+from gateway.store.interface import IdempotencyKey, MeansQuery, OutcomeUnknown, RejectedByDatabase, StoreUnavailable
 from gateway.store.postgres.refusals import explain
 from gateway.store.postgres.session import Session
 from gateway.store.postgres.store import PostgresStore
@@ -219,7 +219,7 @@ class ConnectionTests(RefusalCase):
         )
         await self.said(store, "PostgreSQL refuses", "read-only", "default_transaction_read_only = off")
         # The past can still be asked.
-        self.assertEqual((await store.means("hour", "M", DAY, DAY)).items, [])
+        self.assertEqual((await store.means(MeansQuery("hour", "M", DAY, DAY))).items, [])
         self.server.sql("SET transaction_read_only = off; ALTER DATABASE postgres RESET default_transaction_read_only")
         await self.heals(store)
         self.assertEqual(len(self.cylinders()), 2)
@@ -314,8 +314,8 @@ class CommitTests(RefusalCase):
         with capturedLogs() as events:
             outcomes = await DeferredList(
                 [
-                    store.commit(entry or replace(ENTRY, cylinder_no=SECRET), None),
-                    store.commit(replace(ENTRY, cylinder_no="BESIDE"), None),
+                    ensureDeferred(store.commit(entry or replace(ENTRY, cylinder_no=SECRET), None)),
+                    ensureDeferred(store.commit(replace(ENTRY, cylinder_no="BESIDE"), None)),
                 ],
                 consumeErrors=True,
             )
@@ -356,7 +356,8 @@ class CommitTests(RefusalCase):
         self.server.sql("UPDATE scale_weight_log SET move_report_no = 'M'")
         self.server.sql("ALTER TABLE scale_weight_log ALTER COLUMN move_report_no SET NOT NULL")
         outcomes = await DeferredList(
-            [store.commit(replace(ENTRY, move_report_no=number), None) for number in (None, "M1")], consumeErrors=True
+            [ensureDeferred(store.commit(replace(ENTRY, move_report_no=number), None)) for number in (None, "M1")],
+            consumeErrors=True,
         )
         outcomes[0][1].trap(RejectedByDatabase)
         self.assertTrue(outcomes[1][0])

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.task import Clock
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock, deferLater
 from twisted.logger import capturedLogs, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -25,8 +25,7 @@ from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.metrics import Counters
 from gateway.stats.rollup import Rollup
 from gateway.stats.statistics import Statistics
-from gateway.store.event_numbers import EventNumberReserve
-from gateway.store.interface import SEQ_BLOCK
+from gateway.store.event_numbers import SEQ_BLOCK, EventNumberReserve
 from gateway.store.writer import HIGH_WATER, LOW_WATER, Writer
 from gateway.timeseries.bucket import MANY, Bucket
 from tests.trial import new_folder
@@ -65,19 +64,19 @@ class FakeStore:
         self.asked: list[int] = []
         self.fail = False
 
-    def write(self, entries: Sequence[StoreEntry]) -> "Deferred[list[StoreEntry]]":
+    async def write(self, entries: Sequence[StoreEntry]) -> list[StoreEntry]:
         if self.hang is not None:
             self.hang.append(Deferred())
-            return self.hang[-1]
+            return await self.hang[-1]
         if self.fail:
             raise RuntimeError("a store must not raise, but if it does")
         refused = [entry for index, entry in enumerate(entries) if index < self.refuse or entry.machine in self.stuck]
         self.written += [entry for entry in entries if entry not in refused]
-        return succeed(refused)
+        return refused
 
-    def reserve(self, up_to: int) -> "Deferred[None]":
+    async def reserve(self, up_to: int) -> None:
         self.asked.append(up_to)
-        return Deferred()
+        await Deferred()
 
 
 class WriterTests(Parts):
@@ -245,13 +244,12 @@ class WriterTests(Parts):
 
     def test_a_type_that_changes_during_writes_that_fail_keeps_what_waits_bounded(self) -> None:
         class SlowStore(FakeStore):
-            """Takes its time, and then takes nothing."""
+            """A store whose answers take some time."""
 
-            def write(its, entries: Sequence[StoreEntry]) -> "Deferred[list[StoreEntry]]":
-                answer = super().write(entries)
-                done: Deferred[list[StoreEntry]] = Deferred()
-                self.reactor.callLater(0.3, lambda: answer.chainDeferred(done))
-                return done
+            async def write(its, entries: Sequence[StoreEntry]) -> list[StoreEntry]:
+                refused = await super().write(entries)
+                await deferLater(self.reactor, 0.3)
+                return refused
 
         store = SlowStore()
         store.stuck = {"M"}

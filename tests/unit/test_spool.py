@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet import reactor
+from twisted.internet.defer import ensureDeferred
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
@@ -23,10 +24,12 @@ from gateway.model.entries import ClosedHour, ClosedPeriod, Sighting, StoreEntry
 from gateway.model.records import Fault
 from gateway.runtime.clock import WallClock
 from gateway.runtime.metrics import Counters
-from gateway.store.interface import SEQ_BLOCK, DayMark, RollupProgress, SensorState, StoreUnavailable
+from gateway.store.event_numbers import SEQ_BLOCK
+from gateway.store.interface import DayMark, RollupProgress, SensorState, StoreUnavailable
 from gateway.store.spool import codec
-from gateway.store.spool.spool import SPOOL_FILE, Spool
+from gateway.store.spool.spool import Spool
 from gateway.store.sqlite.store import SqliteStore
+from gateway.store.sqlitefile.files import SPOOL_FILE
 from gateway.timeseries.bucket import Bucket
 from gateway.timeseries.calendar import PERIODS, end_of, start_of
 from tests.trial import new_folder
@@ -168,7 +171,7 @@ class WaitingTests(SpoolCase):
         self.assertEqual(seen, sorted(set(seen)))
 
     async def test_appended_at_once_they_stay_in_order(self) -> None:
-        waiting = [self.spool.append([fault(number), fault(number + 0.5)]) for number in range(1, 200)]
+        waiting = [ensureDeferred(self.spool.append([fault(number), fault(number + 0.5)])) for number in range(1, 200)]
         for each in waiting:
             await each
         scores = [entry.score for entry in await self.entries()]  # type: ignore[union-attr]
@@ -350,9 +353,9 @@ class BoundTests(SpoolCase):
         await self.spool.adopt(RollupProgress([]))
         await self.append(hour(NOON, 100))
         await self.fill(hour(NOON, 100, sensor="w"))
-        before = await self.spool.standing()
+        before = await self.spool.rollup_progress()
         await self.append(*[hour(NOON + timedelta(days=40), 200)] * 10)
-        self.assertEqual(told(await self.spool.standing()), told(before))
+        self.assertEqual(told(await self.spool.rollup_progress()), told(before))
 
     async def test_an_entry_that_is_larger_than_the_bound(self) -> None:
         await self.append(Sighting("M", "v", "x" * 200_000), fault(1.0))
@@ -400,7 +403,7 @@ class DiskTests(SpoolCase):
         await self.spool.adopt(RollupProgress([]))
         await self.append(hour(NOON, 100), *(fault(score) for score in range(100)))
         await self.limit(1)
-        before = await self.spool.standing(), await self.entries()
+        before = await self.spool.rollup_progress(), await self.entries()
         with capturedLogs() as events:
             for _ in range(3):
                 await self.append(hour(NOON + timedelta(hours=1), 200), *[fault(1.0)] * 500)
@@ -408,7 +411,7 @@ class DiskTests(SpoolCase):
         self.assertEqual((self.lost, self.spool.waiting), (3 * 501.0, 101))
         assert self.spool.problem is not None
         self.assertIn("full", self.spool.problem)
-        self.assertEqual((await self.spool.standing(), await self.entries()), before)
+        self.assertEqual((await self.spool.rollup_progress(), await self.entries()), before)
         self.assertEqual(self.spool._used, self.rows("SELECT sum(cost) FROM entry")[0][0])
         await self.limit(10**6)
         with capturedLogs() as events:
@@ -421,7 +424,12 @@ class DiskTests(SpoolCase):
         await self.append(fault(1.0))
         self.assertEqual((self.lost, self.spool.waiting), (1.0, 0))
         self.assertIn("removed or replaced", str(self.spool.problem))
-        for attempt in (self.spool.first(1), self.spool.done(1), self.spool.reserve(1), self.spool.standing()):
+        for attempt in (
+            ensureDeferred(self.spool.first(1)),
+            ensureDeferred(self.spool.done(1)),
+            ensureDeferred(self.spool.reserve(1)),
+            ensureDeferred(self.spool.rollup_progress()),
+        ):
             with self.assertRaises(StoreUnavailable):
                 await attempt
 
@@ -476,7 +484,7 @@ class StandingTests(SpoolCase):
     """Where sensors stand."""
 
     async def state(self, sensor: str = "v") -> SensorState:
-        standing = await self.spool.standing()
+        standing = await self.spool.rollup_progress()
         assert standing is not None
         (state,) = [state for state in standing.sensors if (state.machine, state.sensor) == ("M", sensor)]
         return state
@@ -484,7 +492,7 @@ class StandingTests(SpoolCase):
     async def test_nothing_is_known_before_the_server_was_asked_once(self) -> None:
         await self.append(hour(NOON, 1))
         for _ in range(2):
-            self.assertIsNone(await self.spool.standing())
+            self.assertIsNone(await self.spool.rollup_progress())
             await self.again()
         await self.spool.adopt(RollupProgress([]))
         for _ in range(2):
@@ -504,7 +512,7 @@ class StandingTests(SpoolCase):
         other = SensorState("N", "v", None)
         await self.spool.adopt(RollupProgress([one, other]))
         for _ in range(2):
-            self.assertEqual(told(await self.spool.standing()), told(RollupProgress([one, other])))
+            self.assertEqual(told(await self.spool.rollup_progress()), told(RollupProgress([one, other])))
             await self.again()
         # Yesterday is over; more of it does not open it again.
         await self.append(hour(NOON - timedelta(days=1), 90))
@@ -609,12 +617,12 @@ class SameAsTheStoreTests(SpoolCase):
             self.wall = now.timestamp()
             if step == adopted:
                 await self.empty()
-                await self.spool.adopt(await store.standing(asked, now))
+                await self.spool.adopt(await store.rollup_progress(asked, now))
             self.assertEqual(await store.write(entries), [])
             await self.append(*entries)
             if step >= adopted and chance.random() < 0.3:
-                found = await self.spool.standing()
-                self.assertEqual(told(found), told(await store.standing(asked, now)), (zone, step))
+                found = await self.spool.rollup_progress()
+                self.assertEqual(told(found), told(await store.rollup_progress(asked, now)), (zone, step))
                 await self.same_of_some(store, asked, now, chance)
             if chance.random() < 0.05:
                 await self.again()
@@ -624,8 +632,8 @@ class SameAsTheStoreTests(SpoolCase):
     ) -> None:
         """Asked for few days, the store looks for open periods there only; the spool tells of those, and of more."""
         some = {key: {day for day in sorted(days) if chance.random() < 0.3} for key, days in asked.items()}
-        mine = told(await self.spool.standing())
-        for key, (kind, marks, opened) in told(await store.standing(some, now)).items():
+        mine = told(await self.spool.rollup_progress())
+        for key, (kind, marks, opened) in told(await store.rollup_progress(some, now)).items():
             self.assertEqual(mine[key][0], kind)
             of_some = {day: mark for day, mark in mine[key][1].items() if day in some.get(key, ())}
             self.assertEqual(of_some, marks)
@@ -742,7 +750,7 @@ class KillTests(SpoolCase):
             for number, index in zip(numbers, indexes, strict=True):
                 self.assertEqual(given.setdefault(number, index), index)
             # The standing is that of exactly these.
-            standing = await self.spool.standing()
+            standing = await self.spool.rollup_progress()
             assert standing is not None
             ((_, mark),) = [
                 each for state in standing.sensors for each in state.days.items() if each[0] == self.day(indexes[-1])

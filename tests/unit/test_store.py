@@ -13,7 +13,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.defer import ensureDeferred, gatherResults
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import TestCase
 
@@ -22,11 +22,13 @@ from gateway.model.records import CommitEntry, Fault
 from gateway.model.timestamps import wall_time
 from gateway.runtime.clock import WallClock
 from gateway.runtime.metrics import Counters
+from gateway.store.event_numbers import SEQ_BLOCK, EventNumberStore
 from gateway.store.interface import (
-    SEQ_BLOCK,
     DayMark,
     IdempotencyConflict,
     IdempotencyKey,
+    MeansQuery,
+    PageRequest,
     RollupProgress,
     SensorState,
     Store,
@@ -99,6 +101,7 @@ class StoreSuite:
     wall = 1_000_000.0
     zone: tzinfo = UTC
     store: Store
+    numbers: EventNumberStore
 
     def open(self) -> Store:
         raise NotImplementedError
@@ -117,10 +120,12 @@ class StoreSuite:
 
     async def items(self, period: str, machine: str, start: date, end: date, **asked: Any) -> list[dict[str, Any]]:
         """What all pages hold."""
-        page = await self.store.means(period, machine, start, end, **asked)
+        page = await self.store.means(MeansQuery(period, machine, start, end, **asked))
         items = page.items
         while page.after is not None:
-            page = await self.store.means(period, machine, start, end, after=page.after, **asked)
+            page = await self.store.means(
+                MeansQuery(period, machine, start, end, **asked), PageRequest(after=page.after)
+            )
             items += page.items
         return items
 
@@ -129,7 +134,7 @@ class StoreSuite:
         page = await self.store.anomalies(machine, start, end)
         items = page.items
         while page.after is not None:
-            page = await self.store.anomalies(machine, start, end, page.after)
+            page = await self.store.anomalies(machine, start, end, PageRequest(page.after))
             items += page.items
         return items
 
@@ -175,24 +180,26 @@ class StoreSuite:
     async def test_a_key_of_another_request_is_a_conflict_and_writes_nothing(self) -> None:
         await self.store.commit(ENTRY, IdempotencyKey("k", "f"))
         for attempt in (
-            self.store.commit(ENTRY, IdempotencyKey("k", "g")),
-            self.store.replay(IdempotencyKey("k", "g")),
+            ensureDeferred(self.store.commit(ENTRY, IdempotencyKey("k", "g"))),
+            ensureDeferred(self.store.replay(IdempotencyKey("k", "g"))),
         ):
             with self.assertRaises(IdempotencyConflict):
                 await attempt
         self.assertEqual(len(self.committed()), 1)
 
     async def test_one_key_in_flight_many_times_writes_one_row(self) -> None:
-        results = await gatherResults([self.store.commit(ENTRY, IdempotencyKey("k", "f")) for _ in range(50)])
+        results = await gatherResults(
+            [ensureDeferred(self.store.commit(ENTRY, IdempotencyKey("k", "f"))) for _ in range(50)]
+        )
         self.assertEqual({result.answer["id"] for result in results}, {1})
         self.assertEqual(sum(result.commit is not None for result in results), 1)
         self.assertEqual(len(self.committed()), 1)
 
     async def test_a_conflict_undoes_nobody_elses_commit(self) -> None:
         await self.store.commit(ENTRY, IdempotencyKey("k", "f"))
-        waiting = [self.store.commit(replace(ENTRY, cylinder_no=f"CY{n}"), None) for n in range(10)]
-        conflict = self.store.commit(ENTRY, IdempotencyKey("k", "g"))
-        waiting += [self.store.commit(replace(ENTRY, cylinder_no=f"CZ{n}"), None) for n in range(10)]
+        waiting = [ensureDeferred(self.store.commit(replace(ENTRY, cylinder_no=f"CY{n}"), None)) for n in range(10)]
+        conflict = ensureDeferred(self.store.commit(ENTRY, IdempotencyKey("k", "g")))
+        waiting += [ensureDeferred(self.store.commit(replace(ENTRY, cylinder_no=f"CZ{n}"), None)) for n in range(10)]
         with self.assertRaises(IdempotencyConflict):
             await conflict
         await gatherResults(waiting)
@@ -325,7 +332,7 @@ class StoreSuite:
         items = page.items
         while page.after is not None:
             await self.write(fault("M", 30), fault("A", 30))
-            page = await self.store.anomalies(None, DAY, DAY, page.after)
+            page = await self.store.anomalies(None, DAY, DAY, PageRequest(page.after))
             items += page.items
         self.assertEqual(items, before)
 
@@ -356,7 +363,7 @@ class StoreSuite:
         """Where sensors stand, with every day of the month that the tests lie in."""
         days = [date(2025, 12, day) for day in range(1, 32)]
         asked = {("M", sensor): days for sensor in ("v", "V", "w")}
-        return await self.store.standing(asked, now or datetime(2025, 12, 20, 12, tzinfo=self.clock().zone))
+        return await self.store.rollup_progress(asked, now or datetime(2025, 12, 20, 12, tzinfo=self.clock().zone))
 
     async def state(self, sensor: str = "v") -> SensorState:
         (state,) = [
@@ -502,7 +509,7 @@ class StoreSuite:
         self.assertEqual((day["data"], day["coverage"]), (1.8, 5 / (25 * 60)))
         await self.write(hour("v", second, [5.0, 5.0, 5.0]))
         self.assertEqual([item["count"] for item in await self.detail()], [4, 4])
-        (state,) = (await self.store.standing({("M", "v"): [first.date()]}, second)).sensors
+        (state,) = (await self.store.rollup_progress({("M", "v"): [first.date()]}, second)).sensors
         self.assertEqual(state.days[first.date()].last.timestamp(), second.timestamp())
 
     async def test_coverage_is_of_the_hours_own_length(self) -> None:
@@ -541,7 +548,9 @@ class StoreSuite:
                 start = end_of("hour", start)
         await self.write(*entries)
         for detail in (False, True):
-            page = await self.store.means("hour", "M", date(2025, 10, 26), date(2025, 10, 26), detail=detail)
+            page = await self.store.means(
+                MeansQuery("hour", "M", date(2025, 10, 26), date(2025, 10, 26), detail=detail)
+            )
             self.assertIsNone(page.after)
             self.assertEqual(len(page.items), 16)
             self.assertEqual(
@@ -554,7 +563,8 @@ class StoreSuite:
                 after = None
                 for _ in range(40):
                     part = await self.store.means(
-                        "hour", "M", date(2025, 10, 26), date(2025, 10, 26), detail=detail, after=after
+                        MeansQuery("hour", "M", date(2025, 10, 26), date(2025, 10, 26), detail=detail),
+                        PageRequest(after=after),
                     )
                     self.assertLessEqual(len(part.items), size)
                     found += part.items
@@ -568,18 +578,18 @@ class StoreSuite:
         start = at("2025-12-18 00:00:00")
         await self.write(*(hour("v", start + timedelta(hours=number), [1.0]) for number in range(4)))
         self.small_pages(2)
-        first = await self.store.means("hour", "M", DAY, DAY)
+        first = await self.store.means(MeansQuery("hour", "M", DAY, DAY))
         await self.write(hour("a", start, [1.0]), hour("v", start + timedelta(hours=4), [1.0]), hour("z", start, [1.0]))
-        second = await self.store.means("hour", "M", DAY, DAY, after=first.after)
-        third = await self.store.means("hour", "M", DAY, DAY, after=second.after)
+        second = await self.store.means(MeansQuery("hour", "M", DAY, DAY), PageRequest(after=first.after))
+        third = await self.store.means(MeansQuery("hour", "M", DAY, DAY), PageRequest(after=second.after))
         times = [item["time"][11:13] for page in (first, second, third) for item in page.items]
         self.assertEqual(times[:5], ["00", "01", "02", "03", "04"])
 
     async def test_the_next_page_of_a_machine_that_is_gone(self) -> None:
         await self.write(hour("v", at("2025-12-18 00:00:00"), [1.0]))
         self.small_pages(1)
-        page = await self.store.means("hour", "M", DAY, DAY)
-        gone = await self.store.means("hour", "N", DAY, DAY, after=page.after)
+        page = await self.store.means(MeansQuery("hour", "M", DAY, DAY))
+        gone = await self.store.means(MeansQuery("hour", "N", DAY, DAY), PageRequest(after=page.after))
         self.assertEqual((gone.items, gone.after), ([], None))
 
     # -- where sensors stand
@@ -684,13 +694,13 @@ class StoreSuite:
     # -- event numbers
 
     async def test_event_numbers_never_come_twice(self) -> None:
-        first = self.store.first_seq
-        self.assertEqual(self.store.reserved, first - 1 + SEQ_BLOCK)
-        await self.store.reserve(self.store.reserved + 5)
+        first = self.numbers.first_seq
+        self.assertEqual(self.numbers.reserved, first - 1 + SEQ_BLOCK)
+        await self.numbers.reserve(self.numbers.reserved + 5)
         # Less than was reserved already changes nothing.
-        await self.store.reserve(3)
+        await self.numbers.reserve(3)
         await self.again()
-        self.assertEqual(self.store.first_seq, first + SEQ_BLOCK + 5)
+        self.assertEqual(self.numbers.first_seq, first + SEQ_BLOCK + 5)
 
 
 class SqliteStoreTests(StoreSuite, TestCase):
@@ -701,11 +711,11 @@ class SqliteStoreTests(StoreSuite, TestCase):
         self.counters = Counters()
         self.store = self.open()
 
-    def tearDown(self) -> Any:
-        return self.store.close()
+    async def tearDown(self) -> None:
+        await self.store.close()
 
     def open(self) -> SqliteStore:
-        store = SqliteStore(reactor, self.clock(), self.counters, str(self.folder))
+        self.numbers = store = SqliteStore(reactor, self.clock(), self.counters, str(self.folder))
         store.open()
         return store
 
@@ -912,7 +922,7 @@ class SqliteStoreTests(StoreSuite, TestCase):
 
     async def test_a_locked_gateway_file(self) -> None:
         other = self.other("cynow-gateway.sqlite3")
-        waiting = [self.store.commit(ENTRY, None) for _ in range(3)]
+        waiting = [ensureDeferred(self.store.commit(ENTRY, None)) for _ in range(3)]
         for each in waiting:
             with self.assertRaises(StoreUnavailable):
                 await each
@@ -925,7 +935,7 @@ class SqliteStoreTests(StoreSuite, TestCase):
     async def test_a_locked_machine_holds_up_neither_commits_nor_other_machines(self) -> None:
         await self.write(fault("M", 1))
         other = self.other("M.db")
-        writing = self.store.write([fault("M", 2), fault("N", 3), fault("M", 4)])
+        writing = ensureDeferred(self.store.write([fault("M", 2), fault("N", 3), fault("M", 4)]))
         await self.store.commit(ENTRY, None)
         self.assertFalse(writing.called)
         again: Sequence[StoreEntry] = await writing
@@ -972,7 +982,7 @@ class SqliteStoreTests(StoreSuite, TestCase):
         with capturedLogs() as events:
             page = await self.store.anomalies(None, DAY, DAY)
             other.close()
-            rest = await self.store.anomalies(None, DAY, DAY, page.after)
+            rest = await self.store.anomalies(None, DAY, DAY, PageRequest(page.after))
         self.assertEqual([item["name"] for item in page.items + rest.items], ["L"] * 3)
         self.assertEqual([event["machine"] for event in events if "left out" in event["log_format"]], ["M"])
         self.assertEqual(len(await self.anomalies(None)), 6)
@@ -1112,7 +1122,7 @@ class SqliteStoreTests(StoreSuite, TestCase):
 
     async def test_too_many_commits_at_once_are_refused(self) -> None:
         other = self.other("cynow-gateway.sqlite3")
-        waiting = [self.store.commit(ENTRY, None) for _ in range(1002)]
+        waiting = [ensureDeferred(self.store.commit(ENTRY, None)) for _ in range(1002)]
         refused = [each for each in waiting if each.called]
         self.assertEqual(len(refused), 1)
         other.execute("ROLLBACK")
@@ -1159,10 +1169,10 @@ class SqliteStoreTests(StoreSuite, TestCase):
 
 
 class ForgetfulSpool(Spool):
-    """Says nothing of where sensors stand, so that the server is asked."""
+    """A spool without the progress of statistics, so that the server is asked."""
 
-    def standing(self) -> Deferred[RollupProgress | None]:
-        return succeed(None)
+    async def rollup_progress(self) -> RollupProgress | None:
+        return None
 
 
 class PostgresStoreTests(StoreSuite, ServerCase):
@@ -1179,7 +1189,7 @@ class PostgresStoreTests(StoreSuite, ServerCase):
         self.assertEqual(self.counters.store_lost._value.get(), 0)
 
     def open(self) -> PostgresStore:
-        spool = ForgetfulSpool(reactor, self.clock(), self.counters, str(self.folder), 10**8)
+        self.numbers = spool = ForgetfulSpool(reactor, self.clock(), self.counters, str(self.folder), 10**8)
         store = PostgresStore(reactor, self.clock(), self.counters, spool, self.server.url, "g")
         store.open()
         return store

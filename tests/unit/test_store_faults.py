@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.defer import gatherResults
+from twisted.internet.defer import ensureDeferred, gatherResults
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
@@ -25,11 +25,12 @@ from gateway.runtime.clock import WallClock
 from gateway.runtime.metrics import Counters
 from gateway.store.interface import (
     IdempotencyKey,
+    MeansQuery,
     OutcomeUnknown,
     RejectedByDatabase,
     StoreUnavailable,
 )
-from gateway.store.spool.spool import SPOOL_FILE, Spool
+from gateway.store.spool.spool import Spool
 from gateway.store.sqlite import commits
 from gateway.store.sqlite import store as sqlite
 from gateway.store.sqlite.machine_faults import MachineFaults
@@ -37,6 +38,7 @@ from gateway.store.sqlite.store import SqliteStore
 from gateway.store.sqlitefile import errors as sqlite_errors
 from gateway.store.sqlitefile import group_writer as writing
 from gateway.store.sqlitefile import transactions
+from gateway.store.sqlitefile.files import SPOOL_FILE
 from gateway.store.sqlitefile.note import Note, read_note, write_note
 from tests.daemon import PATIENCE
 from tests.trial import new_folder, until
@@ -252,7 +254,7 @@ class ProblemTests(StoreCase):
 
     async def test_commits_into_a_damaged_file_are_refused_and_found_at_the_start(self) -> None:
         store = self.open()
-        await gatherResults([store.commit(ENTRY, IdempotencyKey(f"{n}", "f")) for n in range(200)])
+        await gatherResults([ensureDeferred(store.commit(ENTRY, IdempotencyKey(f"{n}", "f"))) for n in range(200)])
         await self.close()
         with self.rows() as connection:
             ((root,),) = connection.execute(
@@ -284,7 +286,11 @@ class RefusedRowTests(StoreCase):
         """Of commits that share a transaction, each third of which weighs too much."""
         # The first keeps the thread busy while the others come.
         work = [
-            store.commit(replace(ENTRY, cylinder_no=f"SECRET-{n}", event_type="BAD" if n % 3 == 1 else "SHIP"), None)
+            ensureDeferred(
+                store.commit(
+                    replace(ENTRY, cylinder_no=f"SECRET-{n}", event_type="BAD" if n % 3 == 1 else "SHIP"), None
+                )
+            )
             for n in range(30)
         ]
         found = []
@@ -396,10 +402,10 @@ class OutcomeTests(StoreCase):
             return result
 
         self.patch(sqlite, "write_commit", slow)
-        begun = store.commit(ENTRY, IdempotencyKey("k", "f"))
+        begun = ensureDeferred(store.commit(ENTRY, IdempotencyKey("k", "f")))
         await until(begins.is_set, "it has begun")
-        waiting = store.commit(replace(ENTRY, cylinder_no="CY2"), IdempotencyKey("l", "f"))
-        question = store.replay(IdempotencyKey("k", "f"))
+        waiting = ensureDeferred(store.commit(replace(ENTRY, cylinder_no="CY2"), IdempotencyKey("l", "f")))
+        question = ensureDeferred(store.replay(IdempotencyKey("k", "f")))
         self.expire(store)
         with self.assertRaises(OutcomeUnknown):
             await begun
@@ -419,7 +425,7 @@ class OutcomeTests(StoreCase):
     async def test_commit_behind_a_job_that_hangs_was_not_written(self) -> None:
         store = self.open()
         event = self.stall(store)
-        waiting = store.commit(ENTRY, None)
+        waiting = ensureDeferred(store.commit(ENTRY, None))
         self.expire(store)
         with self.assertRaises(StoreUnavailable):
             await waiting
@@ -498,8 +504,8 @@ class LostFileTests(StoreCase):
             await store.replay(self.KEY)
         # Statistics go on, types of sensors or not.
         self.assertEqual(await store.write([Sighting("M", "w", "VIB"), mean("w", "2025-12-18 11:00:00", 1.0)]), [])
-        self.assertEqual(len((await store.means("hour", "M", DAY, DAY)).items), 2)
-        self.assertIn("M", (await store.standing({}, at("2025-12-18 12:00:00"))).unreadable)
+        self.assertEqual(len((await store.means(MeansQuery("hour", "M", DAY, DAY))).items), 2)
+        self.assertIn("M", (await store.rollup_progress({}, at("2025-12-18 12:00:00"))).unreadable)
 
     async def test_open_file_lost_refuses_commits_until_accepted(self) -> None:
         for how, word in (("missing", "missing"), ("empty", "0 bytes"), ("without tables", "no tables")):
@@ -630,7 +636,7 @@ class LostFileTests(StoreCase):
         store = self.open()
         self.assertEqual(store.problems, [])
         self.assertEqual((await store.commit(ENTRY, None)).answer["id"], 1)
-        self.assertEqual((await store.means("hour", "M", DAY, DAY)).items[0]["data"], 1.5)
+        self.assertEqual((await store.means(MeansQuery("hour", "M", DAY, DAY))).items[0]["data"], 1.5)
 
     async def test_open_beside_a_spool_with_entries_refuses_commits(self) -> None:
         clock = WallClock(UTC, lambda: self.wall, time.monotonic)
@@ -658,7 +664,7 @@ class LostFileTests(StoreCase):
 
     async def test_open_truncated_in_the_middle_does_not_start_as_new(self) -> None:
         store = self.open()
-        await gatherResults([store.commit(ENTRY, IdempotencyKey(f"{n}", "f")) for n in range(200)])
+        await gatherResults([ensureDeferred(store.commit(ENTRY, IdempotencyKey(f"{n}", "f"))) for n in range(200)])
         await self.close()
         whole = self.path.read_bytes()
         for size in (100, 4096, len(whole) // 2):
@@ -757,7 +763,10 @@ class MachineFileTests(StoreCase):
 
     async def test_write_and_questions_of_a_damaged_machine_are_said(self) -> None:
         store = await self.damage("v_hour_avg", "anomaly")
-        for question in (store.means("hour", "M", DAY, DAY), store.anomalies("M", DAY, DAY)):
+        for question in (
+            ensureDeferred(store.means(MeansQuery("hour", "M", DAY, DAY))),
+            ensureDeferred(store.anomalies("M", DAY, DAY)),
+        ):
             with self.assertRaises(StoreUnavailable):
                 await question
         (problem,) = store.problems
@@ -823,7 +832,7 @@ class MachineFileTests(StoreCase):
         (self.folder / "M.db").write_bytes(b"something else" * 1000)
         store = self.open()
         with self.assertRaises(StoreUnavailable):
-            await store.means("day", "M", DAY, DAY)
+            await store.means(MeansQuery("day", "M", DAY, DAY))
         self.assertEqual((await store.anomalies(None, DAY, DAY)).items, [])
         self.assertIn("M.db: the file is not a database", store.problems[0])
         self.assertEqual(await store.write([fault("M", n) for n in range(20)]), [])
@@ -866,13 +875,13 @@ class MachineFileTests(StoreCase):
         )
         await self.close()
         store = self.open()
-        self.assertEqual(len((await store.means("hour", "M", DAY, DAY)).items), 24)
+        self.assertEqual(len((await store.means(MeansQuery("hour", "M", DAY, DAY))).items), 24)
         path = self.folder / "M.db"
         with path.open("r+b") as file:
             file.seek(4096)
             file.write(b"\xa5" * (path.stat().st_size - 4096))
         with self.assertRaises(StoreUnavailable):
-            await store.means("hour", "M", DAY, DAY)
+            await store.means(MeansQuery("hour", "M", DAY, DAY))
         self.assertIn("M.db", store.problems[0])
 
 

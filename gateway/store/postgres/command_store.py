@@ -2,11 +2,10 @@
 
 import contextlib
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import date, datetime
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as TookTooLong
 
 from gateway.model.entries import StoreEntry
@@ -14,45 +13,42 @@ from gateway.runtime.clock import WallClock
 from gateway.runtime.metrics import Counters
 from gateway.store.interface import RollupProgress, StoreUnavailable
 from gateway.store.postgres.store import PostgresStore
-from gateway.store.spool.spool import Spool
+from gateway.store.spool_interface import EntrySpool
 
-#: Seconds that one write may take, and bytes of it.
+#: Maximum duration of one write, in seconds.
 _PATIENCE: Final = 60.0
-_MOST: Final = 1024 * 1024 * 1024
 
 
 class CommandPostgresStore(PostgresStore):
     """The store of a command.
 
-    :param command: its name; with the gateway's, it tells whose entries they are.
+    :param make_spool: function that returns a spool in a directory; the directory is temporary.
+    :param writer: name of the gateway and the command, which distinguishes the entries from those of others.
     """
 
     def __init__(
-        self, reactor: Any, clock: WallClock, counters: Counters, url: str, gateway: str, command: str
+        self,
+        reactor: Any,
+        clock: WallClock,
+        counters: Counters,
+        make_spool: Callable[[str], EntrySpool],
+        url: str,
+        writer: str,
     ) -> None:
-        self._folder = contextlib.ExitStack()
-        folder = self._folder.enter_context(tempfile.TemporaryDirectory(prefix=f"cynow-gateway-{command}-"))
-        spool = Spool(reactor, clock, counters, folder, _MOST)
-        super().__init__(reactor, clock, counters, spool, url, f"{gateway} {command}")
+        self._directory = contextlib.ExitStack()
+        directory = self._directory.enter_context(tempfile.TemporaryDirectory(prefix="cynow-gateway-"))
+        super().__init__(reactor, clock, counters, make_spool(directory), url, writer)
 
-    def standing(self, days: Mapping[tuple[str, str], Collection[date]], now: datetime) -> "Deferred[RollupProgress]":
-        return Deferred.fromCoroutine(self._standing_of_server(days, now))
-
-    async def _standing_of_server(
-        self, days: Mapping[tuple[str, str], Collection[date]], now: datetime
-    ) -> RollupProgress:
-        # It raises where the server is away; a gateway would go on without.
+    async def rollup_progress(self, days: Mapping[tuple[str, str], Collection[date]], now: datetime) -> RollupProgress:
+        # This raises if the server is away; a gateway would go on without it.
         await self.machines()
-        return await super().standing(days, now)
+        return await super().rollup_progress(days, now)
 
-    def write(self, entries: Sequence[StoreEntry]) -> "Deferred[list[StoreEntry]]":
-        """Write entries; fires when the server has them.
+    async def write(self, entries: Sequence[StoreEntry]) -> list[StoreEntry]:
+        """Write entries, and return when the server has them.
 
-        :raises StoreUnavailable: it does not take them.
+        :raises StoreUnavailable: the server does not take them.
         """
-        return Deferred.fromCoroutine(self._write_through(entries))
-
-    async def _write_through(self, entries: Sequence[StoreEntry]) -> list[StoreEntry]:
         await super().write(entries)
         try:
             await self.drained().addTimeout(_PATIENCE, self._reactor)
@@ -60,9 +56,8 @@ class CommandPostgresStore(PostgresStore):
             raise StoreUnavailable("; ".join(self.problems) or "PostgreSQL takes too long") from error
         return []
 
-    def close(self) -> "Deferred[None]":
-        return super().close().addBoth(self._remove)
-
-    def _remove(self, result: Any) -> Any:
-        self._folder.close()
-        return result
+    async def close(self) -> None:
+        try:
+            await super().close()
+        finally:
+            self._directory.close()

@@ -5,7 +5,7 @@ from datetime import date, datetime, timedelta, tzinfo
 from typing import Any, Final
 
 from gateway.model.timestamps import wall_time
-from gateway.store.interface import DayMark, SensorState
+from gateway.store.interface import DayMark, MeansQuery, PageRequest, SensorState
 from gateway.store.postgres.arrays import arrays, unnest
 from gateway.store.postgres.entries import BUCKET, OURS
 from gateway.store.postgres.session import Session
@@ -27,90 +27,74 @@ def page_size(limit: int | None) -> int:
 _MICROSECONDS: Final = "to_char(time, 'YYYY-MM-DD HH24:MI:SS.US')"
 
 
-async def means(
-    session: Session,
-    period: str,
-    machine: str,
-    bounds: tuple[date, date],
-    *,
-    sensor: str | None,
-    detail: bool,
-    after: tuple[str, str, int, int] | None,
-    limit: int | None,
-) -> list[tuple[Any, ...]]:
-    """A page of rows: of each its sensor, time, start, origin, mean, and its bucket where there is to be detail.
+async def means(session: Session, query: MeansQuery, page: PageRequest) -> list[tuple[Any, ...]]:
+    """Return a page of rows: sensor, time, start, origin, mean and, for details, the bucket.
 
-    :param after: the first four of the row before the first.
+    A position is the first four columns of a row.
     """
     # Within its second, and fractions of it that the old server wrote: the time as text has them all.
-    where, values = "m.machine = %s AND m.period = %s AND m.time >= %s AND m.time < %s::date + 1", [machine, period]
-    arguments: list[Any] = [*values, *bounds]
-    if sensor is not None:
+    where = "m.machine = %s AND m.period = %s AND m.time >= %s AND m.time < %s::date + 1"
+    arguments: list[Any] = [query.machine, query.period, query.start, query.end]
+    if query.sensor is not None:
         where += " AND m.sensor = %s"
-        arguments.append(sensor)
-    if after is not None:
+        arguments.append(query.sensor)
+    if page.after is not None:
         where += " AND (m.sensor, m.time, m.start, m.origin) > (%s, %s::timestamp, %s, %s)"
-        arguments += after
+        arguments += page.after
     return await session.ask(
-        f"SELECT m.sensor, m.time::text, m.start, m.origin, m.data{f', {BUCKET}' if detail else ''}"  # noqa: S608 - fixed text
+        f"SELECT m.sensor, m.time::text, m.start, m.origin, m.data{f', {BUCKET}' if query.detail else ''}"  # noqa: S608 - fixed text
         f" FROM cynow_mean AS m WHERE {where} AND m.data IS NOT NULL"
         " ORDER BY m.sensor, m.time, m.start, m.origin LIMIT %s",
-        [*arguments, page_size(limit)],
+        [*arguments, page_size(page.limit)],
     )
 
 
-def items_of(period: str, rows: Sequence[tuple[Any, ...]], zone: tzinfo, *, detail: bool) -> list[dict[str, Any]]:
-    """Items of ``/stat/<period>``."""
+def items_of(query: MeansQuery, rows: Sequence[tuple[Any, ...]], zone: tzinfo) -> list[dict[str, Any]]:
+    """Return items of ``/stat/<period>`` made from rows."""
     items = []
     for sensor, time, start, origin, data, *values in rows:
-        item = {"name": f"{sensor}_{period}_avg", "time": time[:19], "data": data}
-        if detail:
-            item |= detail_of(period, start if origin == OURS else None, bucket_of(values), zone)
+        item = {"name": f"{sensor}_{query.period}_avg", "time": time[:19], "data": data}
+        if query.detail:
+            item |= detail_of(query.period, start if origin == OURS else None, bucket_of(values), zone)
         items.append(item)
     return items
 
 
 async def anomalies(
-    session: Session,
-    machine: str,
-    bounds: tuple[date, date],
-    after: tuple[str, str, int] | None,
-    limit: int | None,
+    session: Session, machine: str, bounds: tuple[date, date], page: PageRequest
 ) -> list[tuple[Any, ...]]:
-    """A page of one machine's anomalies, ascending: of each its time, gateway, entry, score and threshold.
+    """Return a page of one machine's anomalies, ascending: time, gateway, entry, score and threshold.
 
-    :param after: the first three of the row before the first.
+    A position is the first three columns of a row.
     """
     where, arguments = "machine = %s AND time >= %s AND time < %s::date + 1", [machine, *bounds]
-    if after is not None:
+    if page.after is not None:
         where += " AND (time, gateway, entry) > (%s::timestamp, %s, %s)"
-        arguments += after
+        arguments += page.after
     return await session.ask(
         f"SELECT {_MICROSECONDS}, gateway, entry, score, threshold FROM cynow_anomaly WHERE {where}"  # noqa: S608 - fixed text
         " ORDER BY time, gateway, entry LIMIT %s",
-        [*arguments, page_size(limit)],
+        [*arguments, page_size(page.limit)],
     )
 
 
-async def newest_anomalies(
-    session: Session, bounds: tuple[date, date], after: tuple[str, str, str, int] | None, limit: int | None
-) -> list[tuple[Any, ...]]:
-    """A page of all machines' anomalies, newest first; those of one time by machine, the last written of it first.
+async def newest_anomalies(session: Session, bounds: tuple[date, date], page: PageRequest) -> list[tuple[Any, ...]]:
+    """Return a page of all machines' anomalies, newest first: time, machine, gateway, entry, score and threshold.
 
-    :param after: time, machine, gateway and entry of the row before the first, which are the first four of each.
+    Anomalies of one time are ordered by machine, the last written first. A position is the first four columns of a row.
     """
     where, arguments = "time >= %s AND time < %s::date + 1", [*bounds]
-    if after is not None:
+    if page.after is not None:
         where += (
             " AND time <= %s::timestamp AND (time < %s::timestamp OR (machine, gateway) > (%s, %s)"
             " OR (machine, gateway) = (%s, %s) AND entry < %s)"
         )
-        time, *writer, entry = after
-        arguments += [time, time, *writer, *writer, entry]  # type: ignore[list-item]  # two days, then texts and a number
+        time, *writer, entry = page.after
+        arguments += [time, time, *writer, *writer, entry]
     return await session.ask(
         f"SELECT {_MICROSECONDS}, machine, gateway, entry, score, threshold FROM cynow_anomaly WHERE {where}"  # noqa: S608 - fixed text
         " ORDER BY time DESC, machine, gateway, entry DESC LIMIT %s",
-        [*arguments, page_size(limit)],
+        [*arguments, page_size(page.limit)],
     )
 
 
@@ -119,10 +103,10 @@ async def machines(session: Session) -> list[str]:
     return [machine for (machine,) in await session.ask("SELECT machine FROM cynow_machine ORDER BY machine")]
 
 
-async def standing(
+async def rollup_progress(
     session: Session, days: Mapping[tuple[str, str], Collection[date]], now: datetime, zone: tzinfo
 ) -> list[SensorState]:
-    """Where all sensors stand; see :meth:`gateway.store.interface.Store.standing`."""
+    """Return the progress of all sensors; see :meth:`gateway.store.interface.Store.rollup_progress`."""
     sensors = await session.ask("SELECT machine, sensor, type FROM cynow_sensor ORDER BY machine, sensor")
     states: list[SensorState] = []
     for begin in range(0, len(sensors), _SENSORS):

@@ -26,12 +26,14 @@ from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.metrics import Counters
 from gateway.runtime.threads import pool_of
 from gateway.store.interface import (
+    FIRST_PAGE,
     CommitResult,
-    Encode,
     IdempotencyConflict,
     IdempotencyKey,
+    MeansQuery,
     OutcomeUnknown,
     Page,
+    PageRequest,
     RejectedByDatabase,
     RollupProgress,
     Store,
@@ -48,7 +50,7 @@ from gateway.store.postgres.refusals import error_text, is_of_the_row
 from gateway.store.postgres.session import Session, Work
 from gateway.store.postgres.uploader import SpoolUploader
 from gateway.store.rows import encoded
-from gateway.store.spool.spool import Spool
+from gateway.store.spool_interface import EntrySpool
 
 log = Logger()
 
@@ -77,7 +79,7 @@ class PostgresStore(Store):
     """
 
     def __init__(
-        self, reactor: Any, clock: WallClock, counters: Counters, spool: Spool, url: str, gateway: str
+        self, reactor: Any, clock: WallClock, counters: Counters, spool: EntrySpool, url: str, gateway: str
     ) -> None:
         self._reactor = reactor
         self._clock = clock
@@ -103,7 +105,6 @@ class PostgresStore(Store):
         self._health = CommitHealth(self._reactor, self._commits)
         self._orders = CommitQueue(self._reactor, self._commits.run, _COMMITS)
         self._spool.open()
-        self.first_seq, self.reserved = self._spool.first_seq, self._spool.reserved
         self._threads.start()
         for each in self._pools:
             each.start()
@@ -148,16 +149,13 @@ class PostgresStore(Store):
 
     # -- commits
 
-    def commit(self, entry: CommitEntry, key: IdempotencyKey | None) -> "Deferred[CommitResult]":
+    async def commit(self, entry: CommitEntry, key: IdempotencyKey | None) -> CommitResult:
         """See :class:`Store`.
 
         If the connection is lost, the commit is retried for some seconds; a retry writes nothing if the commit was
         written already. If the server is not back by then, nothing was written, unless it went away between being told
         to commit and its answer: then the outcome is unknown, and the same request with the same key gives it.
         """
-        return Deferred.fromCoroutine(self._commit(entry, key))
-
-    async def _commit(self, entry: CommitEntry, key: IdempotencyKey | None) -> CommitResult:
         order = PendingCommit.of(entry, key, self._clock.wall())
         try:
             result = await self._orders.write(order)
@@ -215,16 +213,13 @@ class PostgresStore(Store):
         )
         return RejectedByDatabase(why)
 
-    def replay(self, key: IdempotencyKey) -> "Deferred[dict[str, Any] | None]":
+    async def replay(self, key: IdempotencyKey) -> dict[str, Any] | None:
         since = self._clock.wall() - KEY_LIFE
 
         async def look(session: Session) -> dict[str, Any] | None:
             found = await first_answer(session, key, since)
             return None if found is None else found[0]
 
-        return Deferred.fromCoroutine(self._replay(look, key))
-
-    async def _replay(self, look: Work[dict[str, Any] | None], key: IdempotencyKey) -> dict[str, Any] | None:
         try:
             return await self._on(self._commits, look)
         except StoreUnavailable as error:
@@ -232,16 +227,11 @@ class PostgresStore(Store):
                 raise OutcomeUnknown(str(error)) from None
             raise
 
-    def reserve(self, up_to: int) -> "Deferred[None]":
-        return self._spool.reserve(up_to)
-
     # -- entries
 
-    def write(self, entries: Sequence[StoreEntry]) -> "Deferred[list[StoreEntry]]":
-        """Let entries wait for the server; fires when they are on the disk."""
-        return self._spool.append(entries).addCallback(self._appended)
-
-    def _appended(self, _: None) -> list[StoreEntry]:
+    async def write(self, entries: Sequence[StoreEntry]) -> list[StoreEntry]:
+        """Append entries to the spool, and return when they are on the disk."""
+        await self._spool.append(entries)
         self._bringer.wake()
         return []
 
@@ -251,18 +241,15 @@ class PostgresStore(Store):
 
     # -- questions
 
-    def machines(self) -> "Deferred[list[str]]":
-        return Deferred.fromCoroutine(self._on(self._questions, questions.machines))
+    async def machines(self) -> list[str]:
+        return await self._on(self._questions, questions.machines)
 
-    def standing(self, days: Mapping[tuple[str, str], Collection[date]], now: datetime) -> "Deferred[RollupProgress]":
-        """What the spool knows; what the server does at the first start, or nothing where that is away."""
-        return Deferred.fromCoroutine(self._standing(days, now))
-
-    async def _standing(self, days: Mapping[tuple[str, str], Collection[date]], now: datetime) -> RollupProgress:
-        own = await self._spool.standing()
+    async def rollup_progress(self, days: Mapping[tuple[str, str], Collection[date]], now: datetime) -> RollupProgress:
+        """Return the progress in the spool; at the first start that of the server, or nothing if that is away."""
+        own = await self._spool.rollup_progress()
         if own is not None:
             return own
-        question = partial(questions.standing, days=days, now=now, zone=self._clock.zone)
+        question = partial(questions.rollup_progress, days=days, now=now, zone=self._clock.zone)
         try:
             found = RollupProgress(await self._on(self._questions, question))
         except StoreUnavailable as error:
@@ -272,63 +259,33 @@ class PostgresStore(Store):
         await self._spool.adopt(found)
         return found
 
-    def means(
-        self,
-        period: str,
-        machine: str,
-        start: date,
-        end: date,
-        *,
-        sensor: str | None = None,
-        detail: bool = False,
-        after: Any = None,
-        limit: int | None = None,
-        encode: Encode | None = None,
-    ) -> "Deferred[Page]":
-        question = partial(
-            questions.means,
-            period=period,
-            machine=machine,
-            bounds=(start, end),
-            sensor=sensor,
-            detail=detail,
-            after=after,
-            limit=limit,
-        )
-        items = partial(questions.items_of, period, zone=self._clock.zone, detail=detail)
+    async def means(self, query: MeansQuery, page: PageRequest = FIRST_PAGE) -> Page:
         # No sensor has a name that the driver would not take.
-        is_known = is_name(machine) and (sensor is None or _is_text(sensor))
-        return Deferred.fromCoroutine(self._page(question, items, 4, limit, encode) if is_known else _no_page())
+        if not is_name(query.machine) or not (query.sensor is None or _is_text(query.sensor)):
+            return Page([])
+        work = partial(questions.means, query=query, page=page)
+        return await self._page(work, partial(questions.items_of, query, zone=self._clock.zone), 4, page)
 
-    def anomalies(
-        self,
-        machine: str | None,
-        start: date,
-        end: date,
-        after: Any = None,
-        limit: int | None = None,
-        encode: Encode | None = None,
-    ) -> "Deferred[Page]":
+    async def anomalies(self, machine: str | None, start: date, end: date, page: PageRequest = FIRST_PAGE) -> Page:
         bounds = start, end
         if machine is None:
-            question: Any = partial(questions.newest_anomalies, bounds=bounds, after=after, limit=limit)
-            return Deferred.fromCoroutine(self._page(question, _newest_items, 4, limit, encode))
-        question = partial(questions.anomalies, machine=machine, bounds=bounds, after=after, limit=limit)
-        return Deferred.fromCoroutine(
-            self._page(question, partial(_anomaly_items, machine), 3, limit, encode) if is_name(machine) else _no_page()
-        )
+            return await self._page(
+                partial(questions.newest_anomalies, bounds=bounds, page=page), _newest_items, 4, page
+            )
+        if not is_name(machine):
+            return Page([])
+        work = partial(questions.anomalies, machine=machine, bounds=bounds, page=page)
+        return await self._page(work, partial(_anomaly_items, machine), 3, page)
 
-    async def _page(
-        self, question: Work[list[Any]], items: Any, mark: int, limit: int | None, encode: Encode | None
-    ) -> Page:
-        """Ask for a page.
+    async def _page(self, work: Work[list[Any]], items: Any, key_columns: int, page: PageRequest) -> Page:
+        """Return a page.
 
-        :param items: makes items of rows, in a thread.
-        :param mark: how many columns of the last row say where the next page begins.
+        :param items: function that makes items from rows, in a thread.
+        :param key_columns: number of columns of the last row that are the position of the next page.
         """
-        rows = await self._on(self._questions, question)
-        after = rows[-1][:mark] if len(rows) == questions.page_size(limit) else None
-        return Page(await self._in_thread(lambda: encoded(items(rows), encode)), after)
+        rows = await self._on(self._questions, work)
+        after = rows[-1][:key_columns] if len(rows) == questions.page_size(page.limit) else None
+        return Page(await self._in_thread(lambda: encoded(items(rows), page.encode)), after)
 
     async def _on(self, pool: Pool, work: Work[T]) -> T:
         try:
@@ -341,10 +298,7 @@ class PostgresStore(Store):
 
     # -- the end
 
-    def close(self) -> "Deferred[None]":
-        return Deferred.fromCoroutine(self._close())
-
-    async def _close(self) -> None:
+    async def close(self) -> None:
         self._health.stop()
         self._bringer.stop()
         await gatherResults([Deferred.fromCoroutine(pool.close(_PATIENCE)) for pool in self._pools])
@@ -356,10 +310,6 @@ class PostgresStore(Store):
 
 def _text_of(failure: Failure) -> str:
     return "" if failure.value is None else error_text(failure.value)
-
-
-async def _no_page() -> Page:
-    return Page([])
 
 
 def _anomaly_items(machine: str, rows: list[Any]) -> list[dict[str, Any]]:

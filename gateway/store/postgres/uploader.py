@@ -17,7 +17,7 @@ from gateway.store.postgres.entries import EntryWriter, InThread, WrittenKeys
 from gateway.store.postgres.pool import Pool
 from gateway.store.postgres.refusals import error_text, is_of_the_row, is_raised
 from gateway.store.postgres.session import Session
-from gateway.store.spool.spool import Spool
+from gateway.store.spool_interface import EntrySpool
 
 log = Logger()
 
@@ -45,7 +45,7 @@ class SpoolUploader:
         reactor: Any,
         counters: Counters,
         warnings: LimitedLog,
-        spool: Spool,
+        spool: EntrySpool,
         pool: Pool,
         gateway: str,
         in_thread: InThread,

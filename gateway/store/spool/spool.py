@@ -11,12 +11,10 @@ import os
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, TypeVar
 
-from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from gateway.model.entries import Sighting, StoreEntry
 from gateway.model.records import Fault
@@ -24,13 +22,14 @@ from gateway.runtime.clock import WallClock
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.metrics import Counters
 from gateway.runtime.threads import pool_of
-from gateway.store.interface import SEQ_BLOCK, DirectoryUnusable, RollupProgress, StoreUnavailable
+from gateway.store.event_numbers import SEQ_BLOCK, EventNumberStore
+from gateway.store.interface import DirectoryUnusable, RollupProgress, StoreUnavailable
 from gateway.store.spool.codec import row_of
 from gateway.store.spool.marks import adopt, stored_progress
 from gateway.store.spool.queue import insert_entries, oldest_entries
-from gateway.store.sqlite.opening import GATEWAY_FILE, SPOOL_FILE, STORE_NOTE
-from gateway.store.sqlite.store import reserved_in
+from gateway.store.spool_interface import EntrySpool
 from gateway.store.sqlitefile.errors import explained, is_damage
+from gateway.store.sqlitefile.files import GATEWAY_FILE, SPOOL_FILE, STORE_NOTE, reserved_in
 from gateway.store.sqlitefile.group_writer import GroupWriter, Watch
 from gateway.store.sqlitefile.note import Note, read_note, write_note
 from gateway.store.sqlitefile.transactions import LOCK_WAIT, Job
@@ -59,7 +58,7 @@ class _Spell:
     given_up: int = 0
 
 
-class Spool:
+class Spool(EntrySpool, EventNumberStore):
     """Entries that wait, event numbers, and where statistics stand.
 
     Statistics may take nine tenths of the space: they can be made again from raw files. The last tenth is for anomalies
@@ -75,10 +74,6 @@ class Spool:
     :ivar identity: tells this file's numbers from those of one that was in its place.
     :ivar waiting: entries that wait.
     """
-
-    first_seq: int
-    reserved: int
-    identity: str
 
     def __init__(
         self, reactor: IReactorFromThreads, clock: WallClock, counters: Counters, directory: str, most_bytes: int
@@ -173,23 +168,17 @@ class Spool:
             self._note = replace(self._note, waiting=self.waiting)
             write_note(os.path.dirname(self._path), _NOTE, self._note)
 
-    def reserve(self, up_to: int) -> "Deferred[None]":
-        """Never again begin with an event number of ``up_to`` or less."""
-
+    async def reserve(self, up_to: int) -> None:
         def job(connection: sqlite3.Connection) -> None:
             connection.execute("UPDATE state SET reserved = max(reserved, ?)", (up_to,))
             self._note = replace(self._note, reserved=max(self._note.reserved, up_to))
             write_note(os.path.dirname(self._path), _NOTE, self._note)
 
-        return self._run(job)
+        await self._run(job)
 
-    # -- what waits
+    # -- waiting entries
 
-    def append(self, entries: Sequence[StoreEntry]) -> "Deferred[None]":
-        """Let entries wait, in this order; fires when they are durable, or given up."""
-        return Deferred.fromCoroutine(self._append(entries))
-
-    async def _append(self, entries: Sequence[StoreEntry]) -> None:
+    async def append(self, entries: Sequence[StoreEntry]) -> None:
         admitted = self._admit(entries)
         if not admitted:
             return
@@ -225,29 +214,23 @@ class Spool:
                 self._give_up(self._full, text, 1)
         return admitted
 
-    def first(self, most: int) -> "Deferred[Sequence[tuple[int, StoreEntry]]]":
-        """The oldest entries that wait, at most so many, with their numbers; these ascend, and none comes twice."""
-        return Deferred.fromCoroutine(self._first(most))
-
-    async def _first(self, most: int) -> Sequence[tuple[int, StoreEntry]]:
-        found, broken, cost = await self._run(lambda connection: oldest_entries(connection, most, self._clock.zone))
+    async def first(self, limit: int) -> Sequence[tuple[int, StoreEntry]]:
+        found, broken, cost = await self._run(lambda connection: oldest_entries(connection, limit, self._clock.zone))
         if broken:
             log.error("{count} entries of the spool cannot be read, and are lost", count=broken)
             self._counters.store_lost.inc(broken)
             self._forget(broken, cost)
         return found
 
-    def done(self, number: int) -> "Deferred[None]":
-        """Forget what waits, up to this number."""
-
-        def job(connection: sqlite3.Connection) -> Any:
+    async def done(self, number: int) -> None:
+        def job(connection: sqlite3.Connection) -> tuple[int, int]:
             count, cost = connection.execute(
                 "SELECT count(*), ifnull(sum(cost), 0) FROM entry WHERE number <= ?", (number,)
             ).fetchone()
             connection.execute("DELETE FROM entry WHERE number <= ?", (number,))
             return count, cost
 
-        return self._run(job).addCallback(lambda gone: self._forget(*gone))
+        self._forget(*await self._run(job))
 
     def _forget(self, count: int, cost: int) -> None:
         self._used -= cost
@@ -277,29 +260,23 @@ class Spool:
 
     # -- where statistics stand
 
-    def standing(self) -> "Deferred[RollupProgress | None]":
-        """Every sensor, and where its statistics stand; ``None`` before there was an :meth:`adopt`.
+    async def rollup_progress(self) -> RollupProgress | None:
+        return await self._run(lambda connection: stored_progress(connection, self._clock.zone))
 
-        What waits is in it. It knows of no days beyond some marks, whichever are asked for, and of all periods that are
-        open: a store that looks only where the last hours are finds these or fewer. To say of a further one that it is
-        over costs nothing, for it is made of what there is.
-        """
-        return self._run(lambda connection: stored_progress(connection, self._clock.zone))
-
-    def adopt(self, standing: RollupProgress) -> "Deferred[None]":
-        """Take what the server says for what is known; entries that wait, which it may not have, are added to it.
-
-        :raises ValueError: it cannot tell of some machines, and what these have would be counted again.
-        """
+    async def adopt(self, progress: RollupProgress) -> None:
         zone, today = self._clock.zone, self._clock.now().date()
-        return self._run(lambda connection: adopt(connection, standing, zone, today))
+        await self._run(lambda connection: adopt(connection, progress, zone, today))
 
-    def _run(self, job: Job[T]) -> "Deferred[T]":
+    async def _run(self, job: Job[T]) -> T:
         if self._writer is None:
-            return fail(StoreUnavailable("the spool is not open"))
-        return self._writer.run(job).addErrback(_explained)
+            raise StoreUnavailable("the spool is not open")
+        try:
+            return await self._writer.run(job)
+        except sqlite3.Error as error:
+            # The gateway goes on without the spool, whatever the error.
+            raise StoreUnavailable(str(error)) from error
 
-    async def _close(self) -> None:
+    async def close(self) -> None:
         if self._is_open:
             self._is_open = False
             with contextlib.suppress(StoreUnavailable):
@@ -307,17 +284,6 @@ class Spool:
             if self._writer is not None:
                 await self._writer.close()
             self._pool.stop()
-
-    def close(self) -> "Deferred[None]":
-        """Finish what was begun and let go of the file."""
-        return Deferred.fromCoroutine(self._close())
-
-
-def _explained(failure: Failure) -> NoReturn:
-    """What the file refuses for good is said as what it refuses now: the gateway goes on without it."""
-    if failure.check(sqlite3.Error):
-        raise StoreUnavailable(str(failure.value)) from failure.value
-    failure.raiseException()
 
 
 def _check(connection: sqlite3.Connection) -> None:

@@ -17,18 +17,14 @@ from typing import Any, Final
 
 from twisted.logger import Logger
 
-from gateway.store.interface import SEQ_BLOCK, StoreUnavailable
+from gateway.store.event_numbers import SEQ_BLOCK
+from gateway.store.interface import StoreUnavailable
 from gateway.store.sqlitefile.errors import explained, is_damage
+from gateway.store.sqlitefile.files import GATEWAY_FILE, SPOOL_FILE, STORE_NOTE
 from gateway.store.sqlitefile.note import Note, read_note, write_note
 from gateway.store.sqlitefile.transactions import LOCK_WAIT
 
 log = Logger()
-
-GATEWAY_FILE: Final = "cynow-gateway.sqlite3"
-SPOOL_FILE: Final = "cynow-gateway-spool.sqlite3"
-
-#: Name of the note on the gateway's file.
-STORE_NOTE: Final = "store"
 
 #: The option that lets a start continue without the lost data.
 ACCEPT: Final = "--accept-empty-store"

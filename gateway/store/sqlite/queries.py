@@ -3,12 +3,13 @@
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import date, datetime, tzinfo
 from typing import Any, Final
 from unicodedata import normalize
 
 from gateway.model.timestamps import wall_time
-from gateway.store.interface import DayMark, Encode, Page
+from gateway.store.interface import DayMark, MeansQuery, Page, PageRequest
 from gateway.store.rows import BUCKET_COLUMNS, PIECE, bucket_of, detail_of, encoded
 from gateway.timeseries.calendar import PERIODS, start_of
 
@@ -48,12 +49,12 @@ def row_key(start: datetime) -> tuple[str, int]:
     return wall_time(start), int(start.timestamp())
 
 
-def standing(
+def rollup_progress(
     connection: sqlite3.Connection, hours: str, days: Iterable[date], now: datetime, zone: tzinfo
 ) -> tuple[dict[date, DayMark], list[tuple[str, datetime]]]:
-    """Where a sensor stands: how much of some days is counted, and which longer periods are open.
+    """Return a sensor's marks of some days, and its open longer periods.
 
-    :param hours: the table of its hours.
+    :param hours: table of its hours.
     """
     columns = columns_of(connection, hours)
     if not columns >= _OLD_COLUMNS:
@@ -101,67 +102,89 @@ def page_size(limit: int | None) -> int:
     return PAGE if limit is None else min(limit, PAGE)
 
 
-def page(
-    connection: sqlite3.Connection,
-    period: str,
-    bounds: tuple[str, str],
-    zone: tzinfo,
-    *,
-    only: str | None = None,
-    detail: bool = False,
-    after: tuple[str, str, int, int] | None = None,
-    limit: int | None = None,
-    encode: Encode | None = None,
-) -> Page:
-    """Items of ``/stat/<period>``.
+def means(connection: sqlite3.Connection, query: MeansQuery, page: PageRequest, zone: tzinfo) -> Page:
+    """Return items of ``/stat/<period>``; a position is a table, and the time, start and id of a row in it."""
+    items: list[Any] = []
+    left = page_size(page.limit)
+    after = page.after
+    for sensor, table in sensors(connection, query.period):
+        if (after is not None and after[0] != table) or query.sensor not in (None, sensor):
+            continue
+        columns = columns_of(connection, table)
+        if columns >= _OLD_COLUMNS:
+            selection = _Selection.of(table, columns, query, after)
+            after = None
+            count = 0
+            for rows in selection.read(connection, left):
+                count += len(rows)
+                items += encoded(_items(f"{sensor}_{query.period}_avg", rows, query, zone), page.encode)
+            if count == left:
+                return Page(items, (table, *selection.position(connection, left - 1)))
+            left -= count
+    return Page(items)
 
-    :param only: of this sensor.
-    :param after: a table, and the time, start and id of a row in it.
+
+@dataclass(frozen=True, slots=True)
+class _Selection:
+    """Selection of the rows of one table.
+
+    :ivar columns: columns that items need.
+    :ivar where: table and condition.
+    :ivar arguments: values of the placeholders in ``where``.
+    :ivar key: columns whose values are the position of a row.
     """
-    made: list[Any] = []
-    most = page_size(limit)
-    for sensor, table in sensors(connection, period):
-        if (after is not None and after[0] != table) or only not in (None, sensor):
-            continue
-        there = columns_of(connection, table)
-        if not there >= _OLD_COLUMNS:
-            continue
-        is_ours = "start" in there
-        order = "time, start, id" if is_ours else "time, id"
-        mark = f"time, {'ifnull(start, 0)' if is_ours else '0'}, id"
+
+    columns: str
+    where: str
+    arguments: tuple[Any, ...]
+    order: str
+    key: str
+
+    @staticmethod
+    def of(table: str, columns: set[str], query: MeansQuery, after: tuple[str, str, int, int] | None) -> "_Selection":
+        is_extended = "start" in columns
+        key = f"time, {'ifnull(start, 0)' if is_extended else '0'}, id"
         # Some rows of the old server have no number.
         where = f"FROM {quoted(table)} WHERE time >= ? AND time < ? AND typeof(data) IN ('real', 'integer')"
+        bounds = bounds_of(query.start, query.end)
         arguments: tuple[Any, ...] = bounds
         if after is not None:
-            where += f" AND ({mark}) > (?, ?, ?)"
+            where += f" AND ({key}) > (?, ?, ?)"
             arguments = (after[1], bounds[1], *after[1:])
-            after = None
-        columns = "time, data" + (f", start, {BUCKET_SELECT}" if is_ours and detail else "")
-        asked = connection.execute(
-            f"SELECT {columns} {where} ORDER BY {order} LIMIT ?",
-            (*arguments, most),
+        further = f", start, {BUCKET_SELECT}" if is_extended and query.detail else ""
+        order = "time, start, id" if is_extended else "time, id"
+        return _Selection(f"time, data{further}", where, arguments, order, key)
+
+    def read(self, connection: sqlite3.Connection, limit: int) -> Iterator[list[Any]]:
+        """Yield at most ``limit`` rows, some at a time."""
+        cursor = connection.execute(
+            f"SELECT {self.columns} {self.where} ORDER BY {self.order} LIMIT ?",
+            (*self.arguments, limit),
         )
-        name = f"{sensor}_{period}_avg"
-        count = 0
-        while rows := asked.fetchmany(PIECE):
-            count += len(rows)
-            # Some have fractions of a second.
-            if detail:
-                items = [
-                    {"name": name, "time": time[:19], "data": data, **_detail(period, zone, further)}
-                    for time, data, *further in rows
-                ]
-            else:
-                items = [{"name": name, "time": time[:19], "data": data} for time, data in rows]
-            made += encoded(items, encode)
-        if count == most:
-            last = connection.execute(
-                f"SELECT {mark} {where} ORDER BY {order} LIMIT 1 OFFSET ?",
-                (*arguments, most - 1),
-            ).fetchone()
-            return Page(made, (table, *last))
-        most -= count
-    return Page(made)
+        while rows := cursor.fetchmany(PIECE):
+            yield rows
+
+    def position(self, connection: sqlite3.Connection, index: int) -> Any:
+        """Return the position of the row at an index."""
+        return connection.execute(
+            f"SELECT {self.key} {self.where} ORDER BY {self.order} LIMIT 1 OFFSET ?",
+            (*self.arguments, index),
+        ).fetchone()
+
+
+def _items(name: str, rows: list[Any], query: MeansQuery, zone: tzinfo) -> list[dict[str, Any]]:
+    # Some times of the old server have fractions of a second.
+    if query.detail:
+        return [
+            {"name": name, "time": time[:19], "data": data, **_detail(query.period, zone, further)}
+            for time, data, *further in rows
+        ]
+    return [{"name": name, "time": time[:19], "data": data} for time, data in rows]
+
+
+def bounds_of(start: date, end: date) -> tuple[str, str]:
+    """Return a text before and a text behind all times of some days, whatever follows the date in a time."""
+    return start.isoformat(), end.isoformat() + "~"
 
 
 def anomalies(

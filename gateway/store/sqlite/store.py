@@ -17,11 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from gateway.model.entries import Sighting, StoreEntry
 from gateway.model.names import forms_of, is_name, name_of, name_problem
@@ -30,13 +28,15 @@ from gateway.runtime.clock import WallClock
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.metrics import Counters
 from gateway.runtime.threads import pool_of
+from gateway.store.event_numbers import SEQ_BLOCK, EventNumberStore
 from gateway.store.interface import (
-    SEQ_BLOCK,
+    FIRST_PAGE,
     CommitResult,
-    Encode,
     IdempotencyKey,
     MachineDamaged,
+    MeansQuery,
     Page,
+    PageRequest,
     RejectedByDatabase,
     RollupProgress,
     SensorState,
@@ -48,9 +48,10 @@ from gateway.store.sqlite import queries
 from gateway.store.sqlite.commits import INSERT_COMMIT, insert_commit, replay_commit, write_commit
 from gateway.store.sqlite.machine_faults import MachineFaults
 from gateway.store.sqlite.machine_tables import MachineTables
-from gateway.store.sqlite.opening import GATEWAY_FILE, STORE_NOTE, connect, highest_commit, open_store
+from gateway.store.sqlite.opening import connect, highest_commit, open_store
 from gateway.store.sqlite.readers import Readers
 from gateway.store.sqlitefile.errors import explained, is_damage, may_pass, primary
+from gateway.store.sqlitefile.files import GATEWAY_FILE, STORE_NOTE
 from gateway.store.sqlitefile.group_writer import GroupWriter, Identity, Watch, inode_of
 from gateway.store.sqlitefile.note import write_note
 from gateway.store.sqlitefile.transactions import LOCK_WAIT, Job
@@ -95,7 +96,7 @@ class _Newest:
         return self.time, queries.BEFORE_IDS if machine < self.machine else queries.BEHIND_IDS
 
 
-class SqliteStore(Store):
+class SqliteStore(Store, EventNumberStore):
     """The embedded store.
 
     :param directory: ``database.path``; it exists, and no other gateway uses it.
@@ -212,37 +213,36 @@ class SqliteStore(Store):
 
     # -- commits
 
-    def _run(self, job: Job[T], *, once: bool = False, patience: float | None = _PATIENCE) -> "Deferred[T]":
+    async def _run(self, job: Job[T], *, once: bool = False, patience: float | None = _PATIENCE) -> T:
         if self._gateway is None:
-            return fail(StoreUnavailable(self._lost or "closed"))
-        return self._gateway.run(job, patience, once=once)
+            raise StoreUnavailable(self._lost or "closed")
+        return await self._gateway.run(job, patience, once=once)
 
-    def commit(self, entry: CommitEntry, key: IdempotencyKey | None) -> "Deferred[CommitResult]":
+    async def commit(self, entry: CommitEntry, key: IdempotencyKey | None) -> CommitResult:
         now = self._clock.wall()
-        done = self._run(lambda connection: write_commit(connection, entry, key, now), once=True)
-        return done.addErrback(self._rejected, entry.scale_id)
-
-    def _rejected(self, failure: Failure, scale_id: str) -> Failure:
-        if failure.check(RejectedByDatabase):
+        try:
+            return await self._run(lambda connection: write_commit(connection, entry, key, now), once=True)
+        except RejectedByDatabase as error:
             self._warnings.warn(
                 "rejected",
                 "scale {scale}: the database rejects a commit: {error}",
-                scale=scale_id,
-                error=failure.value,
+                scale=entry.scale_id,
+                error=error,
             )
-        return failure
+            raise
 
-    def replay(self, key: IdempotencyKey) -> "Deferred[dict[str, Any] | None]":
-        return self._run(lambda connection: replay_commit(connection, key))
+    async def replay(self, key: IdempotencyKey) -> dict[str, Any] | None:
+        return await self._run(lambda connection: replay_commit(connection, key))
 
-    def reserve(self, up_to: int) -> "Deferred[None]":
+    async def reserve(self, up_to: int) -> None:
         def job(connection: sqlite3.Connection) -> None:
             connection.execute("UPDATE event_seq SET reserved = max(reserved, ?)", (up_to,))
             self._note_reserved(up_to)
 
         if self._gateway is None and not self._closing:
-            return deferToThreadPool(self._reactor, self._commit_pool, self._note_reserved, up_to)
-        return self._run(job, patience=None)
+            await deferToThreadPool(self._reactor, self._commit_pool, self._note_reserved, up_to)
+        else:
+            await self._run(job, patience=None)
 
     def _note_reserved(self, up_to: int) -> None:
         self._note = replace(self._note, reserved=max(self._note.reserved, up_to))
@@ -250,10 +250,7 @@ class SqliteStore(Store):
 
     # -- machines
 
-    def write(self, entries: Sequence[StoreEntry]) -> "Deferred[list[StoreEntry]]":
-        return Deferred.fromCoroutine(self._write_all(entries))
-
-    async def _write_all(self, entries: Sequence[StoreEntry]) -> list[StoreEntry]:
+    async def write(self, entries: Sequence[StoreEntry]) -> list[StoreEntry]:
         # Its type first: by the time that a sensor has tables, a start after a kill knows how to read its samples.
         untyped = await self._write_types([entry for entry in entries if isinstance(entry, Sighting)])
         again = await deferToThreadPool(
@@ -400,13 +397,10 @@ class SqliteStore(Store):
 
     # -- questions
 
-    def machines(self) -> "Deferred[list[str]]":
-        return self._read(self._machine_names)
+    async def machines(self) -> list[str]:
+        return await self._read(self._machine_names)
 
-    def standing(self, days: Mapping[tuple[str, str], Collection[date]], now: datetime) -> "Deferred[RollupProgress]":
-        return Deferred.fromCoroutine(self._standing(days, now))
-
-    async def _standing(self, days: Mapping[tuple[str, str], Collection[date]], now: datetime) -> RollupProgress:
+    async def rollup_progress(self, days: Mapping[tuple[str, str], Collection[date]], now: datetime) -> RollupProgress:
         if self._gateway is None or self._gateway.is_damaged:
             # Without types, a mean of magnitudes cannot be distinguished from a mean of values.
             machines = await self._read(self._machine_names)
@@ -425,7 +419,7 @@ class SqliteStore(Store):
                     machine,
                     sensor,
                     types.get((machine, sensor)),
-                    *queries.standing(connection, table, days.get((machine, sensor), ()), now, self._clock.zone),
+                    *queries.rollup_progress(connection, table, days.get((machine, sensor), ()), now, self._clock.zone),
                 )
                 for sensor, table in queries.sensors(connection, "hour")
             ]
@@ -450,45 +444,23 @@ class SqliteStore(Store):
 
         return await self._read(of_all)
 
-    def means(
-        self,
-        period: str,
-        machine: str,
-        start: date,
-        end: date,
-        *,
-        sensor: str | None = None,
-        detail: bool = False,
-        after: Any = None,
-        limit: int | None = None,
-        encode: Encode | None = None,
-    ) -> "Deferred[Page]":
-        asked = partial(queries.page, only=sensor, detail=detail, after=after, limit=limit, encode=encode)
+    async def means(self, query: MeansQuery, page: PageRequest = FIRST_PAGE) -> Page:
+        def read(connection: sqlite3.Connection) -> list[Page]:
+            return [queries.means(connection, query, page, self._clock.zone)]
 
-        def query(connection: sqlite3.Connection) -> list[Page]:
-            return [asked(connection, period, _bounds(start, end), self._clock.zone)]
+        return await self._read(lambda: next(iter(self._ask(query.machine, read)), Page([])))
 
-        return self._read(lambda: next(iter(self._ask(machine, query)), Page([])))
+    async def anomalies(self, machine: str | None, start: date, end: date, page: PageRequest = FIRST_PAGE) -> Page:
+        bounds = queries.bounds_of(start, end)
 
-    def anomalies(
-        self,
-        machine: str | None,
-        start: date,
-        end: date,
-        after: Any = None,
-        limit: int | None = None,
-        encode: Encode | None = None,
-    ) -> "Deferred[Page]":
-        bounds = _bounds(start, end)
-
-        def page() -> Page:
+        def read() -> Page:
             if machine is None:
-                found = self._newest_anomalies(bounds, after or _Newest(bounds[1]), limit)
+                found = self._newest_anomalies(bounds, page.after or _Newest(bounds[1]), page.limit)
             else:
-                found = self._anomalies(machine, bounds, after or (bounds[0], queries.BEFORE_IDS), limit)
-            return Page(encoded(found.items, encode), found.after)
+                found = self._anomalies(machine, bounds, page.after or (bounds[0], queries.BEFORE_IDS), page.limit)
+            return Page(encoded(found.items, page.encode), found.after)
 
-        return self._read(page)
+        return await self._read(read)
 
     def _anomalies(self, machine: str, bounds: tuple[str, str], after: tuple[Any, int], limit: int | None) -> Page:
         rows = self._ask(machine, partial(queries.anomalies, bounds=bounds, after=after, limit=limit))
@@ -523,8 +495,8 @@ class SqliteStore(Store):
         items = [_anomaly(machine, time, score, threshold) for time, machine, _, score, threshold in rows]
         return Page(items, _Newest(*rows[-1][:3], frozenset(left_out)) if len(rows) == most else None)
 
-    def _read(self, question: Callable[[], T]) -> "Deferred[T]":
-        return deferToThreadPool(self._reactor, self._read_pool, question)
+    async def _read(self, question: Callable[[], T]) -> T:
+        return await deferToThreadPool(self._reactor, self._read_pool, question)
 
     def _machine_names(self) -> list[str]:
         try:
@@ -565,7 +537,7 @@ class SqliteStore(Store):
             self._warn(f"{machine} read", "{machine}.db cannot be read: {error}", machine=machine, error=text)
             return []
 
-    async def _close(self) -> None:
+    async def close(self) -> None:
         self._closing = True
         if self._look_call is not None and self._look_call.active():
             self._look_call.cancel()
@@ -593,21 +565,6 @@ class SqliteStore(Store):
         self._readers.leave(self._machine_path(machine))
         self._machines.pop(machine)[0].close()
 
-    def close(self) -> "Deferred[None]":
-        return Deferred.fromCoroutine(self._close())
-
-
-def reserved_in(path: str) -> int:
-    """Return the last event number that an embedded store has reserved; 0 if the store does not exist.
-
-    :raises sqlite3.Error: the store cannot be read.
-    """
-    if not os.path.exists(path):
-        return 0
-    with contextlib.closing(sqlite3.connect(Path(path).absolute().as_uri() + "?mode=ro", uri=True)) as connection:
-        (reserved,) = connection.execute("SELECT reserved FROM event_seq").fetchone()
-    return int(reserved)
-
 
 def _check(connection: sqlite3.Connection) -> None:
     """Compile the statements of a commit, triggers included, without running them."""
@@ -625,8 +582,3 @@ def _touch(connection: sqlite3.Connection) -> None:
 
 def _anomaly(machine: str, time: Any, score: Any, threshold: Any) -> dict[str, Any]:
     return {"name": machine, "time": str(time), "score": score, "threshold": threshold}
-
-
-def _bounds(start: date, end: date) -> tuple[str, str]:
-    """Texts that stand before and behind every time of these days, whatever follows the date in them."""
-    return start.isoformat(), end.isoformat() + "~"

@@ -11,7 +11,7 @@ from twisted.web.http import Request
 
 from gateway.live.state import LiveState
 from gateway.model.names import name_of
-from gateway.store.interface import Page, Store
+from gateway.store.interface import MeansQuery, Page, PageRequest, Store
 from gateway.timeseries.calendar import PERIODS
 from gateway.web.http.answers import Refusal, answer, argument, handle_errors
 from gateway.web.http.tabular import TableAnswer
@@ -126,21 +126,23 @@ class StatApi:
         machine, start, end = query.machine(), query.day("start"), query.day("end")
         detail = query.flag("detail")
         query.check()
-        ask = partial(self._store.means, period, machine, start, end, detail=detail)
-        return await _paged(request, period, _DETAIL if detail else _MEAN, ask)
+        selection = MeansQuery(period, machine, start, end, detail=detail)
+        return await _paged(request, period, _DETAIL if detail else _MEAN, partial(self._store.means, selection))
 
 
-async def _paged(request: Request, name: str, columns: Sequence[str], ask: "Callable[..., Awaitable[Page]]") -> bytes:
+async def _paged(
+    request: Request, name: str, columns: Sequence[str], ask: Callable[[PageRequest], Awaitable[Page]]
+) -> bytes:
     """Answer a question page by page; an answer of one page has its length in the head.
 
     The first page is small. Later ones grow, each fetched after the client has read the one before: a client that reads
     nothing costs only the first page.
 
     :param name: name of the table.
-    :param ask: function that returns a page; takes ``encode``, ``limit`` and, except for the first page, ``after``.
+    :param ask: function that returns a page.
     """
     table = TableAnswer(request, name, columns)
-    first = await ask(encode=table.encode, limit=_FIRST_PAGE)
+    first = await ask(PageRequest(None, _FIRST_PAGE, table.encode))
     if first.after is None:
         return table.whole(first.items)
 
@@ -149,7 +151,7 @@ async def _paged(request: Request, name: str, columns: Sequence[str], ask: "Call
         yield page.items
         while page.after is not None:
             limit = min(2 * limit, _LARGEST_PAGE)
-            page = await ask(encode=table.encode, limit=limit, after=page.after)
+            page = await ask(PageRequest(page.after, limit, table.encode))
             yield page.items
 
     return await table.send(pages())
