@@ -25,7 +25,7 @@ from gateway.stats.rollup import Rollup
 from gateway.store.interface import RollupProgress, SensorState
 from gateway.store.rows import BUCKET_COLUMNS, values_of
 from gateway.store.sqlite.machine_tables import MachineTables
-from gateway.store.sqlite.queries import quoted, sensors, standing
+from gateway.store.sqlite.queries import quoted, rollup_progress, sensors
 from gateway.timeseries.bucket import Bucket
 from tests.daemon import Daemon
 
@@ -97,7 +97,7 @@ def _write_hours(database: Path, ends: list[list[int]]) -> None:
     for sensor, its in zip(SENSORS, ends, strict=True):
         for hour, raw_end in enumerate(its):
             start = KILLED.replace(hour=hour, minute=0)
-            tables.end_hour(ClosedHour(MACHINE, sensor, start, _bucket(start), "ABS", raw_end))
+            tables.write_hour(ClosedHour(MACHINE, sensor, start, _bucket(start), "ABS", raw_end))
     connection.execute("COMMIT")
     connection.close()
 
@@ -109,7 +109,7 @@ def _recover(data: Path, database: Path) -> None:
     recovery = Recovery(str(data), ZONE, rollup(), rollup, DamageLog(WallClock(ZONE), Counters()))
     days = recovery.look(STARTED)
     states = [
-        SensorState(MACHINE, sensor, "VIB", *standing(connection, table, days[MACHINE, sensor], STARTED, ZONE))
+        SensorState(MACHINE, sensor, "VIB", *rollup_progress(connection, table, days[MACHINE, sensor], STARTED, ZONE))
         for sensor, table in sensors(connection, "hour")
     ]
     connection.close()

@@ -1,13 +1,15 @@
 """Rows of periods: the columns behind a mean, and what longer periods make of them. The same for every backend."""
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from functools import lru_cache
 from statistics import fmean
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
+from gateway.model.entries import ClosedHour
 from gateway.model.timestamps import rfc3339
 from gateway.store.interface import Encode
 from gateway.timeseries.bucket import Bucket
@@ -49,6 +51,10 @@ class Row:
     bucket: Bucket | None
 
 
+#: Bucket and ``raw_end`` of a stored hour; no bucket if only the mean is known.
+StoredHour: TypeAlias = tuple[Bucket | None, int | None]
+
+
 def encoded(items: list[dict[str, Any]], encode: Encode | None) -> list[Any]:
     """The ``items`` of a page."""
     if encode is None:
@@ -79,6 +85,26 @@ def values_of(bucket: Bucket | None) -> tuple[Any, ...]:
 def bucket_of(values: Sequence[Any]) -> Bucket | None:
     """The bucket of some values of :data:`BUCKET_COLUMNS`; ``None`` where the row has no count."""
     return Bucket(*values) if values[0] is not None else None
+
+
+def merge_hour(hour: ClosedHour, stored: StoredHour | None) -> tuple[Row, int | None]:
+    """Return the row of a closed hour, and its ``raw_end``.
+
+    If the hour has a row already because the clock was set back, its samples are added to that row. An hour that
+    replaces its row says nothing new about the raw file.
+
+    :param stored: bucket and ``raw_end`` of the stored row; ``None`` if there is no row.
+    """
+    bucket, raw_end = stored or (None, hour.raw_end)
+    if hour.replaces or bucket is None:
+        bucket = hour.bucket
+    else:
+        # If a sum is beyond a double, a row without the new samples is better than none.
+        with contextlib.suppress(OverflowError):
+            bucket.merge(hour.bucket)
+    if not hour.replaces:
+        raw_end = hour.raw_end
+    return Row(bucket.mean(hour.mode), bucket), raw_end
 
 
 def made_of(period: str, mode: str, rows: Sequence[Row]) -> Row:

@@ -449,9 +449,9 @@ def write_as_it_came(plant: Plant, day: str, first: Sequence[Line], second: Sequ
         tables.create_anomaly()
         for entry in (entry for its in ended for entry in its.entries):
             if isinstance(entry, ClosedHour):
-                tables.end_hour(entry)
+                tables.write_hour(entry)
             else:
-                tables.end_period(entry)
+                tables.write_period(entry)
     plant.write("v", day, [*first, *second])
 
 

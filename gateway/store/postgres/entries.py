@@ -19,7 +19,7 @@ from gateway.model.timestamps import wall_time
 from gateway.store.postgres.arrays import array, arrays, unnest
 from gateway.store.postgres.entry_order import MOST, EntryKey, end_key, hour_key, phases
 from gateway.store.postgres.session import Session
-from gateway.store.rows import BUCKET_COLUMNS, Row, bucket_of, made_of, values_of
+from gateway.store.rows import BUCKET_COLUMNS, Row, bucket_of, made_of, merge_hour, values_of
 from gateway.timeseries.calendar import MADE_OF, PERIODS, end_of, start_of
 
 #: Calls a function with arguments in a thread.
@@ -156,16 +156,8 @@ class EntryWriter:
         found = await self._find([hour_key(hour) for hour in hours])
         rows = []
         for hour in hours:
-            bucket, raw_end = found.get(hour_key(hour), (None, hour.raw_end))
-            if bucket is None or hour.replaces:
-                bucket = hour.bucket
-            else:
-                # A row that lacks samples beyond a double is better than none.
-                with contextlib.suppress(OverflowError):
-                    bucket.merge(hour.bucket)
-            if not hour.replaces:
-                raw_end = hour.raw_end
-            rows.append((*hour_key(hour), *_values(hour.start, Row(bucket.mean(hour.mode), bucket)), raw_end))
+            row, raw_end = merge_hour(hour, found.get(hour_key(hour)))
+            rows.append((*hour_key(hour), *_values(hour.start, row), raw_end))
         await self._remove_old([("hour", hour) for hour in hours if hour.replaces and hour_key(hour) not in found])
         await self._put(rows)
 

@@ -93,9 +93,9 @@ def insert_commit(connection: sqlite3.Connection, its: MachineTables, entry: Sto
             # Its type is stored elsewhere; its tables are created with their first rows.
             pass
         case ClosedHour():
-            its.end_hour(entry)
+            its.write_hour(entry)
         case ClosedPeriod():
-            its.end_period(entry)
+            its.write_period(entry)
         case Fault(score=score, threshold=threshold, received_at=received_at):
             connection.execute(
                 "INSERT INTO anomaly (time, threshold, score) VALUES (?, ?, ?)",

@@ -14,7 +14,7 @@ from unicodedata import normalize
 
 from gateway.model.entries import ClosedHour, ClosedPeriod
 from gateway.model.timestamps import wall_time
-from gateway.store.rows import BUCKET_COLUMNS, Row, bucket_of, made_of, values_of
+from gateway.store.rows import BUCKET_COLUMNS, Row, bucket_of, made_of, merge_hour, values_of
 from gateway.store.sqlite.queries import BUCKET_SELECT, columns_of, folded, quoted, row_key, table_names
 from gateway.timeseries.bucket import Bucket
 from gateway.timeseries.calendar import MADE_OF, PERIODS, end_of, start_of
@@ -89,24 +89,14 @@ class MachineTables:
                 return there[period]
             number += 1
 
-    def end_hour(self, hour: ClosedHour) -> None:
-        """Write the row of an hour.
-
-        An hour that has one already, for the clock was set back, has had more samples since.
-        """
+    def write_hour(self, hour: ClosedHour) -> None:
+        """Write the row of a closed hour."""
         table = self.create_means(hour.sensor, "hour")
-        identity, bucket, raw_end = self._find(table, hour.start, hour.replaces) or (None, None, hour.raw_end)
-        if bucket is None or hour.replaces:
-            bucket = hour.bucket
-        else:
-            # A row that lacks samples beyond a double is better than none.
-            with contextlib.suppress(OverflowError):
-                bucket.merge(hour.bucket)
-        if not hour.replaces:
-            raw_end = hour.raw_end
-        self._put(table, hour.start, Row(bucket.mean(hour.mode), bucket), identity, raw_end)
-        if identity is not None and not hour.replaces:
-            # How much of a day is counted is said by its row with the highest id.
+        found = self._find(table, hour.start, hour.replaces)
+        row, raw_end = merge_hour(hour, None if found is None else found[1:])
+        self._put(table, hour.start, row, None if found is None else found[0], raw_end)
+        if found is not None and not hour.replaces:
+            # The row of a day with the highest id has the number of counted bytes.
             day = hour.start.date().isoformat()
             self._connection.execute(
                 f"UPDATE {quoted(table)} SET raw_end = ? WHERE id ="  # noqa: S608 - quoted
@@ -117,9 +107,9 @@ class MachineTables:
             start = start_of(period, hour.start)
             # The clock was set back into a period that has its row.
             if self._exists(hour.sensor, period) and self._find(self.create_means(hour.sensor, period), start, False):
-                self.end_period(ClosedPeriod(period, hour.machine, hour.sensor, start, hour.mode))
+                self.write_period(ClosedPeriod(period, hour.machine, hour.sensor, start, hour.mode))
 
-    def end_period(self, end: ClosedPeriod) -> None:
+    def write_period(self, end: ClosedPeriod) -> None:
         """Write the row of a day, a month or a year, made of those of the shorter periods in it."""
         if not self._exists(end.sensor, MADE_OF[end.period]):
             return
