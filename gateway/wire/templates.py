@@ -12,7 +12,8 @@ from typing import Final, Self, TypeAlias
 
 from gateway.model.records import SensorBatch
 from gateway.wire.messages import DataUpdate
-from gateway.wire.pickles import DoubleRun, doubles, run_of_doubles
+from gateway.wire.pickle_numbers import count_doubles, doubles
+from gateway.wire.pickle_stack import DoubleRun
 
 #: Where pickles of protocol 4 and 5 say how long they are: behind PROTO, FRAME and eight bytes.
 _PROTO: Final = b"\x80"
@@ -135,7 +136,7 @@ class FrameTemplate:
             # Mostly they are as many as last time.
             end = pos + 9 * len(opcodes)
             if data[pos:end:9] != opcodes or not data.startswith(behind, end):
-                end = pos + 9 * run_of_doubles(data, pos)
+                end = pos + 9 * count_doubles(data, pos)
                 if not data.startswith(behind, end):
                     # Of a double, or of what stands behind, the end may be missing.
                     is_cut = _is_cut(behind, data, end) or (data.startswith(b"G", end) and len(data) - end < 9)

@@ -98,6 +98,26 @@ class DictValue:
         else:
             self.odd = True
 
+    def set_items(self, values: list[Value]) -> None:
+        """Set items from keys and values in turn; an array stands for its numbers."""
+        key: Value | None = None
+        for value in values:
+            count = len(value) if type(value) is array else 1
+            if key is not None:
+                self.set(key, value[:1] if type(value) is array else value)
+                key = None
+                count -= 1
+            elif type(value) is not array:
+                key = value
+                continue
+            # In the rest of a run, at least every second number is in the position of a key.
+            if count > 1:
+                self.odd = True
+            if count % 2 and type(value) is array:
+                key = value[-1:]
+        if key is not None:
+            raise WireError("a key without a value")
+
 
 # As a tuple: isinstance takes five times as long with a union.
 _CONTAINERS: Final = (ListValue, DictValue)
