@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,18 +58,14 @@ class Options(usage.Options):
         """
         if self.parent is not None and not self["check"]:
             self.signals.install()
-        from gateway.commands.check import check_config
+        from gateway.commands.check import check_config, write_result
 
         path = self["config"]
         twistd: Mapping[str, Any] = self.parent or {}
         folder = working_directory(None, twistd.get("rundir") or ".")
         checked = check_config(None if path is None else Path(path), os.environ, folder)
         if self["check"]:
-            for problem in checked.problems:
-                sys.stderr.write(f"{problem}\n")
-            if not checked.problems:
-                sys.stdout.write(f"{path or 'the default configuration'}: no problem\n")
-            raise SystemExit(1 if checked.problems else 0)
+            raise SystemExit(write_result(path, checked))
         if checked.fatal or checked.settings is None:
             count = len(checked.problems) - 1
             more = f" (and {count} more: see --check)" if count else ""

@@ -1,1 +1,1 @@
-"""Commands beside the daemon: demo, simulate, recompute."""
+"""Commands beside the daemon, and the console script that dispatches to them."""

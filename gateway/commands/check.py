@@ -1,6 +1,9 @@
-"""Check of a configuration, for ``--check`` and for the start of the daemon."""
+"""Check of a configuration: for ``--check``, for the start of the daemon, and as a command."""
 
-from collections.abc import Mapping
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from gateway.config.loader import ConfigError, load
 from gateway.config.problems import Problem
 from gateway.config.settings import Settings
 from gateway.runtime.clock import zone_named
+from gateway.runtime.paths import working_directory
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +74,28 @@ def _zone_problems(settings: Settings) -> list[Problem]:
         text = f"cannot detect the system time zone ({error}); set it, for example Asia/Seoul"
         return [Problem("timezone", text)]
     return []
+
+
+def write_result(path: str | None, checked: CheckedConfig) -> int:
+    """Write every problem to the standard error or, if there is no problem, one line to the standard output.
+
+    :returns: exit status: 1 if there is a problem.
+    """
+    for problem in checked.problems:
+        sys.stderr.write(f"{problem}\n")
+    if checked.problems:
+        return 1
+    sys.stdout.write(f"{path or 'the default configuration'}: no problem\n")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = "cynow-gateway check") -> int:
+    """Check a configuration as ``twistd cynow-gateway --check`` does.
+
+    :returns: exit status: 1 if there is a problem.
+    """
+    parser = argparse.ArgumentParser(prog=prog, description="Check a configuration and show every problem.")
+    parser.add_argument("--config", metavar="FILE", help="configuration, a YAML file (default: every key's default)")
+    path: str | None = parser.parse_args(arguments).config
+    checked = check_config(None if path is None else Path(path), os.environ, working_directory(None, "."))
+    return write_result(path, checked)

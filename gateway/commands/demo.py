@@ -1,4 +1,4 @@
-"""The gateway and two simulators on this machine: ``python -m gateway.demo``, which ``make demo`` calls."""
+"""Demonstration: the gateway and two simulators on this machine. ``make demo`` runs it."""
 
 import argparse
 import contextlib
@@ -9,15 +9,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-#: Seconds that the daemon may take to answer.
-_START: Final = 15.0
+#: Maximum seconds until the daemon answers.
+_MAX_START: Final = 15.0
 
 _CONFIG: Final = """\
-# The demonstration's: every default, but its files are in its own folder.
+# Configuration of the demonstration: all defaults, with the files in its own folder.
 database: {path: db}
 data: {path: data}
 logger: {path: log}
@@ -41,18 +41,18 @@ Files are under {folder}. Ctrl-C ends everything.
 """
 
 
-def _program(name: str) -> str:
-    found = shutil.which(name, path=os.path.dirname(sys.executable)) or shutil.which(name)
-    if found is None:
-        raise SystemExit(f"{name} is not installed beside {sys.executable}")
-    return found
+def _find_program(name: str) -> str:
+    path = shutil.which(name, path=os.path.dirname(sys.executable)) or shutil.which(name)
+    if path is None:
+        raise SystemExit(f"demo: cannot find {name}; install the gateway in the environment of {sys.executable}")
+    return path
 
 
 @contextlib.contextmanager
-def _running(arguments: list[str], folder: Path, errors: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of its own session, so that Ctrl-C is ours to handle, ended with the block."""
-    with errors.open("ab") as log:
-        process = subprocess.Popen(  # noqa: S603 - our own programs
+def _run(arguments: list[str], folder: Path, log_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process within a block, in a session of its own, so that only this process receives Ctrl-C."""
+    with log_path.open("ab") as log:
+        process = subprocess.Popen(  # noqa: S603 - fixed programs
             arguments, cwd=folder, stdout=log, stderr=log, start_new_session=True
         )
     try:
@@ -62,11 +62,11 @@ def _running(arguments: list[str], folder: Path, errors: Path) -> Iterator[subpr
         process.wait()
 
 
-def _wait_for(daemon: "subprocess.Popen[bytes]", errors: Path) -> None:
-    until = time.monotonic() + _START
-    while time.monotonic() < until:
+def _wait_for_reading(daemon: "subprocess.Popen[bytes]", log_path: Path) -> None:
+    deadline = time.monotonic() + _MAX_START
+    while time.monotonic() < deadline:
         if daemon.poll() is not None:
-            raise SystemExit(errors.read_text("utf-8") or "the gateway did not start")
+            raise SystemExit(log_path.read_text("utf-8") or f"demo: the gateway ended with status {daemon.returncode}")
         connection = http.client.HTTPConnection("127.0.0.1", 8080, timeout=1)
         try:
             connection.request("GET", "/api/scale-gateway/latest/")
@@ -77,32 +77,34 @@ def _wait_for(daemon: "subprocess.Popen[bytes]", errors: Path) -> None:
         finally:
             connection.close()
         time.sleep(0.1)
-    raise SystemExit(f"no reading within {_START:.0f} seconds; see {errors}")
+    raise SystemExit(f"demo: the gateway had no reading within {_MAX_START:.0f} s; see {log_path}")
 
 
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="python -m gateway.demo", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("demo"), help="for its files (default %(default)s)")
-    folder: Path = parser.parse_args().folder.absolute()
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m gateway.demo") -> None:
+    """Run the gateway with a simulated scale and a simulated machine until Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description="Run the gateway with a simulated scale and a simulated machine."
+    )
+    parser.add_argument("--folder", type=Path, default=Path("demo"), help="folder of all files (default %(default)s)")
+    folder: Path = parser.parse_args(arguments).folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "cynow-gateway.yaml"
     if not config.exists():
         config.write_text(_CONFIG, "utf-8")
-    errors = folder / "demo.log"
-    errors.write_bytes(b"")
-    # However it is ended, the others are ended too.
+    log_path = folder / "demo.log"
+    log_path.write_bytes(b"")
+    # SIGTERM must end the other processes too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     simulate = [sys.executable, "-m", "gateway.simulate"]
-    twistd = [_program("twistd"), "-n", "--pidfile=", "cynow-gateway", "--config", str(config)]
+    twistd = [_find_program("twistd"), "-n", "--pidfile=", "cynow-gateway", "--config", str(config)]
     with contextlib.ExitStack() as stack, contextlib.suppress(KeyboardInterrupt):
-        daemon = stack.enter_context(_running(twistd, folder, errors))
+        daemon = stack.enter_context(_run(twistd, folder, log_path))
         for simulator in (
             [*simulate, "scale", "--faults", "0.02"],
             [*simulate, "machine", "--anomalies", "0.02"],
         ):
-            stack.enter_context(_running(simulator, folder, errors))
-        _wait_for(daemon, errors)
+            stack.enter_context(_run(simulator, folder, log_path))
+        _wait_for_reading(daemon, log_path)
         sys.stdout.write(
             _TEXT.format(
                 url="http://127.0.0.1:8080",
@@ -113,7 +115,7 @@ def main() -> None:
         )
         sys.stdout.flush()
         while (status := daemon.poll()) is None:
-            # A Ctrl-C just before a wait without a time limit would go unnoticed until the wait is over.
+            # A Ctrl-C just before a wait without a time limit would go unnoticed until the process ends.
             time.sleep(0.1)
         raise SystemExit(status)
     sys.stdout.write("\nEverything has ended.\n")

@@ -1,7 +1,7 @@
-"""Scales and machines for people without hardware: ``python -m gateway.simulate scale|machine``.
+"""Simulators of scales and machines, for use without hardware: ``python -m gateway.simulate scale|machine``.
 
-They speak exactly what the devices in the field speak: the scale A&D's lines with CR LF, the machine pickles with the
-separator ``\\o`` that the field's programs send (``--separator nul`` for the documented one).
+They send exactly what devices in the field send: the scale sends A&D's lines with CR LF; the machine sends pickles with
+the separator ``\\o`` of the field's programs, or with the documented one (``--separator nul``).
 """
 
 import argparse
@@ -13,6 +13,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from twisted.application.internet import ClientService
@@ -24,172 +25,190 @@ from twisted.python.failure import Failure
 
 _SEPARATORS: Final = {"legacy": b"\\o", "nul": b"\0"}
 
-#: Seconds that a cylinder stands on the scale, and of these, how long it sways.
-_STAND: Final = 12.0
-_SWAY: Final = 2.0
+#: Seconds that a cylinder stays on the scale, and of these, seconds for which its weight is unstable.
+_CYLINDER_SECONDS: Final = 12.0
+_UNSTABLE_SECONDS: Final = 2.0
 
 
+@dataclass(frozen=True, slots=True)
 class SimulatedScale:
-    """The lines of one scale.
+    """Lines of one scale.
 
-    :param weight: of a cylinder, kg; each stands between 0.8 and 1.2 times of it.
-    :param noise: standard deviation of a swaying cylinder's weight, kg.
-    :param faults: the share of lines that are torn or say overload.
+    :ivar rate: lines per second.
+    :ivar weight: mean weight of a cylinder, in kg; each cylinder has between 0.8 and 1.2 times as much.
+    :ivar noise: standard deviation of an unstable weight, in kg.
+    :ivar faults: share of lines that are torn or report an overload.
     """
 
-    def __init__(self, chance: random.Random, rate: float, weight: float, noise: float, faults: float) -> None:
-        self._chance = chance
-        self._rate = rate
-        self._weight = weight
-        self._noise = noise
-        self._faults = faults
+    generator: random.Random
+    rate: float
+    weight: float
+    noise: float
+    faults: float
 
     def lines(self) -> Iterator[tuple[str, bytes]]:
-        """Endless: what each line is (``ST``, ``US``, ``OL`` or ``torn``) and its bytes."""
+        """Yield lines without end: the kind (``ST``, ``US``, ``OL`` or ``torn``) and the bytes of each."""
         while True:
-            standing = self._weight * self._chance.uniform(0.8, 1.2)
-            for number in range(max(1, round(_STAND * self._rate))):
-                swaying = number < _SWAY * self._rate and number > 0
-                shown = standing + (self._chance.gauss(0, self._noise) if swaying else 0.0)
-                status = "US" if swaying else "ST"
+            weight = self.weight * self.generator.uniform(0.8, 1.2)
+            for number in range(max(1, round(_CYLINDER_SECONDS * self.rate))):
+                is_unstable = number < _UNSTABLE_SECONDS * self.rate and number > 0
+                shown = weight + (self.generator.gauss(0, self.noise) if is_unstable else 0.0)
+                status = "US" if is_unstable else "ST"
                 line = f"{status} , {shown:+010.2f} _kg\r\n".encode()
-                if self._chance.random() < self._faults:
-                    if self._chance.random() < 0.5:
-                        # As when a plug is loose.
-                        status, line = "torn", line[: self._chance.randrange(1, len(line) - 6)] + b"\r\n"
+                if self.generator.random() < self.faults:
+                    if self.generator.random() < 0.5:
+                        # A loose plug tears lines like this.
+                        status, line = "torn", line[: self.generator.randrange(1, len(line) - 6)] + b"\r\n"
                     else:
                         status, line = "OL", b"OL , +9999999E+19\r\n"
                 yield status, line
 
 
+@dataclass(frozen=True, slots=True)
 class SimulatedMachine:
-    """The frames of one machine: vibration at 50 Hz with noise, and a slow temperature.
+    """Frames of one machine: vibration at 50 Hz with noise, and a slow temperature.
 
-    :param anomalies: the share of messages that a fault detection with a score above its threshold follows.
+    :ivar sensors: number of sensors; the last one is a temperature.
+    :ivar samples: samples of each sensor in a message.
+    :ivar noise: standard deviation of a vibration.
+    :ivar anomalies: share of messages that a fault with a score above its threshold follows.
+    :ivar protocol: protocol of the pickles.
     """
 
-    def __init__(
-        self,
-        chance: random.Random,
-        name: str,
-        sensors: int,
-        samples: int,
-        noise: float,
-        anomalies: float,
-        protocol: int,
-        separator: bytes,
-    ) -> None:
-        self._chance = chance
-        self._name = name
-        stem = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).replace(" ", "_").lower()
-        self._sensors = [f"{stem}_vib{number}" for number in range(1, sensors)] + [f"{stem}_temp"]
-        self._samples = samples
-        self._noise = noise
-        self._anomalies = anomalies
-        self._protocol = protocol
-        self._separator = separator
+    generator: random.Random
+    name: str
+    sensors: int
+    samples: int
+    noise: float
+    anomalies: float
+    protocol: int
+    separator: bytes
 
-    def hello(self) -> bytes:
-        """The frame that begins a connection."""
-        return self._frame("name", self._name)
+    def first_frame(self) -> bytes:
+        """Return the first frame of a connection, which names the machine."""
+        return self._frame("name", self.name)
 
     def frames(self) -> Iterator[tuple[str, bytes]]:
-        """Endless: the event and the bytes of each frame behind the first."""
+        """Yield the frames after the first one without end: the event and the bytes of each."""
+        stem = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", self.name).replace(" ", "_").lower()
         time = 0
         while True:
-            update = {}
-            for number, sensor in enumerate(self._sensors, 1):
-                if sensor.endswith("_temp"):
-                    data = [40 + 5 * math.sin(time / 600) + self._chance.gauss(0, 0.05) for _ in range(self._samples)]
-                    update[sensor] = {"type": "TEMP", "data": data}
-                else:
-                    data = [
-                        number * math.sin(2 * math.pi * 50 * (time + index / self._samples))
-                        + self._chance.gauss(0, self._noise)
-                        for index in range(self._samples)
-                    ]
-                    update[sensor] = {"type": "VIB", "data": data}
+            update = {f"{stem}_vib{number}": self._vibration(number, time) for number in range(1, self.sensors)}
+            update[f"{stem}_temp"] = self._temperature(time)
             yield "DataUpdate", self._frame("DataUpdate", update)
-            if self._chance.random() < self._anomalies:
-                score = self._chance.uniform(1.1, 3.0)
+            if self.generator.random() < self.anomalies:
+                score = self.generator.uniform(1.1, 3.0)
                 yield "FaultDetect", self._frame("FaultDetect", {"score": score, "threshold": 1.0})
             time += 1
 
+    def _vibration(self, amplitude: int, time: int) -> dict[str, Any]:
+        data = [
+            amplitude * math.sin(2 * math.pi * 50 * (time + index / self.samples)) + self.generator.gauss(0, self.noise)
+            for index in range(self.samples)
+        ]
+        return {"type": "VIB", "data": data}
+
+    def _temperature(self, time: int) -> dict[str, Any]:
+        data = [40 + 5 * math.sin(time / 600) + self.generator.gauss(0, 0.05) for _ in range(self.samples)]
+        return {"type": "TEMP", "data": data}
+
     def _frame(self, event: str, data: Any) -> bytes:
-        return pickle.dumps((event, data), self._protocol) + self._separator
+        return pickle.dumps((event, data), self.protocol) + self.separator
 
 
-class _Speaker(Protocol):
-    """Says what it has to say, so many times a second, for as long as it is connected."""
+class _Sender(Protocol):
+    """Sender of lines or frames at a constant rate, as long as it is connected.
+
+    :param first: bytes to send on connecting.
+    :param messages: kind and bytes of each line or frame.
+    :param rate: messages per second.
+    :param counts: number of sent messages by kind.
+    """
 
     transport: Any
 
-    def __init__(self, reactor: Any, hello: bytes, words: Iterator[tuple[str, bytes]], rate: float, said: Any) -> None:
-        self._hello = hello
-        self._words = words
-        self._said = said
+    def __init__(
+        self,
+        reactor: Any,
+        first: bytes,
+        messages: Iterator[tuple[str, bytes]],
+        rate: float,
+        counts: Counter[str],
+    ) -> None:
+        self._first = first
+        self._messages = messages
+        self._counts = counts
         self._rate = rate
-        self._speaking = LoopingCall.withCount(self._speak)
-        self._speaking.clock = reactor
+        self._sending = LoopingCall.withCount(self._send)
+        self._sending.clock = reactor
 
     def connectionMade(self) -> None:
-        if self._hello:
-            self.transport.write(self._hello)
-        self._speaking.start(1 / self._rate)
+        if self._first:
+            self.transport.write(self._first)
+        self._sending.start(1 / self._rate)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._speaking.running:
-            self._speaking.stop()
+        if self._sending.running:
+            self._sending.stop()
 
-    def _speak(self, count: int) -> None:
-        # More than one where this process was held up: the rate is kept.
+    def _send(self, count: int) -> None:
+        # The count is above 1 if this process was delayed: the rate is kept.
         for _ in range(count):
-            kind, data = next(self._words)
-            self._said[kind] += 1
+            kind, data = next(self._messages)
+            self._counts[kind] += 1
             self.transport.write(data)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m gateway.simulate", description=__doc__.partition("\n")[0])
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Simulate scales or machines, for use without hardware.")
     kinds = parser.add_subparsers(dest="kind", required=True)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--host", default="127.0.0.1", help="of the gateway (default %(default)s)")
-    common.add_argument("--connections", type=int, default=1, help="how many to be at once (default %(default)s)")
-    common.add_argument("--seconds", type=float, help="how long (default: until it is interrupted)")
-    common.add_argument("--seed", type=int, help="for the same values each time")
-    scale = kinds.add_parser("scale", parents=[common], help="an A&D FG-150KAL")
-    scale.add_argument("--port", type=int, default=4001, help="(default %(default)s)")
-    scale.add_argument("--ports", type=int, nargs="+", help="of several scales, each --connections times")
-    scale.add_argument("--rate", type=float, default=5.0, help="lines a second (default %(default)s)")
-    scale.add_argument("--weight", type=float, default=53.26, help="of a cylinder, kg (default %(default)s)")
-    scale.add_argument("--noise", type=float, default=0.5, help="of a swaying cylinder, kg (default %(default)s)")
+    common.add_argument("--host", default="127.0.0.1", help="host of the gateway (default %(default)s)")
+    common.add_argument("--connections", type=int, default=1, help="number of connections (default %(default)s)")
+    common.add_argument("--seconds", type=float, help="duration (default: until interrupted)")
+    common.add_argument("--seed", type=int, help="seed of the random values, for the same values each time")
+    scale = kinds.add_parser("scale", parents=[common], help="scale of the type A&D FG-150KAL")
+    scale.add_argument("--port", type=int, default=4001, help="port of the scale (default %(default)s)")
+    scale.add_argument("--ports", type=int, nargs="+", help="ports of several scales, each with --connections")
+    scale.add_argument("--rate", type=float, default=5.0, help="lines per second (default %(default)s)")
+    scale.add_argument("--weight", type=float, default=53.26, help="weight of a cylinder, kg (default %(default)s)")
+    scale.add_argument("--noise", type=float, default=0.5, help="noise of unstable weights, kg (default %(default)s)")
     scale.add_argument("--faults", type=float, default=0.0, help="share of torn and overload lines (default none)")
-    machine = kinds.add_parser("machine", parents=[common], help="a DAQ program")
-    machine.add_argument("--port", type=int, default=8082, help="(default %(default)s)")
-    machine.add_argument("--rate", type=float, default=1.0, help="messages a second (default %(default)s)")
-    machine.add_argument("--name", default="ShotBlast", help="(default %(default)s)")
-    machine.add_argument("--sensors", type=int, default=4, help="one of them a temperature (default %(default)s)")
-    machine.add_argument("--samples", type=int, default=30, help="of each sensor in a message (default %(default)s)")
-    machine.add_argument("--noise", type=float, default=0.1, help="of a vibration (default %(default)s)")
-    machine.add_argument("--anomalies", type=float, default=0.0, help="share of messages with one (default none)")
-    machine.add_argument("--protocol", type=int, default=4, choices=range(6), help="of pickle (default %(default)s)")
+    machine = kinds.add_parser("machine", parents=[common], help="DAQ program of a machine")
+    machine.add_argument("--port", type=int, default=8082, help="port of DAQ programs (default %(default)s)")
+    machine.add_argument("--rate", type=float, default=1.0, help="messages per second (default %(default)s)")
+    machine.add_argument("--name", default="ShotBlast", help="name of the machine (default %(default)s)")
     machine.add_argument(
-        "--separator", choices=_SEPARATORS, default="legacy", help="(default %(default)s, the field's)"
+        "--sensors", type=int, default=4, help="number of sensors; one is a temperature (default %(default)s)"
+    )
+    machine.add_argument(
+        "--samples", type=int, default=30, help="samples of each sensor in a message (default %(default)s)"
+    )
+    machine.add_argument("--noise", type=float, default=0.1, help="noise of a vibration (default %(default)s)")
+    machine.add_argument("--anomalies", type=float, default=0.0, help="share of messages with a fault (default none)")
+    machine.add_argument(
+        "--protocol", type=int, default=4, choices=range(6), help="protocol of the pickles (default %(default)s)"
+    )
+    machine.add_argument(
+        "--separator",
+        choices=_SEPARATORS,
+        default="legacy",
+        help="separator of frames: legacy as in the field, or NUL (default %(default)s)",
     )
     return parser
 
 
-def _speakers(options: argparse.Namespace) -> Iterator[tuple[int, bytes, Iterator[tuple[str, bytes]]]]:
-    """Of each connection: its port, what it says first, and what it says then."""
+def _connections(options: argparse.Namespace) -> Iterator[tuple[int, bytes, Iterator[tuple[str, bytes]]]]:
+    """Yield each connection: its port, the bytes to send first, and the messages after them."""
     ports = getattr(options, "ports", None) or [options.port]
     for number, port in enumerate(ports * options.connections):
-        chance = random.Random(None if options.seed is None else options.seed + number)  # noqa: S311 - no secret
+        generator = random.Random(None if options.seed is None else options.seed + number)  # noqa: S311 - not a secret
         if options.kind == "scale":
-            scale = SimulatedScale(chance, options.rate, options.weight, options.noise, options.faults)
+            scale = SimulatedScale(generator, options.rate, options.weight, options.noise, options.faults)
             yield port, b"", scale.lines()
         else:
             machine = SimulatedMachine(
-                chance,
+                generator,
                 options.name if number == 0 else f"{options.name}{number + 1}",
                 options.sensors,
                 options.samples,
@@ -198,19 +217,19 @@ def _speakers(options: argparse.Namespace) -> Iterator[tuple[int, bytes, Iterato
                 options.protocol,
                 _SEPARATORS[options.separator],
             )
-            yield port, machine.hello(), machine.frames()
+            yield port, machine.first_frame(), machine.frames()
 
 
 async def simulate(reactor: Any, options: argparse.Namespace) -> None:
-    """Be what the options say, and in the end say as JSON what was sent."""
-    said: Counter[str] = Counter()
+    """Simulate scales or machines, and finally write the number of sent messages by kind as JSON."""
+    counts: Counter[str] = Counter()
     services = []
-    for port, hello, words in _speakers(options):
+    for port, first, messages in _connections(options):
 
-        def speaker(hello: bytes = hello, words: Iterator[tuple[str, bytes]] = words) -> _Speaker:
-            return _Speaker(reactor, hello, words, options.rate, said)
+        def sender(first: bytes = first, messages: Iterator[tuple[str, bytes]] = messages) -> _Sender:
+            return _Sender(reactor, first, messages, options.rate, counts)
 
-        factory = Factory.forProtocol(speaker)
+        factory = Factory.forProtocol(sender)
         factory.noisy = False
         services.append(ClientService(HostnameEndpoint(reactor, options.host.encode(), port), factory))
     for service in services:
@@ -220,10 +239,10 @@ async def simulate(reactor: Any, options: argparse.Namespace) -> None:
     await deferLater(reactor, options.seconds, lambda: None)
     for service in services:
         await service.stopService()
-    sys.stdout.write(json.dumps(said) + "\n")
+    sys.stdout.write(json.dumps(counts) + "\n")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
-    options = _parser().parse_args(arguments)
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m gateway.simulate") -> None:
+    """Simulate scales or machines until interrupted, or for ``--seconds``."""
+    options = _parser(prog).parse_args(arguments)
     react(lambda reactor: Deferred.fromCoroutine(simulate(reactor, options)))

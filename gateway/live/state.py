@@ -192,7 +192,8 @@ class LiveState:
 
     def apply_remote_presence(self, gateway: str, presence: Presence) -> bool:
         """Know that a scale that is known, or a machine, came to a gateway or went; whether that changes what is so
-        on the whole site."""
+        on the whole site.
+        """
         before = self.is_connected(presence.source, presence.name)
         self._hold(gateway, presence)
         return self.is_connected(presence.source, presence.name) != before

@@ -1,4 +1,4 @@
-"""Copying, row by row: what each table of the source becomes."""
+"""Migration of the source into the tables of the target, row by row."""
 
 import contextlib
 import os
@@ -14,14 +14,14 @@ import psycopg2
 from tqdm import tqdm
 
 from gateway.migrate.source import (
-    NO_TIME,
+    INVALID_TIME,
+    InvalidRow,
     SourceRow,
-    Starts,
-    Unfit,
+    UniqueStarts,
     batches,
     kilograms_of,
     number_of,
-    opened,
+    open_source,
     time_of,
     utc_of,
 )
@@ -47,25 +47,26 @@ from gateway.timeseries.calendar import PERIODS
 
 @dataclass(slots=True)
 class CopyCount:
-    """What became of the rows of a table.
+    """Number of rows of one table by outcome.
 
-    :ivar different: of those that were there, how many say something else.
+    :ivar existing: rows that the target already had.
+    :ivar different: rows among the existing ones whose values differ.
     """
 
     copied: int = 0
-    there: int = 0
+    existing: int = 0
     different: int = 0
     left_out: int = 0
 
 
 class Migration:
-    """Copies a directory.
+    """Migration of one directory.
 
-    :param target: ``None``: rows are counted only.
-    :param zone: of the wall clock in rows of the old server.
-    :param progress: counts rows.
-    :ivar counts: by table of the target.
-    :ivar moved: commits that got a new id.
+    :param target: database to copy to; ``None`` to count rows only.
+    :param zone: time zone of rows of the old server.
+    :param progress: progress bar, in rows.
+    :ivar counts: number of rows by table of the target.
+    :ivar moved: number of commits that got a new id.
     """
 
     def __init__(self, directory: str, target: TargetDatabase | None, zone: tzinfo, progress: "tqdm[Any]") -> None:
@@ -73,23 +74,26 @@ class Migration:
         self._target = target
         self._zone = zone
         self._progress = progress
-        self._unread: list[str] = []
+        self._unreadable: list[str] = []
         self._left_out: Counter[tuple[str, str]] = Counter()
-        #: Sensors whose types are known.
+        #: Sensors with a known type.
         self._typed: set[tuple[str, str]] = set()
         self.counts = {name: CopyCount() for name in TABLES}
         self.moved = 0
 
     @property
     def problems(self) -> list[str]:
-        """What could not be read or written, a line each."""
-        left_out = [f"{where}: left out {count}: {why}" for (where, why), count in self._left_out.items()]
-        return self._unread + left_out
+        """Return the tables and rows that could not be read or written, one line each."""
+        left_out = [
+            f"{where}: left out {count} row{'' if count == 1 else 's'}: {why}"
+            for (where, why), count in self._left_out.items()
+        ]
+        return self._unreadable + left_out
 
     def run(self, machines: Sequence[str]) -> None:
-        """Copy everything.
+        """Copy the file of the gateway and the files of machines.
 
-        :raises psycopg2.Error: the server is gone, or does not allow it.
+        :raises psycopg2.Error: the server is unavailable, or refuses.
         """
         if os.path.exists(os.path.join(self._directory, GATEWAY_FILE)):
             with self._reading(GATEWAY_FILE), self._opened(GATEWAY_FILE) as connection:
@@ -100,16 +104,16 @@ class Migration:
 
     @contextlib.contextmanager
     def _reading(self, where: str) -> Iterator[None]:
-        """What cannot be read there is told, and keeps nothing else from being copied."""
+        """Note a table or file that cannot be read, so that the others are copied all the same."""
         try:
             yield
         except sqlite3.Error as error:
-            self._unread.append(f"{where} cannot be read: {error}")
+            self._unreadable.append(f"{where}: cannot read: {error}")
 
     def _opened(self, name: str) -> "contextlib.closing[sqlite3.Connection]":
-        return contextlib.closing(opened(os.path.join(self._directory, name)))
+        return contextlib.closing(open_source(os.path.join(self._directory, name)))
 
-    # -- the gateway's file
+    # -- file of the gateway
 
     def _copy_gateway(self, connection: sqlite3.Connection) -> None:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
@@ -124,7 +128,7 @@ class Migration:
             with self._reading(f"{GATEWAY_FILE} sensor"):
                 rows = connection.execute("SELECT machine, sensor, type FROM sensor").fetchall()
                 self._typed = {row[:2] for row in rows}
-                self._copy(TYPE, f"{GATEWAY_FILE} sensor", rows, _same)
+                self._copy(TYPE, f"{GATEWAY_FILE} sensor", rows, _unchanged)
 
     def _copy_commits(self, connection: sqlite3.Connection) -> None:
         ((last,),) = connection.execute("SELECT max(id) FROM scale_weight_log")
@@ -132,9 +136,9 @@ class Migration:
             return
         target = self._target
         if target is not None:
-            target.transaction(lambda: target.beyond(last))
+            target.transaction(lambda: target.reserve_ids(last))
         columns = ", ".join(COMMIT)
-        # While the wall clock was held, two could come that say the same to the microsecond.
+        # While the wall clock was held back, two commits could be equal to the microsecond.
         numbers = dict(
             connection.execute(
                 "SELECT id, n FROM (SELECT id, row_number() OVER"  # noqa: S608 - fixed text
@@ -142,24 +146,24 @@ class Migration:
             )
         )
         for rows in batches(connection, "scale_weight_log", columns, last):
-            fit = self._fit("scale_weight_log", f"{GATEWAY_FILE} scale_weight_log", rows, _commit)
-            its = [(*row, numbers.get(row[0], 1)) for row in fit]
-            self._put("scale_weight_log", f"{GATEWAY_FILE} scale_weight_log", its, TargetDatabase.add_commits)
+            valid = self._converted("scale_weight_log", f"{GATEWAY_FILE} scale_weight_log", rows, _commit)
+            commits = [(*row, numbers.get(row[0], 1)) for row in valid]
+            self._write("scale_weight_log", f"{GATEWAY_FILE} scale_weight_log", commits, TargetDatabase.add_commits)
             self._progress.update(len(rows))
 
-    # -- machines' files
+    # -- files of machines
 
     def _copy_machine(self, connection: sqlite3.Connection, machine: str) -> None:
         file = f"{machine}.db"
         tables = {period: sensors(connection, period) for period in PERIODS}
-        names = {(machine, sensor) for its in tables.values() for sensor, _ in its}
-        self._copy(MACHINE, file, [(machine,)], _same, is_read=False)
-        self._copy(SENSOR, file, sorted(names - self._typed), _same, is_read=False)
-        for period, its in tables.items():
+        names = {(machine, sensor) for found in tables.values() for sensor, _ in found}
+        self._copy(MACHINE, file, [(machine,)], _unchanged, is_read=False)
+        self._copy(SENSOR, file, sorted(names - self._typed), _unchanged, is_read=False)
+        for period, found in tables.items():
             starts = sensor = None
-            for name, table in its:
+            for name, table in found:
                 if starts is None or name != sensor:
-                    sensor, starts = name, Starts(self._zone)
+                    sensor, starts = name, UniqueStarts(self._zone)
                 with self._reading(f"{file} {table}"):
                     self._copy_means(connection, (machine, sensor, period), table, starts)
         if columns_of(connection, "anomaly"):
@@ -168,23 +172,27 @@ class Migration:
                     self._copy(ANOMALY, f"{file} anomaly", rows, partial(_anomaly, machine))
 
     def _copy_means(
-        self, connection: sqlite3.Connection, whose: tuple[str, str, str], table: str, starts: Starts
+        self, connection: sqlite3.Connection, key: tuple[str, str, str], table: str, starts: UniqueStarts
     ) -> None:
-        there = columns_of(connection, table)
-        further = [quoted(name) if name in there else "NULL" for name in ("start", *BUCKET_COLUMNS, "raw_end")]
-        ends = _ends(connection, table) if {"start", "raw_end"} <= there else {}
+        """Copy a table of means.
 
-        def mean(row: SourceRow) -> SourceRow:
+        :param key: machine, sensor and period.
+        """
+        existing = columns_of(connection, table)
+        further = [quoted(name) if name in existing else "NULL" for name in ("start", *BUCKET_COLUMNS, "raw_end")]
+        raw_ends = _corrected_raw_ends(connection, table) if {"start", "raw_end"} <= existing else {}
+
+        def convert(row: SourceRow) -> SourceRow:
             number, time, data, start, *bucket, raw_end = row
-            begun = time_of(time)
+            wall_time = time_of(time)
             if data is not None:
                 number_of(data)
             if start is None:
-                return (*whose, starts.of(begun), OLD, begun.isoformat(" "), data, *bucket, None)
-            return (*whose, start, OURS, begun.isoformat(" "), data, *bucket, ends.get(number, raw_end))
+                return (*key, starts.next_start(wall_time), OLD, wall_time.isoformat(" "), data, *bucket, None)
+            return (*key, start, OURS, wall_time.isoformat(" "), data, *bucket, raw_ends.get(number, raw_end))
 
         for rows in batches(connection, table, f"time, data, {', '.join(further)}"):
-            self._copy(MEAN, f"{whose[0]}.db {table}", rows, mean)
+            self._copy(MEAN, f"{key[0]}.db {table}", rows, convert)
 
     # -- rows
 
@@ -193,40 +201,40 @@ class Migration:
         table: TargetTable,
         where: str,
         rows: list[SourceRow],
-        made: Callable[[SourceRow], SourceRow],
+        convert: Callable[[SourceRow], SourceRow],
         *,
         is_read: bool = True,
     ) -> None:
         """Copy rows.
 
-        :param made: makes a row of the target of one.
-        :param is_read: whether they are rows of the source too.
+        :param convert: converts a row of the source into one of the target.
+        :param is_read: whether the rows count as read from the source.
         """
-        its = self._fit(table.name, where, rows, made)
-        self._put(table.name, where, its, lambda target, its: (*target.add(table, its), 0))
+        valid = self._converted(table.name, where, rows, convert)
+        self._write(table.name, where, valid, lambda target, batch: (*target.add(table, batch), 0))
         if is_read:
             self._progress.update(len(rows))
 
-    def _fit(
-        self, name: str, where: str, rows: list[SourceRow], made: Callable[[SourceRow], SourceRow]
+    def _converted(
+        self, name: str, where: str, rows: list[SourceRow], convert: Callable[[SourceRow], SourceRow]
     ) -> list[SourceRow]:
-        """Rows of the target; those that cannot be any are left out."""
-        fit = []
+        """Return rows for the target, and leave out those that cannot be converted."""
+        converted = []
         for row in rows:
             try:
-                fit.append(made(row))
-            except Unfit as error:
+                converted.append(convert(row))
+            except InvalidRow as error:
                 self._leave_out(name, where, str(error))
-        return fit
+        return converted
 
-    def _put(
+    def _write(
         self,
         name: str,
         where: str,
         rows: list[SourceRow],
         add: Callable[[TargetDatabase, list[SourceRow]], tuple[int, int, int]],
     ) -> None:
-        """Write rows in a transaction; those that the server can never take are left out."""
+        """Write rows in a transaction, and leave out those that the server can never accept."""
         count, target = self.counts[name], self._target
         if target is None or not rows:
             count.copied += len(rows)
@@ -235,14 +243,14 @@ class Migration:
             copied, different, moved = target.transaction(lambda: add(target, rows))
         except (psycopg2.DataError, psycopg2.IntegrityError, ValueError) as error:
             if len(rows) == 1:
-                self._leave_out(name, where, f"PostgreSQL does not take what is in it ({type(error).__name__})")
+                self._leave_out(name, where, f"PostgreSQL does not accept a value ({type(error).__name__})")
                 return
             half = len(rows) // 2
-            self._put(name, where, rows[:half], add)
-            self._put(name, where, rows[half:], add)
+            self._write(name, where, rows[:half], add)
+            self._write(name, where, rows[half:], add)
         else:
             count.copied += copied
-            count.there += len(rows) - copied
+            count.existing += len(rows) - copied
             count.different += different
             self.moved += moved
 
@@ -251,7 +259,7 @@ class Migration:
         self._left_out[where, why] += 1
 
 
-def _same(row: SourceRow) -> SourceRow:
+def _unchanged(row: SourceRow) -> SourceRow:
     return row
 
 
@@ -269,7 +277,7 @@ def _answer(row: SourceRow) -> SourceRow:
     try:
         made = datetime.fromtimestamp(made_at, UTC)
     except (TypeError, ValueError, OverflowError, OSError) as error:
-        raise Unfit(NO_TIME) from error
+        raise InvalidRow(INVALID_TIME) from error
     return key, fingerprint, MIGRATED, answer, made.isoformat(" ")
 
 
@@ -278,15 +286,15 @@ def _anomaly(machine: str, row: SourceRow) -> SourceRow:
     return machine, time_of(time).isoformat(" "), MIGRATED, number, number_of(threshold), number_of(score)
 
 
-def _ends(connection: sqlite3.Connection, table: str) -> dict[int, int | None]:
-    """Of days whose last row by its id is not the last by its start: that one's ``raw_end``, by the other's id.
+def _corrected_raw_ends(connection: sqlite3.Connection, table: str) -> dict[int, int | None]:
+    """Return corrected values of ``raw_end`` by row id.
 
-    Here the row with the highest id says how much of a day's raw file is counted, there the one with the last start.
-    They are two after the clock was set back, and where the old server has gone on behind the gateway.
+    In the source, the row with the highest id says how many bytes of the day's raw file are counted; in the target, the
+    row with the latest start. They differ if the clock was set back, or if the old server ran after the gateway.
     """
     return dict(
         connection.execute(
-            # Of the row that has the greatest are the other columns too (SQLite, "Bare columns in an aggregate query").
+            # With max(), SQLite takes bare columns from the same row ("Bare columns in an aggregate query").
             "SELECT l.id, h.raw_end FROM"  # noqa: S608 - quoted
             f" (SELECT substr(time, 1, 10) AS day, max(id) AS id, raw_end FROM {quoted(table)} GROUP BY 1) AS h JOIN"
             f" (SELECT substr(time, 1, 10) AS day, max(start), id FROM {quoted(table)} WHERE start IS NOT NULL"

@@ -1,4 +1,4 @@
-"""The embedded store that rows are copied from, and the old server's; it is only read."""
+"""Source of the migration: the embedded store or that of the old server, read only."""
 
 import math
 import sqlite3
@@ -15,38 +15,42 @@ SourceRow = tuple[Any, ...]
 #: Rows of one transaction.
 BATCH: Final = 2000
 
-#: How long a lock of somebody else's is waited for in the source, in seconds.
-_LOCK_WAIT: Final = 5.0
+#: Maximum seconds to wait for a lock of another program on the source.
+_MAX_LOCK_SECONDS: Final = 5.0
 
-NO_TIME: Final = "no time, or none that can be"
-
-
-class Unfit(Exception):
-    """A row that cannot be copied, and why."""
+INVALID_TIME: Final = "not a valid time"
 
 
-class Starts:
-    """Starts of one sensor's rows of the old server, which tell the time of the wall clock only; each is another."""
+class InvalidRow(Exception):
+    """A row that cannot be copied; the text says why."""
+
+
+class UniqueStarts:
+    """Distinct starts for the rows of one sensor of the old server, which hold wall-clock times only."""
 
     def __init__(self, zone: tzinfo) -> None:
         self._zone = zone
-        self._taken: set[int] = set()
+        self._used: set[int] = set()
 
-    def of(self, time: datetime) -> int:
-        """The start of the next row of this time."""
-        start, other = (math.floor(time.replace(tzinfo=self._zone, fold=fold).timestamp()) for fold in (False, True))
-        if start in self._taken and other > start:
-            # An hour that comes twice.
-            start = other
-        while start in self._taken:
+    def next_start(self, time: datetime) -> int:
+        """Return the start of the next row with this time, in seconds since 1970."""
+        start, second = (math.floor(time.replace(tzinfo=self._zone, fold=fold).timestamp()) for fold in (False, True))
+        if start in self._used and second > start:
+            # The hour repeats.
+            start = second
+        while start in self._used:
             start += 1
-        self._taken.add(start)
+        self._used.add(start)
         return start
 
 
-def opened(path: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(Path(path).absolute().as_uri() + "?mode=ro", uri=True, timeout=_LOCK_WAIT)
-    # What is no UTF-8 is refused row by row later.
+def open_source(path: str) -> sqlite3.Connection:
+    """Open a file of the source, read only.
+
+    :raises sqlite3.Error: the file cannot be opened.
+    """
+    connection = sqlite3.connect(Path(path).absolute().as_uri() + "?mode=ro", uri=True, timeout=_MAX_LOCK_SECONDS)
+    # Text that is not valid UTF-8 is rejected later, row by row.
     connection.text_factory = lambda content: content.decode("utf-8", "surrogateescape")
     return connection
 
@@ -54,9 +58,10 @@ def opened(path: str) -> sqlite3.Connection:
 def batches(
     connection: sqlite3.Connection, table: str, columns: str, last: int | None = None
 ) -> Iterator[list[SourceRow]]:
-    """The rows of a table by their ids, which come first in each; no lock is held between two batches.
+    """Yield the rows of a table in the order of their ids; no lock is held between two batches.
 
-    :param last: the id of the last one.
+    :param columns: columns to read after the id.
+    :param last: id of the last row to read.
     """
     after = BEFORE_IDS
     while True:
@@ -72,44 +77,47 @@ def batches(
 
 
 def time_of(value: Any) -> datetime:
-    """A time of the wall clock.
+    """Return a time of the wall clock.
 
-    :raises Unfit: it is none, or beyond what can be reckoned with in any zone.
+    :raises InvalidRow: the value is not a valid time, or too early or too late to compute with in any zone.
     """
     try:
         time = datetime.fromisoformat(value)
     except (TypeError, ValueError) as error:
-        raise Unfit(NO_TIME) from error
+        raise InvalidRow(INVALID_TIME) from error
     if time.tzinfo is not None or not 1970 <= time.year < 9998:
-        raise Unfit(NO_TIME)
+        raise InvalidRow(INVALID_TIME)
     return time
 
 
 def utc_of(value: Any) -> str:
-    """A moment; what tells no zone is UTC.
+    """Return a moment as text; a time without a zone is in UTC.
 
-    :raises Unfit: it is none.
+    :raises InvalidRow: the value is not a valid time.
     """
     try:
         time = datetime.fromisoformat(value)
     except (TypeError, ValueError) as error:
-        raise Unfit(NO_TIME) from error
+        raise InvalidRow(INVALID_TIME) from error
     return (time if time.tzinfo is not None else time.replace(tzinfo=UTC)).isoformat(" ")
 
 
 def kilograms_of(value: Any) -> str:
-    """A weight. SQLite keeps what looks like a number as a number."""
+    """Return a weight in kilograms, with two decimals. SQLite may have stored it as a number.
+
+    :raises InvalidRow: the value is not a valid weight.
+    """
     try:
         return str(Decimal(str(value)).quantize(Decimal("0.01"), ROUND_HALF_UP))
     except InvalidOperation as error:
-        raise Unfit("no weight") from error
+        raise InvalidRow("not a valid weight") from error
 
 
 def number_of(value: Any) -> Any:
-    """A number.
+    """Return a value that must be a number.
 
-    :raises Unfit: it is none.
+    :raises InvalidRow: the value is not a number.
     """
     if not isinstance(value, int | float):
-        raise Unfit("no number where one should be")
+        raise InvalidRow("not a valid number")
     return value

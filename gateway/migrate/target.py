@@ -1,4 +1,4 @@
-"""The server that rows are copied to: its tables, and what is there already."""
+"""Target of the migration: the tables of a PostgreSQL server."""
 
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -15,19 +15,19 @@ from gateway.store.rows import BUCKET_COLUMNS
 
 T = TypeVar("T")
 
-#: How often a batch is tried that stands in somebody's way.
-_TRIES: Final = 5
+#: Maximum attempts to write a batch whose transaction conflicts with another one.
+_MAX_ATTEMPTS: Final = 5
 
-#: Stands in ``cynow_anomaly.gateway`` and ``cynow_idempotency.request``; no gateway's name holds a tilde.
+#: Value of ``cynow_anomaly.gateway`` and ``cynow_idempotency.request``; names of gateways cannot contain a tilde.
 MIGRATED: Final = "~migrated"
 
-#: Held while commits are written, for two runs at a time would not see each other's; beside that of the schema's steps.
+#: Advisory lock while commits are written, since two runs at a time do not see each other's rows.
 _COMMIT_LOCK: Final = 0x63796E6F77_02
 
-#: A sequence that lacks more numbers than this is set; nobody takes so many while one statement runs.
-_LEAP: Final = 1000
+#: A sequence that is behind by more numbers than this is set: nothing takes so many while one statement runs.
+_MAX_STEPS: Final = 1000
 
-#: They may be set otherwise in the URL. Who is gone is noticed by the operating system.
+#: Parameters of the connection, unless the URL sets them. The operating system notices a lost server.
 _CONNECTION: Final = {
     "application_name": "cynow-gateway migrate",
     "connect_timeout": "10",
@@ -35,18 +35,18 @@ _CONNECTION: Final = {
     "tcp_user_timeout": "30000",
 }
 
-#: Unlike a gateway it has time: it may stand behind somebody else's transaction.
+#: Longer time limits than those of a gateway, since the command can wait for other transactions.
 _SETTINGS: Final = f"{SETTINGS}; SET statement_timeout = '60s'; SET idle_in_transaction_session_timeout = '60s'"
 
 _KINDS: Final = {"INTEGER": "bigint", "REAL": "float8", "TIMESTAMP": "timestamp"}
 
 
 def _columns(text: str) -> dict[str, str]:
-    """Columns and their types, from a list as SQL has it."""
-    return dict(each.split() for each in text.split(","))
+    """Return columns and their types from a list in SQL."""
+    return dict(column.split() for column in text.split(","))
 
 
-#: In the order in which they are read and written.
+#: Columns of a commit, in the order in which they are read and written.
 COMMIT: Final = _columns(
     "scale_id text, cylinder_no text, event_type text, gross_kg numeric, raw_line text, received_at timestamptz,"
     " committed_at timestamptz, arrival_shipping_no text, move_report_no text"
@@ -55,10 +55,10 @@ COMMIT: Final = _columns(
 
 @dataclass(frozen=True, slots=True)
 class TargetTable:
-    """A table of the target whose rows are known by a key.
+    """A table of the target whose rows are identified by a key.
 
-    :ivar columns: and their types.
-    :ivar conflict: what is done where the key is there.
+    :ivar columns: types by column.
+    :ivar conflict: action if the key exists.
     """
 
     name: str
@@ -67,11 +67,12 @@ class TargetTable:
     conflict: str = "DO NOTHING"
 
     def insert(self) -> str:
+        """Return the statement that adds rows."""
         names = ", ".join(self.columns)
         return f"INSERT INTO {self.name} ({names}) SELECT * FROM {unnest(self.columns)} ON CONFLICT {self.conflict}"  # noqa: S608 - fixed text
 
     def differing(self) -> str | None:
-        """Counts those that are there and say something else; ``None`` where they say nothing but their key."""
+        """Return the query that counts existing rows with other values; ``None`` if rows consist of the key only."""
         rest = [name for name in self.columns if name not in self.key]
         if not rest:
             return None
@@ -113,7 +114,7 @@ ANOMALY: Final = TargetTable(
     ("machine", "time", "gateway", "entry"),
 )
 
-#: In the order in which they are told of.
+#: Tables in the order of the summary.
 TABLES: Final = (
     "scale_weight_log",
     "cynow_idempotency",
@@ -125,17 +126,19 @@ TABLES: Final = (
 
 
 class TargetDatabase:
-    """The server.
+    """A connection to the database of the target.
 
-    :raises psycopg2.Error: there is none, or its tables cannot be made.
+    :raises psycopg2.Error: the connection failed, or the tables cannot be created.
     """
 
     def __init__(self, url: str) -> None:
         try:
             arguments = {**_CONNECTION, **parse_dsn(url), "client_encoding": "UTF8"}
         except psycopg2.Error:
-            # What it says may quote the password.
-            raise SystemExit("migrate: --to is no URL of PostgreSQL") from None
+            # The error may quote the password.
+            raise SystemExit(
+                "migrate: --to: not a PostgreSQL URL; expected postgresql://user:password@host:port/database"
+            ) from None
         self._connection = psycopg2.connect(**arguments)
         self._connection.set_session(isolation_level="READ COMMITTED", readonly=False)
         self.transaction(lambda: self.ask(_SETTINGS))
@@ -143,19 +146,20 @@ class TargetDatabase:
         self._connection.commit()
 
     def ask(self, statement: str, values: Sequence[Any] | None = None) -> list[SourceRow]:
+        """Run a statement and return its rows."""
         with self._connection.cursor() as cursor:
             cursor.execute(statement, values)
             return [] if cursor.description is None else cursor.fetchall()
 
     def change(self, statement: str, values: Sequence[Any]) -> int:
-        """Run a statement; how many rows it has written."""
+        """Run a statement and return the number of rows that it has written."""
         with self._connection.cursor() as cursor:
             cursor.execute(statement, values)
             return int(cursor.rowcount)
 
     def transaction(self, work: Callable[[], T]) -> T:
-        """Do some work in a transaction; again, where the server has ended that in favour of another."""
-        for left in reversed(range(_TRIES)):
+        """Run work in a transaction; repeat it if the server has aborted it in favour of another one."""
+        for left in reversed(range(_MAX_ATTEMPTS)):
             try:
                 result = work()
                 self._connection.commit()
@@ -171,23 +175,27 @@ class TargetDatabase:
         raise AssertionError("unreachable")
 
     def close(self) -> None:
+        """Close the connection."""
         self._connection.close()
 
     # -- rows
 
     def add(self, table: TargetTable, rows: Sequence[SourceRow]) -> tuple[int, int]:
-        """Add rows that are not there: how many, and how many others are there and say something else."""
+        """Add the rows that do not exist.
+
+        :returns: number of added rows, and number of existing rows with other values.
+        """
         values = _arrays(table.columns, rows)
-        made = self.change(table.insert(), values)
+        added = self.change(table.insert(), values)
         differing = table.differing()
-        if made == len(rows) or differing is None:
-            return made, 0
-        return made, self.ask(differing, values)[0][0]
+        if added == len(rows) or differing is None:
+            return added, 0
+        return added, self.ask(differing, values)[0][0]
 
-    def beyond(self, number: int) -> None:
-        """Let ``scale_weight_log`` give out no id by itself up to a number, nor up to any that it has.
+    def reserve_ids(self, number: int) -> None:
+        """Make ``scale_weight_log`` generate only ids above a number and above its existing ids.
 
-        It is done before rows with such ids are written: whoever commits meanwhile must not be given one of them.
+        This must precede the rows with such ids, since a gateway that commits meanwhile must not get one of them.
         """
         ((sequence,),) = self.ask("SELECT pg_get_serial_sequence('scale_weight_log', 'id')")
         if sequence is None:
@@ -197,20 +205,20 @@ class TargetDatabase:
             " (SELECT greatest(%s, max(id)) AS id FROM scale_weight_log) AS w",
             [number],
         )
-        if lacking > _LEAP:
+        if lacking > _MAX_STEPS:
             self.ask("SELECT setval(%s, %s)", [sequence, wanted])
         elif lacking > 0:
-            # Unlike setval it takes nothing back that somebody has been given meanwhile.
+            # Unlike setval, nextval cannot go below a number that another client has got meanwhile.
             self.ask("SELECT max(nextval(%s)) FROM generate_series(1, %s)", [sequence, lacking])
 
     def add_commits(self, rows: Sequence[SourceRow]) -> tuple[int, int, int]:
-        """Add commits that are not there, under their own ids where these are free.
+        """Add the commits that do not exist, with their own ids if these are free.
 
-        A row is there where one with its id was committed at the same moment, or where all that it says is there, as
-        often as in the rows up to this one.
+        A commit exists if a row has its id and its time, or if as many rows have all of its values as the rows up to
+        this one.
 
-        :param rows: of each its id, the columns of a commit, and how many rows up to it say the same.
-        :returns: how many were added, how many others are there and say something else, how many got a new id.
+        :param rows: id, columns of a commit, and number of equal rows up to this one.
+        :returns: number of added rows, of existing rows with other values, and of rows with a new id.
         """
         self.ask("SELECT pg_advisory_xact_lock(%s)", [_COMMIT_LOCK])
         columns = {"id": "bigint", **COMMIT, "nth": "bigint"}
@@ -218,7 +226,7 @@ class TargetDatabase:
         source = f"{unnest(columns)} AS d ({', '.join(columns)})"
         same = " AND ".join(f"t.{name} IS NOT DISTINCT FROM d.{name}" for name in COMMIT)
         values = _arrays(columns, rows)
-        there: dict[int, bool] = dict(
+        existing: dict[int, bool] = dict(
             self.ask(
                 f"SELECT d.id, {same} FROM {source} JOIN scale_weight_log AS t"  # noqa: S608 - fixed text
                 " ON t.id = d.id AND t.committed_at = d.committed_at",
@@ -227,12 +235,12 @@ class TargetDatabase:
         )
         moved = self.ask(
             f"SELECT d.id FROM {source} JOIN scale_weight_log AS t"  # noqa: S608 - fixed text
-            # The index of these two finds it.
+            # There is an index on these two columns.
             f" ON t.cylinder_no = d.cylinder_no AND t.committed_at = d.committed_at AND {same}"
             " GROUP BY d.id, d.nth HAVING count(*) >= d.nth",
             values,
         )
-        known = there.keys() | {number for (number,) in moved}
+        known = existing.keys() | {number for (number,) in moved}
         new = [row[:-1] for row in rows if row[0] not in known]
         with_id = {"id": "bigint", **COMMIT}
         kept = self.ask(
@@ -246,11 +254,11 @@ class TargetDatabase:
             f"INSERT INTO scale_weight_log ({names}) SELECT * FROM {unnest(COMMIT)}",  # noqa: S608 - fixed text
             _arrays(COMMIT, taken),
         )
-        return len(new), sum(not is_same for is_same in there.values()), len(taken)
+        return len(new), sum(not is_same for is_same in existing.values()), len(taken)
 
 
 class _Session(Session):
-    """The gateway's session, whose answers are there at once."""
+    """A session of the gateway on a blocking connection: its results are available immediately."""
 
     def __init__(self, target: TargetDatabase) -> None:
         self._target = target
@@ -263,27 +271,27 @@ class _Session(Session):
 
 
 def _result(work: Awaitable[T]) -> T:
-    """The result of work that waits for nothing."""
+    """Return the result of a coroutine that never waits."""
     assert isinstance(work, Coroutine)
     try:
         work.send(None)
     except StopIteration as stop:
         result: T = stop.value
         return result
-    raise AssertionError("it waits")
+    raise AssertionError("the coroutine waits")
 
 
 def _arrays(columns: dict[str, str], rows: Sequence[SourceRow]) -> list[Any]:
-    """What :func:`unnest` is given.
+    """Return the values of each column as arrays for :func:`unnest`.
 
-    :raises ValueError: there is something else than text in a column of texts.
+    :raises ValueError: a text column holds a value that is not text.
     """
-    found: list[Any] = []
+    arrays: list[Any] = []
     for kind, column in zip(columns.values(), zip(*rows, strict=True) if rows else [()] * len(columns), strict=True):
         if kind != "text":
-            found.append(array(column))
+            arrays.append(array(column))
         elif all(value is None or isinstance(value, str) for value in column):
-            found.append(list(column))
+            arrays.append(list(column))
         else:
-            raise ValueError("it is no text")
-    return found
+            raise ValueError("not text")
+    return arrays

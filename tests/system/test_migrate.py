@@ -397,9 +397,9 @@ class MigrateTests(ServerCase):
             [
                 "migrate: N.db a_hour_avg cannot be read: no such column: id",
                 "migrate: N.db anomaly cannot be read: no such column: id",
-                "migrate: M.db v_hour_avg: left out 4: no time, or none that can be",
-                "migrate: M.db v_hour_avg: left out 1: no number where one should be",
-                "migrate: M.db anomaly: left out 1: no number where one should be",
+                "migrate: M.db v_hour_avg: left out 4 rows: not a valid time",
+                "migrate: M.db v_hour_avg: left out 1 row: not a valid number",
+                "migrate: M.db anomaly: left out 1 row: not a valid number",
             ],
         )
         output, _ = self.migrate(status=1)
@@ -414,7 +414,7 @@ class MigrateTests(ServerCase):
             connection.execute("UPDATE v_hour_avg SET start = 'a,b}' WHERE id = 7")
         output, errors = self.migrate(status=1)
         self.assertEqual(self.counts(output)["cynow_mean"], (8, 0, 0, 2))
-        told = "migrate: M.db v_hour_avg: left out 1: PostgreSQL does not take what is in it"
+        told = "migrate: M.db v_hour_avg: left out 1 row: PostgreSQL does not accept a value"
         self.assertEqual(errors, [f"{told} (InvalidDatetimeFormat)", f"{told} (InvalidTextRepresentation)"])
 
     async def test_how_much_of_a_day_is_counted_after_the_clock_was_set_back(self) -> None:
@@ -459,7 +459,7 @@ class MigrateTests(ServerCase):
         await store.close()
         output, errors = self.migrate()
         self.assertEqual((self.counts(output)["scale_weight_log"], errors), ((6, 0, 0, 0), []))
-        self.assertIn("scale_weight_log: 2 have new ids, for others have theirs\n", output)
+        self.assertIn("scale_weight_log: 2 rows have a new id, because other rows have theirs\n", output)
         self.assertEqual(self.server.dump("scale_weight_log")[:4], definition)
         self.assertEqual(self.server.sql("SELECT * FROM scale_weight_log WHERE cylinder_no ~ 'D' ORDER BY id"), own)
         self.assertEqual(
@@ -471,7 +471,7 @@ class MigrateTests(ServerCase):
         before = self.content()
         output, _ = self.migrate()
         self.assertEqual(self.counts(output)["scale_weight_log"], (0, 6, 1, 0))
-        self.assertNotIn("new ids", output)
+        self.assertNotIn("new id", output)
         self.assertEqual(self.content(), before)
         self.assertEqual(
             self.server.sql(f"INSERT INTO scale_weight_log ({columns}) VALUES ({values}) RETURNING id", ["X"]), [(53,)]
@@ -511,15 +511,15 @@ class MigrateTests(ServerCase):
         output, errors = self.migrate(status=1)
         self.assertEqual(self.counts(output)["scale_weight_log"], (1, 0, 0, 6))
         told = [line.removeprefix("migrate: cynow-gateway.sqlite3 scale_weight_log: left out ") for line in errors]
-        refusal = "PostgreSQL does not take what is in it"
+        refusal = "PostgreSQL does not accept a value"
         self.assertEqual(
             told,
             [
-                "1: no weight",
-                "1: no time, or none that can be",
-                f"1: {refusal} (StringDataRightTruncation)",
-                f"2: {refusal} (ValueError)",
-                f"1: {refusal} (NumericValueOutOfRange)",
+                "1 row: not a valid weight",
+                "1 row: not a valid time",
+                f"1 row: {refusal} (StringDataRightTruncation)",
+                f"2 rows: {refusal} (ValueError)",
+                f"1 row: {refusal} (NumericValueOutOfRange)",
             ],
         )
         self.assertEqual(self.server.sql("SELECT id, cylinder_no FROM scale_weight_log"), [(7, "CY7")])
@@ -704,7 +704,7 @@ class MigrateTests(ServerCase):
         output, errors = self.migrate()
         self.assertEqual(self.counts(output)["cynow_mean"], (3, 0, 0, 0))
         self.assertEqual(len(errors), 1)
-        self.assertRegex(errors[0], "^migrate: a gateway uses db/: .* run this again when it has ended$")
+        self.assertRegex(errors[0], "^migrate: a gateway is using db/: .* run this command again after stopping it$")
 
     async def test_what_a_gateway_has_written_last_is_read_beside_it(self) -> None:
         store = self.sqlite()
@@ -746,7 +746,7 @@ class MigrateTests(ServerCase):
         output, errors = self.migrate(status=1)
         copied = self.counts(output)["cynow_mean"][0]
         self.assertTrue(1 < copied < 9001, copied)
-        self.assertEqual(errors, ["migrate: M.db v_hour_avg cannot be read: database disk image is malformed"])
+        self.assertEqual(errors, ["migrate: M.db v_hour_avg: cannot read: database disk image is malformed"])
         self.assertEqual(self.server.sql("SELECT data FROM cynow_mean WHERE sensor = 'w'"), [(1.0,)])
 
     def test_only_counting(self) -> None:
@@ -754,7 +754,7 @@ class MigrateTests(ServerCase):
         self.old("M", "v_hour_avg", [("x", 1.0)])
         output, errors = self.migrate("--dry-run", url="postgresql://127.0.0.1:1/nowhere", status=1)
         self.assertRegex(output, r"(?m)^cynow_mean +5 +1$")
-        self.assertEqual(errors, ["migrate: M.db v_hour_avg: left out 1: no time, or none that can be"])
+        self.assertEqual(errors, ["migrate: M.db v_hour_avg: left out 1 row: not a valid time"])
         self.assertRegex(self.migrate("--dry-run", url=None, status=1)[0], r"(?m)^cynow_mean +5 +1$")
         self.assertEqual(self.server.sql("SELECT to_regclass('cynow_mean')"), [(None,)])
 
@@ -782,12 +782,11 @@ class MigrateTests(ServerCase):
         self.server.sql("CREATE ROLE nobody LOGIN")
         self.addCleanup(self.server.sql, "DROP ROLE nobody")
         for where, expected in (
-            ({"source": "nowhere"}, "migrate: --from: nowhere, below .*: No such file or directory"),
-            ({"source": "gateway.yaml"}, "migrate: --from: gateway.yaml, below .*: Not a directory"),
-            ({"source": "."}, "migrate: there is no store in ."),
-            ({"url": None}, "migrate: where to.*"),
-            ({"url": "geheim"}, "migrate: --to is no URL of PostgreSQL"),
-            ({"url": "postgresql://u:geheim@[/x"}, "migrate: --to is no URL of PostgreSQL"),
+            ({"source": "nowhere"}, "migrate: --from: cannot read the store in .*/nowhere: No such file or directory"),
+            ({"source": "gateway.yaml"}, "migrate: --from: cannot read the store in .*/gateway.yaml: Not a directory"),
+            ({"source": "."}, "migrate: --from: . does not hold a store"),
+            ({"url": "geheim"}, "migrate: --to: not a PostgreSQL URL; .*"),
+            ({"url": "postgresql://u:geheim@[/x"}, "migrate: --to: not a PostgreSQL URL; .*"),
             ({"url": "postgresql://u:geheim@127.0.0.1:1/x"}, "migrate: PostgreSQL: .*[Cc]onnection refused.*"),
             ({"url": self.server.url_of("nowhere")}, "migrate: PostgreSQL: .*does not exist"),
             ({"url": self.server.url_of("postgres", "nobody")}, "migrate: PostgreSQL: permission denied.*"),

@@ -164,20 +164,20 @@ def test_everything_of_a_range_is_made_again(tmp_path: Path) -> None:
     assert len(lines) == rows
     (row,) = plant.rows("v", "hour")
     assert f"M v hour 2024-01-01 07:00:00: none -> {row['data']!r} (200)" in lines
-    assert "쇼트 온도 1: its type is not known" in first.stderr
-    assert "M v: its type is not known" in first.stderr
+    assert "쇼트 온도 1: the type of the sensor is not stored" in first.stderr
+    assert "M v: the type of the sensor is not stored" in first.stderr
     # Nobody has touched anything since.
     before = plant.dump()
-    assert plant.told(*every) == [f"2 sensors; rows: {rows} as they were"]
+    assert plant.told(*every) == [f"2 sensors; rows: {rows} unchanged"]
     assert plant.dump() == before
-    # One row is wrong, one is gone, one has lost its count; all others are as they were.
+    # One row is wrong, one is gone, one has lost its count; all others are unchanged.
     wrong, gone = "2024-01-02 05:00:00", "2024-01-02 23:00:00"
     table = "온도 1_hour_avg"
     plant.query(f'UPDATE "{table}" SET data = data + 1, total = total + count WHERE time = ?', wrong, machine="쇼트")
     plant.query(f'DELETE FROM "{table}" WHERE time = ?', gone, machine="쇼트")
     plant.query(f'UPDATE "{table}" SET count = NULL WHERE time = ?', "2024-01-02 00:00:00", machine="쇼트")
     *lines, summary = plant.told(*every)
-    assert summary == f"2 sensors; rows: {rows - 3} as they were, 2 different, 1 new"
+    assert summary == f"2 sensors; rows: 2 different, 1 new, {rows - 3} unchanged"
     assert [re.sub(r"\S+ \(", "x (", line) for line in sorted(lines)] == [
         "쇼트 온도 1 hour 2024-01-02 00:00:00: x (no count) -> x (200)",
         f"쇼트 온도 1 hour {wrong}: x (200) -> x (200)",
@@ -204,7 +204,7 @@ def test_only_what_was_asked_for(tmp_path: Path) -> None:
     assert plant.query("SELECT name FROM sqlite_master WHERE name = 'b_hour_avg'") == []
     nothing = plant.recompute("--from", "2024-03-02", "--machine", "Nobody")
     assert (nothing.returncode, nothing.stdout.splitlines()) == (1, ["0 sensors; rows: none"])
-    assert "there are no raw files" in nothing.stderr
+    assert "no matching raw files" in nothing.stderr
     *told, _ = plant.told("--from", "2024-03-01", "--to", "2024-03-02", "--machine", "M", "--sensor", "a")
     # A month and a year have more samples now, the second day is as it was.
     assert [(line.split()[2:4], line.partition(": ")[2].split()[0] == "none") for line in told] == [
@@ -222,7 +222,7 @@ def test_types_say_which_mean_it_is(tmp_path: Path) -> None:
     plant.told("--from", "2024-03-02")
     plant.check("v", days)
     done = plant.recompute("--from", "2024-03-02", "--type", "vib")
-    assert "type is not known" not in done.stderr
+    assert "is not stored" not in done.stderr
     assert done.stdout.splitlines()[-1] == "1 sensors; rows: 5 different"
     plant.check("v", days, "ABS")
     # What the gateway was told counts more.
@@ -259,7 +259,7 @@ def test_a_dry_run_leaves_the_gateways_own_database_alone_too(tmp_path: Path) ->
     plant.write("v", "2024-03-01", [("10:00:00", 1.0)])
     plant.told("--from", "2024-03-01")
     before = plant.dump("*.sqlite3")
-    assert plant.told("--from", "2024-03-01", "--dry-run") == ["1 sensors; rows: 4 as they were"]
+    assert plant.told("--from", "2024-03-01", "--dry-run") == ["1 sensors; rows: 4 unchanged"]
     assert plant.dump("*.sqlite3") == before
 
 
@@ -272,14 +272,17 @@ def test_a_row_of_more_samples_than_the_files_hold_is_kept(tmp_path: Path) -> No
     before = plant.dump()
     fewer = [line for number, line in enumerate(lines) if number != 5]
     plant.write("v", "2024-03-01", fewer)
-    kept = "M v hour 2024-03-01 10:00:00: kept, for the raw files hold 19 of its 20 samples (--force)"
+    kept = (
+        "M v hour 2024-03-01 10:00:00: kept, because the raw files hold only 19 of its 20 samples; use --force to"
+        " replace it"
+    )
     *told, summary = plant.told("--from", "2024-03-01")
     assert told == [kept]
     assert "1 kept" in summary
     assert "different" not in summary
     assert plant.dump() == before
     *told, summary = plant.told("--from", "2024-03-01", "--force")
-    assert summary == "1 sensors; rows: 1 as they were, 4 different"
+    assert summary == "1 sensors; rows: 4 different, 1 unchanged"
     assert len(told) == 4
     plant.check("v", {"2024-03-01": fewer})
 
@@ -303,7 +306,7 @@ def test_rows_of_the_old_server_are_replaced(tmp_path: Path) -> None:
     assert all("7.5 (no count) -> " in line for line in told)
     plant.check("v", days)
     assert [row["id"] for row in plant.rows("v", "hour")] == [1, 2]
-    assert plant.told("--from", "2024-03-01") == ["1 sensors; rows: 5 as they were"]
+    assert plant.told("--from", "2024-03-01") == ["1 sensors; rows: 5 unchanged"]
 
 
 def test_a_broken_compressed_file_is_named_and_the_others_are_done(tmp_path: Path) -> None:
@@ -322,11 +325,12 @@ def test_a_broken_compressed_file_is_named_and_the_others_are_done(tmp_path: Pat
         plant.check(sensor, {"2024-03-01": lines})
     plant.check("torn", {"2024-02-29": lines})
     assert "Traceback" not in done.stderr
-    errors = [line for line in done.stderr.splitlines() if "cannot be read" in line]
+    errors = [line for line in done.stderr.splitlines() if "cannot read" in line]
     assert len(errors) == 2
     for sensor, path in (("rubbish", rubbish), ("torn", torn)):
         (error,) = [line for line in errors if path.name in line]
-        assert f"_{sensor}.csv.gz cannot be read, and its day is left as it is" in error
+        assert f"_{sensor}.csv.gz: cannot read the raw file: " in error
+        assert error.endswith("; rows of 2024-03-01 are unchanged")
     assert done.stdout.splitlines()[-1] == "4 sensors; rows: 12 new"
     assert plant.query("SELECT name FROM sqlite_master WHERE name = 'rubbish_hour_avg'") == []
 
@@ -337,6 +341,8 @@ def test_a_broken_compressed_file_is_named_and_the_others_are_done(tmp_path: Pat
         ([], "--from"),
         (["--from", "2024-02-30"], "--from"),
         (["--from", "2024-02-01", "--to", "tomorrow"], "--to"),
+        (["--from", "2024-02-02", "--to", "2024-02-01"], "--to is before --from"),
+        (["--from", "9999-01-01"], "9999-01-01 has not ended"),
     ],
 )
 def test_bad_arguments(tmp_path: Path, arguments: list[str], said: str) -> None:
@@ -377,7 +383,7 @@ def test_a_database_that_is_none_is_no_success(tmp_path: Path) -> None:
     done = plant.recompute("--from", "2024-03-01")
     plant.check("v", {"2024-03-01": lines})
     assert done.returncode == 1
-    assert "Broken" in done.stdout + done.stderr.replace("Broken v: its type", "")
+    assert "Broken" in done.stdout + done.stderr.replace("Broken v: the type", "")
 
 
 # -- clocks
@@ -402,13 +408,13 @@ def test_an_hour_that_comes_twice_has_two_rows(tmp_path: Path) -> None:
     (day,) = plant.rows("v", "day")
     assert (day["count"], day["data"], day["minutes"]) == (150, 12.0, 150)
     before = plant.dump()
-    assert plant.told("--from", "2025-10-26", "--dry-run") == ["1 sensors; rows: 28 as they were"]
+    assert plant.told("--from", "2025-10-26", "--dry-run") == ["1 sensors; rows: 28 unchanged"]
     assert plant.dump() == before
     # Each is told from the other.
     plant.query("UPDATE v_hour_avg SET data = 90.0 + data WHERE time = '2025-10-26 02:00:00'")
     *told, summary = plant.told("--from", "2025-10-26")
     assert told == [f"M v hour 2025-10-26 02:00:00: 9{n}.0 (6) -> {n}.0 (6)" for n in (2, 3)]
-    assert summary == "1 sensors; rows: 26 as they were, 2 different"
+    assert summary == "1 sensors; rows: 2 different, 26 unchanged"
     assert plant.dump() == before
 
 
@@ -428,7 +434,7 @@ def test_the_second_of_two_hours_without_the_first(tmp_path: Path, options: list
     told = plant.told("--from", "2025-10-26", *options)
     time = "M v hour 2025-10-26 02:00:00"
     assert sorted(line for line in told if line.startswith(time)) == [
-        f"{time}: kept, for the raw files hold 5 of its 6 samples (--force)",
+        f"{time}: kept, because the raw files hold only 5 of its 6 samples; use --force to replace it",
         f"{time}: none -> 2.0 (6)",
     ]
     assert plant.query("SELECT * FROM v_hour_avg WHERE start = ?", second) == [kept]
@@ -492,11 +498,11 @@ def test_of_two_hours_each_keeps_its_own(
     before = plant.dump("M.db")
     rows = sum(len(plant.rows("v", period)) for period in PERIODS)
     for options in (["--dry-run"], ["--force"]):
-        assert plant.told("--from", day, *options) == [f"1 sensors; rows: {rows} as they were"]
+        assert plant.told("--from", day, *options) == [f"1 sensors; rows: {rows} unchanged"]
         assert plant.dump("M.db") == before
     # One that is wrong is put right, and the other stays.
     plant.query("UPDATE v_hour_avg SET data = data + 1 WHERE id = (SELECT max(id) FROM v_hour_avg)")
-    assert plant.told("--from", day)[-1] == f"1 sensors; rows: {rows - 1} as they were, 1 different"
+    assert plant.told("--from", day)[-1] == f"1 sensors; rows: 1 different, {rows - 1} unchanged"
     assert plant.dump("M.db") == before
 
 
@@ -534,9 +540,12 @@ def test_an_hour_whose_beginning_is_skipped(tmp_path: Path) -> None:
         ("03:00", 10),
     ]
     before = plant.dump("M.db")
-    assert plant.told("--from", day, "--dry-run") == ["1 sensors; rows: 6 as they were"]
+    assert plant.told("--from", day, "--dry-run") == ["1 sensors; rows: 6 unchanged"]
     plant.write("v", day, lines[:15] + lines[16:])
-    kept = f"M v hour {day} 02:00:00: kept, for the raw files hold 19 of its 20 samples (--force)"
+    kept = (
+        f"M v hour {day} 02:00:00: kept, because the raw files hold only 19 of its 20 samples; use --force to"
+        " replace it"
+    )
     for options in ([], ["--dry-run"]):
         assert plant.told("--from", day, *options)[:-1] == [kept]
         assert plant.dump("M.db") == before
@@ -569,7 +578,7 @@ def test_a_clock_that_was_set_back(tmp_path: Path) -> None:
     (day,) = plant.rows("v", "day")
     assert day["count"] == len(minutes)
     before = plant.dump()
-    assert plant.told("--from", "2024-03-01") == ["1 sensors; rows: 7 as they were"]
+    assert plant.told("--from", "2024-03-01") == ["1 sensors; rows: 7 unchanged"]
     assert plant.dump() == before
 
 
