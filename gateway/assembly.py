@@ -175,19 +175,9 @@ def build_retention(runtime: Runtime, settings: Settings, paths: Paths, writer: 
 
     :param pool: pool of one thread, so that reading raw files does not wait for compression.
     """
-    data = settings.data
-    return Retention(
-        runtime.reactor,
-        runtime.clock,
-        runtime.counters,
-        pool,
-        paths.data,
-        # Samples without a row may be in a raw file only.
-        busy=lambda: writer.is_stuck,
-        keep_days=data.keep_days,
-        compress_after_days=data.compress_after_days,
-        min_free=None if data.min_free_mb is None else data.min_free_mb * 2**20,
-    )
+    reactor, clock, counters = runtime.reactor, runtime.clock, runtime.counters
+    # Samples without a row may be in a raw file only.
+    return Retention(reactor, clock, counters, pool, paths.data, settings.data, is_busy=lambda: writer.is_stuck)
 
 
 def build_alerts(runtime: Runtime, settings: Settings, paths: Paths) -> list[IService]:

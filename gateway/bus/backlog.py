@@ -63,7 +63,3 @@ def batch_size(batch: Batch) -> int:
 
 def _seq_of(event: Event) -> int:
     return event.seq
-
-
-def ignore_change(_: int) -> None:
-    pass

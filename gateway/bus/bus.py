@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from twisted.logger import Logger
 
-from gateway.bus.backlog import Backlog, batch_size, ignore_change
+from gateway.bus.backlog import Backlog, batch_size
 from gateway.bus.event import Event
 from gateway.bus.topics import matching_patterns
 from gateway.model.records import Batch, Record
@@ -59,7 +59,7 @@ class Bus:
         self._sinks: dict[type[Any], tuple[tuple[str, Callable[[Any], None]], ...]] = {}
         self._subscribers: dict[tuple[str, ...], dict[Subscriber, None]] = {}
         self._patterns: dict[Subscriber, frozenset[tuple[str, ...]]] = {}
-        self._watch: Callable[[int], None] = ignore_change
+        self._watch: Callable[[int], None] = _ignore_number
 
     # -- parts of the gateway
 
@@ -189,3 +189,7 @@ class Bus:
             for backlog, segments in ((self._backlog, 2), (self._batches, 3))
             if any(len(pattern) == segments for pattern in patterns)
         ]
+
+
+def _ignore_number(_: int) -> None:
+    pass

@@ -1,4 +1,4 @@
-"""What becomes of old raw files: compressed, and let go, only if the configuration says so."""
+"""Retention of raw files: compression and removal of old ones, if configured."""
 
 import gzip
 import os
@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
+from gateway.config.settings import DataSettings
 from gateway.raw import files
 from gateway.raw.files import RawFile
 from gateway.runtime.clock import WallClock
@@ -24,28 +25,29 @@ from gateway.runtime.metrics import Counters
 log = Logger()
 
 #: Seconds between two rounds.
-ROUND: Final = 600.0
+ROUND_SECONDS: Final = 600.0
 
-#: What a compressed file is called while it is being written.
+#: Suffix of a compressed file while it is being written.
 _PART: Final = "~"
 
-#: gzip's own default; 9 takes three times as long for a hundredth less.
+#: Default level of the gzip program; level 9 takes three times as long and saves one percent.
 _LEVEL: Final = 6
 
 _BLOCK: Final = 1024 * 1024
 
 
 class Retention(Service):
-    """Goes through the raw files at the start and every ten minutes.
+    """Compression and removal of old raw files, at the start and every ten minutes.
 
-    Today's and yesterday's files are never touched: statistics are made again from them after a kill.
+    Files of today and yesterday are never touched: after a kill, statistics are recovered from them.
 
-    :param directory: ``data.path``.
-    :param busy: says whether raw files must be left alone for now.
-    :param keep_days: files of days longer ago are removed; ``None``: never.
-    :param compress_after_days: files of days longer ago are compressed; ``None``: never.
-    :param min_free: bytes; while less is free, the oldest files are removed, compressed ones first; ``None``: never.
-    :ivar problem: why files cannot be compressed or removed; ``None`` where they can.
+    :param pool: pool of one thread, so that readers of raw files do not wait for compression.
+    :param directory: directory of raw files.
+    :param settings: limits. While less than ``min_free_mb`` is free, the oldest files are removed, compressed ones
+        first.
+    :param is_busy: returns whether raw files must not be touched for now.
+    :ivar problem: reason why files cannot be compressed or removed; ``None`` if they can.
+    :ivar free_bytes: returns the free bytes of the file system of a directory.
     """
 
     name = "retention"
@@ -57,101 +59,101 @@ class Retention(Service):
         counters: Counters,
         pool: ThreadPool,
         directory: str,
-        *,
-        busy: Callable[[], bool],
-        keep_days: int | None,
-        compress_after_days: int | None,
-        min_free: int | None,
-        free: Callable[[str], int] = lambda path: shutil.disk_usage(path).free,
+        settings: DataSettings,
+        is_busy: Callable[[], bool],
     ) -> None:
         self.problem: str | None = None
-        self._stopped = False
-        #: What a round that is under way has come upon.
-        self._found: str | None = None
+        self.free_bytes: Callable[[str], int] = _free_bytes
+        self._is_stopped = False
+        #: Last problem of the current round.
+        self._round_problem: str | None = None
         self._reactor = reactor
         self._clock = clock
         self._counters = counters
         self._pool = pool
         self._directory = directory
-        self._busy = busy
-        self._keep_days = keep_days
-        self._compress_after_days = compress_after_days
-        self._min_free = min_free
-        self._free = free
+        self._settings = settings
+        self._is_busy = is_busy
         self._rounds = LoopingCall(self._round)
         self._rounds.clock = reactor
 
     def startService(self) -> None:
         super().startService()
-        if any(limit is not None for limit in (self._keep_days, self._compress_after_days, self._min_free)):
-            self._rounds.start(ROUND)
+        limits = self._settings
+        if any(limit is not None for limit in (limits.keep_days, limits.compress_after_days, limits.min_free_mb)):
+            self._rounds.start(ROUND_SECONDS)
 
     def stopService(self) -> None:
         super().stopService()
-        self._stopped = True
+        self._is_stopped = True
         if self._rounds.running:
             self._rounds.stop()
 
     def _round(self) -> "Deferred[None]":
-        if self._busy():
+        if self._is_busy():
             return succeed(None)
 
         def failed(failure: Failure) -> None:
-            log.failure("the raw files could not be gone through", failure)
+            log.failure("retention of raw files failed; the next round tries again", failure)
 
         today = self._clock.now().date()
-        return deferToThreadPool(self._reactor, self._pool, self.go_through, today).addErrback(failed)
+        return deferToThreadPool(self._reactor, self._pool, self.run_round, today).addErrback(failed)
 
-    def go_through(self, today: date) -> None:
-        """One round; it blocks, and is for a thread."""
-        self._found = None
-        self._go_through(today)
-        self.problem = self._found
+    def run_round(self, today: date) -> None:
+        """Compress and remove old files. This blocks, so it runs in a thread."""
+        self._round_problem = None
+        self._apply_limits(today)
+        self.problem = self._round_problem
 
-    def _go_through(self, today: date) -> None:
-        found = self._old_files(today)
-        if self._keep_days is not None:
-            first = today - timedelta(days=self._keep_days)
-            for file in [file for file in found if file.day < first]:
-                found.remove(file)
+    def _apply_limits(self, today: date) -> None:
+        limits = self._settings
+        old_files = self._old_files(today)
+        if limits.keep_days is not None:
+            first = today - timedelta(days=limits.keep_days)
+            for file in [file for file in old_files if file.day < first]:
+                old_files.remove(file)
                 if self._remove(file):
-                    log.info("{path} is removed: it is older than data.keep_days", path=file.path)
-        if self._compress_after_days is not None:
-            first = today - timedelta(days=self._compress_after_days)
-            for index, file in enumerate(found):
-                if self._stopped:
+                    log.info(
+                        "raw file {path}: removed, because it is older than data.keep_days ({days})",
+                        path=file.path,
+                        days=limits.keep_days,
+                    )
+        if limits.compress_after_days is not None:
+            first = today - timedelta(days=limits.compress_after_days)
+            for index, file in enumerate(old_files):
+                if self._is_stopped:
                     return
                 if file.day < first and not file.compressed:
-                    found[index] = self._compress(file)
-        if self._min_free is not None:
-            self._make_room(found, self._min_free)
+                    old_files[index] = self._compress(file)
+        if limits.min_free_mb is not None:
+            self._free_space(old_files, limits.min_free_mb)
 
     def _old_files(self, today: date) -> list[RawFile]:
-        """Files that may be touched, the oldest first."""
-        found: list[RawFile] = []
+        """Return the files that may be touched, the oldest first."""
+        old_files: list[RawFile] = []
         for machine in files.machines(self._directory):
             try:
-                _remove_left_over(os.path.join(self._directory, machine))
-                its = files.raw_files(self._directory, machine)
+                _remove_leftovers(os.path.join(self._directory, machine))
+                found = files.raw_files(self._directory, machine)
             except OSError as error:
-                self._found = f"raw files of {machine} cannot be gone through: {error.strerror}"
-                log.error("{problem}", problem=self._found)
+                self._round_problem = f"machine {machine}: cannot read its raw files: {error.strerror}"
+                log.error("{problem}", problem=self._round_problem)
                 continue
-            found += [file for file in its if file.day < today - timedelta(days=1)]
-        return sorted(found, key=attrgetter("order"))
+            old_files += [file for file in found if file.day < today - timedelta(days=1)]
+        return sorted(old_files, key=attrgetter("order"))
 
     def _compress(self, file: RawFile) -> RawFile:
-        """Compress a file; what stands there then."""
+        """Compress a file; return the compressed file, or the same one if that failed."""
         target = f"{file.path}.gz"
         try:
             before = os.stat(file.path)
             _write_compressed(file.path, f"{target}{_PART}", target)
             os.utime(f"{target}{_PART}", ns=(before.st_atime_ns, before.st_mtime_ns))
-            # In the reactor's thread, which is where lines are appended.
+            # Lines are appended in the reactor's thread only, so none can be added during the swap.
             if not blockingCallFromThread(self._reactor, self._swap, file.path, target, before):
                 return file
         except files.ReadError as error:
-            self._failed("compressed", file, error)
+            self._log_failure("compress", file, error)
             return file
         self._counters.raw_compressed.inc()
         return RawFile(file.day, True, file.machine, file.sensor, target)
@@ -165,39 +167,56 @@ class Retention(Service):
         os.unlink(path)
         return True
 
-    def _make_room(self, found: list[RawFile], least: int) -> None:
-        for file in sorted(found, key=lambda file: (not file.compressed, file.day)):
-            if self._free(self._directory) >= least:
+    def _free_space(self, old_files: list[RawFile], min_free_mb: int) -> None:
+        for file in sorted(old_files, key=lambda file: (not file.compressed, file.day)):
+            if self._has_space(min_free_mb):
                 return
             if self._remove(file):
-                log.warn("{path} is removed: less than data.min_free_mb is free", path=file.path)
-        if self._free(self._directory) < least:
-            self._found = "less than data.min_free_mb is free, and no raw file may be removed any more"
-            log.error("{problem}", problem=self._found)
+                log.warn(
+                    "raw file {path}: removed, because less than data.min_free_mb ({limit} MB) is free",
+                    path=file.path,
+                    limit=min_free_mb,
+                )
+        if not self._has_space(min_free_mb):
+            self._round_problem = (
+                f"less than data.min_free_mb ({min_free_mb} MB) is free, and no more raw files may be removed: free"
+                " disk space"
+            )
+            log.error("{problem}", problem=self._round_problem)
+
+    def _has_space(self, min_free_mb: int) -> bool:
+        return self.free_bytes(self._directory) >= min_free_mb * 2**20
 
     def _remove(self, file: RawFile) -> bool:
         try:
             os.unlink(file.path)
         except OSError as error:
-            self._failed("removed", file, error)
+            self._log_failure("remove", file, error)
             return False
         self._counters.raw_removed.inc()
         return True
 
-    def _failed(self, what: str, file: RawFile, error: Exception) -> None:
-        self._found = f"a raw file cannot be {what}: {error}"
-        log.error("{path} cannot be {what}: {error}", path=file.path, what=what, error=error)
+    def _log_failure(self, action: str, file: RawFile, error: Exception) -> None:
+        self._round_problem = f"cannot {action} a raw file: {error}"
+        log.error("raw file {path}: cannot {action} it: {error}", path=file.path, action=action, error=error)
+
+
+def _free_bytes(directory: str) -> int:
+    return shutil.disk_usage(directory).free
 
 
 def _write_compressed(path: str, part: str, target: str) -> None:
-    """Write what is compressed already, if there is something, and a file behind it.
+    """Write a compressed file, which begins with the content of an existing one.
 
-    :raises ReadError: one cannot be read or written, or does not read back.
+    :param path: raw file to compress.
+    :param part: file to write.
+    :param target: compressed file, which may exist.
+    :raises ReadError: a file cannot be read or written, or its content differs when read back.
     """
     with open(part, "wb") as output:
         size = 0
         with open(path, "rb") as lines:
-            # A clock that was set back brought more for a day that was compressed before.
+            # After the clock was set back, lines can be added to a day that has been compressed.
             if os.path.exists(target):
                 with gzip.open(target) as earlier:
                     size = files.size_of(earlier)
@@ -213,13 +232,13 @@ def _write_compressed(path: str, part: str, target: str) -> None:
         os.fsync(output.fileno())
     with gzip.open(part) as content:
         if files.size_of(content) != size:
-            raise OSError(f"{part} does not read back")
+            raise OSError(f"{part}: the compressed content differs when read back")
 
 
-def _remove_left_over(directory: str) -> None:
-    """Remove what a kill left: half of a compressed file, and a file whose compressed one is whole.
+def _remove_leftovers(directory: str) -> None:
+    """Remove files that a kill has left: partly written compressed files, and files whose compressed one is complete.
 
-    :raises OSError: that cannot be done.
+    :raises OSError: a file cannot be read or removed.
     """
     with os.scandir(directory) as entries:
         names = {entry.name for entry in entries}

@@ -395,8 +395,8 @@ class MigrateTests(ServerCase):
         self.assertEqual(
             errors,
             [
-                "migrate: N.db a_hour_avg cannot be read: no such column: id",
-                "migrate: N.db anomaly cannot be read: no such column: id",
+                "migrate: N.db a_hour_avg: cannot read: no such column: id",
+                "migrate: N.db anomaly: cannot read: no such column: id",
                 "migrate: M.db v_hour_avg: left out 4 rows: not a valid time",
                 "migrate: M.db v_hour_avg: left out 1 row: not a valid number",
                 "migrate: M.db anomaly: left out 1 row: not a valid number",
@@ -731,8 +731,8 @@ class MigrateTests(ServerCase):
         self.assertEqual(
             errors,
             [
-                "migrate: cynow-gateway.sqlite3 cannot be read: file is not a database",
-                "migrate: N.db cannot be read: file is not a database",
+                "migrate: cynow-gateway.sqlite3: cannot read: file is not a database",
+                "migrate: N.db: cannot read: file is not a database",
             ],
         )
 
