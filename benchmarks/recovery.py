@@ -107,7 +107,7 @@ def _recover(data: Path, database: Path) -> None:
     connection = sqlite3.connect(database)
     rollup = partial(Rollup, ZONE, MODES)
     recovery = Recovery(str(data), ZONE, rollup(), rollup, DamageLog(WallClock(ZONE), Counters()))
-    days = recovery.look(STARTED)
+    days = recovery.find_files(STARTED)
     states = [
         SensorState(MACHINE, sensor, "VIB", *rollup_progress(connection, table, days[MACHINE, sensor], STARTED, ZONE))
         for sensor, table in sensors(connection, "hour")

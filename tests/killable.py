@@ -183,7 +183,7 @@ class Killable:
         self.running = True
         recovery = Recovery(str(self.data), self.zone, rollup, new_rollup, self.damage)
         now = self.clock.now()
-        self.recovered = recovery.run(await self.store.rollup_progress(recovery.look(now), now), now)
+        self.recovered = recovery.run(await self.store.rollup_progress(recovery.find_files(now), now), now)
         self.live.restore(self.recovered.updates)
         self.writer.add(self.recovered.entries)
         if entries is not None:

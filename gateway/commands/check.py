@@ -77,7 +77,7 @@ def _zone_problems(settings: Settings) -> list[Problem]:
 
 
 def write_result(path: str | None, checked: CheckedConfig) -> int:
-    """Write every problem to the standard error or, if there is no problem, one line to the standard output.
+    """Write every problem to the standard error, or one line to the standard output if the configuration is valid.
 
     :returns: exit status: 1 if there is a problem.
     """

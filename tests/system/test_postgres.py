@@ -260,7 +260,7 @@ def test_recompute_makes_statistics_on_the_server_again(plant: Daemon, server: S
     folder.mkdir(parents=True)
     lines = "".join(f"{hour:02}:00:{second:02},{hour + second / 8}\n" for hour in (9, 10) for second in range(8))
     (folder / "20251218_v.csv").write_text(f"time,data\n{lines}", "ascii")
-    for outcome in ("new", "as they were"):
+    for outcome in ("new", "unchanged"):
         done = run()
         assert f"rows: 5 {outcome}" in done.stdout, done
     found = plant.get("/stat/hour?machine=M&start=2025-12-18&end=2025-12-18&detail=1")[1]

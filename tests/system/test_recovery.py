@@ -266,7 +266,7 @@ def test_a_database_that_is_locked_at_the_start(tmp_path: Path) -> None:
         health = daemon.get("/healthz")[1]
         assert (health["ok"], health["problems"]) == (False, ["statistics of M lack samples from before the start"])
         other.close()
-        assert "python -m gateway.recompute makes them again tomorrow" in daemon.log()
+        assert "run cynow-gateway recompute for this day tomorrow" in daemon.log()
         daemon.kill()
     # It has stored nothing of what it could not know: the next start has all.
     with at(tmp_path, seoul("2025-12-18 11:00:01")) as daemon:

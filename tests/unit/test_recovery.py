@@ -812,7 +812,7 @@ class NamedKills(RecoveryCase):
         (killed.db / "M.db").write_bytes(b"no database" * 1000)
         with capturedLogs() as events:
             await killed.start()
-        self.assertIn("lack what came before", "".join(event["log_format"] for event in events))
+        self.assertIn("statistics lack the samples from before this start", "".join(event["log_format"] for event in events))
         self.assertEqual((killed.recovered.entries, killed.recovered.samples), ([], 0))
         await killed.kill(lambda count: count)
         (killed.db / "M.db").write_bytes(whole)
@@ -960,7 +960,7 @@ class NamedKills(RecoveryCase):
         with capturedLogs() as events:
             await killed.start()
         (warning,) = (event for event in events if event["log_level"].name == "warn")
-        self.assertIn("gateway.recompute", warning["log_format"])
+        self.assertIn("cynow-gateway recompute", warning["log_format"])
         self.assertEqual((warning["machine"], warning["sensor"]), ("M", "v"))
         self.assertEqual(f"{warning['day']}", "2025-12-16")
         await killed.end(self.end)
