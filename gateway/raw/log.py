@@ -23,7 +23,7 @@ from gateway.raw.lines import is_line
 from gateway.runtime.clock import WallClock
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.metrics import Counters
-from gateway.timeseries.bucket import MANY
+from gateway.timeseries.bucket import MIN_NUMPY_SAMPLES
 
 log = Logger()
 
@@ -66,7 +66,7 @@ def add_lines(text: bytearray, prefix: bytes, samples: "array[float]") -> None:
     if not samples:
         return
     # orjson writes the shortest digits, thirty times as fast as the csv module; it has no word but null for NaN.
-    if len(samples) >= MANY:
+    if len(samples) >= MIN_NUMPY_SAMPLES:
         from gateway.timeseries.numpy_sums import json_list
 
         numbers = json_list(samples)

@@ -1,1 +1,1 @@
-"""Pure functions on samples and periods: sums, buckets, the calendar."""
+"""Sums of samples, buckets and calendar periods, as pure functions."""

@@ -1,4 +1,4 @@
-"""What is kept of the samples of a period."""
+"""Buckets: aggregates of the samples of a period."""
 
 import math
 from array import array
@@ -9,23 +9,24 @@ from typing import Final
 
 from gateway.timeseries.sums import Sums, exact_sum, two_sum
 
-#: From so many samples on, numpy is worth its calls, which take as long as 80 samples take without it.
-MANY: Final = 256
+#: Minimum samples for which numpy is faster; its calls take as long as 80 samples without it.
+MIN_NUMPY_SAMPLES: Final = 256
 
 
 @dataclass(slots=True)
 class Bucket:
     """Count, sums and extremes of finite samples; two buckets can be merged into one.
 
-    Sums are held in two doubles each (:func:`_two_sum`), so that a mean over a year is as exact as one over a minute.
+    Each sum is held in two doubles (:func:`gateway.timeseries.sums.two_sum`), so that a mean over a year is as exact as
+    one over a minute.
 
-    :ivar count: samples.
-    :ivar minutes: minutes of the period that have samples.
-    :ivar total: sum of the samples.
-    :ivar magnitudes: sum of their magnitudes.
-    :ivar squares: sum of their squares; infinite where it is beyond a double.
-    :ivar least: the least sample, and when it first came, wall clock, ``2025-12-18 10:11:12``.
-    :ivar greatest: the greatest sample, and when it first came.
+    :ivar count: number of samples.
+    :ivar minutes: number of minutes with samples.
+    :ivar total: sum of the samples; ``total_rest`` is its rounding error.
+    :ivar magnitudes: sum of the magnitudes of the samples.
+    :ivar squares: sum of the squares of the samples; infinite if it exceeds a double.
+    :ivar least: least sample; ``least_at`` is its first time of arrival by the wall clock, ``2025-12-18 10:11:12``.
+    :ivar greatest: greatest sample; ``greatest_at`` is its first time of arrival.
     """
 
     count: int = 0
@@ -43,10 +44,11 @@ class Bucket:
 
     @classmethod
     def of(cls, samples: "array[float]", time_of: Callable[[int], str]) -> "Bucket":
-        """The bucket of samples of one minute, at least one, all finite.
+        """Return the bucket of samples of one minute.
 
-        :param time_of: says when the sample with an index came.
-        :raises OverflowError: their sum is beyond a double.
+        :param samples: samples, at least one, all finite.
+        :param time_of: returns the time of arrival of the sample with an index.
+        :raises OverflowError: the sum exceeds a double.
         """
         sums = _sums(samples)
         return cls(
@@ -64,15 +66,15 @@ class Bucket:
         )
 
     def merge(self, other: "Bucket") -> None:
-        """Add what another bucket holds; of extremes that are equal, this bucket's came first.
+        """Add the samples of a later bucket.
 
-        :raises OverflowError: a sum is beyond a double; the bucket is as it was.
+        :raises OverflowError: a sum exceeds a double; the bucket is unchanged then.
         """
         total, total_rest = two_sum(self.total, other.total)
         magnitudes, magnitudes_rest = two_sum(self.magnitudes, other.magnitudes)
-        # No sum is larger than that of the magnitudes.
+        # The sum of the magnitudes is at least as large as that of the samples.
         if not math.isfinite(magnitudes):
-            raise OverflowError("a sum beyond a double")
+            raise OverflowError("a sum exceeds a double")
         squares, squares_rest = two_sum(self.squares, other.squares)
         self.count += other.count
         self.minutes += other.minutes
@@ -88,23 +90,24 @@ class Bucket:
             self.greatest, self.greatest_at = other.greatest, other.greatest_at
 
     def mean(self, mode: str) -> float:
-        """The mean of the samples: ``REAL`` as they are, ``ABS`` of their magnitudes.
+        """Return the mean.
 
-        :raises ZeroDivisionError: there are none.
+        :param mode: ``REAL`` for the mean of the samples, ``ABS`` for that of their magnitudes.
+        :raises ZeroDivisionError: the bucket is empty.
         """
         if mode == "ABS":
             return (self.magnitudes + self.magnitudes_rest) / self.count
         return (self.total + self.total_rest) / self.count
 
     def rms(self) -> float | None:
-        """The root of the mean square; ``None`` where the squares are beyond a double."""
+        """Return the root of the mean square; ``None`` if the sum of the squares exceeds a double."""
         mean_square = (self.squares + self.squares_rest) / self.count
         return math.sqrt(mean_square) if math.isfinite(mean_square) else None
 
     def deviation(self) -> float | None:
-        """The standard deviation of these samples as a whole (divided by their count, not by one less).
+        """Return the population standard deviation (divided by the count, not by the count minus one).
 
-        It comes from sums of squares, and tells deviations down to a ten-millionth of the values' size.
+        It is computed from sums of squares, so deviations below 1e-7 of the size of the values are lost.
         """
         if self.least == self.greatest:
             return 0.0
@@ -114,17 +117,17 @@ class Bucket:
 
 
 def _sums(samples: "array[float]") -> Sums:
-    """The sums of finite samples, at least one.
+    """Return the sums of finite samples, at least one.
 
-    :raises OverflowError: one is beyond a double.
+    :raises OverflowError: a sum exceeds a double.
     """
-    if len(samples) >= MANY:
-        # Not at the top: a gateway without so fast a machine does without numpy's 14 MB.
+    if len(samples) >= MIN_NUMPY_SAMPLES:
+        # Imported late: numpy takes 14 MB, which a gateway without fast machines saves.
         from gateway.timeseries.numpy_sums import sums
 
-        found = sums(samples)
-        if found is not None:
-            return found
+        exact = sums(samples)
+        if exact is not None:
+            return exact
     values = samples.tolist()
     least, greatest = min(values), max(values)
     total = exact_sum(values)

@@ -1,6 +1,6 @@
-"""What is done with very many samples at once.
+"""Sums and JSON of large numbers of samples, by numpy.
 
-Imported where that is due for the first time: numpy takes 14 MB and a twentieth of a second.
+This module is imported on first use, since numpy takes 14 MB and 50 ms.
 """
 
 import math
@@ -12,32 +12,32 @@ import orjson
 
 from gateway.timeseries.sums import Sums
 
-#: Up to so many samples, as a power of two, are summed at a time.
-_MOST_BITS: Final = 13
+#: Binary logarithm of the maximum number of samples that are summed at a time.
+_MAX_BITS: Final = 13
 
-#: Magnitudes between which no step underflows or overflows; 0 is outside too.
-_LEAST: Final = 1e-150
-_GREATEST: Final = 1e150
+#: Bounds of the magnitudes for which no step underflows or overflows; 0 is outside.
+_MIN: Final = 1e-150
+_MAX: Final = 1e150
 
 
 def sums(samples: "array[float]") -> Sums | None:
-    """Exact sums of some finite samples, at most 8,192; ``None`` where they are beyond this way of summing.
+    """Return exact sums of at most 8,192 finite samples; ``None`` if this method cannot sum them exactly.
 
-    Each sample is split into what is a multiple of a power of two so large that no sum of such rounds, in whatever
-    order, and the rest, which is split in the same way (Rump, Ogita and Oishi, Accurate Floating-Point Summation,
-    2008, ExtractVector). Mostly nothing is left then.
+    Each sample is split into a multiple of a large power of two, of which sums do not round in any order, and a rest,
+    which is split again (Rump, Ogita and Oishi, Accurate Floating-Point Summation, 2008, ExtractVector). Usually the
+    second rest is zero.
     """
     values = np.frombuffer(samples)
     least_index, greatest_index = int(values.argmin()), int(values.argmax())
     least, greatest = samples[least_index], samples[greatest_index]
     largest = max(-least, greatest)
-    if len(samples) > 2**_MOST_BITS or not _LEAST < largest < _GREATEST:
+    if len(samples) > 2**_MAX_BITS or not _MIN < largest < _MAX:
         return None
-    step = math.ldexp(1.0, math.frexp(largest)[1] + _MOST_BITS)
+    step = math.ldexp(1.0, math.frexp(largest)[1] + _MAX_BITS)
     high = values + step
     high -= step
     rest = values - high
-    step = math.ldexp(step, _MOST_BITS - 53)
+    step = math.ldexp(step, _MAX_BITS - 53)
     low = rest + step
     low -= step
     if not np.array_equal(low, rest):
@@ -53,11 +53,11 @@ def sums(samples: "array[float]") -> Sums | None:
 
 
 def json_list(samples: "array[float]") -> bytes:
-    """The samples as a list in JSON: the shortest digits, and null for what is not finite."""
+    """Return the samples as a JSON list with the shortest digits, and null for a sample that is not finite."""
     return orjson.dumps(np.frombuffer(samples), option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _rounded(high: float, low: float) -> tuple[float, float]:
-    """The rounded sum of two doubles, the first the larger, and what rounding took (Dekker's Fast2Sum)."""
+    """Return the rounded sum of two doubles, the larger one first, and its rounding error (Dekker's Fast2Sum)."""
     total = high + low
     return total, low - (total - high)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 
 class Sums(NamedTuple):
-    """What is kept of samples: sums as a rounded double and what rounding took, extremes by their first index."""
+    """Sums of samples as a rounded double and its rounding error, and the first indices of the extremes."""
 
     total: float
     total_rest: float
@@ -17,16 +17,16 @@ class Sums(NamedTuple):
 
 
 def exact_sum(values: list[float]) -> tuple[float, float]:
-    """The rounded sum and what rounding took, rounded too.
+    """Return the rounded sum, and its rounding error, which is also rounded.
 
-    :raises OverflowError: it is beyond a double.
+    :raises OverflowError: the sum exceeds a double.
     """
     total = math.fsum(values)
     return total, math.fsum([*values, -total])
 
 
 def two_sum(a: float, b: float) -> tuple[float, float]:
-    """The rounded sum and exactly what rounding took (Knuth, The Art of Computer Programming 2, 4.2.2)."""
+    """Return the rounded sum and its exact rounding error (Knuth, The Art of Computer Programming 2, 4.2.2)."""
     total = a + b
-    seen = total - a
-    return total, (a - (total - seen)) + (b - seen)
+    added = total - a
+    return total, (a - (total - added)) + (b - added)

@@ -812,7 +812,8 @@ class NamedKills(RecoveryCase):
         (killed.db / "M.db").write_bytes(b"no database" * 1000)
         with capturedLogs() as events:
             await killed.start()
-        self.assertIn("statistics lack the samples from before this start", "".join(event["log_format"] for event in events))
+        texts = "".join(event["log_format"] for event in events)
+        self.assertIn("statistics lack the samples from before this start", texts)
         self.assertEqual((killed.recovered.entries, killed.recovered.samples), ([], 0))
         await killed.kill(lambda count: count)
         (killed.db / "M.db").write_bytes(whole)

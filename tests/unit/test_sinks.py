@@ -27,7 +27,7 @@ from gateway.stats.rollup import Rollup
 from gateway.stats.statistics import Statistics
 from gateway.store.event_numbers import SEQ_BLOCK, EventNumberReserve
 from gateway.store.writer import HIGH_WATER, LOW_WATER, Writer
-from gateway.timeseries.bucket import MANY, Bucket
+from gateway.timeseries.bucket import MIN_NUMPY_SAMPLES, Bucket
 from tests.trial import new_folder
 
 #: 2025-12-18 10:11:00 UTC.
@@ -523,7 +523,7 @@ class RawLogTests(Parts):
         samples = array("d", [0.1, -0.0, 5e-324, 1.7976931348623157e308, 1e16, 1e22, 123456789.123456789, 3.0])
         self.reads_back(samples)
         # Many are made text in another way.
-        self.reads_back(samples * MANY)
+        self.reads_back(samples * MIN_NUMPY_SAMPLES)
 
     def reads_back(self, samples: "array[float]") -> None:
         text = self.text_of(samples)
@@ -538,7 +538,7 @@ class RawLogTests(Parts):
         lines = b"10:11:00,1.0\n10:11:00,nan\n10:11:00,inf\n10:11:00,-inf\n"
         samples = array("d", [1.0, float("nan"), float("inf"), float("-inf")])
         self.assertEqual(self.text_of(samples), lines)
-        self.assertEqual(self.text_of(samples * MANY), lines * MANY)
+        self.assertEqual(self.text_of(samples * MIN_NUMPY_SAMPLES), lines * MIN_NUMPY_SAMPLES)
         self.assertEqual(self.text_of(array("d")), b"")
 
     def text_of(self, samples: "array[float]") -> bytes:

@@ -44,7 +44,7 @@ def test_they_are_what_the_other_way_gives(count: int, shift: float, monkeypatch
     samples = array("d", [shift + chance.gauss(0.0, 1.0) for _ in range(count)])
     found = sums(samples)
     assert found is not None
-    monkeypatch.setattr(bucket, "MANY", count + 1)
+    monkeypatch.setattr(bucket, "MIN_NUMPY_SAMPLES", count + 1)
     plain = bucket._sums(samples)
     assert found._replace(squares=0.0) == plain._replace(squares=0.0)
 
