@@ -49,7 +49,7 @@ class RelayChannel(Protocol):
     """Where gateways hear each other: whoever listens hears every payload, its own too, in one order for all."""
 
     @property
-    def is_there(self) -> bool: ...
+    def is_connected(self) -> bool: ...
 
     @property
     def problem(self) -> str | None: ...
@@ -148,7 +148,7 @@ class Relay(Service):
         return Deferred.fromCoroutine(self._end())
 
     async def _end(self) -> None:
-        if self._channel.is_there:
+        if self._channel.is_connected:
             # They are sent in this order.
             for payloads in self._out.last():
                 self._channel.send(payloads).addErrback(self._unsent)
@@ -157,7 +157,7 @@ class Relay(Service):
     @property
     def problem(self) -> str | None:
         """Why other gateways are not heard; ``None`` where they are."""
-        if not self._channel.is_there:
+        if not self._channel.is_connected:
             return self._channel.problem
         if self._clock.monotonic() - max(self._began_at, self._echoed_at) > GONE:
             return "PostgreSQL delivers no notifications; LISTEN needs a session of its own (PgBouncer: session mode)"
@@ -185,7 +185,7 @@ class Relay(Service):
                     self._gone(token)
                 elif peer.lacking:
                     self._ask(token, peer)
-            if not self._channel.is_there or self._is_sending:
+            if not self._channel.is_connected or self._is_sending:
                 return
             if self._has_failed:
                 self._connected()
@@ -206,7 +206,7 @@ class Relay(Service):
             self._bus.publish(Presence(presence.source, presence.name, connected=True), remote=True)
 
     def _on_record(self, record: wire.SharedRecord) -> None:
-        if not (self.running and self._channel.is_there):
+        if not (self.running and self._channel.is_connected):
             self._counters.relay_dropped.labels("away").inc()
             return
         self._out.add(record)
@@ -218,7 +218,7 @@ class Relay(Service):
 
     def _send(self) -> None:
         self._timer = None
-        if not self._channel.is_there:
+        if not self._channel.is_connected:
             # Once it is back there is a hello.
             self._out.drop()
             return

@@ -99,7 +99,7 @@ def test_the_gateway_writes_into_the_tables(plant: Daemon, server: Server) -> No
 def test_a_server_that_is_away_at_the_start_is_no_reason_not_to_start(plant: Daemon, server: Server) -> None:
     server.stop()
     plant.start()
-    until(lambda: any("PostgreSQL is away" in problem for problem in problems(plant)), "it is said")
+    until(lambda: any("PostgreSQL is unavailable" in problem for problem in problems(plant)), "it is said")
     what_needs_no_server_works(plant, plant.subscribe("scale/default"), 2.0)
     plant.daq(frame("name", "M"), fault(1.5))
     until(lambda: plant.metric("cynow_spool_waiting") >= 1, "the anomaly waits")
@@ -126,7 +126,7 @@ def test_an_outage(plant: Daemon, server: Server, how: str) -> None:
         server.pause()
     # Noticed within some seconds, whichever way it went.
     until(lambda: plant.commit("REFUSED")[0] == 503, "a commit is refused")
-    until(lambda: any("PostgreSQL is away" in problem for problem in problems(plant)), "it is said")
+    until(lambda: any("PostgreSQL is unavailable" in problem for problem in problems(plant)), "it is said")
     client.events(1, "reading")
     what_needs_no_server_works(plant, client, 2.0)
     machine.sendall(fault(2) + fault(3))

@@ -28,7 +28,7 @@ MANY = 40
 
 #: One that waits for a silent server until that speaks again, however long a test takes.
 WAITING = with_constants(
-    {"gateway.store.postgres.pool.PATIENCE": 10 * PATIENCE, "gateway.store.postgres.pool._WAIT": 10 * PATIENCE}
+    {"gateway.store.postgres.pool.PATIENCE": 10 * PATIENCE, "gateway.store.postgres.pool._MAX_WAIT": 10 * PATIENCE}
 )
 
 

@@ -79,7 +79,7 @@ class TargetTests(TestCase):
     async def hosts(self, url: str, turns: int = 0) -> list[tuple[str, str, str]]:
         target = self.target(url)
         for _ in range(turns):
-            target.turn(target.turned)
+            target.rotate(target.rotation)
         found = await target.arguments()
         return list(zip(*(found.get(key, "").split(",") for key in ("host", "hostaddr", "port")), strict=True))
 
@@ -89,7 +89,7 @@ class TargetTests(TestCase):
 
     async def test_no_host_is_known(self) -> None:
         target = self.target("postgresql://u@no-such-host.invalid,nor-this.invalid/db")
-        with self.assertRaisesRegex(OSError, "the name of host nor-this.invalid cannot be looked up"):
+        with self.assertRaisesRegex(OSError, "cannot look up host nor-this.invalid in database.url"):
             await target.arguments()
 
     async def test_silent_first_host_is_tried_last(self) -> None:
@@ -101,8 +101,8 @@ class TargetTests(TestCase):
 
     async def test_host_that_several_find_silent_is_turned_away_once(self) -> None:
         target = self.target("postgresql://u@127.0.0.1:1,127.0.0.2:2/db")
-        target.turn(0)
-        target.turn(0)
+        target.rotate(0)
+        target.rotate(0)
         self.assertEqual((await target.arguments())["port"], "2,1")
 
     async def test_one_port_is_for_all_hosts(self) -> None:
@@ -141,8 +141,8 @@ class TargetTests(TestCase):
                 answered.wait(60)
             return ["127.0.0.9"]
 
-        self.patch(target_module, "_addresses", addresses)
-        self.patch(target_module, "_AMONG_OTHERS", 0.2)
+        self.patch(target_module, "_find_addresses", addresses)
+        self.patch(target_module, "_MAX_LOOKUP_OF_SEVERAL", 0.2)
         self.addCleanup(answered.set)
         target = self.target("postgresql://u@slow.example:1,fast.example:2/db")
         for _ in range(3):
@@ -153,14 +153,16 @@ class TargetTests(TestCase):
 
     async def test_only_host_that_is_not_looked_up_in_time_is_said(self) -> None:
         answered = threading.Event()
-        self.patch(target_module, "_addresses", lambda _: answered.wait(60) and [])
-        self.patch(target_module, "_ALONE", 0.1)
+        self.patch(target_module, "_find_addresses", lambda _: answered.wait(60) and [])
+        self.patch(target_module, "_MAX_LOOKUP", 0.1)
         self.addCleanup(answered.set)
-        with self.assertRaisesRegex(OSError, "slow.example cannot be looked up: no answer within 0.1 s"):
+        with self.assertRaisesRegex(
+            OSError, "cannot look up host slow.example in database.url: no answer within 0.1 s"
+        ):
             await self.target("postgresql://u@slow.example/db").arguments()
 
     async def test_name_that_cannot_be_one_is_said(self) -> None:
-        with self.assertRaisesRegex(OSError, "cannot be looked up"):
+        with self.assertRaisesRegex(OSError, "cannot look up host x+"):
             await self.target(f"postgresql://u@{'x' * 70}.example/db").arguments()
 
 

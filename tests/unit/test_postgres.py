@@ -445,7 +445,7 @@ class FaultTests(PostgresCase):
         with self.assertRaises(StoreUnavailable):
             await store.means(MeansQuery("hour", "M", DAY, DAY))
         self.assertLess(watch.seconds(), 5.0)
-        self.assertIn("away", store.problems[0])
+        self.assertIn("unavailable", store.problems[0])
         await self.close(store)
         store = self.opened(folder=self.folders[0])
         await store.write([hour("v", start, [2.0])])
@@ -567,7 +567,7 @@ class FaultTests(PostgresCase):
             await self.close(store)
         self.server.start()
         text = "\n".join(f"{formatEvent(event)} {event}" for event in events)
-        self.assertIn("away", text)
+        self.assertIn("unavailable", text)
         for word in ("geheim", "wort"):
             self.assertNotIn(word, text)
 

@@ -297,7 +297,7 @@ class ReadOnlyTests(CommitCase):
     async def test_server_that_becomes_read_only_is_said_though_nobody_commits(self) -> None:
         store = await self.ready()
         links = [link for pool in store._pools for link in pool._links]
-        await until(lambda: all(link.ready for link in links), "all are connected")
+        await until(lambda: all(link.is_ready for link in links), "all are connected")
         self.addCleanup(self.switch, "RESET default_transaction_read_only")
         self.switch("SET default_transaction_read_only = on")
         await self.said(store, "read-only", "default_transaction_read_only = off")
@@ -309,7 +309,7 @@ class ReadOnlyTests(CommitCase):
 
     async def test_commits_are_looked_at_where_they_are_written(self) -> None:
         store = await self.ready()
-        await until(lambda: all(link.ready for link in store._questions._links), "it can be asked")
+        await until(lambda: all(link.is_ready for link in store._questions._links), "it can be asked")
         # The past may be asked of another server.
         await gatherResults([store._questions.run(_elsewhere) for _ in store._questions._links])
         await store._health._look()
@@ -362,14 +362,14 @@ class NotificationTests(CommitCase):
         channel = PostgresChannel(reactor, self.server.url, "hall-1")
         self.addCleanup(lambda: Deferred.fromCoroutine(channel.close(0.0)))
         channel.start(lambda: None, lambda _: None)
-        await until(lambda: channel.is_there, "it listens")
+        await until(lambda: channel.is_connected, "it listens")
         self.patch(Session, "ask", refused)
         with self.assertRaises(StoreUnavailable) as caught:
             await channel.send([SECRET])
         self.assertNotIn(SECRET, str(caught.exception))
         self.assertIsNone(caught.exception.__cause__)
         await deferLater(reactor, 0)
-        self.assertTrue(channel.is_there)
+        self.assertTrue(channel.is_connected)
         self.assertEqual(store.problems, [])
 
 

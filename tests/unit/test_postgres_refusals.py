@@ -227,7 +227,7 @@ class ConnectionTests(RefusalCase):
     async def test_session_that_became_read_only_is_replaced(self) -> None:
         store = self.opened()
         await store.commit(ENTRY, None)
-        await until(lambda: all(link.ready for link in store._commits._links), "both are connected")
+        await until(lambda: all(link.is_ready for link in store._commits._links), "both are connected")
         # At once, so that each has one.
         await gatherResults([store._commits.run(_read_only) for _ in store._commits._links])
         await store.commit(ENTRY, None)
@@ -238,7 +238,7 @@ class ConnectionTests(RefusalCase):
         await store.commit(ENTRY, None)
         self.server.stop()
         try:
-            text = await self.said(store, "PostgreSQL is away")
+            text = await self.said(store, "PostgreSQL is unavailable")
             self.assertNotIn("refuses", text)
         finally:
             self.server.start()

@@ -46,7 +46,7 @@ class Hub:
             assert len(payload.encode()) < 8000
             self.sent.append(payload)
             for channel in self.channels:
-                if channel.is_there and channel.listens and not self.loses(payload, channel):
+                if channel.is_connected and channel.listens and not self.loses(payload, channel):
                     channel.heard(payload)
 
     def says(self, *words: str) -> list[Any]:
@@ -58,7 +58,7 @@ class Hub:
 class FakeChannel:
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
-        self.is_there = False
+        self.is_connected = False
         self.listens = True
         self.refuses = False
         self.silent: list[Deferred[None]] | None = None
@@ -71,17 +71,17 @@ class FakeChannel:
         self.connected, self.heard = connected, heard
 
     def come(self) -> None:
-        self.is_there, self.problem = True, None
+        self.is_connected, self.problem = True, None
         self.connected()
 
     def go(self) -> None:
-        self.is_there, self.problem = False, "it is away"
+        self.is_connected, self.problem = False, "it is away"
 
     def send(self, payloads: Sequence[str]) -> "Deferred[None]":
         if self.silent is not None:
             self.silent.append(Deferred())
             return self.silent[-1]
-        if self.refuses or not self.is_there:
+        if self.refuses or not self.is_connected:
             return fail(RuntimeError("refused"))
         self.hub.notify(payloads)
         return succeed(None)

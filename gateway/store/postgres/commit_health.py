@@ -78,16 +78,16 @@ class CommitHealth:
     def refused(self, error: BaseException) -> None:
         """Note that a commit was refused, or that its outcome is unknown."""
         if isinstance(error, psycopg2.Error):
-            self._refused = self._reactor.seconds(), explain(error, self._pool.target.parameters).text
+            self._refused = self._reactor.seconds(), explain(error, self._pool.address.parameters).text
         else:
             self._refused = self._reactor.seconds(), str(error)
 
     def _look(self) -> "Deferred[None]":
-        return self._pool.run(_look, again=False).addCallbacks(self._looked, self._failed)
+        return self._pool.run(_look, is_repeatable=False).addCallbacks(self._looked, self._failed)
 
     def _looked(self, is_read_only: bool) -> None:
         read_only = ReadOnlySqlTransaction("the session is read-only")
-        self._found = explain(read_only, self._pool.target.parameters).text if is_read_only else None
+        self._found = explain(read_only, self._pool.address.parameters).text if is_read_only else None
         if self._refused is not None and self._reactor.seconds() - self._refused[0] >= _REFUSED:
             self._refused = None
 
@@ -95,7 +95,7 @@ class CommitHealth:
         # If the server is away or silent, its connections report that.
         error = failure.value
         if error is not None and not isinstance(error, StoreUnavailable):
-            self._found = explain(error, self._pool.target.parameters).text
+            self._found = explain(error, self._pool.address.parameters).text
 
 
 async def _look(session: Session) -> bool:

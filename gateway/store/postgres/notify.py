@@ -1,4 +1,4 @@
-"""LISTEN and NOTIFY: a connection on which gateways that share a database tell each other what happens."""
+"""LISTEN and NOTIFY: the channel on which gateways that share a database exchange messages."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -11,12 +11,12 @@ from gateway.store.postgres.pool import Pool
 from gateway.store.postgres.refusals import error_text
 from gateway.store.postgres.session import Session
 
-#: The form of what is said belongs to the name: gateways of another form would listen to another one.
+#: Name of the channel. It stands for the form of the messages: another form must use another name.
 CHANNEL: Final = "cynow_events"
 
 
 class PostgresChannel:
-    """A connection that listens, and heals as every other one does.
+    """A connection that listens, and reconnects like those of every pool.
 
     :param url: ``database.url``.
     :param gateway: ``gateway.name``.
@@ -29,29 +29,32 @@ class PostgresChannel:
         self._pool: Pool | None = None
 
     @property
-    def is_there(self) -> bool:
-        """Whether something can be sent, and is heard."""
-        return self._pool is not None and self._pool.is_there
+    def is_connected(self) -> bool:
+        """Whether payloads can be sent and are received."""
+        return self._pool is not None and self._pool.is_connected
 
     @property
     def problem(self) -> str | None:
-        """Why it is not."""
+        """Return why the channel is not connected; ``None`` if it is, or was not started."""
         return None if self._pool is None else self._pool.problem
 
-    def start(self, connected: Callable[[], None], heard: Callable[[str], None]) -> None:
-        """Begin to listen.
+    def start(self, on_connect: Callable[[], None], on_payload: Callable[[str], None]) -> None:
+        """Start listening.
 
-        :param connected: is called whenever a connection listens; what was said before has passed unheard.
-        :param heard: is given each payload, one's own too, in the order of their sending. It must not raise.
+        :param on_connect: called whenever a connection listens; earlier payloads were missed.
+        :param on_payload: called with each payload, including this gateway's own, in the order in which they were sent;
+            must not raise.
         """
-        self._pool = Pool(self._reactor, self._url, f"{self._gateway} events", size=1, prepare=_listen, heard=heard)
-        self._pool.on_connect = connected
+        self._pool = Pool(
+            self._reactor, self._url, f"{self._gateway} events", size=1, prepare=_listen, on_notify=on_payload
+        )
+        self._pool.on_connect = on_connect
         self._pool.start()
 
     def send(self, payloads: Sequence[str]) -> "Deferred[None]":
         """Send payloads, all or none.
 
-        :raises Exception: it is not known whether they were sent.
+        :raises Exception: the payloads may not have been sent.
         """
         if self._pool is None:
             raise RuntimeError("the channel was not started")
@@ -65,10 +68,13 @@ class PostgresChannel:
                 # The driver's text may quote the statement, and with it the data of a commit.
                 raise StoreUnavailable(error_text(error)) from None
 
-        return self._pool.run(notify, again=False)
+        return self._pool.run(notify, is_repeatable=False)
 
     async def close(self, patience: float) -> None:
-        """Listen no more; what is being sent has so many seconds."""
+        """Stop listening.
+
+        :param patience: maximum seconds for payloads that are being sent.
+        """
         if self._pool is not None:
             await self._pool.close(patience)
 

@@ -1,8 +1,7 @@
-"""Watching the sockets of libpq, which closes and changes them as it likes.
+"""Reactor for the sockets of libpq, which may close or replace them at any time.
 
-A reactor must not be left with a number of a socket that was closed behind its back: the next connection of somebody
-else may get that number, and nobody would hear of it. So what is watched is a copy of the descriptor, which is ours to
-close.
+If libpq closed a socket that the reactor watches, the next socket of the process could get its descriptor, and the
+reactor would not report its events. So the reactor watches a copy of the descriptor, which only this module closes.
 """
 
 import os
@@ -12,13 +11,13 @@ from twisted.internet.interfaces import IReadWriteDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-#: What Twisted takes for a descriptor that is closed.
+#: Descriptor of a closed socket, as Twisted expects it.
 _CLOSED: Final = -1
 
 
 @implementer(IReadWriteDescriptor)
 class _Watcher:
-    """A copy of a descriptor, and who is told what happens to it."""
+    """Copy of a descriptor; its events go to a selectable."""
 
     def __init__(self, selectable: Any, file: int) -> None:
         self._selectable = selectable
@@ -43,13 +42,14 @@ class _Watcher:
         self._selectable.connectionLost(reason)
 
     def close(self) -> None:
+        """Close the copy."""
         if self._file != _CLOSED:
             os.close(self._file)
             self._file = _CLOSED
 
 
 class WatchingReactor:
-    """The reactor as txpostgres is given it: everything but watching is the real one's."""
+    """Reactor for txpostgres that watches copies of descriptors; everything else is left to the real reactor."""
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
@@ -85,16 +85,16 @@ class WatchingReactor:
             self._drop_unused(selectable, watcher)
 
     def forget(self) -> None:
-        """Watch nothing any more: the connection is closed, and with it what its cursors watched."""
+        """Stop watching all sockets: the connection is closed, and so are its cursors."""
         for selectable, watcher in list(self._watchers.items()):
             self._unwatch(selectable, watcher)
 
     def _watcher(self, selectable: Any) -> _Watcher | None:
-        """The watcher of the socket that the selectable has now; ``None`` where it has none any more."""
+        """Return the watcher of the selectable's present socket; ``None`` if it has no socket."""
         watcher = self._watchers.get(selectable)
         file = selectable.fileno()
         if watcher is not None and watcher.identity != _identity(file):
-            # Another socket: libpq tries the next address, or without TLS.
+            # libpq has replaced the socket, to try the next address or without TLS.
             self._unwatch(selectable, watcher)
             watcher = None
         if watcher is None and file != _CLOSED:
@@ -113,11 +113,11 @@ class WatchingReactor:
 
 
 def _identity(file: int) -> tuple[int, int] | None:
-    """What tells a socket from another that has its number; ``None`` where it is closed."""
+    """Return the identity of a socket, which another socket with its descriptor lacks; ``None`` if it is closed."""
     if file == _CLOSED:
         return None
     try:
-        found = os.fstat(file)
+        status = os.fstat(file)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino

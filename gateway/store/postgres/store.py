@@ -170,7 +170,7 @@ class PostgresStore(Store):
             # The text holds NUL or half a character, so the driver cannot encode it. Its error may quote the text.
             raise self._rejected(order, f"a text cannot be written as UTF-8 ({type(error).__name__})") from None
         except (StoreUnavailable, OutcomeUnknown) as error:
-            if self._commits.is_there:
+            if self._commits.is_connected:
                 self._health.refused(error.__cause__ or error)
             order.is_in_doubt |= isinstance(error, OutcomeUnknown)
             raise self._unwritten(order, str(error)) from None

@@ -152,7 +152,7 @@ class SpoolUploader:
         :raises psycopg2.Error: the server refuses them, now.
         """
         try:
-            self._known.add(await self._pool.run(partial(self._apply, numbered), again=False))
+            self._known.add(await self._pool.run(partial(self._apply, numbered), is_repeatable=False))
         except Exception as error:  # whatever is wrong with one entry must not keep the others waiting
             # Errors that do not depend on the entry may pass: a deadlock, a full disk, a dropped table.
             if isinstance(error, StoreUnavailable) or (isinstance(error, psycopg2.Error) and not is_of_the_row(error)):
