@@ -117,6 +117,7 @@ def build_store(runtime: Runtime, settings: Settings, paths: Paths, *, accept_em
 def _build_postgres(runtime: Runtime, settings: Settings, url: str, paths: Paths) -> StoreParts:
     # Imported only if PostgreSQL is configured: these modules take 6 MB.
     from gateway.relay.service import Relay
+    from gateway.relay.settings import RelaySettings
     from gateway.store.postgres.notify import PostgresChannel
     from gateway.store.postgres.store import PostgresStore
     from gateway.store.spool.spool import Spool
@@ -125,10 +126,9 @@ def _build_postgres(runtime: Runtime, settings: Settings, url: str, paths: Paths
     name = settings.gateway.name or platform.node()
     spool = Spool(reactor, clock, counters, paths.database, settings.database.spool_mb * 2**20)
     store = PostgresStore(reactor, clock, counters, spool, url, name)
-    log = LimitedLog(Logger("gateway.relay.service"), clock, counters)
     channel = PostgresChannel(reactor, url, name)
-    timeout = settings.scale.idle_timeout_sec
-    relay = Relay(reactor, runtime.bus, runtime.live, clock, counters, log, channel, name, timeout)
+    identity = RelaySettings(name, settings.scale.idle_timeout_sec)
+    relay = Relay(reactor, runtime.bus, runtime.live, clock, counters, channel, identity)
     first = (lambda: _first_number(spool.identity)) if settings.server.share_ports else None
     return StoreParts(store, spool, relay, first)
 

@@ -1,4 +1,4 @@
-"""What a gateway has to tell the others: bounded, in order, in messages that NOTIFY takes."""
+"""Queue of the records and states that this gateway sends: bounded, in order, in messages that fit NOTIFY."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -8,34 +8,39 @@ from typing import Final
 
 from gateway.live.state import LiveState
 from gateway.model.records import Presence, Reading
-from gateway.relay import protocol as wire
+from gateway.relay import protocol
+from gateway.relay.settings import RelaySettings
 from gateway.runtime.clock import WallClock
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.metrics import Counters
 
-#: Records that may wait to be sent; then the oldest are left out, and the others are told the state instead.
-MOST_WAITING: Final = 10_000
+#: Maximum waiting records. Beyond it the oldest are left out; the missing number makes peers request the state.
+MAX_WAITING: Final = 10_000
 
-#: Records in one statement, some 100 KB; and messages in it that are none, 160 KB at most: to read them takes a gateway
-#: 20 ms.
-_RECORDS: Final = 500
-_BATCH: Final = 20
+#: Maximum records in one statement, some 100 KB; and maximum other messages in it, 160 KB, which a peer reads in 20 ms.
+_MAX_RECORDS: Final = 500
+_MAX_MESSAGES: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
-class _Waiting:
-    """A record that waits to be sent; when it was published."""
+class _WaitingRecord:
+    """Record that waits to be sent.
 
-    record: wire.SharedRecord
+    :ivar time: time at which it was published.
+    :ivar published_at: the same on the monotonic clock, in seconds.
+    """
+
+    record: protocol.SharedRecord
     time: datetime
-    at: float
+    published_at: float
 
 
 class OutboundQueue:
-    """Words, records and states that wait to be sent.
+    """Signals, records and states that wait to be sent.
 
-    :param token: tells this start of this gateway from every other.
-    :param idle_timeout: for what is about no scale.
+    A signal is a message without items. Records are sent before states, which are read only when they are sent.
+
+    :param settings: settings of this gateway.
     """
 
     def __init__(
@@ -44,134 +49,140 @@ class OutboundQueue:
         clock: WallClock,
         counters: Counters,
         warnings: LimitedLog,
-        token: str,
-        gateway: str,
-        idle_timeout: float,
+        settings: RelaySettings,
     ) -> None:
         self._live = live
         self._clock = clock
         self._counters = counters
         self._warnings = warnings
-        self._token = token
-        self._gateway = gateway
-        self._idle_timeout = idle_timeout
-        self._head = len(wire.message(token, gateway, 2**63, "x" * 64, wire.RECORDS))
+        self._token = settings.token
+        self._gateway = settings.sent_name
+        self._idle_timeout = settings.idle_timeout
+        #: Maximum bytes of a message without its items.
+        self._max_head = len(protocol.encode_message(self._token, self._gateway, 2**63, "x" * 64, protocol.RECORDS))
         self._number = 0
-        #: Whether a number was left out since the last message.
-        self._number_is_missing = False
-        self._waiting: deque[_Waiting] = deque()
-        #: Messages without items: what they say, to whom.
-        self._words: deque[tuple[str, str | None]] = deque()
-        #: Who waits to be told the state; ``None`` are all.
-        self._askers: dict[str | None, None] = {}
-        #: What of the state is still to be told, in texts of items, and to whom.
+        #: Whether a number was left out since the last message, to show peers that a record is missing.
+        self._has_skipped_number = False
+        self._waiting: deque[_WaitingRecord] = deque()
+        #: Signals: their kind, and the token of their receiver; ``None`` for all peers.
+        self._signals: deque[tuple[str, str | None]] = deque()
+        #: Tokens of the peers that wait for the state; ``None`` for all peers.
+        self._requests: dict[str | None, None] = {}
+        #: Rest of the state that is being sent, as texts of items, and its receiver.
         self._state: Iterator[list[str]] = iter(())
         self._state_to: str | None = None
-        self._is_telling = False
+        self._is_sending_state = False
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to be sent."""
-        return not (self._waiting or self._words or self._askers or self._is_telling)
+        """Return whether nothing waits to be sent."""
+        return not (self._waiting or self._signals or self._requests or self._is_sending_state)
 
-    def begin(self) -> None:
-        """Say hello and the state to all, which stand for all that waits."""
+    def restart(self) -> None:
+        """Replace everything that waits by hello and the state, to all peers."""
         self.drop()
-        self._words.clear()
-        self._words.append((wire.HELLO, None))
-        self._askers = {None: None}
-        self._state, self._is_telling = iter(()), False
+        self._signals.clear()
+        self._signals.append((protocol.HELLO, None))
+        self._requests = {None: None}
+        self._state, self._is_sending_state = iter(()), False
 
-    def say(self, word: str, to: str | None = None) -> None:
-        """Say something to a gateway, or to all, before what waits."""
-        self._words.append((word, to))
+    def add_signal(self, kind: str, to: str | None = None) -> None:
+        """Queue a signal, ahead of all records and states.
 
-    def answer(self, to: str) -> None:
-        """Tell a gateway the state."""
-        self._askers[to] = None
+        :param kind: kind of the message.
+        :param to: token of its receiver; ``None`` for all peers.
+        """
+        self._signals.append((kind, to))
 
-    def add(self, record: wire.SharedRecord) -> None:
-        """Tell all what happens. Where too much waits, the oldest is left out and the others can tell."""
-        if len(self._waiting) >= MOST_WAITING:
+    def add_state(self, to: str) -> None:
+        """Queue the state for a peer.
+
+        :param to: token of the peer.
+        """
+        self._requests[to] = None
+
+    def add(self, record: protocol.SharedRecord) -> None:
+        """Queue a record for all peers. If too many wait, the oldest is left out, and peers notice by the numbers."""
+        if len(self._waiting) >= MAX_WAITING:
             self._waiting.popleft()
             self._counters.relay_dropped.labels("full").inc()
-            if not self._number_is_missing:
-                self._number_is_missing = True
+            if not self._has_skipped_number:
+                self._has_skipped_number = True
                 self._number += 1
-        self._waiting.append(_Waiting(record, self._clock.now(), self._clock.monotonic()))
+        self._waiting.append(_WaitingRecord(record, self._clock.now(), self._clock.monotonic()))
 
     def drop(self) -> None:
-        """Leave out what waits: PostgreSQL is away."""
+        """Leave out all waiting records: PostgreSQL is unavailable."""
         if self._waiting:
             self._counters.relay_dropped.labels("away").inc(len(self._waiting))
             self._waiting.clear()
 
-    def next(self) -> list[str]:
-        """The messages that are sent next: what happens goes before the state, which is as it is afterwards."""
-        payloads = [self._message(*self._words.popleft()) for _ in range(min(len(self._words), _BATCH))]
-        payloads += self._messages_of_records()
-        while len(payloads) < _BATCH and not self._waiting:
-            if not self._is_telling:
-                if not self._askers:
+    def next_batch(self) -> list[str]:
+        """Return the messages of the next statement, and remove them from the queue."""
+        payloads = [self._encode(*self._signals.popleft()) for _ in range(min(len(self._signals), _MAX_MESSAGES))]
+        payloads += self._encode_records()
+        while len(payloads) < _MAX_MESSAGES and not self._waiting:
+            if not self._is_sending_state:
+                if not self._requests:
                     break
-                # What several ask for is told to all.
-                self._state_to = next(iter(self._askers)) if len(self._askers) == 1 else None
-                self._askers.clear()
-                self._state = wire.packed(self._items(), self._head, self._too_long)
-                self._is_telling = True
+                # If several peers wait for the state, it is sent to all.
+                self._state_to = next(iter(self._requests)) if len(self._requests) == 1 else None
+                self._requests.clear()
+                self._state = protocol.pack_items(self._state_items(), self._max_head, self._count_too_long)
+                self._is_sending_state = True
             texts = next(self._state, None)
             if texts is None:
-                self._is_telling = False
+                self._is_sending_state = False
             else:
-                payloads.append(self._message(wire.STATE, self._state_to, texts))
+                payloads.append(self._encode(protocol.STATE, self._state_to, texts))
         return payloads
 
-    def last(self) -> list[list[str]]:
-        """All records that wait, and the last word; each list one statement."""
-        found = []
+    def final_batches(self) -> list[list[str]]:
+        """Return the messages of all waiting records, and that of the end, by statement."""
+        batches = []
         while self._waiting:
-            found.append(self._messages_of_records())
-        return [*found, [self._message(wire.BYE, None)]]
+            batches.append(self._encode_records())
+        return [*batches, [self._encode(protocol.BYE, None)]]
 
-    def _messages_of_records(self) -> list[str]:
-        """Messages of the records that have waited longest."""
-        found: list[str] = []
-        items = [self._item(self._waiting.popleft()) for _ in range(min(len(self._waiting), _RECORDS))]
-        for texts in wire.packed(items, self._head, self._too_long):
-            found.append(self._message(wire.RECORDS, None, texts))
+    def _encode_records(self) -> list[str]:
+        """Return messages with the records that have waited longest, and remove these from the queue."""
+        messages: list[str] = []
+        items = [self._record_item(self._waiting.popleft()) for _ in range(min(len(self._waiting), _MAX_RECORDS))]
+        for texts in protocol.pack_items(items, self._max_head, self._count_too_long):
+            messages.append(self._encode(protocol.RECORDS, None, texts))
             self._counters.relay_sent.inc(len(texts))
-        return found
+        return messages
 
-    def _item(self, waiting: _Waiting) -> wire.RelayItem:
+    def _record_item(self, waiting: _WaitingRecord) -> protocol.RelayItem:
         record = waiting.record
-        age = max(0.0, self._clock.monotonic() - waiting.at)
-        return wire.happened(record, waiting.time, age, self._timeout_of(record))
+        age = max(0.0, self._clock.monotonic() - waiting.published_at)
+        return protocol.record_item(record, waiting.time, age, self._idle_timeout_of(record))
 
-    def _timeout_of(self, record: wire.SharedRecord) -> float:
+    def _idle_timeout_of(self, record: protocol.SharedRecord) -> float:
         if isinstance(record, Reading):
             return self._live.idle_timeout(record.scale_id)
         if isinstance(record, Presence) and record.source == "scale":
             return self._live.idle_timeout(record.name)
         return self._idle_timeout
 
-    def _items(self) -> Iterator[wire.RelayItem]:
-        """The state of this gateway, part by part, each as it is when it is asked for."""
+    def _state_items(self) -> Iterator[protocol.RelayItem]:
+        """Yield the items of this gateway's state, each as it is at that moment."""
         for scale_id, state in self._live.own_scales().items():
             age = max(0.0, self._live.age(scale_id))
             is_here = self._live.is_here("scale", scale_id)
-            yield wire.scale_is(scale_id, is_here, state.idle_timeout, state.latest, age)
+            yield protocol.scale_item(scale_id, is_here, state.idle_timeout, state.latest, age)
         for machine in self._live.own_machines():
-            yield wire.machine_is(machine, self._live.is_here("machine", machine))
+            yield protocol.machine_item(machine, self._live.is_here("machine", machine))
             for sensor, updates in list(self._live.recent(machine).items()):
-                yield wire.sensor_is(machine, sensor, updates)
+                yield protocol.sensor_item(machine, sensor, updates)
 
-    def _message(self, say: str, to: str | None, texts: Sequence[str] = ()) -> str:
+    def _encode(self, kind: str, to: str | None, texts: Sequence[str] = ()) -> str:
         self._number += 1
-        self._number_is_missing = False
-        return wire.message(self._token, self._gateway, self._number, to, say, texts)
+        self._has_skipped_number = False
+        return protocol.encode_message(self._token, self._gateway, self._number, to, kind, texts)
 
-    def _too_long(self, item: wire.RelayItem) -> None:
+    def _count_too_long(self, item: protocol.RelayItem) -> None:
         self._counters.relay_dropped.labels("long").inc()
         self._warnings.warn(
-            "relay", "a {what} is over the limit of NOTIFY: other gateways do not hear of it", what=item["is"]
+            "relay", "cannot send a {item} to other gateways: it exceeds NOTIFY's limit of 8000 bytes", item=item["is"]
         )

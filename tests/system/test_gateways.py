@@ -215,7 +215,7 @@ def test_a_server_that_goes_and_comes(server: Server, start: Callable[..., Daemo
 @pytest.mark.parametrize("what", ["the server", "sessions"])
 def test_a_restart_within_a_moment(server: Server, start: Callable[..., Daemon], what: str) -> None:
     # However long the server takes to come back, it is within a moment.
-    twistd = with_constants({"gateway.relay.service.GONE": PATIENCE})
+    twistd = with_constants({"gateway.relay.peers.GONE": PATIENCE, "gateway.relay.service.GONE": PATIENCE})
     a, b = start("a", twistd), start("b", twistd)
     # There is a snapshot only of what b has heard of.
     until(lambda: latest(b, "a").get("error") == "no_data", "the other's scale")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
-from twisted.logger import Logger, capturedLogs, formatEvent
+from twisted.logger import capturedLogs, formatEvent
 
 from gateway.bus.bus import Bus
 from gateway.bus.event import Event
@@ -19,10 +19,10 @@ from gateway.bus.topics import parse_topic
 from gateway.live.state import LiveState
 from gateway.model.records import Batch, Commit, CommitEntry, Fault, Presence, Reading, SensorBatch, Update
 from gateway.relay import outbound as relay_outbound
-from gateway.relay import protocol as wire
-from gateway.relay.service import BEAT, GONE, Relay
+from gateway.relay import protocol
+from gateway.relay.service import Relay
+from gateway.relay.settings import BEAT, GONE, RelaySettings
 from gateway.runtime.clock import WallClock
-from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.metrics import Counters
 from gateway.wire.errors import WireError
 from tests.unit.test_bus import SEOUL
@@ -67,8 +67,8 @@ class FakeChannel:
         self.heard: Callable[[str], None] = lambda payload: None
         hub.channels.append(self)
 
-    def start(self, connected: Callable[[], None], heard: Callable[[str], None]) -> None:
-        self.connected, self.heard = connected, heard
+    def start(self, on_connect: Callable[[], None], on_payload: Callable[[str], None]) -> None:
+        self.connected, self.heard = on_connect, on_payload
 
     def come(self) -> None:
         self.is_connected, self.problem = True, None
@@ -100,10 +100,8 @@ class Gateway:
         self.bus = Bus(self.clock, self.counters)
         self.live = LiveState(self.bus, self.clock, dict.fromkeys(scales, 5.0), most_heard)
         self.channel = FakeChannel(site.hub)
-        warnings = LimitedLog(Logger("gateway.relay.service"), self.clock, self.counters)
-        self.relay = Relay(
-            site.reactor, self.bus, self.live, self.clock, self.counters, warnings, self.channel, name, 10.0
-        )
+        settings = RelaySettings(name, 10.0)
+        self.relay = Relay(site.reactor, self.bus, self.live, self.clock, self.counters, self.channel, settings)
         self.events: list[Event] = []
         self.stored: list[Any] = []
         for record_type in (Reading, Commit, Fault, Update, Presence, Batch):
@@ -130,7 +128,7 @@ class Gateway:
         """It says nothing more."""
         self.channel.go()
         self.channel.connected = self.channel.heard = lambda *_: None  # type: ignore[assignment]
-        self.relay._ticking.stop()
+        self.relay._ticker.stop()
 
     # -- what happens to it
 
@@ -481,7 +479,7 @@ def test_a_channel_that_sends_but_does_not_listen_is_said(a: Gateway, site: Site
 
 
 def test_no_more_than_so_much_waits(a: Gateway, b: Gateway, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay_outbound, "MOST_WAITING", 10)
+    monkeypatch.setattr(relay_outbound, "MAX_WAITING", 10)
     a.channel.silent = []
     a.weigh("a", "0")
     site.wait(0.1)
@@ -581,7 +579,7 @@ def test_a_scale_that_two_gateways_have(site: Site) -> None:
 
 
 def item(**fields: Any) -> dict[str, Any]:
-    (found,) = [wire.happened(Reading("a", "ST", Decimal(1), "gross", "x", START), START, 0.0, 10.0)]
+    (found,) = [protocol.record_item(Reading("a", "ST", Decimal(1), "gross", "x", START), START, 0.0, 10.0)]
     return {**found, **fields}
 
 
@@ -630,7 +628,7 @@ ITEMS: list[Any] = [
 @pytest.mark.parametrize("bad", ITEMS)
 def test_items_of_another_form(bad: Any) -> None:
     with pytest.raises(WireError):
-        wire.read_item(bad, UTC)
+        protocol.read_item(bad, UTC)
 
 
 @pytest.mark.parametrize(
@@ -666,14 +664,14 @@ def test_payloads_of_others_are_counted_and_dropped(payload: str, a: Gateway) ->
 
 def test_what_is_good_in_a_message_is_taken(a: Gateway) -> None:
     texts = [json.dumps(each) for each in (None, item(), {"is": 5})]
-    a.channel.heard(wire.message("f", "n", 1, None, wire.RECORDS, texts))
+    a.channel.heard(protocol.encode_message("f", "n", 1, None, protocol.RECORDS, texts))
     assert a.counted("rejected_total") == 2
     assert a.heard() == [("scale/a", "reading")]
 
 
 def test_there_are_no_more_gateways_than_so_many(a: Gateway) -> None:
     for number in range(1100):
-        a.channel.heard(wire.message(f"f{number}", "n", 1, None, wire.HERE))
+        a.channel.heard(protocol.encode_message(f"f{number}", "n", 1, None, protocol.HERE))
     assert a.counted("gateways") == 1000
     assert a.counted("rejected_total") == 100
 
