@@ -187,10 +187,11 @@ def build_alerts(runtime: Runtime, settings: Settings, paths: Paths) -> list[ISe
         return []
     from gateway.alert.firebase import connect_firebase
     from gateway.alert.push import PushAlert
+    from gateway.alert.sender import PushSender
 
     connect = partial(connect_firebase, os.path.join(paths.folder, settings.fcm.cred_path))
-    timeout = settings.fcm.timeout
-    return [PushAlert(runtime.reactor, runtime.bus, runtime.clock, runtime.counters, timeout, connect)]
+    reactor, sender = runtime.reactor, PushSender(runtime.reactor, connect)
+    return [PushAlert(reactor, runtime.bus, runtime.clock, runtime.counters, settings.fcm, sender)]
 
 
 def build_daq(runtime: Runtime, settings: Settings, ports: PortDirectory) -> DaqFactory:

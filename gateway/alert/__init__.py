@@ -1,1 +1,1 @@
-"""Who is told when something is wrong."""
+"""Alerts about anomalies."""

@@ -1,101 +1,71 @@
-"""Push messages about anomalies: which are sent, when, and how often it is tried.
+"""Push messages about anomalies: limits for each machine, retries and outcomes.
 
-What sends them blocks, in a thread of its own; the waiting between tries is the reactor's. All messages go the same
-way, so while one waits for its next try the others wait behind it.
+All messages use one connection in order, so while one waits for its next attempt the others wait too.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from twisted.application.internet import backoffPolicy
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, DeferredQueue, QueueOverflow
 from twisted.internet.task import deferLater
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.python.threadpool import ThreadPool
 
+from gateway.alert.sender import NotSentError, PushMessage, PushSender
 from gateway.bus.bus import Bus
+from gateway.config.settings import FcmSettings
 from gateway.model.records import Fault
 from gateway.runtime.clock import WallClock
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.metrics import Counters
-from gateway.runtime.threads import pool_of
 
 log = Logger()
 
-T = TypeVar("T")
+#: Maximum waiting messages; one more is dropped and counted.
+_MAX_WAITING: Final = 100
 
-#: Messages that may wait; one more is dropped and counted.
-_MOST: Final = 100
+#: Maximum age of a message in seconds, longer than all its attempts take: after an hour without a network, a hundred
+#: old messages would help nobody.
+_MAX_AGE: Final = 600.0
 
-#: Seconds after which nobody wants to hear of an anomaly any more; more than all tries of one message take, so that an
-#: hour without a network does not end in a hundred stale messages.
-_OLDEST: Final = 600.0
+#: Maximum attempts to send a message; with the delays between them, about three minutes.
+_MAX_ATTEMPTS: Final = 5
 
-#: Tries of a message: with the waits between them about three minutes.
-_TRIES: Final = 5
-
-#: Seconds to wait before the next try where Google does not say: at least 10, growing, with jitter, as
+#: Seconds until the next attempt, unless Google gives a number: at least 10, growing, with jitter, as
 #: https://firebase.google.com/docs/cloud-messaging/scale-fcm asks.
 _BACK_OFF: Final = backoffPolicy(initialDelay=10.0, maxDelay=60.0, factor=2.0)
 
 
-@dataclass(frozen=True, slots=True)
-class PushMessage:
-    """What a phone shows."""
-
-    title: str
-    body: str
-
-
-class NotSentError(Exception):
-    """A message was not taken.
-
-    :ivar what: for the log: a status or the name of an exception, and nothing that came from Google or the credentials.
-    :ivar retry: whether it may be taken later.
-    :ivar after: the seconds to wait until then, where Google says so.
-    :ivar refused: whether it is the credentials that are not accepted.
-    """
-
-    def __init__(self, what: str, *, retry: bool = False, after: float | None = None, refused: bool = False) -> None:
-        super().__init__(what)
-        self.what = what
-        self.retry = retry
-        self.after = after
-        self.refused = refused
-
-
-#: Sends a message or raises, :class:`NotSentError` where it knows why; without a message, it is only asked whether the
-#: credentials are good.
-Send = Callable[[PushMessage | None], object]
-
-
 def message_of(fault: Fault) -> PushMessage:
-    """The old server's words."""
+    """Return the message about an anomaly, in the words of the old server."""
     return PushMessage(f"{fault.machine} 이상치 감지", f"상세 정보 : {fault.score}/{fault.threshold}")
 
 
 @dataclass(frozen=True, slots=True)
-class _Waiting:
+class _WaitingMessage:
+    """Message that waits to be sent.
+
+    :ivar since: time of its anomaly on the monotonic clock, in seconds.
+    """
+
     machine: str
     message: PushMessage
     since: float
 
 
 class PushAlert(Service):
-    """Sends a push message for an anomaly, at most one a machine in an interval; a sink of the bus.
+    """Sink of the bus that sends a push message for an anomaly, at most one a machine in ``fcm.timeout`` seconds.
 
-    The interval begins when a message has been sent. While one of a machine waits or is tried again, the machine's
-    further anomalies get none; one that is given up begins no interval, so that the next anomaly has its chance. A try
-    that timed out may have arrived all the same; its message then comes twice.
+    The interval begins when a message was sent. While a machine's message waits, its further anomalies cause none. A
+    failed message begins no interval, so the next anomaly causes one. A message is sent twice if it arrived although
+    its attempt timed out.
 
-    :param interval: ``fcm.timeout``, seconds; 0: every anomaly.
-    :param connect: makes the function that sends, or raises; both are called in a thread.
-    :param pool: that thread.
-    :param back_off: seconds to wait after so many tries, from 0, where Google does not say.
+    :param settings: section ``fcm``; a ``timeout`` of 0 sends a message for every anomaly.
+    :param sender: sender, not started yet.
+    :param back_off: returns the seconds to wait after a number of earlier attempts, unless Google gives a number.
     """
 
     name = "push"
@@ -106,45 +76,41 @@ class PushAlert(Service):
         bus: Bus,
         clock: WallClock,
         counters: Counters,
-        interval: float,
-        connect: Callable[[], Send],
-        pool: ThreadPool | None = None,
+        settings: FcmSettings,
+        sender: PushSender,
         back_off: Callable[[int], float] = _BACK_OFF,
     ) -> None:
         self._reactor = reactor
         self._clock = clock
         self._counters = counters
         self._warnings = LimitedLog(log, clock, counters)
-        self._interval = interval
-        self._connect = connect
-        # Nobody waits for it at the end: Google may take its time.
-        self._pool = pool or pool_of(1, "push")
+        self._interval = settings.timeout
+        self._sender = sender
         self._back_off = back_off
-        self._queue: DeferredQueue[_Waiting] = DeferredQueue(size=_MOST)
+        self._queue: DeferredQueue[_WaitingMessage] = DeferredQueue(size=_MAX_WAITING)
         #: Machines with a message that waits or is being sent.
         self._pending: set[str] = set()
-        #: When each machine's last message was sent, monotonic; no more machines than ``daq.max_machines``.
-        self._last: dict[str, float] = {}
+        #: Time of each machine's last sent message, on the monotonic clock; at most ``daq.max_machines``.
+        self._sent_at: dict[str, float] = {}
         self._is_off = False
+        #: Whether the last failure was a refusal of the credentials, which is logged once.
         self._is_refused = False
-        self._work: Deferred[None] | None = None
+        self._task: Deferred[None] | None = None
         bus.attach(Fault, "push", self._on_fault)
 
     def startService(self) -> None:
         super().startService()
-        self._pool.start()
-        self._work = Deferred.fromCoroutine(self._run()).addErrback(self._ended)
+        self._sender.start()
+        self._task = Deferred.fromCoroutine(self._run()).addErrback(self._log_end)
 
     def stopService(self) -> None:
         super().stopService()
-        if self._work is not None:
-            self._work.cancel()
+        if self._task is not None:
+            self._task.cancel()
 
-    def _ended(self, failure: Failure) -> None:
+    def _log_end(self, failure: Failure) -> None:
         if failure.check(CancelledError) is None:
-            log.failure("no more push messages are sent", failure)
-
-    # -- what comes
+            log.failure("push messages have stopped after an error; restart the gateway", failure)
 
     def _on_fault(self, fault: Fault) -> None:
         if not fault.is_anomaly:
@@ -156,39 +122,38 @@ class PushAlert(Service):
         else:
             self._pending.add(fault.machine)
             try:
-                self._queue.put(_Waiting(fault.machine, message_of(fault), self._clock.monotonic()))
+                self._queue.put(_WaitingMessage(fault.machine, message_of(fault), self._clock.monotonic()))
             except QueueOverflow:
                 self._pending.discard(fault.machine)
                 self._count("dropped")
 
     def _is_held(self, machine: str) -> bool:
+        """Return whether an anomaly causes no message, because of an earlier one of its machine."""
         if not self._interval:
             return False
-        last = self._last.get(machine)
-        return machine in self._pending or (last is not None and self._clock.monotonic() - last < self._interval)
-
-    # -- what goes
+        sent_at = self._sent_at.get(machine)
+        return machine in self._pending or (sent_at is not None and self._clock.monotonic() - sent_at < self._interval)
 
     async def _run(self) -> None:
         try:
-            send = await self._in_thread(self._connect)
+            await self._sender.connect()
         except CancelledError:
             raise
-        except Exception as error:  # each kind of broken file has its own
+        except Exception as error:  # firebase-admin raises a different error for each kind of broken file
             self._turn_off(error)
             return
-        # Who put the credentials there wants to know now, not at the first anomaly.
-        problem = await self._try(send, None)
+        # An operator wants to know about wrong credentials at the start, not at the first anomaly.
+        problem = await self._sender.send(None)
         if problem is None:
-            log.info("Google accepts the FCM credentials")
+            log.info("fcm.cred_path: Google accepts the credentials")
         else:
-            self._say_failed("no push message can be sent at present ({what})", problem)
+            self._log_problem("cannot send push messages now ({reason}); each new one is tried", problem)
         while True:
             waiting = await self._queue.get()
-            outcome = await self._deliver(send, waiting)
+            outcome = await self._deliver(waiting)
             self._pending.discard(waiting.machine)
             if outcome == "sent":
-                self._last[waiting.machine] = self._clock.monotonic()
+                self._sent_at[waiting.machine] = self._clock.monotonic()
                 self._is_refused = False
             self._count(outcome)
 
@@ -198,57 +163,55 @@ class PushAlert(Service):
             self._count("failed")
         self._queue.pending.clear()
         # The text of the error may quote the credentials.
-        log.warn("push messages are off: the FCM credentials cannot be used ({error})", error=type(error).__name__)
+        log.warn(
+            "fcm.cred_path: cannot use the credentials ({error}); push messages are off until the next start",
+            error=type(error).__name__,
+        )
 
-    async def _deliver(self, send: Send, waiting: _Waiting) -> str:
-        """Try until the message is sent or given up; the outcome, as it is counted."""
-        tries = 0
+    async def _deliver(self, waiting: _WaitingMessage) -> str:
+        """Try until a message is sent or given up; return the outcome for the counter."""
+        attempts = 0
         while True:
-            if self._age(waiting) > _OLDEST:
-                self._warnings.warn("old", "a push message of {machine} is given up: too old", machine=waiting.machine)
+            if self._age(waiting) > _MAX_AGE:
+                self._warnings.warn(
+                    "old",
+                    "machine {machine}: push message not sent: older than {limit:g} s",
+                    machine=waiting.machine,
+                    limit=_MAX_AGE,
+                )
                 return "expired"
-            problem = await self._try(send, waiting.message)
+            problem = await self._sender.send(waiting.message)
             if problem is None:
                 return "sent"
-            delay = self._back_off(tries) if problem.after is None else problem.after
-            tries += 1
-            if not problem.retry or tries == _TRIES or self._age(waiting) + delay > _OLDEST:
-                self._say_failed("a push message of {machine} could not be sent ({what})", problem, waiting.machine)
+            delay = self._back_off(attempts) if problem.after is None else problem.after
+            attempts += 1
+            if not problem.retry or attempts == _MAX_ATTEMPTS or self._age(waiting) + delay > _MAX_AGE:
+                self._log_problem("machine {machine}: push message not sent ({reason})", problem, waiting.machine)
                 return "failed"
             self._count("retried")
             self._warnings.warn(
                 "retried",
-                "a push message of {machine} was not sent ({what}), the next try is in {delay} seconds",
+                "machine {machine}: push message not sent ({reason}); retrying in {delay} s",
                 machine=waiting.machine,
-                what=problem.what,
+                reason=problem.reason,
                 delay=round(delay),
             )
             await deferLater(self._reactor, delay)
 
-    async def _try(self, send: Send, message: PushMessage | None) -> NotSentError | None:
-        try:
-            await self._in_thread(send, message)
-        except CancelledError:
-            raise
-        except NotSentError as error:
-            return error
-        except Exception as error:  # a message that breaks something must not end all others
-            return NotSentError(type(error).__name__)
-        return None
-
-    def _say_failed(self, text: str, problem: NotSentError, machine: str = "") -> None:
+    def _log_problem(self, text: str, problem: NotSentError, machine: str = "") -> None:
         if problem.refused:
-            # Until somebody changes the credentials each message ends so: once is enough.
+            # Every message fails in this way until an operator changes the credentials.
             if not self._is_refused:
-                log.warn("push messages fail: Google refuses the FCM credentials ({what})", what=problem.what)
+                log.warn(
+                    "fcm.cred_path: Google refuses the credentials ({reason}); check the service account, or replace"
+                    " the file and restart",
+                    reason=problem.reason,
+                )
             self._is_refused = True
         else:
-            self._warnings.warn("failed", text, what=problem.what, machine=machine)
+            self._warnings.warn("failed", text, reason=problem.reason, machine=machine)
 
-    def _in_thread(self, function: Callable[..., T], *args: object) -> "Deferred[T]":
-        return deferToThreadPool(self._reactor, self._pool, function, *args)
-
-    def _age(self, waiting: _Waiting) -> float:
+    def _age(self, waiting: _WaitingMessage) -> float:
         return self._clock.monotonic() - waiting.since
 
     def _count(self, outcome: str) -> None:

@@ -11,7 +11,7 @@ import firebase_admin
 import pytest
 
 from gateway.alert.firebase import connect_firebase
-from gateway.alert.push import NotSentError, PushMessage, Send
+from gateway.alert.sender import NotSentError, PushMessage, Send
 from tests.daemon import Daemon, Stopwatch, until
 from tests.google import PROJECT, Answer, Google, playing_google
 
@@ -71,7 +71,7 @@ def logged(daemon: Daemon, text: str, times: int = 1) -> None:
 
 
 def can_push(daemon: Daemon) -> None:
-    logged(daemon, "Google accepts the FCM credentials")
+    logged(daemon, "Google accepts the credentials")
 
 
 def ingest_does_not_notice(daemon: Daemon) -> None:
@@ -133,14 +133,14 @@ def test_401(google: Google, pushing: Callable[..., Daemon]) -> None:
     fault(daemon, "B")
     pushed(daemon, failed=2)
     assert len(google.asked) == 6
-    logged(daemon, "Google refuses the FCM credentials (HTTP 401)")
+    logged(daemon, "Google refuses the credentials (HTTP 401)")
     ingest_does_not_notice(daemon)
 
 
 def test_no_token_for_these_credentials(google: Google, pushing: Callable[..., Daemon]) -> None:
     google.token = Answer(400)
     daemon = pushing()
-    logged(daemon, "Google refuses the FCM credentials (no access token: RefreshError)")
+    logged(daemon, "Google refuses the credentials (no access token: RefreshError)")
     fault(daemon, "A")
     pushed(daemon, failed=1)
     ingest_does_not_notice(daemon)
@@ -156,7 +156,7 @@ def test_404(google: Google, pushing: Callable[..., Daemon]) -> None:
     google.answers.append(Answer(404))
     fault(daemon, "A")
     pushed(daemon, failed=1)
-    logged(daemon, "a push message of A could not be sent (HTTP 404)")
+    logged(daemon, "machine A: push message not sent (HTTP 404)")
     ingest_does_not_notice(daemon)
     # It is not tried again, and does not keep the next anomaly from being sent.
     fault(daemon, "A", 2.5)
@@ -171,7 +171,7 @@ def test_later(google: Google, pushing: Callable[..., Daemon], status: int) -> N
     google.answers.append(Answer(status, {"Retry-After": "3"}))
     fault(daemon, "A")
     retried(daemon)
-    logged(daemon, f"a push message of A was not sent (HTTP {status}), the next try is in 3 seconds")
+    logged(daemon, f"machine A: push message not sent (HTTP {status}); retrying in 3 s")
     # The thread does not sleep over it: what the reactor waits for holds nobody up.
     ingest_does_not_notice(daemon)
     fault(daemon, "A")
@@ -189,16 +189,16 @@ def test_time_out(google: Google, pushing: Callable[..., Daemon]) -> None:
     until(lambda: google.asked, "the message")
     ingest_does_not_notice(daemon)
     retried(daemon)
-    logged(daemon, "a push message of A was not sent (DeadlineExceededError: ReadTimeout)")
+    logged(daemon, "machine A: push message not sent (DeadlineExceededError: ReadTimeout)")
 
 
 def test_connection_refused(google: Google, pushing: Callable[..., Daemon]) -> None:
     google.stop()
     daemon = pushing()
-    logged(daemon, "no push message can be sent at present (no access token: TransportError)")
+    logged(daemon, "cannot send push messages now (no access token: TransportError)")
     fault(daemon, "A")
     retried(daemon)
-    logged(daemon, "a push message of A was not sent (no access token: TransportError)")
+    logged(daemon, "machine A: push message not sent (no access token: TransportError)")
     ingest_does_not_notice(daemon)
     google.start()
     until(lambda: daemon.metric("cynow_push_messages_total", outcome="sent") == 1, "it is sent")
@@ -209,7 +209,7 @@ def test_a_broken_credentials_file(google: Google, pushing: Callable[..., Daemon
     tree = json.loads(google.credentials.read_text("utf-8"))
     google.credentials.write_text(json.dumps({**tree, "private_key": tree["private_key"][:-100]}), "utf-8")
     daemon = pushing()
-    logged(daemon, "push messages are off: the FCM credentials cannot be used (ValueError)")
+    logged(daemon, "fcm.cred_path: cannot use the credentials (ValueError)")
     fault(daemon, "A")
     pushed(daemon, failed=1)
     ingest_does_not_notice(daemon)
@@ -286,7 +286,7 @@ def test_what_google_asks_for(
     google.answers.append(answer)
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
-    assert problem_of(send) == {"what": f"HTTP {answer.status}", "retry": retry, "after": after, "refused": refused}
+    assert problem_of(send) == {"reason": f"HTTP {answer.status}", "retry": retry, "after": after, "refused": refused}
     # The library itself neither sleeps nor asks again.
     assert (len(google.asked), slept) == (1, [])
     send(PushMessage("title", "body"))
@@ -296,13 +296,13 @@ def test_the_host_of_messages_cannot_be_reached(google: Google, send: Send) -> N
     send(PushMessage("title", "body"))
     google.stop()
     problem = problem_of(send)
-    assert (problem["what"], problem["retry"]) == ("UnavailableError: ProxyError", True)
+    assert (problem["reason"], problem["retry"]) == ("UnavailableError: ProxyError", True)
 
 
 def test_the_host_of_messages_is_somebody_else(google: Google, send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever answers without a certificate that is trusted gets no token."""
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
-    assert problem_of(send)["what"] == "UnavailableError: SSLError"
+    assert problem_of(send)["reason"] == "UnavailableError: SSLError"
     assert not google.asked
 
 

@@ -237,7 +237,7 @@ def test_firebase_is_imported_only_when_configured(tmp_path: Path) -> None:
     assert done.stdout.strip() == "False"
     (tmp_path / "cred.json").write_text('{"type": "service_account", "private_key": "SECRET-KEY"}')
     with running(tmp_path, fcm={"cred_path": "cred.json"}) as daemon:
-        until(lambda: "the FCM credentials cannot be used" in daemon.log(), "the warning")
+        until(lambda: "cannot use the credentials" in daemon.log(), "the warning")
         assert "SECRET-KEY" not in daemon.log()
         daemon.weigh(b"ST,+00001.00 kg")
         until(daemon.latest_is(1.0), "everything else works")

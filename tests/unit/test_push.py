@@ -12,9 +12,11 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 from twisted.trial.unittest import SynchronousTestCase
 
-from gateway.alert.firebase import _seconds
-from gateway.alert.push import _BACK_OFF, NotSentError, PushAlert, PushMessage, Send
+from gateway.alert.firebase import parse_retry_after
+from gateway.alert.push import _BACK_OFF, PushAlert
+from gateway.alert.sender import NotSentError, PushMessage, PushSender, Send
 from gateway.bus.bus import Bus
+from gateway.config.settings import FcmSettings
 from gateway.model.records import Fault
 from gateway.runtime.clock import WallClock
 from gateway.runtime.metrics import Counters
@@ -95,9 +97,8 @@ class PushTests(SynchronousTestCase):
             self.bus,
             self.clock,
             self.counters,
-            interval,
-            connect or (lambda: self.send),
-            self.pool,
+            FcmSettings(timeout=interval),
+            PushSender(self.reactor, connect or (lambda: self.send), self.pool),
             lambda tries: 10.0 * 2**tries,
         )
         alert.startService()
@@ -133,7 +134,7 @@ class PushTests(SynchronousTestCase):
         }
 
     def warnings(self) -> list[str]:
-        return [line for line in self.lines if line != "Google accepts the FCM credentials"]
+        return [line for line in self.lines if line != "fcm.cred_path: Google accepts the credentials"]
 
     # -- the interval
 
@@ -214,10 +215,8 @@ class PushTests(SynchronousTestCase):
         self.pass_time(200)
         self.assertEqual([name for _, name in self.tries], ["A"] * 5 + ["B"])
         self.assertEqual(self.counts(), {"retried": 4, "failed": 1, "sent": 1})
-        self.assertEqual(
-            self.warnings()[0], "a push message of A was not sent (HTTP 503), the next try is in 10 seconds"
-        )
-        self.assertEqual(self.warnings()[-1], "a push message of A could not be sent (HTTP 503)")
+        self.assertEqual(self.warnings()[0], "machine A: push message not sent (HTTP 503); retrying in 10 s")
+        self.assertEqual(self.warnings()[-1], "machine A: push message not sent (HTTP 503)")
 
     def test_as_long_as_google_says(self) -> None:
         self.started()
@@ -243,7 +242,7 @@ class PushTests(SynchronousTestCase):
         self.turns()
         self.assertEqual(self.tries, [(601.0, "A")])
         self.assertEqual(self.counts(), {"sent": 1, "expired": 1})
-        self.assertEqual(self.warnings(), ["a push message of B is given up: too old"])
+        self.assertEqual(self.warnings(), ["machine B: push message not sent: older than 600 s"])
         self.publish("B")
         self.assertEqual(self.counts(), {"sent": 2, "expired": 1})
 
@@ -252,7 +251,7 @@ class PushTests(SynchronousTestCase):
         self.problems = [RuntimeError("SECRET")]
         self.publish("A", "B")
         self.assertEqual(self.counts(), {"failed": 1, "sent": 1})
-        self.assertEqual(self.warnings(), ["a push message of A could not be sent (RuntimeError)"])
+        self.assertEqual(self.warnings(), ["machine A: push message not sent (RuntimeError)"])
 
     def test_what_waits_is_bounded_while_one_is_tried_again(self) -> None:
         self.started()
@@ -272,12 +271,15 @@ class PushTests(SynchronousTestCase):
     def test_it_is_asked_at_the_start_whether_messages_can_be_sent(self) -> None:
         self.started()
         self.assertEqual((self.tested, self.tries), (1, []))
-        self.assertEqual(self.lines, ["Google accepts the FCM credentials"])
+        self.assertEqual(self.lines, ["fcm.cred_path: Google accepts the credentials"])
 
     def test_refused_credentials_are_said_once(self) -> None:
         self.problems = [NotSentError("HTTP 401", refused=True) for _ in range(4)]
         self.started()
-        said = "push messages fail: Google refuses the FCM credentials (HTTP 401)"
+        said = (
+            "fcm.cred_path: Google refuses the credentials (HTTP 401); check the service account, or replace the file"
+            " and restart"
+        )
         self.assertEqual(self.warnings(), [said])
         self.publish("A", "B", "C")
         self.assertEqual(self.warnings(), [said])
@@ -291,7 +293,7 @@ class PushTests(SynchronousTestCase):
     def test_google_cannot_be_reached_at_the_start(self) -> None:
         self.problems = [NotSentError("TransportError", retry=True)]
         self.started()
-        self.assertEqual(self.warnings(), ["no push message can be sent at present (TransportError)"])
+        self.assertEqual(self.warnings(), ["cannot send push messages now (TransportError); each new one is tried"])
         self.publish("A")
         self.assertEqual(self.counts(), {"sent": 1})
 
@@ -307,7 +309,10 @@ class PushTests(SynchronousTestCase):
         self.turns()
         self.publish("A", "C")
         self.assertEqual(self.counts(), {"failed": 4})
-        self.assertEqual(self.lines, ["push messages are off: the FCM credentials cannot be used (ValueError)"])
+        self.assertEqual(
+            self.lines,
+            ["fcm.cred_path: cannot use the credentials (ValueError); push messages are off until the next start"],
+        )
 
     # -- the log and the end
 
@@ -349,6 +354,6 @@ class ImportTests(SynchronousTestCase):
 class RetryAfterTests(SynchronousTestCase):
     def test_seconds_a_date_and_nonsense(self) -> None:
         self.assertEqual(
-            [_seconds(text) for text in (None, "30", "0", "Thu, 18 Dec 2025 10:11:00 GMT", "soon", "-5")],
+            [parse_retry_after(text) for text in (None, "30", "0", "Thu, 18 Dec 2025 10:11:00 GMT", "soon", "-5")],
             [None, 30.0, 1.0, 1.0, None, None],
         )
