@@ -52,11 +52,11 @@ from gateway.stats.rollup import Rollup
 from gateway.stats.statistics import Statistics
 from gateway.store.interface import Store
 from gateway.store.writer import Writer
+from gateway.web.clients.registry import LiveClients
 from gateway.web.http.host_checks import HostChecks
 from gateway.web.http.request import Traffic
 from gateway.web.http.root import Root
 from gateway.web.http.site import GatewaySite
-from gateway.web.push.clients import LiveClients
 from gateway.web.push.socketio_endpoint import MachineNamespaces
 from gateway.web.push.sse_endpoint import SseResource
 from gateway.web.push.subscription import SubscriptionContext

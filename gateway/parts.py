@@ -24,9 +24,9 @@ from gateway.stats.rollup import Rollup
 from gateway.store.event_numbers import EventNumberStore
 from gateway.store.interface import Store
 from gateway.store.writer import Writer
+from gateway.web.clients.registry import LiveClients
 from gateway.web.http.request import Traffic
 from gateway.web.http.site import GatewaySite
-from gateway.web.push.clients import LiveClients
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,12 +17,12 @@ from twisted.python.log import startLogging
 from gateway.runtime.clock import WallClock
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.metrics import Counters
+from gateway.web.clients.registry import LiveClients
 from gateway.web.http.answers import answer
 from gateway.web.http.host_checks import HostChecks
 from gateway.web.http.request import Traffic
 from gateway.web.http.root import Root
 from gateway.web.http.site import GatewaySite
-from gateway.web.push.clients import LiveClients
 from gateway.web.socketio.engine import EngineServer
 from gateway.web.socketio.packets import EnginePacketType, Outgoing
 from gateway.web.socketio.server import NamespaceClient, SocketServer

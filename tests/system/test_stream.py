@@ -16,7 +16,7 @@ from tests.daemon import PATIENCE, Daemon, Subscriber, running, until, with_cons
 
 #: One that does not give up a client for answering neither a ping nor a close, however long a test takes.
 FORBEARING = with_constants(
-    {"gateway.web.push.ws_endpoint._PING": 10 * PATIENCE, "gateway.web.push.websocket._CLOSE": 10 * PATIENCE}
+    {"gateway.web.push.ws_endpoint._PING": 10 * PATIENCE, "gateway.web.clients.websocket._CLOSE": 10 * PATIENCE}
 )
 
 

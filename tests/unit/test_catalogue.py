@@ -31,7 +31,7 @@ from gateway.model.records import Batch, Commit, CommitEntry, Fault, Presence, R
 from gateway.runtime.clock import WallClock
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.metrics import Counters
-from gateway.web.push.clients import LiveClients
+from gateway.web.clients.registry import LiveClients
 from gateway.web.push.socketio_endpoint import MachineNamespaces
 from gateway.web.push.subscription import SubscriptionContext
 from gateway.web.push.ws_endpoint import EventsWebSocketFactory, EventsWebSocketProtocol
@@ -444,7 +444,7 @@ def test_the_documentation_says_what_the_catalogue_says() -> None:
 
 
 def test_the_documentation_names_the_codes_and_bounds_of_the_code() -> None:
-    from gateway.web.push import deflate, websocket
+    from gateway.web.clients import deflate, websocket
     from gateway.web.push import sse_endpoint as events
     from gateway.web.push import subscription as following
     from gateway.web.push import ws_endpoint as stream

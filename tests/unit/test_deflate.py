@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from autobahn.websocket.compress import PerMessageDeflate, PerMessageDeflateOffer
 
-from gateway.web.push.deflate import acceptance, framed, sound_offer, window_of
+from gateway.web.clients.deflate import acceptance, framed, sound_offer, window_of
 
 CHANCE = random.Random(1)
 

@@ -3,7 +3,7 @@
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from gateway.web.push.outbox import Outbox
+from gateway.web.clients.outbox import Outbox
 
 BOUND = 1000
 

@@ -5,7 +5,7 @@ from typing import Any
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from gateway.web.push.outbox import Outbox
+from gateway.web.clients.outbox import Outbox
 from gateway.web.socketio.packets import EnginePacketType, IgnoredPacket, Outgoing, PacketError
 from gateway.web.socketio.server import NamespaceClient, SocketServer
 from gateway.web.socketio.session import EngineSession

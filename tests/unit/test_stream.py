@@ -19,8 +19,8 @@ from gateway.model.records import Batch, Fault, Presence, Reading, SensorBatch, 
 from gateway.runtime.clock import WallClock
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.metrics import Counters
-from gateway.web.push.clients import LiveClients
-from gateway.web.push.outbox import Outbox
+from gateway.web.clients.outbox import Outbox
+from gateway.web.clients.registry import LiveClients
 from gateway.web.push.subscription import Subscription, SubscriptionContext
 from gateway.web.push.ws_endpoint import EventsWebSocketFactory, EventsWebSocketProtocol
 

@@ -12,9 +12,9 @@ from twisted.web.server import NOT_DONE_YET
 from zope.interface import implementer
 
 from gateway.bus.event import Event
+from gateway.web.clients.registry import LiveClients
 from gateway.web.http.answers import Refusal, argument, refuse, refuse_method
 from gateway.web.http.request import GatewayRequest
-from gateway.web.push.clients import LiveClients
 from gateway.web.push.subscription import Patterns, Subscription, SubscriptionContext, patterns_of
 
 #: Seconds between comments: proxies give up connections on which nothing comes.

@@ -12,7 +12,7 @@ from gateway.live.state import LiveState
 from gateway.model.records import Presence, Reading, Record, Update
 from gateway.runtime.clock import WallClock
 from gateway.runtime.metrics import Counters
-from gateway.web.push.outbox import ENTRY, Outbox
+from gateway.web.clients.outbox import ENTRY, Outbox
 
 #: The topics that one client may follow.
 _MOST_TOPICS: Final = 1000

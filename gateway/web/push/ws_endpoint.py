@@ -8,12 +8,19 @@ from twisted.web.resource import Resource
 
 from gateway.bus.event import Event
 from gateway.runtime.limited_log import LimitedLog
+from gateway.web.clients.deflate import acceptance, framed, is_worth_compressing
+from gateway.web.clients.registry import LiveClients
+from gateway.web.clients.websocket import (
+    GOING_AWAY,
+    TOO_SLOW,
+    PacedFactory,
+    PacedWebSocket,
+    asks_for_websocket,
+    take_over,
+)
 from gateway.web.http.answers import Refusal, refuse
 from gateway.web.http.request import GatewayRequest
-from gateway.web.push.clients import LiveClients
-from gateway.web.push.deflate import acceptance, framed, is_worth_compressing
 from gateway.web.push.subscription import Subscription, SubscriptionContext, patterns_of
-from gateway.web.push.websocket import GOING_AWAY, TOO_SLOW, PacedFactory, PacedWebSocket, asks_for_websocket, take_over
 
 #: A client's message, in bytes.
 _MOST_MESSAGE: Final = 64 * 1024

@@ -9,10 +9,10 @@ from twisted.web.server import NOT_DONE_YET
 
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.metrics import Counters
+from gateway.web.clients.registry import LiveClients
+from gateway.web.clients.websocket import NORMAL, TOO_SLOW, PacedFactory, PacedWebSocket, asks_for_websocket, take_over
 from gateway.web.http.answers import Refusal, answer, argument, body, refuse
 from gateway.web.http.request import GatewayRequest
-from gateway.web.push.clients import LiveClients
-from gateway.web.push.websocket import NORMAL, TOO_SLOW, PacedFactory, PacedWebSocket, asks_for_websocket, take_over
 from gateway.web.socketio.packets import EnginePacketType, IgnoredPacket, PacketError, packet_of, packets_of
 from gateway.web.socketio.session import Application, EngineSession
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import orjson
 
-from gateway.web.push.deflate import framed
+from gateway.web.clients.deflate import framed
 
 #: What stands between the packets of one polling answer or request.
 _SEPARATOR: Final = b"\x1e"

@@ -7,8 +7,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from gateway.web.push.outbox import ENTRY, Outbox
-from gateway.web.push.websocket import GOING_AWAY, NORMAL, TOO_SLOW
+from gateway.web.clients.outbox import ENTRY, Outbox
+from gateway.web.clients.websocket import GOING_AWAY, NORMAL, TOO_SLOW
 from gateway.web.socketio.packets import EnginePacketType, IgnoredPacket, Outgoing, PacketError, control, payload
 
 log = Logger()

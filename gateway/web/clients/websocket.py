@@ -13,11 +13,11 @@ from zope.interface import implementer
 from gateway import __version__
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.metrics import Counters
+from gateway.web.clients.deflate import framed, sound_offer, window_of
+from gateway.web.clients.outbox import Outbox
 from gateway.web.http.answers import Refusal, common_headers, refuse
 from gateway.web.http.channel import has_sent_all
 from gateway.web.http.request import GatewayRequest
-from gateway.web.push.deflate import framed, sound_offer, window_of
-from gateway.web.push.outbox import Outbox
 
 #: Seconds that a client has to answer a close; a slow one has to read up to it first.
 _CLOSE: Final = 10

@@ -1,0 +1,1 @@
+"""Clients with long-lived connections: their registry, bounded outboxes and WebSockets."""
