@@ -68,6 +68,7 @@ from gateway.web.rest.status import StatusApi
 from gateway.web.schema.asyncapi import AsyncApiResource
 from gateway.web.socketio.engine import EngineServer
 from gateway.web.socketio.server import SocketServer
+from gateway.web.socketio.session import EngineSettings
 from gateway.wire.other_protocols import ServedPorts
 
 if TYPE_CHECKING:
@@ -271,7 +272,7 @@ def build_web(
     context = SubscriptionContext(reactor, bus, live, clock, counters, limits.subscriber_bytes)
     checks = HostChecks(settings.server.cors_origins, settings.server.names, platform.node())
     traffic = Traffic(counters, log, checks, limits.body_bytes)
-    scales = _scale_api(runtime, settings, store)
+    scales = ScaleApi(live, store, bus, clock, counters, settings).resource()
     machines = MachineApi(reactor, clock, paths.data, readers, pipeline.raw_log.flush, pipeline.damage).app.resource()
     engine = EngineServer(
         reactor,
@@ -279,8 +280,7 @@ def build_web(
         clients,
         counters,
         log,
-        max_payload=limits.body_bytes,
-        max_waiting=limits.subscriber_bytes,
+        EngineSettings(max_payload=limits.body_bytes, max_waiting=limits.subscriber_bytes),
     )
     resources: dict[str, IResource] = {
         "api": Root({"v1": Root({"machines": machines}, scales)}, scales),
@@ -294,21 +294,6 @@ def build_web(
     status = StatusApi(reactor, live, counters, runtime.health.problems).app.resource()
     site = GatewaySite(reactor, Root(resources, status), traffic, counters, limits.connections)
     return Web(site, traffic, clients)
-
-
-def _scale_api(runtime: Runtime, settings: Settings, store: Store) -> IResource:
-    lines = settings.lines()
-    api = ScaleApi(
-        runtime.live,
-        store,
-        runtime.bus,
-        runtime.clock,
-        runtime.counters,
-        settings.default_scale(),
-        {scale_id: line.commit_max_age_sec for scale_id, line in lines.items()},
-        settings.scale.commit_max_age_sec,
-    )
-    return api.resource()
 
 
 def build_listeners(

@@ -26,22 +26,22 @@ from gateway.web.http.site import GatewaySite
 from gateway.web.socketio.engine import EngineServer
 from gateway.web.socketio.packets import EnginePacketType, Outgoing
 from gateway.web.socketio.server import NamespaceClient, SocketServer
-from gateway.web.socketio.session import EngineSession
+from gateway.web.socketio.session import EngineSession, EngineSettings
 
 
 class EngineEcho:
     """Sends back what comes."""
 
-    def opened(self, session: EngineSession) -> None:
+    def on_open(self, session: EngineSession) -> None:
         """Nothing is said to that."""
 
-    def received(self, session: EngineSession, data: str | bytes) -> None:
+    def on_message(self, session: EngineSession, data: str | bytes) -> None:
         if isinstance(data, bytes):
             session.send(Outgoing(data, binary=True))
         else:
             session.send(Outgoing(b"%d%b" % (EnginePacketType.MESSAGE, data.encode())))
 
-    def closed(self, session: EngineSession) -> None:
+    def on_close(self, session: EngineSession) -> None:
         """Nobody is told."""
 
 
@@ -56,15 +56,15 @@ class Echo:
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
 
-    def joined(self, member: NamespaceClient, auth: dict[str, Any]) -> None:
+    def on_join(self, member: NamespaceClient, auth: dict[str, Any]) -> None:
         self._reactor.callLater(_LATER, member.emit, "auth", auth)
 
-    def received(self, member: NamespaceClient, event: str, arguments: list[Any]) -> Sequence[Any]:
+    def on_event(self, member: NamespaceClient, event: str, arguments: list[Any]) -> Sequence[Any]:
         if event == "message":
             member.emit("message-back", *arguments)
         return arguments
 
-    def left(self, member: NamespaceClient) -> None:
+    def on_leave(self, member: NamespaceClient) -> None:
         """Nobody is told."""
 
 
@@ -73,19 +73,11 @@ def site(reactor: Any, ping_interval: float, ping_timeout: float, connect_timeou
     counters = Counters()
     clock = WallClock(ZoneInfo("UTC"))
     warnings = LimitedLog(Logger(), clock, counters)
-    audience = LiveClients(counters, 1000)
+    clients = LiveClients(counters, 1000)
+    settings = EngineSettings(ping_interval=ping_interval, ping_timeout=ping_timeout)
 
     def server(application: Any) -> EngineServer:
-        return EngineServer(
-            reactor,
-            application,
-            audience,
-            counters,
-            warnings,
-            ping_interval=ping_interval,
-            ping_timeout=ping_timeout,
-            max_payload=1_000_000,
-        )
+        return EngineServer(reactor, application, clients, counters, warnings, settings)
 
     echo = Echo(reactor)
     sockets = SocketServer(reactor, {"/": echo, "/custom": echo}.get, connect_timeout=connect_timeout)

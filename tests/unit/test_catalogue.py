@@ -233,7 +233,7 @@ class Gateway:
         self.told: list[Any] = []
         protocol: Any = self.protocol
         protocol.send_text = lambda text: self.told.append(json.loads(text))
-        protocol.tell_event = lambda event: self.told.append(json.loads(event.text()))
+        protocol.send_event = lambda event: self.told.append(json.loads(event.text()))
         self.protocol.onOpen()
 
     def ask(self, message: Any) -> list[Any]:
@@ -370,13 +370,13 @@ def test_a_namespace_is_told_what_the_catalogue_says_and_all_of_it() -> None:
     namespace = MachineNamespaces(gateway.bus, gateway.live).find("/sio/압축기 1")
     assert namespace is not None
     guest: Any = Guest()
-    namespace.joined(guest, {})
+    namespace.on_join(guest, {})
     for record in RECORDS:
         gateway.bus.publish(record)
     for message in channel.messages:
         if message.by_client:
             before = len(guest.heard)
-            assert namespace.received(guest, message.name, []) == ()
+            assert namespace.on_event(guest, message.name, []) == ()
             assert {event for event, _ in guest.heard[before:]} == {
                 answer.name for answer in channel.messages if answer.key in message.answers
             }
@@ -457,10 +457,10 @@ def test_the_documentation_names_the_codes_and_bounds_of_the_code() -> None:
         f"retry: {events._RETRY}",
         f"every {events._COMMENT:g} seconds",
         f"pings every {stream._PING} seconds",
-        f"at most {stream._MOST_MESSAGE // 1024} KiB",
-        f"follow {following._MOST_TOPICS:,} topics",
-        f"join {server._MOST_NAMESPACES:,} namespaces",
+        f"at most {stream._MAX_MESSAGE // 1024} KiB",
+        f"follow {following._MAX_TOPICS:,} topics",
+        f"join {server._MAX_NAMESPACES:,} namespaces",
         f"within {server._CONNECT:g} seconds",
-        f"under {deflate._LEAST} bytes and over {deflate._MOST // 1024} KiB",
+        f"under {deflate._MIN_COMPRESSED} bytes and over {deflate._MAX_COMPRESSED // 1024} KiB",
     ):
         assert word in DOCS or word in words, word

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from autobahn.websocket.compress import PerMessageDeflate, PerMessageDeflateOffer
 
-from gateway.web.clients.deflate import acceptance, framed, sound_offer, window_of
+from gateway.web.clients.deflate import accept_offer, acceptable_offer, frame_message, server_window
 
 CHANCE = random.Random(1)
 
@@ -31,7 +31,7 @@ def payload_of(frame: bytes) -> tuple[int, bytes]:
     ],
 )
 def test_what_is_answered(offer: dict[str, Any], answer: str) -> None:
-    found = acceptance(1000, [object(), PerMessageDeflateOffer.parse(offer)])
+    found = accept_offer(1000, [object(), PerMessageDeflateOffer.parse(offer)])
     assert found is not None
     begin = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
     assert found.get_extension_string() == begin + answer
@@ -56,22 +56,22 @@ def test_what_is_answered(offer: dict[str, Any], answer: str) -> None:
 )
 def test_what_cannot_be_taken_is_declined(offered: dict[str, Any], sound: dict[str, Any] | None) -> None:
     expected = None if sound is None else ("permessage-deflate", sound)
-    assert sound_offer(("permessage-deflate", offered)) == expected
+    assert acceptable_offer(("permessage-deflate", offered)) == expected
 
 
 def test_other_extensions_are_none_of_its_business() -> None:
-    assert sound_offer(("something", {"else": [True]})) == ("something", {"else": [True]})
+    assert acceptable_offer(("something", {"else": [True]})) == ("something", {"else": [True]})
 
 
 def test_nothing_is_answered_to_no_offer() -> None:
-    assert acceptance(1000, []) is None
+    assert accept_offer(1000, []) is None
 
 
 @pytest.mark.parametrize("window", range(9, 16))
 @pytest.mark.parametrize("size", [200, 300, 5000, 64 * 1024])
 def test_a_message_reads_back_by_itself(window: int, size: int) -> None:
     text = b"".join(b'{"data":%d},' % CHANCE.randrange(1000) for _ in range(size))[:size]
-    first, payload = payload_of(framed(text, window))
+    first, payload = payload_of(frame_message(text, window))
     assert first == 0x80 | 0x40 | 1
     assert len(payload) < size
     # A decompressor with no more memory than was agreed upon, and none of what came before.
@@ -80,16 +80,16 @@ def test_a_message_reads_back_by_itself(window: int, size: int) -> None:
 
 @pytest.mark.parametrize("text", [b"", b"short", b"x" * 199, b"x" * (64 * 1024 + 1), CHANCE.randbytes(1000)])
 def test_what_is_not_worth_it_goes_as_it_is(text: bytes) -> None:
-    assert payload_of(framed(text, 15)) == (0x81, text)
+    assert payload_of(frame_message(text, 15)) == (0x81, text)
 
 
 def test_without_an_agreement_nothing_is_compressed() -> None:
-    assert payload_of(framed(b"x" * 1000)) == (0x81, b"x" * 1000)
-    assert payload_of(framed(b"x" * 1000, binary=True)) == (0x82, b"x" * 1000)
-    assert window_of([]) == 0
+    assert payload_of(frame_message(b"x" * 1000)) == (0x81, b"x" * 1000)
+    assert payload_of(frame_message(b"x" * 1000, binary=True)) == (0x82, b"x" * 1000)
+    assert server_window([]) == 0
 
 
 def test_the_window_is_the_one_agreed_upon() -> None:
     for offer, window in (({}, 15), ({"server_max_window_bits": ["11"]}, 11)):
-        accept = acceptance(1000, [PerMessageDeflateOffer.parse(offer)])
-        assert window_of([PerMessageDeflate.create_from_offer_accept(True, accept)]) == window
+        accept = accept_offer(1000, [PerMessageDeflateOffer.parse(offer)])
+        assert server_window([PerMessageDeflate.create_from_offer_accept(True, accept)]) == window

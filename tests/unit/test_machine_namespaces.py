@@ -45,7 +45,7 @@ class MachineNamespaceTests(SynchronousTestCase):
         assert namespace is not None
         session = FakeSession()
         member = NamespaceClient(session, name, namespace)  # type: ignore[arg-type]  # a fake
-        namespace.joined(member, {})
+        namespace.on_join(member, {})
         return session, member
 
     def update(self, machine: str, sensor: str, mean: float) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class MachineNamespaceTests(SynchronousTestCase):
         session, member = self.join("/sio/M")
         for arguments in ([], [None], [{"any": "argument"}, 2]):
             session.packets.clear()
-            self.assertEqual(member.namespace.received(member, "initialize", arguments), ())
+            self.assertEqual(member.namespace.on_event(member, "initialize", arguments), ())
             # It is encoded when it is its turn, as it was when it was asked for.
             later = self.update("M", "v", 100.0)
             self.assertEqual(
@@ -103,17 +103,17 @@ class MachineNamespaceTests(SynchronousTestCase):
 
     def test_of_a_machine_that_never_came_there_is_nothing(self) -> None:
         session, member = self.join("/sio/Nobody")
-        self.assertEqual(member.namespace.received(member, "initialize", []), ())
-        self.assertEqual(member.namespace.received(member, "other", []), ())
+        self.assertEqual(member.namespace.on_event(member, "initialize", []), ())
+        self.assertEqual(member.namespace.on_event(member, "other", []), ())
         self.assertEqual(session.packets, [])
 
     def test_who_has_left_is_told_nothing_and_costs_nothing(self) -> None:
         first, member = self.join("/sio/M")
         second, other = self.join("/sio/M")
-        member.namespace.left(member)
+        member.namespace.on_leave(member)
         self.update("M", "v", 0.5)
         self.assertEqual((len(first.packets), len(second.packets)), (0, 1))
-        other.namespace.left(other)
+        other.namespace.on_leave(other)
         self.assertEqual(self.counters.subscribers._value.get(), 0)
         self.namespaces.find("/sio/N")
         self.assertEqual(list(self.namespaces._namespaces), ["/sio/N"])
@@ -125,7 +125,7 @@ class MachineNamespaceTests(SynchronousTestCase):
 
         def send_and_leave(packet: Outgoing) -> None:
             send(packet)
-            member.namespace.left(member)
+            member.namespace.on_leave(member)
 
         first.send = send_and_leave  # type: ignore[method-assign]  # leaves
         self.update("M", "v", 0.5)

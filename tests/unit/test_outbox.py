@@ -95,7 +95,7 @@ class OutboxTests(SynchronousTestCase):
 
     def test_a_rest_lets_others_have_their_turn(self) -> None:
         def send(item: str) -> bool:
-            self.outbox.rest()
+            self.outbox.yield_turn()
             return self.send(item)
 
         self.outbox._send = send

@@ -17,9 +17,9 @@ from gateway.web.socketio.packets import (
     SocketMessage,
     SocketPacketType,
     encode,
-    message_of,
-    packet_of,
-    packets_of,
+    parse_message,
+    parse_packet,
+    parse_packets,
     payload,
 )
 
@@ -56,7 +56,7 @@ WHOLE = {
 
 @pytest.mark.parametrize("text", WHOLE)
 def test_whole_packets(text: str) -> None:
-    assert message_of(text) == WHOLE[text]
+    assert parse_message(text) == WHOLE[text]
 
 
 @pytest.mark.parametrize(
@@ -71,20 +71,20 @@ def test_whole_packets(text: str) -> None:
 )
 def test_what_is_no_packet(text: str) -> None:
     with pytest.raises(PacketError):
-        message_of(text)
+        parse_message(text)
 
 
 @pytest.mark.parametrize("text", ["abc", "", "2", "2{}", '2["event"', "²", "-1"])
 def test_what_is_no_packet_and_what_is_ignored(text: str) -> None:
     """What Socket.IO's own server closes for, but for a packet of which nothing is there, is not ignored."""
     with pytest.raises(PacketError) as raised:
-        message_of(text)
+        parse_message(text)
     assert isinstance(raised.value, IgnoredPacket) == (text == "")
 
 
 def test_an_event_nested_too_deep_is_ignored() -> None:
     with pytest.raises(IgnoredPacket):
-        message_of('2["event",' + "[" * 100_000 + "]" * 100_001)
+        parse_message('2["event",' + "[" * 100_000 + "]" * 100_001)
 
 
 @pytest.mark.parametrize(
@@ -92,17 +92,17 @@ def test_an_event_nested_too_deep_is_ignored() -> None:
 )
 def test_what_the_old_server_ignored(text: str) -> None:
     with pytest.raises(IgnoredPacket):
-        message_of(text)
+        parse_message(text)
 
 
 @pytest.mark.parametrize("rest", ["", ",", ",x", "," * 50_000, "?" * 50_000, ",5" * 50_000, ",1" + "2" * 50_000])
 def test_a_long_query_is_read_once(rest: str) -> None:
     """A pattern that tries again at each comma would take hours."""
-    assert message_of(f"0/custom?token=a{rest}") == SocketMessage(SocketPacketType.CONNECT, "/custom")
+    assert parse_message(f"0/custom?token=a{rest}") == SocketMessage(SocketPacketType.CONNECT, "/custom")
 
 
 def test_attachments_take_their_places() -> None:
-    message = message_of('52-/custom,3["event",{"_placeholder":true,"num":1},[{"a":{"_placeholder":true,"num":0}}]]')
+    message = parse_message('52-/custom,3["event",{"_placeholder":true,"num":1},[{"a":{"_placeholder":true,"num":0}}]]')
     assert message.missing == 2
     message.attach(b"zero")
     assert message.missing == 1
@@ -114,13 +114,13 @@ def test_attachments_take_their_places() -> None:
 
 @pytest.mark.parametrize("number", ["1", "-1", "true", '"0"', "0.0", "null"])
 def test_a_placeholder_of_no_attachment(number: str) -> None:
-    message = message_of(f'51-["event",{{"_placeholder":true,"num":{number}}}]')
+    message = parse_message(f'51-["event",{{"_placeholder":true,"num":{number}}}]')
     with pytest.raises(PacketError):
         message.attach(b"zero")
 
 
 def test_a_placeholder_may_not_lie_deep() -> None:
-    message = message_of('51-["event",' + "[" * 900 + '{"_placeholder":true,"num":0}' + "]" * 900 + "]")
+    message = parse_message('51-["event",' + "[" * 900 + '{"_placeholder":true,"num":0}' + "]" * 900 + "]")
     with pytest.raises(PacketError):
         message.attach(b"zero")
 
@@ -160,9 +160,9 @@ def test_what_is_encoded_reads_back(arguments: list[Any], namespace: str, ack: i
     first, *attachments = encode(SocketPacketType.EVENT, namespace, ["event", *arguments], ack)
     if len(attachments) > 10:
         return
-    kind, text = packet_of(first.content)
+    kind, text = parse_packet(first.content)
     assert kind is EnginePacketType.MESSAGE
-    message = message_of(text)
+    message = parse_message(text)
     for attachment in attachments:
         assert message.missing
         assert attachment.binary
@@ -174,32 +174,35 @@ def test_what_is_encoded_reads_back(arguments: list[Any], namespace: str, ack: i
 @given(st.text(alphabet='0123456789-/,[]{}"aeb\\\x1e\n²', max_size=40) | st.text())
 def test_texts_are_packets_or_errors(text: str) -> None:
     with contextlib.suppress(PacketError):
-        message_of(text)
+        parse_message(text)
 
 
 @given(st.binary(max_size=60))
 def test_bodies_are_packets_or_errors(body: bytes) -> None:
     with contextlib.suppress(PacketError):
-        list(packets_of(body))
+        list(parse_packets(body))
 
 
 def test_bodies() -> None:
-    assert list(packets_of(b"4hello\x1ebAQIDBA==\x1e3")) == [
+    assert list(parse_packets(b"4hello\x1ebAQIDBA==\x1e3")) == [
         (EnginePacketType.MESSAGE, "hello"),
         (EnginePacketType.MESSAGE, b"\1\2\3\4"),
         (EnginePacketType.PONG, ""),
     ]
     assert payload([Outgoing(b"4hello"), Outgoing(b"\1\2\3\4", binary=True)]) == b"4hello\x1ebAQIDBA=="
-    assert list(packets_of(b"")) == []
+    assert list(parse_packets(b"")) == []
     for body in (b"abc", b"4a\x1e", b"b!", b"bA", b"4\xff"):
         with pytest.raises(PacketError):
-            list(packets_of(body))
+            list(parse_packets(body))
 
 
 def test_bodies_lose_what_is_ignored_only() -> None:
     ignored: list[IgnoredPacket] = []
     body = b"4a\x1eb!\x1e7\x1e4\xff\x1ebA\x1e4b"
-    assert list(packets_of(body, ignored.append)) == [(EnginePacketType.MESSAGE, "a"), (EnginePacketType.MESSAGE, "b")]
+    assert list(parse_packets(body, ignored.append)) == [
+        (EnginePacketType.MESSAGE, "a"),
+        (EnginePacketType.MESSAGE, "b"),
+    ]
     assert len(ignored) == 4
 
 

@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from gateway.web.clients.outbox import Outbox
 from gateway.web.socketio.packets import EnginePacketType, IgnoredPacket, Outgoing, PacketError
 from gateway.web.socketio.server import NamespaceClient, SocketServer
-from gateway.web.socketio.session import EngineSession
+from gateway.web.socketio.session import EngineSession, EngineSettings
 
 BOUND = 10_000
 
@@ -42,26 +42,23 @@ class Pipe:
 class Owner:
     """A server, and the application on it."""
 
-    ping_interval = 25.0
-    ping_timeout = 20.0
-    max_waiting = BOUND
-    max_payload = 1000
+    settings = EngineSettings(max_payload=1000, max_waiting=BOUND)
 
     def __init__(self, clock: Clock) -> None:
         self.reactor: Any = clock
         self.application: Any = self
         self.happened: list[Any] = []
 
-    def ended(self, session: EngineSession, code: int) -> None:
+    def remove(self, session: EngineSession, code: int) -> None:
         self.happened.append({1000: "ended", 4008: "too slow"}[code])
 
-    def opened(self, session: EngineSession) -> None:
+    def on_open(self, session: EngineSession) -> None:
         self.happened.append("opened")
 
-    def received(self, session: EngineSession, data: str | bytes) -> None:
+    def on_message(self, session: EngineSession, data: str | bytes) -> None:
         self.happened.append(data)
 
-    def closed(self, session: EngineSession) -> None:
+    def on_close(self, session: EngineSession) -> None:
         self.happened.append("closed")
 
 
@@ -73,13 +70,13 @@ class SessionTests(SynchronousTestCase):
 
     def piped(self) -> EngineSession:
         session = EngineSession(self.owner, self.pipe)
-        session.begin()
+        session.start()
         self.pipe.sent.clear()
         return session
 
     def polled(self) -> EngineSession:
         session = EngineSession(self.owner, None)
-        session.begin()
+        session.start()
         hello = self.poll(session)
         assert hello.body is not None
         self.assertEqual(hello.body[:1], b"0")
@@ -87,7 +84,7 @@ class SessionTests(SynchronousTestCase):
 
     def poll(self, session: EngineSession) -> Poll:
         poll = Poll()
-        self.assertTrue(session.poll(poll))
+        self.assertTrue(session.add_poll(poll))
         return poll
 
     def over(self, session: EngineSession) -> None:
@@ -192,7 +189,7 @@ class SessionTests(SynchronousTestCase):
     def test_an_upgrade(self) -> None:
         session = self.polled()
         waiting = self.poll(session)
-        self.assertTrue(session.probe(self.pipe))
+        self.assertTrue(session.add_probe(self.pipe))
         self.assertTrue(session.receive_probe(self.pipe, EnginePacketType.PING, "probe"))
         self.assertEqual((waiting.body, self.pipe.sent), (b"6", [b"3probe"]))
         # Polls go on until then, but none is kept waiting.
@@ -203,30 +200,30 @@ class SessionTests(SynchronousTestCase):
         self.assertTrue(session.receive_probe(self.pipe, EnginePacketType.UPGRADE, ""))
         session.send(Outgoing(b"4c"))
         self.assertEqual(self.pipe.sent, [b"3probe", b"4b", b"4c"])
-        self.assertFalse(session.polls)
+        self.assertFalse(session.can_poll)
         self.assertFalse(session.receive_probe(self.pipe, EnginePacketType.MESSAGE, "x"))
-        self.assertFalse(session.probe(Pipe()))
-        session.pipe_lost(self.pipe)
+        self.assertFalse(session.add_probe(Pipe()))
+        session.on_pipe_lost(self.pipe)
         self.over(session)
 
     def test_an_upgrade_that_is_lost_leaves_the_session_polling(self) -> None:
         session = self.polled()
-        session.probe(self.pipe)
+        session.add_probe(self.pipe)
         session.receive_probe(self.pipe, EnginePacketType.PING, "probe")
-        session.pipe_lost(self.pipe)
+        session.on_pipe_lost(self.pipe)
         self.assertIsNone(self.poll(session).body)
-        self.assertTrue(session.polls)
+        self.assertTrue(session.can_poll)
         session.close()
         self.over(session)
 
     def test_an_upgrade_that_does_not_come_is_given_up(self) -> None:
         session = self.polled()
-        session.probe(self.pipe)
-        self.assertFalse(session.probe(Pipe()))
+        session.add_probe(self.pipe)
+        self.assertFalse(session.add_probe(Pipe()))
         self.clock.advance(10)
         self.assertEqual(self.pipe.hung_up, [1000])
-        self.assertTrue(session.polls)
-        self.assertTrue(session.probe(Pipe()))
+        self.assertTrue(session.can_poll)
+        self.assertTrue(session.add_probe(Pipe()))
         session.close()
 
     def test_an_upgrade_without_a_probe_is_none(self) -> None:
@@ -236,10 +233,10 @@ class SessionTests(SynchronousTestCase):
             (EnginePacketType.PING, ""),
         ):
             session = self.polled()
-            session.probe(self.pipe)
+            session.add_probe(self.pipe)
             with self.assertRaises(PacketError):
                 session.receive_probe(self.pipe, kind, data)
-            self.assertTrue(session.polls)
+            self.assertTrue(session.can_poll)
             session.close()
 
     # -- end
@@ -254,25 +251,25 @@ class SessionTests(SynchronousTestCase):
     def test_a_poll_that_is_lost_ends_it(self) -> None:
         session = self.polled()
         poll = self.poll(session)
-        session.poll_lost(Poll())
+        session.on_poll_lost(Poll())
         self.assertTrue(session.is_open)
-        session.poll_lost(poll)
+        session.on_poll_lost(poll)
         self.over(session)
 
     def test_a_second_poll_ends_it(self) -> None:
         session = self.polled()
         poll = self.poll(session)
-        self.assertFalse(session.poll(Poll()))
+        self.assertFalse(session.add_poll(Poll()))
         self.assertEqual(poll.body, b"1")
         self.over(session)
 
     def test_an_application_that_fails_at_the_end(self) -> None:
         session = self.piped()
 
-        def closed(session: EngineSession) -> None:
+        def on_close(session: EngineSession) -> None:
             raise RuntimeError
 
-        self.owner.closed = closed  # type: ignore[method-assign]  # fails
+        self.owner.on_close = on_close  # type: ignore[method-assign]  # fails
         session.close()
         self.assertFalse(session.is_open)
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
@@ -283,16 +280,16 @@ class Namespace:
         self.happened: list[Any] = []
         self.fails = False
 
-    def joined(self, member: NamespaceClient, auth: dict[str, Any]) -> None:
+    def on_join(self, member: NamespaceClient, auth: dict[str, Any]) -> None:
         self.happened.append(("joined", member.name, auth))
         self.fail()
 
-    def received(self, member: NamespaceClient, event: str, arguments: list[Any]) -> list[Any]:
+    def on_event(self, member: NamespaceClient, event: str, arguments: list[Any]) -> list[Any]:
         self.happened.append((event, arguments))
         self.fail()
         return arguments
 
-    def left(self, member: NamespaceClient) -> None:
+    def on_leave(self, member: NamespaceClient) -> None:
         self.happened.append(("left", member.name))
         self.fail()
 
@@ -314,7 +311,7 @@ class ServerTests(SynchronousTestCase):
         self.owner.application = self.server
         self.pipe = Pipe()
         self.session = EngineSession(self.owner, self.pipe)
-        self.session.begin()
+        self.session.start()
         self.addCleanup(self.session.close)
         self.pipe.sent.clear()
 

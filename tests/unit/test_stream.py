@@ -41,8 +41,8 @@ class StreamTests(SynchronousTestCase):
         self.bus = Bus(self.clock, self.counters)
         self.live = LiveState(self.bus, self.clock, {"default": 10.0})
         warnings = LimitedLog(Quiet(), self.clock, self.counters)  # type: ignore[arg-type]  # a fake
-        self.feed = SubscriptionContext(self.reactor, self.bus, self.live, self.clock, self.counters, BOUND)
-        self.factory = EventsWebSocketFactory(self.feed, LiveClients(self.counters, 10), warnings)
+        self.context = SubscriptionContext(self.reactor, self.bus, self.live, self.clock, self.counters, BOUND)
+        self.factory = EventsWebSocketFactory(self.context, LiveClients(self.counters, 10), warnings)
         self.closed: list[int] = []
         self.protocol = self.open()
 
@@ -88,13 +88,13 @@ class StreamTests(SynchronousTestCase):
         return [message["seq"] for message in self.told if message.get("event") not in (None, "snapshot")]
 
     @property
-    def follower(self) -> Subscription:
-        assert self.protocol.follower is not None
-        return self.protocol.follower
+    def subscription(self) -> Subscription:
+        assert self.protocol.subscription is not None
+        return self.protocol.subscription
 
     @property
     def outbox(self) -> Outbox[Any]:
-        return self.follower.outbox
+        return self.subscription.outbox
 
     def test_what_waits_comes_in_order_when_the_client_reads(self) -> None:
         self.say(type="subscribe", topics=["machine/M"])
@@ -129,7 +129,7 @@ class StreamTests(SynchronousTestCase):
         self.update(10)
         self.protocol.resumeProducing()
         self.assertEqual(self.seqs(), [])
-        self.assertEqual(self.bus.patterns_of(self.follower), frozenset())
+        self.assertEqual(self.bus.patterns_of(self.subscription), frozenset())
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
     def test_who_is_far_over_the_bound_is_closed_at_once(self) -> None:
@@ -208,7 +208,7 @@ class StreamTests(SynchronousTestCase):
 
     def test_a_replay_that_is_forgotten_meanwhile_closes(self) -> None:
         self.bus = Bus(self.clock, self.counters, backlog_events=1000)
-        self.feed.bus = self.bus
+        self.context.bus = self.bus
         self.protocol = self.open()
         self.update(1000)
         self.protocol.pauseProducing()
@@ -246,7 +246,7 @@ class StreamTests(SynchronousTestCase):
         self.update(60)
         self.protocol.onClose(False, None, None)
         self.assertEqual(self.reactor.getDelayedCalls(), [])
-        self.assertEqual(self.bus.patterns_of(self.follower), frozenset())
+        self.assertEqual(self.bus.patterns_of(self.subscription), frozenset())
         self.assertEqual(self.counters.connections.labels("websocket")._value.get(), 0)
 
     def test_a_handshake_that_fails_was_never_open(self) -> None:

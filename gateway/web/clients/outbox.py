@@ -1,4 +1,4 @@
-"""What waits for one client to read: in order, and bounded."""
+"""Bounded queue of the items that wait for one client to read."""
 
 from collections import deque
 from collections.abc import Callable
@@ -8,30 +8,31 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 T = TypeVar("T")
 
-#: What an entry is counted as, beside its text: a tuple and its place.
+#: Bytes that an entry counts for in addition to its text: a tuple and its slot in the queue.
 ENTRY: Final = 100
 
-#: Seconds that more than its bound may wait for a client: a burst of one moment is none of its fault.
+#: Seconds for which the queue of a client may exceed its bound, since a short burst is not the client's fault.
 _GRACE: Final = 2.0
 
-#: So many times its bound may wait for a client within that.
+#: Factor of the bound that the queue may never exceed.
 _HARD_LIMIT: Final = 4
 
 
 class Outbox(Generic[T]):
-    """A queue that is emptied as fast as its client reads.
+    """A queue that sends its items as fast as its client reads.
 
-    :param most: bytes that may wait. More of them are allowed for two seconds, and four times as many for no time.
-    :param send: sends an item; whether that was all of it. The rest is its business when it is called again.
-    :param too_slow: is called once more waits than may; the outbox is closed by then.
-    :ivar held: bytes that wait, as their senders count them.
+    :param max_waiting: maximum queued bytes. The queue may exceed it for two seconds, but never by a factor of four.
+    :param send: function that sends an item; returns whether the item was sent completely. Otherwise it is called with
+        the same item again, and sends the remainder.
+    :param too_slow: called once the bound is exceeded; the outbox is closed by then.
+    :ivar held: queued bytes, as counted by the senders.
     """
 
     __slots__ = (
-        "_closed",
-        "_judgement",
-        "_most",
-        "_paused",
+        "_deadline",
+        "_is_closed",
+        "_is_paused",
+        "_max_waiting",
         "_reactor",
         "_send",
         "_too_slow",
@@ -41,99 +42,99 @@ class Outbox(Generic[T]):
     )
 
     def __init__(
-        self, reactor: IReactorTime, most: int, send: Callable[[T], bool], too_slow: Callable[[], None]
+        self, reactor: IReactorTime, max_waiting: int, send: Callable[[T], bool], too_slow: Callable[[], None]
     ) -> None:
         self.held = 0
         self._reactor = reactor
-        self._most = most
+        self._max_waiting = max_waiting
         self._send = send
         self._too_slow = too_slow
         self._waiting: deque[tuple[int, T]] = deque()
-        self._judgement: IDelayedCall | None = None
+        self._deadline: IDelayedCall | None = None
         self._turn: IDelayedCall | None = None
-        self._paused = False
-        self._closed = False
+        self._is_paused = False
+        self._is_closed = False
 
     @property
     def is_clear(self) -> bool:
-        """Whether what is sent now would be sent at once, and overtake nothing."""
-        return not (self._paused or self._waiting or self._closed or self._turn)
+        """Whether an item can be sent directly, since it would overtake no other item."""
+        return not (self._is_paused or self._waiting or self._is_closed or self._turn)
 
     @property
     def is_paused(self) -> bool:
-        return self._paused
+        return self._is_paused
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def put(self, cost: int, item: T) -> None:
-        """Send an item when it is its turn.
+        """Queue an item, and send it as soon as the client has read the earlier ones.
 
-        :param cost: bytes that it holds while it waits.
+        :param cost: bytes that the item holds while it waits.
         """
-        if self._closed:
+        if self._is_closed:
             return
         self._waiting.append((cost, item))
         self.held += cost
         self._drain()
-        if self.held > _HARD_LIMIT * self._most:
+        if self.held > _HARD_LIMIT * self._max_waiting:
             self._give_up()
-        elif self.held > self._most and self._judgement is None:
-            self._judgement = self._reactor.callLater(_GRACE, self._judge)
+        elif self.held > self._max_waiting and self._deadline is None:
+            self._deadline = self._reactor.callLater(_GRACE, self._check_bound)
 
     def pause(self) -> None:
-        """The client reads no more for now."""
-        self._paused = True
+        """Stop sending: the client does not read."""
+        self._is_paused = True
 
-    def rest(self) -> None:
-        """What was sent took long: go on in the reactor's next turn."""
-        if self._turn is None and not self._closed:
-            self._turn = self._reactor.callLater(0, self._wake)
+    def yield_turn(self) -> None:
+        """Send nothing more in this turn of the reactor: the last item took long."""
+        if self._turn is None and not self._is_closed:
+            self._turn = self._reactor.callLater(0, self._continue)
 
-    def _wake(self) -> None:
+    def _continue(self) -> None:
         self._turn = None
         self._drain()
 
     def resume(self) -> None:
-        """The client reads again."""
-        self._paused = False
+        """Send again: the client reads."""
+        self._is_paused = False
         self._drain()
 
-    def take(self, most: int) -> list[T]:
-        """Take items out, so many bytes of them or one."""
-        taken: list[T] = []
+    def take(self, max_bytes: int) -> list[T]:
+        """Remove and return the first items: as many as ``max_bytes`` allow, but at least one."""
+        items: list[T] = []
         size = 0
-        while self._waiting and (not taken or size + self._waiting[0][0] <= most):
+        while self._waiting and (not items or size + self._waiting[0][0] <= max_bytes):
             cost, item = self._waiting.popleft()
             self.held -= cost
             size += cost
-            taken.append(item)
-        return taken
+            items.append(item)
+        return items
 
     def close(self) -> None:
-        """Forget what waits, and take nothing more."""
-        self._closed = True
+        """Drop all queued items, and accept no more."""
+        self._is_closed = True
         self._waiting.clear()
         self.held = 0
-        if self._judgement is not None:
-            self._judgement.cancel()
-            self._judgement = None
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
         if self._turn is not None:
             self._turn.cancel()
             self._turn = None
 
     def _drain(self) -> None:
-        while self._waiting and not self._paused and self._turn is None:
+        while self._waiting and not self._is_paused and self._turn is None:
             cost, item = self._waiting[0]
-            whole = self._send(item)
-            # Sending may have closed it.
-            if whole and not self._closed:
+            is_sent = self._send(item)
+            # Sending may have closed the outbox.
+            if is_sent and not self._is_closed:
                 self._waiting.popleft()
                 self.held -= cost
 
-    def _judge(self) -> None:
-        self._judgement = None
-        if self.held > self._most:
+    def _check_bound(self) -> None:
+        self._deadline = None
+        if self.held > self._max_waiting:
             self._give_up()
 
     def _give_up(self) -> None:

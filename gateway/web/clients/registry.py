@@ -1,4 +1,4 @@
-"""Everybody who listens to live events, whatever the transport: how many may, and how they hear of the end."""
+"""Registry of the clients with long-lived connections, whatever their transport."""
 
 from typing import Protocol
 
@@ -8,49 +8,49 @@ from gateway.runtime.metrics import Counters
 
 
 class LiveClient(Protocol):
-    """One client with an open connection."""
+    """Client with an open connection."""
 
-    def dismiss(self) -> None:
-        """The gateway is stopping: say so, and close."""
+    def close_for_shutdown(self) -> None:
+        """Close the connection because the gateway is stopping."""
 
 
 class LiveClients:
-    """The clients that are there.
+    """Clients that are connected now.
 
-    :param most: ``limits.subscribers``.
+    :param max_clients: maximum clients at a time, ``limits.subscribers``.
     """
 
-    def __init__(self, counters: Counters, most: int) -> None:
+    def __init__(self, counters: Counters, max_clients: int) -> None:
         self._counters = counters
-        self._most = most
-        self._members: dict[LiveClient, str] = {}
+        self._max_clients = max_clients
+        self._kinds: dict[LiveClient, str] = {}
         self._emptied: Deferred[None] | None = None
 
     def has_room(self) -> bool:
-        return len(self._members) < self._most
+        return len(self._kinds) < self._max_clients
 
-    def join(self, member: LiveClient, kind: str) -> None:
-        """Somebody has come.
+    def add(self, client: LiveClient, kind: str) -> None:
+        """Count a client.
 
-        :param kind: the label of its connection in ``cynow_connections``.
+        :param kind: label of its connection in ``cynow_connections``.
         """
-        self._members[member] = kind
+        self._kinds[client] = kind
         self._counters.connections.labels(kind).inc()
 
-    def leave(self, member: LiveClient) -> bool:
-        """Somebody goes; whether it was there."""
-        kind = self._members.pop(member, None)
+    def remove(self, client: LiveClient) -> bool:
+        """Stop counting a client; return whether it was counted."""
+        kind = self._kinds.pop(client, None)
         if kind is not None:
             self._counters.connections.labels(kind).dec()
-        if self._emptied is not None and not self._members:
+        if self._emptied is not None and not self._kinds:
             emptied, self._emptied = self._emptied, None
             emptied.callback(None)
         return kind is not None
 
     async def close(self) -> None:
-        """Tell everybody that the daemon goes; done when all have gone."""
-        for member in list(self._members):
-            member.dismiss()
-        if self._members:
+        """Close every connection because the gateway is stopping; return once all are closed."""
+        for client in list(self._kinds):
+            client.close_for_shutdown()
+        if self._kinds:
             self._emptied = Deferred()
             await self._emptied

@@ -27,7 +27,8 @@ RETRY_AFTER = 2
 #: With a charset, because older clients read a JSON answer without one as Latin-1.
 JSON: Final = b"application/json; charset=utf-8"
 
-_SERVER: Final = f"cynow-gateway/{__version__}".encode()
+#: Content of the ``Server`` header.
+SERVER: Final = f"cynow-gateway/{__version__}".encode()
 
 _PHRASES: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
 
@@ -69,7 +70,7 @@ def common_headers() -> tuple[tuple[bytes, bytes], ...]:
 
 @lru_cache(maxsize=1)
 def _common_headers(second: int) -> tuple[tuple[bytes, bytes], ...]:
-    return (b"Server", _SERVER), (b"Date", datetimeToString(second)), (b"X-Content-Type-Options", b"nosniff")
+    return (b"Server", SERVER), (b"Date", datetimeToString(second)), (b"X-Content-Type-Options", b"nosniff")
 
 
 class Refusal(Exception):

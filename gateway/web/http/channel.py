@@ -1,21 +1,17 @@
 """One HTTP connection: its deadlines, its turns, and how answers go to its socket."""
 
-import fcntl
 import re
-import sys
-import termios
 from dataclasses import dataclass
 from typing import Any, Final
 
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import connectionDone
-from twisted.internet.tcp import Connection
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel
 from twisted.web.http_headers import Headers
 
 from gateway.web.http.answers import Refusal
-from gateway.web.http.malformed import header_fault, request_line_fault
+from gateway.web.http.malformed import header_fault, is_unsupported_coding, request_line_fault
+from gateway.web.http.twisted_internals import OpenHTTPChannel, has_sent_all, is_tcp, send_at_once, unread_bytes
 
 #: Maximum bytes read from a connection before the others have their turn.
 _READ_SIZE: Final = 8 * 1024
@@ -60,24 +56,7 @@ class Deadlines:
     rate: float = 1024.0
 
 
-def unread_bytes(transport: Any) -> int:
-    """Return the number of sent bytes that a client has not read yet.
-
-    They are in the TCP transport, which has no public way to ask, and in the operating system (``SIOCOUTQ``,
-    ``tcp(7)``), which buffers a megabyte for a client that reads nothing.
-    """
-    waiting = len(transport.dataBuffer) - transport.offset + transport._tempDataLen
-    if transport.fileno() >= 0:
-        waiting += int.from_bytes(fcntl.ioctl(transport.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"), sys.byteorder)
-    return int(waiting)
-
-
-def has_sent_all(transport: Any) -> bool:
-    """Return whether a TCP transport has no more bytes to send."""
-    return not (transport.dataBuffer or transport._tempDataBuffer)
-
-
-class GatewayChannel(HTTPChannel):
+class GatewayChannel(OpenHTTPChannel):
     """One HTTP connection, counted by its site until it is lost or is used for another protocol.
 
     A client that sends many requests at once gets one answer in each turn of the reactor, and none while it has not
@@ -90,12 +69,11 @@ class GatewayChannel(HTTPChannel):
 
     counted = False
     site: Any
-    transport: Any
 
     def connectionMade(self) -> None:
         self.counted = True
         self._head = b""
-        self._is_bare = isinstance(self.transport, Connection)
+        self._is_bare = is_tcp(self.transport)
         # Every request asks for them, and they do not change.
         self._peer: IAddress = self.transport.getPeer()
         self._host: IAddress = self.transport.getHost()
@@ -153,8 +131,8 @@ class GatewayChannel(HTTPChannel):
                 )
                 return
         super().dataReceived(data)
-        if self.paused and len(self._buffer) > _MAX_WAITING and self._phase != _CLOSING:
-            self._networkProducer.pauseProducing()
+        if self.paused and self.buffered_bytes > _MAX_WAITING and self._phase != _CLOSING:
+            self.pause_reading()
 
     def lineReceived(self, line: bytes) -> None:
         if self._is_in_request_line and line:
@@ -171,9 +149,10 @@ class GatewayChannel(HTTPChannel):
     def headerReceived(self, line: bytes) -> bool:
         self._line = line
         name, _, value = line.partition(b":")
-        if name[:1] in b"Tt" and name.lower() == b"transfer-encoding" and value.strip(b" \t").lower() != b"chunked":
-            # Twisted's parser takes `identity`, which RFC 9112 has abolished, and takes the body for the next request.
-            self._respondToBadRequestAndDisconnect()
+        # Most names are ruled out by their first letter.
+        if name[:1] in b"Tt" and is_unsupported_coding(name, value):
+            # Twisted's parser accepts `identity`, which RFC 9112 has abolished, and reads the body as the next request.
+            self.refuse_malformed()
             return False
         if len(value) > _MAX_LENGTH_DIGITS and name.lower() == b"content-length":
             digits = value.strip(b" \t").lstrip(b"0")
@@ -205,28 +184,28 @@ class GatewayChannel(HTTPChannel):
         super().requestDone(request)
         if not self.counted:
             return
-        if self._waitingForTransport:
+        if self.is_write_paused:
             # Reading goes on in resumeProducing, once the client has read the answer.
-            self._networkProducer.pauseProducing()
-        elif self._buffer:
+            self.pause_reading()
+        elif self.buffered_bytes:
             self.site.queue_turn(self)
         else:
             self.paused = False
 
     def go_on(self) -> None:
         """Answer the next waiting request, in the connection's own turn."""
-        if self._waitingForTransport or self._phase == _CLOSING or not self.counted:
+        if self.is_write_paused or self._phase == _CLOSING or not self.counted:
             return
         self.paused = False
-        if self._buffer:
+        if self.buffered_bytes:
             self._enter(_HEAD)
             super().dataReceived(b"")
-        if not self._handlingRequest and len(self._buffer) <= _MAX_WAITING:
-            self._networkProducer.resumeProducing()
+        if not self.is_answering and self.buffered_bytes <= _MAX_WAITING:
+            self.resume_reading()
 
     def resumeProducing(self) -> None:
         super().resumeProducing()
-        if self.paused and not self._handlingRequest and self.counted:
+        if self.paused and not self.is_answering and self.counted:
             self.site.queue_turn(self)
 
     # -- deadlines
@@ -314,9 +293,8 @@ class GatewayChannel(HTTPChannel):
         self.transport.resumeProducing()
         self.transport.loseWriteConnection()
 
-    def _respondToBadRequestAndDisconnect(self) -> None:
-        # Twisted's method writes a bare status line, and does not log anything.
-        if self._receivedHeaderSize > self.totalHeadersSize or self._receivedHeaderCount > self.maxHeaders:
+    def refuse_malformed(self) -> None:
+        if self.has_large_head:
             detail = f"a head of more than {self.totalHeadersSize} bytes or {self.maxHeaders} lines"
             self.close_with(Refusal(431, "head_too_large", detail=detail))
             return
@@ -351,9 +329,6 @@ class GatewayChannel(HTTPChannel):
         data, self._head = self._head + data, b""
         self._written += len(data)
         if self._is_bare and has_sent_all(self.transport):
-            sent = self.transport.writeSomeData(data)
-            # If the connection is lost, it is not a number; the reactor will notice the loss.
-            if isinstance(sent, int):
-                data = data[sent:]
+            data = send_at_once(self.transport, data)
         if data:
             self.transport.write(data)

@@ -27,6 +27,14 @@ def request_line_fault(line: bytes) -> str:
     return "the request line does not end with HTTP/1.1"
 
 
+def is_unsupported_coding(name: bytes, value: bytes) -> bool:
+    """Return whether a header is a ``Transfer-Encoding`` other than ``chunked`` (RFC 9112, 6.1).
+
+    :param value: content of the header, with or without the blanks around it.
+    """
+    return name.lower() == b"transfer-encoding" and value.strip(b" \t").lower() != b"chunked"
+
+
 def header_fault(line: bytes) -> str:
     """Return what is wrong with a header line (RFC 9112, 5 and 6)."""
     name, colon, value = line.partition(b":")
@@ -37,7 +45,7 @@ def header_fault(line: bytes) -> str:
         return "the name of a header is not valid"
     if re.search(rb"[\0\r\n]", value):
         return f"header {name[:50].decode()}: a control character in its value"
-    if name.lower() == b"transfer-encoding" and value.lower() != b"chunked":
+    if is_unsupported_coding(name, value):
         return "a Transfer-Encoding other than chunked"
     if name.lower() == b"content-length" and not value.isdigit():
         return "a Content-Length that is not a number"

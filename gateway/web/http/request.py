@@ -11,7 +11,6 @@ from twisted.internet.interfaces import IAddress
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import parse_qs
-from twisted.web.server import Request
 
 from gateway.runtime.limited_log import LimitedLog, shown
 from gateway.runtime.metrics import Counters
@@ -19,6 +18,7 @@ from gateway.web.http.answers import Refusal, common_headers, refuse, refuse_met
 from gateway.web.http.channel import GatewayChannel
 from gateway.web.http.host_checks import HostChecks, HostPort, host_of
 from gateway.web.http.root import is_utf8
+from gateway.web.http.twisted_internals import OpenRequest
 
 log = Logger()
 
@@ -128,7 +128,7 @@ def _nothing() -> None:
     """Do nothing."""
 
 
-class GatewayRequest(Request):
+class GatewayRequest(OpenRequest):
     """A request with a bounded body, whose origin and host are checked before it is processed.
 
     :ivar refusal: the refusal that it got, for the log.
@@ -230,7 +230,7 @@ class GatewayRequest(Request):
         self.postpath = list(map(unquote_to_bytes, self.path[1:].split(b"/")))
         if self.path == b"*":
             if self.method == b"OPTIONS":
-                self._handleStar()
+                self.answer_star()
             else:
                 self.write(refuse_method(self, "OPTIONS"))
                 self.finish()
@@ -264,7 +264,7 @@ class GatewayRequest(Request):
             return None
         return HostChecks.not_listed(origin)
 
-    def lasts(self, abandoned: Callable[[], object] = _nothing) -> None:
+    def exclude_from_shutdown(self, abandoned: Callable[[], object] = _nothing) -> None:
         """Note that its answer lasts until its client leaves, so that the shutdown does not wait for it.
 
         :param abandoned: called if its connection is closed because its client reads too slowly.
@@ -276,7 +276,7 @@ class GatewayRequest(Request):
         """Report that its connection is being closed because its client reads too slowly."""
         self._abandoned()
 
-    def taken_over(self) -> None:
+    def leave_http(self) -> None:
         """Note that its connection is used for another protocol from now on."""
         self._traffic.ended(self)
         self.channel.leave()

@@ -1,4 +1,4 @@
-"""Machines by Socket.IO, as the old monitoring server's clients know them: ``/sio/<machine>``."""
+"""Events of machines by Socket.IO at ``/sio/<machine>``, compatible with clients of the old monitoring server."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -15,28 +15,28 @@ from gateway.web.socketio.server import Namespace, NamespaceClient, event_packet
 
 _PREFIX: Final = "/sio/"
 
-#: What a list of updates that is not encoded yet is counted as, in bytes: references.
-_REFERENCES: Final = 1000
+#: Bytes that a list of updates counts for before it is encoded.
+_UNENCODED_UPDATES: Final = 1000
 
 
-class Lobby:
-    """The namespace ``/``, which the old server let everybody join: nothing happens there."""
+class RootNamespace:
+    """Namespace ``/`` without events: the old server let every client join it."""
 
-    def joined(self, member: NamespaceClient, auth: dict[str, Any]) -> None:
-        """Nobody is told."""
+    def on_join(self, member: NamespaceClient, auth: dict[str, Any]) -> None:
+        """Do nothing."""
 
-    def received(self, member: NamespaceClient, event: str, arguments: list[Any]) -> Sequence[Any]:
+    def on_event(self, member: NamespaceClient, event: str, arguments: list[Any]) -> Sequence[Any]:
         return ()
 
-    def left(self, member: NamespaceClient) -> None:
-        """Nobody is told."""
+    def on_leave(self, member: NamespaceClient) -> None:
+        """Do nothing."""
 
 
 class MachineNamespace:
-    """The clients of one machine; a subscriber of the bus while there are any.
+    """Clients of one machine; a subscriber of the bus while it has members.
 
-    :param name: of the namespace, as its clients write it.
-    :param emptied: is called when the last of them has left.
+    :param name: name of the namespace, as its clients write it.
+    :param emptied: called when the last member has left.
     """
 
     def __init__(self, name: str, machine: str, bus: Bus, live: LiveState, emptied: Callable[[], object]) -> None:
@@ -45,28 +45,28 @@ class MachineNamespace:
         self._bus = bus
         self._live = live
         self._emptied = emptied
-        #: In the order of their coming.
+        #: Members in the order in which they joined.
         self.members: dict[NamespaceClient, None] = {}
 
-    def joined(self, member: NamespaceClient, auth: dict[str, Any]) -> None:
+    def on_join(self, member: NamespaceClient, auth: dict[str, Any]) -> None:
         self.members[member] = None
         self._bus.subscribe(self, frozenset({("machine", self._machine)}))
 
-    def left(self, member: NamespaceClient) -> None:
+    def on_leave(self, member: NamespaceClient) -> None:
         del self.members[member]
         if not self.members:
             self._bus.unsubscribe(self)
             self._emptied()
 
-    def received(self, member: NamespaceClient, event: str, arguments: list[Any]) -> Sequence[Any]:
+    def on_event(self, member: NamespaceClient, event: str, arguments: list[Any]) -> Sequence[Any]:
         if event == "initialize":
             for updates in self._live.recent(self._machine).values():
-                member.send([self._initialize(tuple(updates))])
+                member.send([self._recent_packet(tuple(updates))])
         return ()
 
-    def _initialize(self, updates: tuple[Update, ...]) -> Outgoing:
-        # Encoded when it is its turn: a machine may have a thousand sensors, and a client that asks again and again.
-        return Outgoing(partial(_encoded, self._name, updates), cost=_REFERENCES)
+    def _recent_packet(self, updates: tuple[Update, ...]) -> Outgoing:
+        # Encoded only when it is sent: a machine may have a thousand sensors, and a client may ask repeatedly.
+        return Outgoing(partial(_encode_recent, self._name, updates), cost=_UNENCODED_UPDATES)
 
     def deliver(self, event: Event) -> None:
         record = event.record
@@ -76,35 +76,36 @@ class MachineNamespace:
             packets = event_packets(self._name, "anomaly", {"score": record.score, "threshold": record.threshold})
         else:
             return
-        # Sending may close one.
+        # Sending may remove a member.
         for member in tuple(self.members):
             member.send(packets)
 
 
 class MachineNamespaces:
-    """Finds the namespace of a machine, which may never have connected."""
+    """Namespaces of machines, including those that have never connected."""
 
     def __init__(self, bus: Bus, live: LiveState) -> None:
         self._bus = bus
         self._live = live
-        self._lobby = Lobby()
+        self._root = RootNamespace()
         self._namespaces: dict[str, MachineNamespace] = {}
 
     def find(self, name: str) -> Namespace | None:
+        """Return a namespace by the name that a client sent; ``None`` if it does not exist."""
         if name == "/":
-            return self._lobby
+            return self._root
         # Some clients percent-encode a name as in a URL, and some systems send letters and their marks decomposed.
         machine = name_of(unquote(name.removeprefix(_PREFIX)))
         if not name.startswith(_PREFIX) or machine is None:
             return None
-        found = self._namespaces.get(name)
-        if found is None:
-            # Only those that somebody has joined are kept.
+        namespace = self._namespaces.get(name)
+        if namespace is None:
+            # An empty namespace is not kept.
             emptied = partial(self._namespaces.pop, name, None)
-            found = self._namespaces[name] = MachineNamespace(name, machine, self._bus, self._live, emptied)
-        return found
+            namespace = self._namespaces[name] = MachineNamespace(name, machine, self._bus, self._live, emptied)
+        return namespace
 
 
-def _encoded(name: str, updates: Iterable[Update]) -> bytes:
+def _encode_recent(name: str, updates: Iterable[Update]) -> bytes:
     (packet,) = event_packets(name, "initialize", [update.payload() for update in updates])
     return packet.content

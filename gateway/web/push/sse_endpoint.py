@@ -1,6 +1,6 @@
-"""Live events as server-sent events, at ``/events``: for curl, and for proxies that know no WebSocket.
+"""Live events as server-sent events at ``/events``, for curl and for proxies that do not support WebSocket.
 
-The HTML standard, 9.2, says what goes over the line.
+The format is that of the HTML standard, 9.2.
 """
 
 from typing import Any, Final
@@ -15,85 +15,88 @@ from gateway.bus.event import Event
 from gateway.web.clients.registry import LiveClients
 from gateway.web.http.answers import Refusal, argument, refuse, refuse_method
 from gateway.web.http.request import GatewayRequest
-from gateway.web.push.subscription import Patterns, Subscription, SubscriptionContext, patterns_of
+from gateway.web.push.subscription import Patterns, Subscription, SubscriptionContext, parse_topics
 
-#: Seconds between comments: proxies give up connections on which nothing comes.
+#: Seconds between comments: proxies close connections on which nothing arrives.
 _COMMENT: Final = 15.0
 
-#: Milliseconds after which a browser comes back.
+#: Milliseconds after which a browser reconnects.
 _RETRY: Final = 2000
 
 
 @implementer(IPushProducer)
 class SseResponse:
-    """One client."""
+    """Answer that sends events to one client until it leaves."""
 
-    def __init__(self, request: GatewayRequest, feed: SubscriptionContext, audience: LiveClients) -> None:
+    def __init__(self, request: GatewayRequest, context: SubscriptionContext, clients: LiveClients) -> None:
         self._request = request
-        self._feed = feed
-        self._audience = audience
-        self._gone = False
-        self._follower = Subscription(feed, self)
+        self._context = context
+        self._clients = clients
+        self._is_finished = False
+        self._subscription = Subscription(context, self)
         self._comments = LoopingCall(self._comment)
-        self._comments.clock = feed.reactor
+        self._comments.clock = context.reactor
 
     def begin(self, patterns: Patterns, since: int | None) -> None:
-        """Send what there is to send."""
+        """Send the missed events or the current state, then live events."""
         request = self._request
-        request.lasts(self._feed.counters.subscribers_slow.inc)
+        request.exclude_from_shutdown(self._context.counters.subscribers_slow.inc)
         request.notifyFinish().addBoth(self._finished)
-        self._audience.join(self, "events")
+        self._clients.add(self, "events")
         request.registerProducer(self, True)
         request.write(b"retry: %d\n\n" % _RETRY)
-        self._follower.follow(patterns, since)
+        if since is not None and self._subscription.can_resume(patterns, since):
+            self._subscription.resume(patterns, since)
+        else:
+            self._subscription.follow(patterns)
         self._comments.start(_COMMENT, now=False)
 
     def _finished(self, _: object) -> None:
-        self._gone = True
+        self._is_finished = True
         if self._comments.running:
             self._comments.stop()
-        self._follower.close()
-        self._audience.leave(self)
+        self._subscription.close()
+        self._clients.remove(self)
 
     def _comment(self) -> None:
-        if self._follower.outbox.is_clear:
+        if self._subscription.outbox.is_clear:
             self._request.write(b":\n\n")
 
-    # -- what it is told
+    # -- messages to the client
 
-    def tell(self, text: bytes) -> None:
+    def send_answer(self, text: bytes) -> None:
         self._request.write(b"data: %b\n\n" % text)
 
-    def tell_snapshot(self, seq: int, text: bytes) -> None:
+    def send_snapshot(self, seq: int, text: bytes) -> None:
         self._write(seq, text)
 
-    def tell_event(self, event: Event) -> None:
+    def send_event(self, event: Event) -> None:
         self._write(event.seq, event.text())
 
     def _write(self, seq: int, text: bytes) -> None:
-        if not self._gone:
-            # JSON of ours has no line ends in it.
+        if not self._is_finished:
+            # The gateway's JSON has no line ends.
             self._request.write(b"id: %d\ndata: %b\n\n" % (seq, text))
 
-    def give_up(self) -> None:
-        # It comes back with the number of the last event that it read.
+    def close_slow(self) -> None:
+        # The client reconnects with the number of the last event that it read.
         self._request.channel.transport.abortConnection()
 
-    def dismiss(self) -> None:
-        if not self._gone:
+    def close_for_shutdown(self) -> None:
+        if not self._is_finished:
             self._request.unregisterProducer()
             self._request.finish()
 
-    # -- the transport's wishes
+    # -- flow control of the transport
 
     def pauseProducing(self) -> None:
-        self._follower.outbox.pause()
+        self._subscription.outbox.pause()
 
     def resumeProducing(self) -> None:
-        self._follower.outbox.resume()
+        self._subscription.outbox.resume()
 
     def stopProducing(self) -> None:
-        self._follower.outbox.pause()
+        self._subscription.outbox.pause()
 
 
 class SseResource(Resource):
@@ -101,23 +104,23 @@ class SseResource(Resource):
 
     isLeaf = True
 
-    def __init__(self, feed: SubscriptionContext, audience: LiveClients) -> None:
+    def __init__(self, context: SubscriptionContext, clients: LiveClients) -> None:
         super().__init__()
-        self._feed = feed
-        self._audience = audience
+        self._context = context
+        self._clients = clients
 
     def render(self, request: Any) -> Any:
         if request.method not in {b"GET", b"HEAD"}:
             return refuse_method(request, "GET, HEAD")
         try:
-            patterns, since = _asked(request)
+            patterns, since = _parse_query(request)
         except ValueError as error:
             return refuse(request, Refusal(400, "invalid_request", str(error)))
         refusal = request.page_refusal()
         if refusal is not None:
-            # The page could not read the answer, but would hold a place.
+            # The page could not read the answer, but would count as a subscriber.
             return refuse(request, refusal)
-        if not self._audience.has_room():
+        if not self._clients.has_room():
             return refuse(request, Refusal(503, "too_many_subscribers"))
         request.setHeader(b"content-type", b"text/event-stream")
         request.setHeader(b"cache-control", b"no-store")
@@ -125,21 +128,21 @@ class SseResource(Resource):
         request.setHeader(b"x-accel-buffering", b"no")
         if request.method == b"HEAD":
             return b""
-        response = SseResponse(request, self._feed, self._audience)
+        response = SseResponse(request, self._context, self._clients)
         response.begin(patterns, since)
         return NOT_DONE_YET
 
 
-def _asked(request: GatewayRequest) -> tuple[Patterns, int | None]:
-    """The topics and the last event that a client has.
+def _parse_query(request: GatewayRequest) -> tuple[Patterns, int | None]:
+    """Return the topics and the number of the last event that the client has.
 
-    :raises ValueError: a topic or the number is none.
+    :raises ValueError: a topic or the number is not valid.
     """
     topics = b",".join(request.args.get(b"topics", [])).decode("utf-8", "replace")
-    patterns = patterns_of([topic for topic in topics.split(",") if topic])
-    given = request.getHeader("last-event-id") or argument(request, "since")
-    if not given:
+    patterns = parse_topics([topic for topic in topics.split(",") if topic])
+    since = request.getHeader("last-event-id") or argument(request, "since")
+    if not since:
         return patterns, None
-    if not (given.isascii() and given.isdigit() and len(given) < 20):
+    if not (since.isascii() and since.isdigit() and len(since) < 20):
         raise ValueError("since is the seq of an event")
-    return patterns, int(given)
+    return patterns, int(since)

@@ -1,4 +1,4 @@
-"""Following topics, whatever the transport: the present state or what was missed, then events as they happen."""
+"""Subscriptions to topics over any transport: the current state or missed events first, then live events."""
 
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias
@@ -14,16 +14,16 @@ from gateway.runtime.clock import WallClock
 from gateway.runtime.metrics import Counters
 from gateway.web.clients.outbox import ENTRY, Outbox
 
-#: The topics that one client may follow.
-_MOST_TOPICS: Final = 1000
+#: Maximum topics of one client.
+_MAX_TOPICS: Final = 1000
 
-#: Past events that are fetched at a time.
+#: Past events that are fetched from the backlog at a time.
 _FETCH: Final = 100
 
-#: What a client's own request makes wait: its answer, its topics.
+#: Bytes that the answer to a client's request counts for in addition to its text.
 REQUEST: Final = 1000
 
-#: What a topic of a replay that waits is counted as: a tuple, its place in a set, a text.
+#: Bytes that a topic of a waiting replay counts for: a tuple, its slot in a set, a text.
 _PATTERN: Final = 200
 
 Patterns: TypeAlias = frozenset[tuple[str, ...]]
@@ -31,10 +31,10 @@ Patterns: TypeAlias = frozenset[tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The present state of a source, made when the client has read what comes before it.
+    """Current state of a source, made once the client has read the messages before it.
 
-    :ivar seq: the last event before the subscription. What comes after and is in the snapshot already is left out, but
-        a client that comes back with this number misses nothing.
+    :ivar seq: number of the last event before the subscription. Later events that the snapshot already includes are not
+        sent, but a client that resumes from this number misses nothing.
     """
 
     source: str
@@ -44,9 +44,10 @@ class Snapshot:
 
 @dataclass(slots=True)
 class Replay:
-    """Past events up to one, fetched from the backlog as the client reads.
+    """Range of past events, fetched from the backlog as the client reads.
 
-    :ivar since: the last of them that was sent, or passed over.
+    :ivar since: number of the last event that was sent or passed over.
+    :ivar until: number of the last event of the range.
     """
 
     since: int
@@ -55,28 +56,28 @@ class Replay:
 
 
 class EventSink(Protocol):
-    """How one client is told."""
+    """Connection to one client."""
 
-    def tell_event(self, event: Event) -> None:
+    def send_event(self, event: Event) -> None:
         """Send an event."""
 
-    def tell_snapshot(self, seq: int, text: bytes) -> None:
+    def send_snapshot(self, seq: int, text: bytes) -> None:
         """Send the JSON of a snapshot."""
 
-    def tell(self, text: bytes) -> None:
-        """Send an answer to the client's own words."""
+    def send_answer(self, text: bytes) -> None:
+        """Send the answer to a request of the client."""
 
-    def give_up(self) -> None:
-        """The client reads too slowly: close."""
+    def close_slow(self) -> None:
+        """Close the connection because the client reads too slowly."""
 
 
 _Item: TypeAlias = bytes | Event | Snapshot | Replay
 
 
 class SubscriptionContext:
-    """What all followers draw from.
+    """Sources of events and state that all subscriptions share.
 
-    :param max_waiting: bytes of events that may wait for one client to read.
+    :param max_waiting: maximum bytes of events that wait for one client.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class SubscriptionContext:
         self._clock = clock
 
     def sources(self, patterns: Patterns) -> list[tuple[str, str]]:
-        """The scales and machines whose state these topics are about."""
+        """Return the scales and machines with a state that these topics include."""
         sources: dict[tuple[str, str], None] = {}
         for pattern in patterns:
             if len(pattern) != 2:
@@ -103,115 +104,120 @@ class SubscriptionContext:
             if source != "scale" and name == "*":
                 sources.update({("machine", machine): None for machine in self._live.machines()})
             elif source == "machine" or name in self._live.machines():
-                # A machine may be named before it has ever connected.
+                # A client may name a machine that has never connected.
                 sources["machine", name] = None
         return list(sources)
 
-    def snapshot(self, asked: Snapshot) -> bytes:
-        """The JSON of a snapshot, as things stand now."""
-        is_scale = asked.source == "scale"
-        data = self._live.scale_snapshot(asked.name) if is_scale else self._live.machine_snapshot(asked.name)
-        return event_text(asked.seq, f"{asked.source}/{asked.name}", "snapshot", data, self._clock.now())
+    def snapshot_text(self, snapshot: Snapshot) -> bytes:
+        """Return the JSON of a snapshot with the state of this moment."""
+        source, name = snapshot.source, snapshot.name
+        data = self._live.scale_snapshot(name) if source == "scale" else self._live.machine_snapshot(name)
+        return event_text(snapshot.seq, f"{source}/{name}", "snapshot", data, self._clock.now())
 
 
 class Subscription:
-    """One client's topics, and what waits for it; a subscriber of the bus.
+    """Topics of one client and the messages that wait for it; a subscriber of the bus.
 
-    :ivar outbox: is paused and resumed by the client's transport. A snapshot is not made yet, and what was missed is
-        not fetched yet while they wait: they count as entries only.
+    :ivar outbox: queue that the client's transport pauses and resumes. A waiting snapshot is not made yet, and a
+        waiting replay not fetched yet: both count for the size of an entry only.
     """
 
-    def __init__(self, feed: SubscriptionContext, outlet: EventSink) -> None:
-        self._feed = feed
-        self._bus = feed.bus
-        self._outlet = outlet
-        self.outbox: Outbox[_Item] = Outbox(feed.reactor, feed.max_waiting, self._send, self._too_slow)
-        #: Sources whose snapshot was sent late, and the event that it included last.
+    def __init__(self, context: SubscriptionContext, sink: EventSink) -> None:
+        self._context = context
+        self._bus = context.bus
+        self._sink = sink
+        self.outbox: Outbox[_Item] = Outbox(context.reactor, context.max_waiting, self._send, self._drop_slow)
+        #: By topic of a source whose snapshot was sent late: number of the last event that it included.
         self._covered: dict[str, int] = {}
 
-    # -- what the client says
+    # -- requests of the client
 
-    def check(self, patterns: Patterns) -> None:
-        """Whether these topics may be followed too.
+    def check_topics(self, patterns: Patterns) -> None:
+        """Check that these topics can be added.
 
-        :raises ValueError: they would be too many.
+        :raises ValueError: too many topics.
         """
-        if len(self._bus.patterns_of(self) | patterns) > _MOST_TOPICS:
-            raise ValueError(f"more than {_MOST_TOPICS} topics")
+        if len(self._bus.patterns_of(self) | patterns) > _MAX_TOPICS:
+            raise ValueError(f"more than {_MAX_TOPICS} topics")
 
-    def follow(self, patterns: Patterns, since: int | None) -> None:
-        """Follow topics too: what was missed since some event comes first, else the present state."""
-        bus = self._bus
-        bus.subscribe(self, patterns)
-        if since is not None and bus.holds(since, patterns):
-            self.outbox.put(REQUEST + _PATTERN * len(patterns), Replay(since, bus.seq, patterns))
-        else:
-            for source, name in self._feed.sources(patterns):
-                self.outbox.put(ENTRY, Snapshot(source, name, bus.seq))
+    def can_resume(self, patterns: Patterns, since: int) -> bool:
+        """Return whether the backlog still has every event on these topics after ``since``."""
+        return self._bus.holds(since, patterns)
+
+    def follow(self, patterns: Patterns) -> None:
+        """Add topics; the current state of their sources comes first."""
+        self._bus.subscribe(self, patterns)
+        for source, name in self._context.sources(patterns):
+            self.outbox.put(ENTRY, Snapshot(source, name, self._bus.seq))
+
+    def resume(self, patterns: Patterns, since: int) -> None:
+        """Add topics; the events after ``since`` come first. Only valid if :meth:`can_resume` returned true."""
+        self._bus.subscribe(self, patterns)
+        self.outbox.put(REQUEST + _PATTERN * len(patterns), Replay(since, self._bus.seq, patterns))
 
     def unfollow(self, patterns: Patterns) -> None:
-        """Follow these topics no more."""
+        """Remove topics."""
         self._bus.unsubscribe(self, patterns)
 
-    def say(self, text: bytes) -> None:
-        """Answer the client, when it is the answer's turn."""
+    def answer(self, text: bytes) -> None:
+        """Answer a request of the client, after the messages that already wait."""
         self.outbox.put(REQUEST + len(text), text)
 
     def close(self) -> None:
-        """Follow nothing, and forget what waits."""
+        """Remove all topics, and drop the messages that wait."""
         self._bus.unsubscribe(self)
         self.outbox.close()
 
-    # -- what it is told
+    # -- events of the bus
 
     def deliver(self, event: Event) -> None:
         if self.outbox.is_clear:
             self._covered.clear()
-            self._outlet.tell_event(event)
+            self._sink.send_event(event)
         else:
             self.outbox.put(ENTRY + len(event.text()), event)
 
     def _send(self, item: _Item) -> bool:
         if isinstance(item, Event):
             if item.seq > self._covered.get(item.topic, 0) or not _is_in_snapshot(item.record):
-                self._outlet.tell_event(item)
+                self._sink.send_event(item)
         elif isinstance(item, Snapshot):
-            text = self._feed.snapshot(item)
+            text = self._context.snapshot_text(item)
             self._covered[f"{item.source}/{item.name}"] = self._bus.seq
-            self._outlet.tell_snapshot(item.seq, text)
+            self._sink.send_snapshot(item.seq, text)
         elif isinstance(item, Replay):
-            return self._replay(item)
+            return self._send_replay(item)
         else:
-            self._outlet.tell(item)
+            self._sink.send_answer(item)
         return True
 
-    def _replay(self, replay: Replay) -> bool:
-        """Send what the client reads of what it missed; whether that was all."""
+    def _send_replay(self, replay: Replay) -> bool:
+        """Send missed events as far as the client reads; return whether all are sent."""
         bus = self._bus
         if not bus.holds(replay.since, replay.patterns):
             self.outbox.close()
-            self._too_slow()
+            self._drop_slow()
             return False
-        # It may have gone through the whole backlog to find nothing.
-        self.outbox.rest()
-        found = bus.missed(replay.since, replay.patterns, replay.until, _FETCH)
-        for event in found:
-            self._outlet.tell_event(event)
+        # The search may have passed through the whole backlog.
+        self.outbox.yield_turn()
+        events = bus.missed(replay.since, replay.patterns, replay.until, _FETCH)
+        for event in events:
+            self._sink.send_event(event)
             replay.since = event.seq
             if self.outbox.is_paused:
                 return False
-        return len(found) < _FETCH
+        return len(events) < _FETCH
 
-    def _too_slow(self) -> None:
-        self._feed.counters.subscribers_slow.inc()
+    def _drop_slow(self) -> None:
+        self._context.counters.subscribers_slow.inc()
         self._bus.unsubscribe(self)
-        self._outlet.give_up()
+        self._sink.close_slow()
 
 
-def patterns_of(topics: Any) -> Patterns:
-    """The topics of a request.
+def parse_topics(topics: Any) -> Patterns:
+    """Return the patterns of the topics in a request.
 
-    :raises ValueError: they are no list of topics, or there is none.
+    :raises ValueError: not a list of topics, or an empty one.
     """
     if not isinstance(topics, list) or not topics or not all(isinstance(topic, str) for topic in topics):
         raise ValueError("topics is a list of texts, at least one")
@@ -219,5 +225,5 @@ def patterns_of(topics: Any) -> Patterns:
 
 
 def _is_in_snapshot(record: Record) -> bool:
-    """Whether what a record says can be seen in a later snapshot of its source."""
+    """Return whether a later snapshot of the source includes the content of a record."""
     return isinstance(record, Update | Presence) or (isinstance(record, Reading) and record.settled)

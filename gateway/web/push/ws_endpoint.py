@@ -1,4 +1,4 @@
-"""Live events by WebSocket, at ``/ws``: JSON texts, topics, resume. See ``docs/events.rst``."""
+"""Live events by WebSocket at ``/ws``: JSON texts, topics, resume. See ``docs/events.rst``."""
 
 from functools import partial
 from typing import Any, Final
@@ -8,133 +8,130 @@ from twisted.web.resource import Resource
 
 from gateway.bus.event import Event
 from gateway.runtime.limited_log import LimitedLog
-from gateway.web.clients.deflate import acceptance, framed, is_worth_compressing
+from gateway.web.clients.deflate import accept_offer, frame_message, is_worth_compressing
 from gateway.web.clients.registry import LiveClients
 from gateway.web.clients.websocket import (
     GOING_AWAY,
     TOO_SLOW,
     PacedFactory,
     PacedWebSocket,
-    asks_for_websocket,
-    take_over,
+    is_websocket_request,
+    upgrade_to_websocket,
 )
 from gateway.web.http.answers import Refusal, refuse
 from gateway.web.http.request import GatewayRequest
-from gateway.web.push.subscription import Subscription, SubscriptionContext, patterns_of
+from gateway.web.push.subscription import Subscription, SubscriptionContext, parse_topics
 
-#: A client's message, in bytes.
-_MOST_MESSAGE: Final = 64 * 1024
+#: Maximum bytes of a client's message.
+_MAX_MESSAGE: Final = 64 * 1024
 
-#: Seconds between pings, and until an answer is missed.
+#: Seconds between pings, and maximum seconds until an answer.
 _PING: Final = 20
 
 
 class EventsWebSocketProtocol(PacedWebSocket):
-    """One subscriber."""
+    """WebSocket of one subscriber."""
 
     factory: "EventsWebSocketFactory"
 
-    #: What it follows; ``None`` before the connection is open.
-    follower: Subscription | None = None
+    #: Topics of the client; ``None`` before the connection is open.
+    subscription: Subscription | None = None
 
     def onOpen(self) -> None:
         super().onOpen()
-        self.follower = Subscription(self.factory.feed, self)
-        self.pace(self.follower.outbox)
-        self.factory.audience.join(self, "websocket")
+        self.subscription = Subscription(self.factory.context, self)
+        self.pace(self.subscription.outbox)
+        self.factory.clients.add(self, "websocket")
 
     def onClose(self, *_: Any) -> None:
-        # A handshake that failed was never open.
-        if self.factory.audience.leave(self) and self.follower is not None:
-            self.follower.close()
+        # After a failed handshake, the client was never added.
+        if self.factory.clients.remove(self) and self.subscription is not None:
+            self.subscription.close()
 
-    # -- what the client says
+    # -- messages of the client
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
-        if self.leaving or self.follower is None:
+        if self.is_closing or self.subscription is None:
             return
         try:
-            self._understand(self.follower, payload, isBinary)
+            self._process(self.subscription, payload, isBinary)
         except ValueError as error:
-            self.refused(error)
-            self._say({"type": "error", "error": "invalid_request", "message": str(error)})
+            self.report_invalid(error)
+            _answer(self.subscription, {"type": "error", "error": "invalid_request", "message": str(error)})
 
-    def _understand(self, follower: Subscription, payload: bytes, is_binary: bool) -> None:
+    def _process(self, subscription: Subscription, payload: bytes, is_binary: bool) -> None:
         try:
             message = None if is_binary else orjson.loads(payload)
         except orjson.JSONDecodeError as error:
             raise ValueError("the message is not JSON") from error
         match message:
             case {"type": "subscribe", "topics": topics, **rest}:
-                patterns = patterns_of(topics)
+                patterns = parse_topics(topics)
                 since = rest.get("since")
                 if since is not None and (type(since) is not int or since < 0):
                     raise ValueError("since is the seq of an event")
-                follower.check(patterns)
-                bus = self.factory.feed.bus
-                answer = {"type": "subscribed", "topics": topics, "seq": bus.seq}
+                subscription.check_topics(patterns)
+                answer = {"type": "subscribed", "topics": topics, "seq": self.factory.context.bus.seq}
                 if since is not None:
-                    answer["recovered"] = bus.holds(since, patterns)
-                self._say(answer)
-                follower.follow(patterns, since)
+                    answer["recovered"] = subscription.can_resume(patterns, since)
+                _answer(subscription, answer)
+                if since is not None and answer["recovered"]:
+                    subscription.resume(patterns, since)
+                else:
+                    subscription.follow(patterns)
             case {"type": "unsubscribe", "topics": topics}:
-                follower.unfollow(patterns_of(topics))
-                self._say({"type": "unsubscribed", "topics": topics})
+                subscription.unfollow(parse_topics(topics))
+                _answer(subscription, {"type": "unsubscribed", "topics": topics})
             case {"type": "subscribe" | "unsubscribe"}:
                 raise ValueError("topics are missing")
             case _:
                 raise ValueError("a message is a JSON object of type subscribe or unsubscribe")
 
-    def _say(self, message: dict[str, Any]) -> None:
-        if self.follower is not None:
-            self.follower.say(orjson.dumps(message))
+    # -- messages to the client
 
-    # -- what it is told
-
-    def tell(self, text: bytes) -> None:
+    def send_answer(self, text: bytes) -> None:
         self.send_text(text)
 
-    def tell_snapshot(self, seq: int, text: bytes) -> None:
+    def send_snapshot(self, seq: int, text: bytes) -> None:
         self.send_text(text)
 
-    def tell_event(self, event: Event) -> None:
-        """An event; framed and compressed once, however many subscribers it has."""
+    def send_event(self, event: Event) -> None:
+        """Send an event; it is framed and compressed once for all subscribers."""
         text = event.text()
-        # What goes uncompressed is the same frame for every window.
+        # An uncompressed frame is the same for every window.
         window = self.window if is_worth_compressing(text) else 0
         frame = event.frames.get(window)
         if frame is None:
-            frame = event.frames[window] = framed(text, window)
+            frame = event.frames[window] = frame_message(text, window)
         self.send_frame(frame)
 
-    def give_up(self) -> None:
-        self.leave(TOO_SLOW, "read too slowly; come back with since")
+    def close_slow(self) -> None:
+        self.close_with_code(TOO_SLOW, "read too slowly; come back with since")
 
-    def dismiss(self) -> None:
-        self.leave(GOING_AWAY, "the gateway is stopping")
+    def close_for_shutdown(self) -> None:
+        self.close_with_code(GOING_AWAY, "the gateway is stopping")
 
-    def leave(self, code: int, reason: str) -> None:
-        """Close, and forget what waits."""
-        if self.follower is not None:
-            self.follower.close()
-        super().leave(code, reason)
+    def close_with_code(self, code: int, reason: str) -> None:
+        if self.subscription is not None:
+            self.subscription.close()
+        super().close_with_code(code, reason)
 
 
 class EventsWebSocketFactory(PacedFactory):
-    """What all subscribers share."""
+    """State that all subscribers by WebSocket share."""
 
     protocol: Any = EventsWebSocketProtocol
 
-    def __init__(self, feed: SubscriptionContext, audience: LiveClients, warnings: LimitedLog) -> None:
+    def __init__(self, context: SubscriptionContext, clients: LiveClients, warnings: LimitedLog) -> None:
         super().__init__(
-            feed.reactor, feed.counters, warnings, _MOST_MESSAGE, _PING, partial(acceptance, _MOST_MESSAGE)
+            context.reactor, context.counters, warnings, _MAX_MESSAGE, _PING, partial(accept_offer, _MAX_MESSAGE)
         )
-        self.feed = feed
-        self.audience = audience
+        self.context = context
+        self.clients = clients
 
 
 class EventsWebSocketResource(Resource):
-    """``/ws``: what does not ask for a WebSocket is told to."""
+    """``/ws``; a request that does not ask for a WebSocket is refused."""
 
     isLeaf = True
 
@@ -143,13 +140,17 @@ class EventsWebSocketResource(Resource):
         self._factory = factory
 
     def render(self, request: Any) -> Any:
-        if not asks_for_websocket(request):
-            return _upgrade_required(request)
-        if not self._factory.audience.has_room():
+        if not is_websocket_request(request):
+            return _refuse_without_upgrade(request)
+        if not self._factory.clients.has_room():
             return refuse(request, Refusal(503, "too_many_subscribers"))
-        return take_over(request, self._factory, EventsWebSocketProtocol())
+        return upgrade_to_websocket(request, self._factory, EventsWebSocketProtocol())
 
 
-def _upgrade_required(request: GatewayRequest) -> bytes:
+def _answer(subscription: Subscription, message: dict[str, Any]) -> None:
+    subscription.answer(orjson.dumps(message))
+
+
+def _refuse_without_upgrade(request: GatewayRequest) -> bytes:
     request.setHeader(b"upgrade", b"websocket")
     return refuse(request, Refusal(426, "upgrade_required"))

@@ -11,6 +11,7 @@ from twisted.web.http import Request
 from twisted.web.resource import IResource
 
 from gateway.bus.bus import Bus
+from gateway.config.settings import Settings
 from gateway.live.state import LiveState
 from gateway.model.records import CommitEntry, Reading
 from gateway.runtime.clock import WallClock
@@ -33,12 +34,7 @@ _CENT: Final = Decimal("0.01")
 
 
 class ScaleApi:
-    """``/api``.
-
-    :param default_scale: the scale that a request without ``scale_id`` means.
-    :param commit_max_age: for each scale, seconds after which a weight is too old to be committed; ``None``: never.
-    :param others_max_age: the same for the scales of other gateways.
-    """
+    """``/api``."""
 
     app = Klein()
     handle_errors(app)
@@ -50,18 +46,18 @@ class ScaleApi:
         bus: Bus,
         clock: WallClock,
         counters: Counters,
-        default_scale: str,
-        commit_max_age: dict[str, float | None],
-        others_max_age: float | None = None,
+        settings: Settings,
     ) -> None:
         self._live = live
         self._store = store
         self._bus = bus
         self._clock = clock
         self._commits = counters.commits
-        self._default_scale = default_scale
-        self._commit_max_age = commit_max_age
-        self._others_max_age = others_max_age
+        self._default_scale = settings.default_scale()
+        #: By scale: maximum age, in seconds, of a weight that is committed; without it, any age.
+        self._commit_max_age = {scale_id: line.commit_max_age_sec for scale_id, line in settings.lines().items()}
+        #: The same for the scales of other gateways.
+        self._remote_max_age = settings.scale.commit_max_age_sec
         #: By scale: the last reading that was asked for and the answer's text, fresh and stale.
         self._texts: dict[str, tuple[Reading, tuple[bytes, bytes]]] = {}
 
@@ -136,7 +132,7 @@ class ScaleApi:
         reading = self._live.latest(scale_id)
         if reading is None or reading.weight is None:
             raise Refusal(400, "no_stable_weight")
-        most = self._commit_max_age.get(scale_id, self._others_max_age)
+        most = self._commit_max_age.get(scale_id, self._remote_max_age)
         if most is not None and self._live.age(scale_id) > most:
             raise Refusal(409, "stale_weight")
         return CommitEntry(

@@ -1,4 +1,4 @@
-"""Engine.IO over HTTP: sessions are opened, polled, and upgraded to WebSockets."""
+"""Engine.IO over HTTP: opening, polling and upgrade of sessions."""
 
 from functools import partial
 from typing import Any, Final
@@ -10,18 +10,25 @@ from twisted.web.server import NOT_DONE_YET
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.metrics import Counters
 from gateway.web.clients.registry import LiveClients
-from gateway.web.clients.websocket import NORMAL, TOO_SLOW, PacedFactory, PacedWebSocket, asks_for_websocket, take_over
+from gateway.web.clients.websocket import (
+    NORMAL,
+    TOO_SLOW,
+    PacedFactory,
+    PacedWebSocket,
+    is_websocket_request,
+    upgrade_to_websocket,
+)
 from gateway.web.http.answers import Refusal, answer, argument, body, refuse
 from gateway.web.http.request import GatewayRequest
-from gateway.web.socketio.packets import EnginePacketType, IgnoredPacket, PacketError, packet_of, packets_of
-from gateway.web.socketio.session import Application, EngineSession
+from gateway.web.socketio.packets import EnginePacketType, IgnoredPacket, PacketError, parse_packet, parse_packets
+from gateway.web.socketio.session import Application, EngineSession, EngineSettings
 
-#: The version of Engine.IO.
+#: Supported version of the Engine.IO protocol.
 _VERSION: Final = "4"
 
 _TEXT: Final = b"text/plain; charset=UTF-8"
 
-#: Errors by their numbers in Engine.IO's own server.
+#: Errors with the numbers of Engine.IO's own server.
 _ERRORS: Final = {
     "transport": (0, "Transport unknown"),
     "session": (1, "Session ID unknown"),
@@ -30,18 +37,11 @@ _ERRORS: Final = {
     "version": (5, "Unsupported protocol version"),
 }
 
-
 _FORBIDDEN: Final = {"code": 4, "message": "Forbidden"}
 
 
 class EngineServer(Resource):
-    """The sessions of one application; a resource.
-
-    :param ping_interval: seconds between pings.
-    :param ping_timeout: seconds until an answer to one is missed.
-    :param max_payload: bytes of what a client sends at a time.
-    :param max_waiting: bytes that may wait for a client.
-    """
+    """Resource with the sessions of one application."""
 
     isLeaf = True
 
@@ -49,56 +49,52 @@ class EngineServer(Resource):
         self,
         reactor: IReactorTime,
         application: Application,
-        audience: LiveClients,
+        clients: LiveClients,
         counters: Counters,
         warnings: LimitedLog,
-        *,
-        ping_interval: float = 25.0,
-        ping_timeout: float = 20.0,
-        max_payload: int = 1_000_000,
-        max_waiting: int = 1024 * 1024,
+        settings: EngineSettings,
     ) -> None:
         super().__init__()
         self.reactor = reactor
         self.application = application
-        self.audience = audience
-        self.counters = counters
-        self.warnings = warnings
-        self.ping_interval = ping_interval
-        self.ping_timeout = ping_timeout
-        self.max_payload = max_payload
-        self.max_waiting = max_waiting
-        # Pings are Engine.IO's own.
-        self._factory = PacedFactory(reactor, counters, warnings, max_payload, 0)
+        self.settings = settings
+        self._live_clients = clients
+        self._counters = counters
+        self._warnings = warnings
+        # Engine.IO has pings of its own.
+        self._factory = PacedFactory(reactor, counters, warnings, settings.max_payload, 0)
         self._sessions: dict[str, EngineSession] = {}
 
     # -- sessions
 
     def open(self, pipe: "EnginePipe | None") -> EngineSession:
-        """Make a session."""
+        """Return a new session.
+
+        :param pipe: WebSocket by which the client connected; ``None`` if it polls.
+        """
         session = EngineSession(self, pipe)
         self._sessions[session.sid] = session
-        self.audience.join(session, "socketio")
+        self._live_clients.add(session, "socketio")
         return session
 
-    def ended(self, session: EngineSession, code: int) -> None:
+    def remove(self, session: EngineSession, code: int) -> None:
         del self._sessions[session.sid]
-        self.audience.leave(session)
+        self._live_clients.remove(session)
         if code == TOO_SLOW:
-            self.counters.subscribers_slow.inc()
+            self._counters.subscribers_slow.inc()
 
-    def refused(self, peer: str | None, error: Exception) -> None:
-        """Count and log what is no packet."""
-        self.counters.websocket_errors.inc()
-        self.warnings.warn(
-            f"socket.io {peer}", "Socket.IO packet of {peer} is refused: {error}", peer=peer, error=error
+    def report_refused(self, peer: str | None, error: Exception) -> None:
+        """Count and log an invalid packet."""
+        self._counters.websocket_errors.inc()
+        self._warnings.warn(
+            f"socket.io {peer}", "Socket.IO packet from {peer} refused: {error}", peer=peer, error=error
         )
 
-    def ignored(self, peer: str | None, error: IgnoredPacket) -> None:
+    def report_ignored(self, peer: str | None, error: IgnoredPacket) -> None:
         """Count and log an ignored packet."""
-        self.counters.websocket_errors.inc()
-        self.warnings.warn(
-            f"socket.io {peer}", "Socket.IO packet of {peer} is ignored: {error}", peer=peer, error=error
+        self._counters.websocket_errors.inc()
+        self._warnings.warn(
+            f"socket.io {peer}", "Socket.IO packet from {peer} ignored: {error}", peer=peer, error=error
         )
 
     # -- requests
@@ -109,11 +105,11 @@ class EngineServer(Resource):
             return _refuse(request, "version")
         if transport not in {"polling", "websocket"}:
             return _refuse(request, "transport")
-        if (transport == "websocket") != asks_for_websocket(request):
+        if (transport == "websocket") != is_websocket_request(request):
             return _refuse(request, "request")
         request.refusal = request.page_refusal()
         if request.refusal is not None:
-            # Its page could not read the answer, but would hold a place.
+            # The page could not read the answer, but would count as a client.
             return answer(request, _FORBIDDEN, 403)
         sid = argument(request, "sid")
         session = None if sid is None else self._sessions.get(sid)
@@ -122,12 +118,12 @@ class EngineServer(Resource):
             session = None
         if sid is not None and session is None:
             return _refuse(request, "session")
-        if session is None and not self.audience.has_room():
+        if session is None and not self._live_clients.has_room():
             # For the log and Retry-After; the body has Socket.IO's form.
             refuse(request, Refusal(503, "too_many_subscribers"))
             return answer(request, _FORBIDDEN, 503)
         if transport == "websocket":
-            return take_over(request, self._factory, EnginePipe(self, session))
+            return upgrade_to_websocket(request, self._factory, EnginePipe(self, session))
         return self._poll(request, session)
 
     def _poll(self, request: GatewayRequest, session: EngineSession | None) -> Any:
@@ -135,41 +131,41 @@ class EngineServer(Resource):
             if request.method != b"GET":
                 return _refuse(request, "method")
             session = self.open(None)
-            session.begin()
-        if not session.polls:
+            session.start()
+        if not session.can_poll:
             return _refuse(request, "request")
         if request.method == b"POST":
-            return self._posted(request, session)
+            return self._receive_post(request, session)
         if request.method != b"GET":
             return _refuse(request, "request")
         poll = _Poll(request, session)
-        if not session.poll(poll):
+        if not session.add_poll(poll):
             return _refuse(request, "request")
         return NOT_DONE_YET
 
-    def _posted(self, request: GatewayRequest, session: EngineSession) -> bytes:
+    def _receive_post(self, request: GatewayRequest, session: EngineSession) -> bytes:
         peer = request.getClientAddress().host
         content = request.content.read() if request.content is not None else b""
         try:
-            for kind, data in packets_of(content, partial(self.ignored, peer)):
+            for kind, data in parse_packets(content, partial(self.report_ignored, peer)):
                 try:
                     session.receive(kind, data)
                 except IgnoredPacket as error:
-                    self.ignored(peer, error)
+                    self.report_ignored(peer, error)
         except PacketError as error:
             session.close()
-            self.refused(peer, error)
+            self.report_refused(peer, error)
             return _refuse(request, "request")
         return body(request, b"ok", b"text/html")
 
 
 class _Poll:
-    """A polling request."""
+    """Polling request that waits for its answer."""
 
     def __init__(self, request: GatewayRequest, session: EngineSession) -> None:
         self._request = request
-        request.lasts()
-        request.notifyFinish().addErrback(lambda _: session.poll_lost(self))
+        request.exclude_from_shutdown()
+        request.notifyFinish().addErrback(lambda _: session.on_poll_lost(self))
 
     def answer(self, content: bytes) -> None:
         self._request.setHeader(b"cache-control", b"no-store")
@@ -178,9 +174,9 @@ class _Poll:
 
 
 class EnginePipe(PacedWebSocket):
-    """The WebSocket of a session.
+    """WebSocket of a session.
 
-    :param session: that wants to go over to it; ``None`` where it begins one.
+    :param session: session that may be upgraded to it; ``None`` to open a new one.
     """
 
     def __init__(self, server: EngineServer, session: EngineSession | None) -> None:
@@ -192,33 +188,33 @@ class EnginePipe(PacedWebSocket):
         super().onOpen()
         if self._session is None:
             self._session = self._server.open(self)
-            self._session.begin()
-        elif not self._session.probe(self):
+            self._session.start()
+        elif not self._session.add_probe(self):
             self._session = None
             self.hang_up()
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
-        if self.leaving or self._session is None:
+        if self.is_closing or self._session is None:
             return
         try:
-            kind, data = (EnginePacketType.MESSAGE, payload) if isBinary else packet_of(payload)
+            kind, data = (EnginePacketType.MESSAGE, payload) if isBinary else parse_packet(payload)
             if not self._session.receive_probe(self, kind, data):
                 self._session.receive(kind, data)
         except IgnoredPacket as error:
-            self._server.ignored(self.peer, error)
+            self._server.report_ignored(self.peer, error)
         except PacketError as error:
-            self._server.refused(self.peer, error)
-            self._session.pipe_lost(self)
+            self._server.report_refused(self.peer, error)
+            self._session.on_pipe_lost(self)
             self.hang_up()
 
     def onClose(self, *_: Any) -> None:
         if self._session is not None:
-            self._session.pipe_lost(self)
+            self._session.on_pipe_lost(self)
 
     def hang_up(self, code: int = NORMAL) -> None:
-        """Close, once."""
-        if not self.leaving:
-            self.leave(code, "the session is over")
+        """Close the WebSocket, unless it is closing already."""
+        if not self.is_closing:
+            self.close_with_code(code, "the session is over")
 
 
 def _refuse(request: GatewayRequest, error: str) -> bytes:

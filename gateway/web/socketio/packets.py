@@ -1,6 +1,6 @@
-"""Packets of Engine.IO 4 and Socket.IO 5: bytes and texts in, values out, and back. No input, no output.
+"""Codec for the packets of Engine.IO 4 and Socket.IO 5, without input and output.
 
-https://socket.io/docs/v4/engine-io-protocol/ and https://socket.io/docs/v4/socket-io-protocol/ say how they look.
+The formats: https://socket.io/docs/v4/engine-io-protocol/ and https://socket.io/docs/v4/socket-io-protocol/.
 """
 
 import base64
@@ -14,24 +14,24 @@ from typing import Any, Final
 
 import orjson
 
-from gateway.web.clients.deflate import framed
+from gateway.web.clients.deflate import frame_message
 
-#: What stands between the packets of one polling answer or request.
+#: Separator of the packets in one polling answer or request.
 _SEPARATOR: Final = b"\x1e"
 
-#: Binary attachments of one event; Socket.IO's own parser allows as many.
-_MOST_ATTACHMENTS: Final = 10
+#: Maximum binary attachments of one event, as in Socket.IO's own parser.
+_MAX_ATTACHMENTS: Final = 10
 
-#: How deep a placeholder of an attachment may stand in an event.
-_DEEPEST: Final = 32
+#: Maximum depth of a placeholder for an attachment in an event.
+_MAX_DEPTH: Final = 32
 
-#: Names that clients use for themselves.
+#: Event names that client libraries use for themselves.
 _RESERVED: Final = frozenset(
     {"connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"}
 )
 
-#: Type, number of attachments, namespace, number of the acknowledgement; the rest is JSON. A query after the namespace
-#: may contain commas: it ends at the comma before the rest.
+#: Type, number of attachments, namespace, number of the acknowledgement, JSON. A query after the namespace may contain
+#: commas: it ends at the comma before the JSON.
 _SOCKET: Final = re.compile(
     r"([0-6])(?:([0-9]{1,3})-)?"
     r"(?:(/[^,?]*)(?:,|$|\?(?:[^,]|,(?![0-9]{0,100}+[\[{]|$))*+(?:,|$)))?"
@@ -41,11 +41,11 @@ _SOCKET: Final = re.compile(
 
 
 class PacketError(Exception):
-    """Error for input that is not a packet, or a packet that a client may not send; it closes the session."""
+    """Error for an invalid packet, or one that a client may not send; it closes the session."""
 
 
 class IgnoredPacket(PacketError):
-    """Error for such input that the old server ignored; the gateway ignores it too."""
+    """Error for an invalid packet that the old server ignored; the gateway ignores it too."""
 
 
 class EnginePacketType(IntEnum):
@@ -73,10 +73,10 @@ class SocketPacketType(IntEnum):
 
 
 class Outgoing:
-    """An Engine.IO packet on its way out; made once and framed once, however many clients get it.
+    """Engine.IO packet to clients, encoded once and framed once for all of them.
 
-    :param content: of the packet, its type included, or what makes that when it is the packet's turn.
-    :param cost: bytes that it holds until then, where it is not made yet.
+    :param content: content of the packet including its type, or a function that makes it when the packet is sent.
+    :param cost: bytes that the packet holds until then; by default the length of ``content``.
     """
 
     __slots__ = ("_content", "_frame", "binary", "cost")
@@ -95,38 +95,38 @@ class Outgoing:
 
     @property
     def frame(self) -> bytes:
-        """As a WebSocket frame."""
+        """The packet as a WebSocket frame."""
         if self._frame is None:
-            self._frame = framed(self.content, binary=self.binary)
+            self._frame = frame_message(self.content, binary=self.binary)
         return self._frame
 
     @property
     def polled(self) -> bytes:
-        """As a part of a polling answer."""
+        """The packet as a part of a polling answer."""
         return b"b" + base64.b64encode(self.content) if self.binary else self.content
 
 
 def control(kind: EnginePacketType, text: bytes = b"") -> Outgoing:
-    """An Engine.IO packet of the transport's own."""
+    """Return an Engine.IO packet that controls the session."""
     return Outgoing(b"%d%b" % (kind, text))
 
 
 def payload(packets: Iterable[Outgoing]) -> bytes:
-    """The body of a polling answer."""
+    """Return the body of a polling answer."""
     return _SEPARATOR.join(packet.polled for packet in packets)
 
 
-def packets_of(
+def parse_packets(
     body: bytes, ignored: Callable[[IgnoredPacket], object] | None = None
 ) -> Iterator[tuple[EnginePacketType, str | bytes]]:
-    """Read the packets in the body of a polling request; an empty one holds none.
+    """Parse the packets in the body of a polling request, which may be empty.
 
     :param ignored: called for each ignored packet; without it, :class:`IgnoredPacket` is raised too.
     :raises PacketError: at the first packet that closes the session.
     """
     for part in body.split(_SEPARATOR) if body else ():
         try:
-            packet = _attachment_of(part) if part.startswith(b"b") else packet_of(part)
+            packet = _parse_attachment(part) if part.startswith(b"b") else parse_packet(part)
         except IgnoredPacket as error:
             if ignored is None:
                 raise
@@ -135,18 +135,18 @@ def packets_of(
             yield packet
 
 
-def _attachment_of(part: bytes) -> tuple[EnginePacketType, bytes]:
+def _parse_attachment(part: bytes) -> tuple[EnginePacketType, bytes]:
     try:
         return EnginePacketType.MESSAGE, base64.b64decode(part[1:], validate=True)
     except binascii.Error as error:
         raise IgnoredPacket("not base64") from error
 
 
-def packet_of(text: bytes) -> tuple[EnginePacketType, str]:
-    """Read the type and the rest of one packet of text.
+def parse_packet(text: bytes) -> tuple[EnginePacketType, str]:
+    """Parse one packet of text; return its type and its content.
 
-    :raises IgnoredPacket: its type does not exist, or it is not UTF-8.
-    :raises PacketError: it does not begin with a type.
+    :raises IgnoredPacket: the type does not exist, or the packet is not UTF-8.
+    :raises PacketError: the packet does not begin with a type.
     """
     kind = text[:1]
     if not kind.isdigit():
@@ -163,9 +163,9 @@ def packet_of(text: bytes) -> tuple[EnginePacketType, str]:
 class SocketMessage:
     """One Socket.IO packet.
 
-    :ivar data: what it carries: an object or nothing (connect), a list (event, acknowledgement).
-    :ivar ack: the number under which an acknowledgement is waited for.
-    :ivar missing: attachments that have not come yet; the packet is not whole without them.
+    :ivar data: an object or ``None`` (connect), a list (event, acknowledgement).
+    :ivar ack: number of the acknowledgement that the client expects.
+    :ivar missing: number of attachments that have not arrived yet.
     """
 
     kind: SocketPacketType
@@ -176,21 +176,21 @@ class SocketMessage:
     attachments: list[bytes] = field(default_factory=list)
 
     def attach(self, content: bytes) -> None:
-        """Take the next attachment; with the last one, the packet is whole.
+        """Add the next attachment; the last one completes the packet.
 
-        :raises PacketError: a placeholder stands for none of them.
+        :raises PacketError: a placeholder refers to an attachment that does not exist.
         """
         self.attachments.append(content)
         self.missing -= 1
         if not self.missing:
-            self.data = _filled(self.data, self.attachments, _DEEPEST)
+            self.data = _insert_attachments(self.data, self.attachments, _MAX_DEPTH)
 
 
-def message_of(text: str) -> SocketMessage:
-    """Read a Socket.IO packet from a client; it is incomplete while attachments are still to come.
+def parse_message(text: str) -> SocketMessage:
+    """Parse a Socket.IO packet from a client; it is incomplete until its attachments arrive.
 
     :raises IgnoredPacket: a client may not send this packet.
-    :raises PacketError: it has no type, or is an event without a list; Socket.IO's own server closes for these.
+    :raises PacketError: the packet has no type, or is an event without a list; Socket.IO's own server closes too.
     """
     if not text or text[0] in "789":
         raise IgnoredPacket("an unknown type of Socket.IO packet")
@@ -200,22 +200,22 @@ def message_of(text: str) -> SocketMessage:
     kind = SocketPacketType(int(match[1]))
     is_binary = kind in {SocketPacketType.BINARY_EVENT, SocketPacketType.BINARY_ACK}
     if is_binary != (match[2] is not None) or kind is SocketPacketType.CONNECT_ERROR:
-        raise IgnoredPacket(f"a wrong Socket.IO packet of type {kind}")
+        raise IgnoredPacket(f"a Socket.IO packet of type {kind} that a client may not send")
     missing = int(match[2] or 0)
-    if missing > _MOST_ATTACHMENTS:
-        raise IgnoredPacket(f"more than {_MOST_ATTACHMENTS} attachments")
+    if missing > _MAX_ATTACHMENTS:
+        raise IgnoredPacket(f"more than {_MAX_ATTACHMENTS} attachments")
     if is_binary:
         kind = SocketPacketType.EVENT if kind is SocketPacketType.BINARY_EVENT else SocketPacketType.ACK
-    data = _sound(kind, match[5])
+    data = _parse_data(kind, match[5])
     ack = None if match[4] is None else int(match[4])
     if missing == 0 and is_binary:
-        data = _filled(data, (), _DEEPEST)
+        data = _insert_attachments(data, (), _MAX_DEPTH)
     # A query after the namespace is an old way to pass credentials.
     return SocketMessage(kind, match[3] or "/", data, ack, missing)
 
 
-def _sound(kind: SocketPacketType, text: str) -> Any:
-    """Read the content of a packet.
+def _parse_data(kind: SocketPacketType, text: str) -> Any:
+    """Parse the JSON of a packet.
 
     :raises IgnoredPacket: a client may not send this content.
     :raises PacketError: an event does not have a list.
@@ -233,15 +233,15 @@ def _sound(kind: SocketPacketType, text: str) -> Any:
             f"a Socket.IO packet of type {kind} without a list"
         )
     if kind is SocketPacketType.EVENT and not (data and isinstance(data[0], str) and data[0] not in _RESERVED):
-        raise IgnoredPacket("an event without a name of its own")
+        raise IgnoredPacket("an event without a name, or with a reserved one")
     return data
 
 
 def _loads(text: str) -> Any:
-    """Read JSON as the old server did: with ``NaN``, numbers that overflow, and halves of surrogate pairs.
+    """Parse JSON like the old server, with ``NaN``, numbers that overflow, and halves of surrogate pairs.
 
-    :raises IgnoredPacket: it is nested too deep.
-    :raises ValueError: it is not JSON.
+    :raises IgnoredPacket: nested too deep.
+    :raises ValueError: not JSON.
     """
     try:
         return orjson.loads(text)
@@ -252,32 +252,32 @@ def _loads(text: str) -> Any:
             raise IgnoredPacket("JSON that is nested too deep") from error
 
 
-def _filled(data: Any, attachments: Sequence[bytes], deep: int) -> Any:
-    """Data with attachments in the place of their placeholders."""
+def _insert_attachments(data: Any, attachments: Sequence[bytes], max_depth: int) -> Any:
+    """Return data with each placeholder replaced by its attachment."""
     if not isinstance(data, list | dict):
         return data
-    if deep == 0:
-        raise PacketError("attachments that lie too deep")
+    if max_depth == 0:
+        raise PacketError("an event with attachments that is nested too deep")
     if isinstance(data, list):
-        return [_filled(each, attachments, deep - 1) for each in data]
+        return [_insert_attachments(item, attachments, max_depth - 1) for item in data]
     if data.get("_placeholder") is True:
         number = data.get("num")
         if type(number) is not int or not 0 <= number < len(attachments):
-            raise PacketError("a placeholder of no attachment")
+            raise PacketError("a placeholder without an attachment")
         return attachments[number]
-    return {key: _filled(value, attachments, deep - 1) for key, value in data.items()}
+    return {key: _insert_attachments(value, attachments, max_depth - 1) for key, value in data.items()}
 
 
 def encode(kind: SocketPacketType, namespace: str, data: Any = None, ack: int | None = None) -> list[Outgoing]:
-    """A Socket.IO packet as Engine.IO messages: its text, then each ``bytes`` in it as an attachment.
+    """Return a Socket.IO packet as Engine.IO messages: its text, then each ``bytes`` value as an attachment.
 
-    :raises TypeError: JSON has no word for something in it.
+    :raises TypeError: a value cannot be written as JSON.
     """
     attachments: list[bytes] = []
 
     def placeholder(value: Any) -> Any:
         if not isinstance(value, bytes | bytearray):
-            raise TypeError(f"{type(value).__name__} is no JSON")
+            raise TypeError(f"{type(value).__name__} cannot be written as JSON")
         attachments.append(bytes(value))
         return {"_placeholder": True, "num": len(attachments) - 1}
 
@@ -286,7 +286,7 @@ def encode(kind: SocketPacketType, namespace: str, data: Any = None, ack: int | 
     if attachments:
         kind = SocketPacketType.BINARY_EVENT if kind is SocketPacketType.EVENT else SocketPacketType.BINARY_ACK
         count = b"%d-" % len(attachments)
-    where = b"" if namespace == "/" else namespace.encode() + b","
+    prefix = b"" if namespace == "/" else namespace.encode() + b","
     number = b"" if ack is None else b"%d" % ack
-    packet = b"%d%d%b%b%b%b" % (EnginePacketType.MESSAGE, kind, count, where, number, text)
+    packet = b"%d%d%b%b%b%b" % (EnginePacketType.MESSAGE, kind, count, prefix, number, text)
     return [Outgoing(packet), *(Outgoing(content, binary=True) for content in attachments)]

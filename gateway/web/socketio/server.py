@@ -1,4 +1,4 @@
-"""Socket.IO on Engine.IO: namespaces, events, acknowledgements."""
+"""Socket.IO on Engine.IO: namespaces, events and acknowledgements."""
 
 import secrets
 from collections.abc import Callable, Iterable, Sequence
@@ -14,39 +14,39 @@ from gateway.web.socketio.packets import (
     SocketMessage,
     SocketPacketType,
     encode,
-    message_of,
+    parse_message,
 )
 from gateway.web.socketio.session import EngineSession
 
 log = Logger()
 
-#: Seconds in which a client must have joined a namespace; Socket.IO's own server gives as many.
+#: Maximum seconds until a client joins a namespace, as in Socket.IO's own server.
 _CONNECT: Final = 45.0
 
-#: Namespaces that one client may join.
-_MOST_NAMESPACES: Final = 1000
+#: Maximum namespaces of one client.
+_MAX_NAMESPACES: Final = 1000
 
 
 class Namespace(Protocol):
-    """An application's part that clients can join."""
+    """Part of an application that clients can join."""
 
-    def joined(self, member: "NamespaceClient", auth: dict[str, Any]) -> None:
-        """Somebody has joined.
+    def on_join(self, member: "NamespaceClient", auth: dict[str, Any]) -> None:
+        """Handle a new member.
 
-        :param auth: what it said to that.
+        :param auth: object that the client sent with its request.
         """
 
-    def received(self, member: "NamespaceClient", event: str, arguments: list[Any]) -> Sequence[Any]:
-        """It has sent an event; the answer goes back where it asked for an acknowledgement."""
+    def on_event(self, member: "NamespaceClient", event: str, arguments: list[Any]) -> Sequence[Any]:
+        """Handle an event of a member; return the values of the acknowledgement, which is sent if it asked for one."""
 
-    def left(self, member: "NamespaceClient") -> None:
-        """It has gone."""
+    def on_leave(self, member: "NamespaceClient") -> None:
+        """Handle the loss of a member."""
 
 
 class NamespaceClient:
-    """A client in one namespace.
+    """Client in one namespace.
 
-    :ivar name: of the namespace, as the client wrote it.
+    :ivar name: name of the namespace, as the client wrote it.
     """
 
     __slots__ = ("_session", "name", "namespace", "sid")
@@ -58,41 +58,41 @@ class NamespaceClient:
         self._session = session
 
     def emit(self, event: str, *arguments: Any) -> None:
-        """Send it an event."""
+        """Send an event."""
         self.send(event_packets(self.name, event, *arguments))
 
     def send(self, packets: Iterable[Outgoing]) -> None:
-        """Send it what was encoded for everybody in its namespace."""
+        """Send packets, which may be shared with other members of the namespace."""
         for packet in packets:
             self._session.send(packet)
 
 
 class _Client:
-    """A session and the namespaces it has joined."""
+    """A session, the namespaces that it has joined, and an event whose attachments have not all arrived."""
 
-    def __init__(self, late: IDelayedCall) -> None:
+    def __init__(self, join_deadline: IDelayedCall) -> None:
         self.members: dict[str, NamespaceClient] = {}
-        #: The packet whose attachments are awaited, and how many bytes of them have come.
-        self.pending: SocketMessage | None = None
-        self.attached = 0
-        self._late: IDelayedCall | None = late
+        #: Packet whose attachments are awaited, and bytes of those that have arrived.
+        self.incomplete: SocketMessage | None = None
+        self.attached_bytes = 0
+        self._join_deadline: IDelayedCall | None = join_deadline
 
-    def is_in_time(self) -> None:
-        """It has joined a namespace, or has gone."""
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
+    def cancel_deadline(self) -> None:
+        """Stop waiting for the first namespace: the client has joined one, or has left."""
+        if self._join_deadline is not None:
+            self._join_deadline.cancel()
+            self._join_deadline = None
 
-    def is_late(self) -> None:
-        self._late = None
+    def deadline_passed(self) -> None:
+        self._join_deadline = None
 
 
 class SocketServer:
-    """The application of an Engine.IO server that speaks Socket.IO.
+    """Engine.IO application that speaks Socket.IO.
 
-    :param find: the namespace of a name; ``None`` where there is none.
-    :param connect_timeout: seconds in which a client must have joined one.
-    :param max_attached: bytes of attachments of one event.
+    :param find: function that returns the namespace with a name, or ``None``.
+    :param connect_timeout: maximum seconds until a client joins its first namespace.
+    :param max_attached: maximum bytes of the attachments of one event.
     """
 
     def __init__(
@@ -109,47 +109,49 @@ class SocketServer:
         self._max_attached = max_attached
         self._clients: dict[EngineSession, _Client] = {}
 
-    def opened(self, session: EngineSession) -> None:
-        self._clients[session] = _Client(self._reactor.callLater(self._connect_timeout, self._late, session))
+    def on_open(self, session: EngineSession) -> None:
+        deadline = self._reactor.callLater(self._connect_timeout, self._close_idle, session)
+        self._clients[session] = _Client(deadline)
 
-    def _late(self, session: EngineSession) -> None:
-        self._clients[session].is_late()
+    def _close_idle(self, session: EngineSession) -> None:
+        self._clients[session].deadline_passed()
         session.close()
 
-    def closed(self, session: EngineSession) -> None:
+    def on_close(self, session: EngineSession) -> None:
         client = self._clients.pop(session)
-        client.is_in_time()
+        client.cancel_deadline()
         for member in client.members.values():
-            self._left(member)
+            self._remove(member)
 
-    def received(self, session: EngineSession, data: str | bytes) -> None:
+    def on_message(self, session: EngineSession, data: str | bytes) -> None:
         client = self._clients[session]
         if isinstance(data, bytes):
-            message = self._attached(client, data)
-        elif client.pending is not None:
+            message = self._attach(client, data)
+        elif client.incomplete is not None:
             raise PacketError("an attachment is missing")
         else:
-            message = message_of(data)
+            message = parse_message(data)
             if message.missing:
-                client.pending = message
-        if client.pending is None and message is not None:
-            self._take(session, client, message)
+                client.incomplete = message
+        if client.incomplete is None and message is not None:
+            self._process(session, client, message)
 
-    def _attached(self, client: _Client, content: bytes) -> SocketMessage | None:
-        message = client.pending
+    def _attach(self, client: _Client, content: bytes) -> SocketMessage | None:
+        """Add an attachment to the incomplete packet; return the packet once it is complete."""
+        message = client.incomplete
         if message is None:
-            raise IgnoredPacket("an attachment of no event")
-        client.attached += len(content)
-        if client.attached > self._max_attached:
-            raise PacketError("attachments that are too long")
+            raise IgnoredPacket("an attachment without an event")
+        client.attached_bytes += len(content)
+        if client.attached_bytes > self._max_attached:
+            raise PacketError(f"attachments of more than {self._max_attached} bytes")
         message.attach(content)
         if message.missing:
             return None
-        client.pending = None
-        client.attached = 0
+        client.incomplete = None
+        client.attached_bytes = 0
         return message
 
-    def _take(self, session: EngineSession, client: _Client, message: SocketMessage) -> None:
+    def _process(self, session: EngineSession, client: _Client, message: SocketMessage) -> None:
         member = client.members.get(message.namespace)
         if message.kind is SocketPacketType.CONNECT:
             if member is not None:
@@ -157,38 +159,38 @@ class SocketServer:
                 raise IgnoredPacket("a second CONNECT to a namespace")
             self._join(session, client, message)
         elif member is None:
-            raise IgnoredPacket("a packet for a namespace that was not joined")
+            raise IgnoredPacket("a packet for a namespace that the client has not joined")
         elif message.kind is SocketPacketType.DISCONNECT:
             del client.members[message.namespace]
-            self._left(member)
+            self._remove(member)
         elif message.kind is SocketPacketType.EVENT:
             event, *arguments = message.data
             try:
-                answer = member.namespace.received(member, event, arguments)
-            except Exception:  # whatever an application raises, the client goes on
-                log.failure("an application failed on an event")
+                answer = member.namespace.on_event(member, event, arguments)
+            except Exception:  # the session must survive any error of the application
+                log.failure("Socket.IO namespace {name}: cannot handle an event of a client", name=member.name)
                 return
             if message.ack is not None:
                 member.send(encode(SocketPacketType.ACK, member.name, list(answer), message.ack))
 
     def _join(self, session: EngineSession, client: _Client, message: SocketMessage) -> None:
-        namespace = self._find(message.namespace) if len(client.members) < _MOST_NAMESPACES else None
+        namespace = self._find(message.namespace) if len(client.members) < _MAX_NAMESPACES else None
         if namespace is None:
             _refuse(session, message.namespace, "Invalid namespace")
             return
-        client.is_in_time()
+        client.cancel_deadline()
         member = client.members[message.namespace] = NamespaceClient(session, message.namespace, namespace)
         member.send(encode(SocketPacketType.CONNECT, member.name, {"sid": member.sid}))
         try:
-            namespace.joined(member, message.data or {})
-        except Exception:  # the same
-            log.failure("an application failed on who has joined")
+            namespace.on_join(member, message.data or {})
+        except Exception:  # the session must survive any error of the application
+            log.failure("Socket.IO namespace {name}: cannot add a client", name=member.name)
 
-    def _left(self, member: NamespaceClient) -> None:
+    def _remove(self, member: NamespaceClient) -> None:
         try:
-            member.namespace.left(member)
-        except Exception:  # the same
-            log.failure("an application failed on who has left")
+            member.namespace.on_leave(member)
+        except Exception:  # the other namespaces must be left too
+            log.failure("Socket.IO namespace {name}: cannot remove a client", name=member.name)
 
 
 def _refuse(session: EngineSession, namespace: str, reason: str) -> None:
@@ -198,5 +200,5 @@ def _refuse(session: EngineSession, namespace: str, reason: str) -> None:
 
 
 def event_packets(name: str, event: str, *arguments: Any) -> list[Outgoing]:
-    """An event as packets for every member of a namespace."""
+    """Return the packets of an event, which all members of a namespace share."""
     return encode(SocketPacketType.EVENT, name, [event, *arguments])

@@ -1,6 +1,7 @@
-"""One Engine.IO session: a client by long-polling or WebSocket, its heartbeat, and what waits for it."""
+"""Engine.IO sessions: one client by long-polling or WebSocket, with its heartbeat and its outbox."""
 
 import secrets
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -13,67 +14,78 @@ from gateway.web.socketio.packets import EnginePacketType, IgnoredPacket, Outgoi
 
 log = Logger()
 
-#: Seconds from a probe until its upgrade; Engine.IO's own server gives as many.
+#: Maximum seconds from the probe of a WebSocket to its upgrade, as in Engine.IO's own server.
 _UPGRADE: Final = 10.0
 
 
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Times and bounds of the sessions of a server.
+
+    :ivar ping_interval: seconds between pings.
+    :ivar ping_timeout: maximum seconds until a client answers a ping.
+    :ivar max_payload: maximum bytes of one message or polling request of a client.
+    :ivar max_waiting: maximum bytes that wait for a client.
+    """
+
+    ping_interval: float = 25.0
+    ping_timeout: float = 20.0
+    max_payload: int = 1_000_000
+    max_waiting: int = 1024 * 1024
+
+
 class Application(Protocol):
-    """What sits on Engine.IO."""
+    """User of Engine.IO sessions."""
 
-    def opened(self, session: "EngineSession") -> None:
-        """A client has come."""
+    def on_open(self, session: "EngineSession") -> None:
+        """Handle a new session."""
 
-    def received(self, session: "EngineSession", data: str | bytes) -> None:
+    def on_message(self, session: "EngineSession", data: str | bytes) -> None:
         """Handle a message from the client.
 
-        :raises IgnoredPacket: it is not a valid message; the session stays open.
-        :raises PacketError: it is not a valid message; the session is closed.
+        :raises IgnoredPacket: not a valid message; the session stays open.
+        :raises PacketError: not a valid message; the session is closed.
         """
 
-    def closed(self, session: "EngineSession") -> None:
-        """It has gone."""
+    def on_close(self, session: "EngineSession") -> None:
+        """Handle the end of a session."""
 
 
-class Owner(Protocol):
-    """The server of a session."""
+class SessionOwner(Protocol):
+    """Server of a session."""
 
     reactor: IReactorTime
     application: Application
-    #: Seconds between pings, and until an answer is missed.
-    ping_interval: float
-    ping_timeout: float
-    #: Bytes that may wait for a client, and bytes of what it sends.
-    max_waiting: int
-    max_payload: int
+    settings: EngineSettings
 
-    def ended(self, session: "EngineSession", code: int) -> None:
-        """A session is over, with this close code."""
+    def remove(self, session: "EngineSession", code: int) -> None:
+        """Remove a session that has ended with this close code."""
 
 
-class Poll(Protocol):
-    """A polling request that waits for its answer."""
+class PendingPoll(Protocol):
+    """Polling request that waits for its answer."""
 
     def answer(self, body: bytes) -> None:
-        """Answer it; it is over then."""
+        """Answer and end the request."""
 
 
 class Pipe(Protocol):
-    """An open WebSocket."""
+    """Open WebSocket of a session."""
 
     def pace(self, outbox: Outbox[Outgoing]) -> None:
-        """Pause and resume this outbox as the client reads."""
+        """Pause and resume an outbox as the client reads."""
 
     def send_frame(self, frame: bytes) -> None:
         """Send a frame."""
 
     def hang_up(self, code: int = NORMAL) -> None:
-        """Close it."""
+        """Close the WebSocket."""
 
 
 class EngineSession:
-    """One client.
+    """Session of one client.
 
-    :param pipe: the WebSocket that it came by; ``None`` where it polls.
+    :param pipe: WebSocket by which the client connected; ``None`` if it polls.
     """
 
     __slots__ = (
@@ -84,38 +96,39 @@ class EngineSession:
         "_pipe",
         "_poll",
         "_probe",
-        "_probe_ends",
-        "_probed",
+        "_probe_answered",
+        "_probe_deadline",
         "_reactor",
         "_send_frame",
         "is_open",
         "sid",
     )
 
-    def __init__(self, owner: Owner, pipe: Pipe | None) -> None:
+    def __init__(self, owner: SessionOwner, pipe: Pipe | None) -> None:
         self.sid = secrets.token_urlsafe(15)
         self.is_open = True
         self._owner = owner
         self._reactor = owner.reactor
         self._pipe = pipe
         self._send_frame = None if pipe is None else pipe.send_frame
-        self._poll: Poll | None = None
-        #: A WebSocket that may take the place of polling.
+        self._poll: PendingPoll | None = None
+        #: WebSocket that may replace polling.
         self._probe: Pipe | None = None
-        self._probed = False
-        self._probe_ends: IDelayedCall | None = None
-        self._outbox: Outbox[Outgoing] = Outbox(owner.reactor, owner.max_waiting, self._send, self._too_slow)
+        self._probe_answered = False
+        self._probe_deadline: IDelayedCall | None = None
+        self._outbox: Outbox[Outgoing] = Outbox(owner.reactor, owner.settings.max_waiting, self._send, self._close_slow)
         self._heartbeat: IDelayedCall | None = None
-        #: When the session is over, unless the client answers a ping.
+        #: Time of the reactor at which the session ends unless the client answers a ping.
         self._expires = 0.0
         if pipe is None:
             self._outbox.pause()
         else:
             pipe.pace(self._outbox)
 
-    def begin(self) -> None:
-        """Say hello."""
-        self._beat()
+    def start(self) -> None:
+        """Send the OPEN packet, and hand the session to the application."""
+        settings = self._owner.settings
+        self._restart_heartbeat()
         upgrades = b'["websocket"]' if self._pipe is None else b"[]"
         self.send(
             control(
@@ -124,18 +137,18 @@ class EngineSession:
                 % (
                     self.sid.encode(),
                     upgrades,
-                    round(1000 * self._owner.ping_interval),
-                    round(1000 * self._owner.ping_timeout),
-                    self._owner.max_payload,
+                    round(1000 * settings.ping_interval),
+                    round(1000 * settings.ping_timeout),
+                    settings.max_payload,
                 ),
             )
         )
-        self._owner.application.opened(self)
+        self._owner.application.on_open(self)
 
     # -- to the client
 
     def send(self, packet: Outgoing) -> None:
-        """Send a packet when it is its turn."""
+        """Send a packet, after those that already wait."""
         if self._outbox.is_clear and self._send_frame is not None:
             self._send_frame(packet.frame)
         else:
@@ -148,9 +161,9 @@ class EngineSession:
         return True
 
     def _answer_poll(self) -> None:
-        """Give a poll that waits what there is for it."""
+        """Answer a waiting poll with the packets that wait."""
         if self._poll is not None and len(self._outbox):
-            self._end_poll(payload(self._outbox.take(self._owner.max_payload)))
+            self._end_poll(payload(self._outbox.take(self._owner.settings.max_payload)))
 
     def _end_poll(self, body: bytes) -> None:
         poll, self._poll = self._poll, None
@@ -161,31 +174,31 @@ class EngineSession:
 
     @property
     def has_expired(self) -> bool:
-        """Whether it is over, though no timer has said so yet."""
+        """Whether a ping was not answered in time, even if the timer has not fired yet."""
         return self._reactor.seconds() >= self._expires
 
     @property
-    def polls(self) -> bool:
-        """Whether the client may poll: not once it has a WebSocket."""
+    def can_poll(self) -> bool:
+        """Whether the client may poll, having no WebSocket."""
         return self.is_open and self._pipe is None
 
-    def poll(self, poll: Poll) -> bool:
-        """A polling request asks for packets; whether it will be answered.
+    def add_poll(self, poll: PendingPoll) -> bool:
+        """Accept a polling request, to be answered with the next packets; return whether it is accepted.
 
-        A second one beside it ends the session.
+        A second one at the same time closes the session.
         """
         if self._poll is not None:
             self.close()
             return False
         self._poll = poll
         self._answer_poll()
-        if self._probed:
-            # The client waits for the end of its poll, to go over to its WebSocket.
+        if self._probe_answered:
+            # The client waits for the end of its poll before it uses its WebSocket.
             self._end_poll(control(EnginePacketType.NOOP).content)
         return True
 
-    def poll_lost(self, poll: Poll) -> None:
-        """The client has left during a poll: what it would have got next may be lost, and so is the session."""
+    def on_poll_lost(self, poll: PendingPoll) -> None:
+        """Close the session if its client left during a poll, since the next packets may be lost."""
         if self._poll is poll:
             self._poll = None
             self.close()
@@ -193,16 +206,16 @@ class EngineSession:
     def receive(self, kind: EnginePacketType, data: str | bytes) -> None:
         """Handle a packet; pings are ignored, since only the server may send them.
 
-        :raises IgnoredPacket: a client may not send it; the session stays open.
-        :raises PacketError: a client may not send it; the session is closed.
+        :raises IgnoredPacket: a client may not send this packet; the session stays open.
+        :raises PacketError: a client may not send this packet; the session is closed.
         """
         if not self.is_open:
             return
         try:
             if kind is EnginePacketType.MESSAGE:
-                self._owner.application.received(self, data)
+                self._owner.application.on_message(self, data)
             elif kind is EnginePacketType.PONG:
-                self._beat()
+                self._restart_heartbeat()
             elif kind is EnginePacketType.CLOSE:
                 self._end_poll(control(EnginePacketType.NOOP).content)
                 self.close()
@@ -212,87 +225,86 @@ class EngineSession:
             self.close()
             raise
 
-    # -- from polling to WebSocket
+    # -- upgrade from polling to WebSocket
 
-    def probe(self, pipe: Pipe) -> bool:
-        """A WebSocket wants to take the place of polling; whether it may try."""
-        if not self.polls or self._probe is not None:
+    def add_probe(self, pipe: Pipe) -> bool:
+        """Accept a WebSocket that may replace polling; return whether it is accepted."""
+        if not self.can_poll or self._probe is not None:
             return False
         self._probe = pipe
-        self._probe_ends = self._reactor.callLater(_UPGRADE, self._probe_late)
+        self._probe_deadline = self._reactor.callLater(_UPGRADE, self._drop_probe)
         return True
 
     def receive_probe(self, pipe: Pipe, kind: EnginePacketType, data: str | bytes) -> bool:
-        """Take a packet that came by the WebSocket; whether it was a step of its upgrade.
+        """Handle a packet from a WebSocket if it belongs to the upgrade; return whether it does.
 
-        :raises PacketError: it has no business there yet.
+        :raises PacketError: not valid before the upgrade.
         """
         if pipe is not self._probe:
             return False
         if kind is EnginePacketType.PING and data == "probe":
-            self._probed = True
+            self._probe_answered = True
             pipe.send_frame(control(EnginePacketType.PONG, b"probe").frame)
             self._end_poll(control(EnginePacketType.NOOP).content)
-        elif kind is EnginePacketType.UPGRADE and self._probed:
+        elif kind is EnginePacketType.UPGRADE and self._probe_answered:
             self._stop_probe()
             self._pipe = pipe
             self._send_frame = pipe.send_frame
             self._end_poll(control(EnginePacketType.NOOP).content)
             pipe.pace(self._outbox)
         else:
-            self.pipe_lost(pipe)
+            self.on_pipe_lost(pipe)
             raise PacketError("neither a probe nor an upgrade")
         return True
 
-    def pipe_lost(self, pipe: Pipe) -> None:
-        """A WebSocket has gone: with it the session, unless that only wanted to go over to it."""
+    def on_pipe_lost(self, pipe: Pipe) -> None:
+        """Close the session if it used this WebSocket; otherwise only end the upgrade."""
         if pipe is self._probe:
             self._stop_probe()
         elif pipe is self._pipe:
             self.close()
 
-    def _probe_late(self) -> None:
-        probe, self._probe_ends = self._probe, None
+    def _drop_probe(self) -> None:
+        probe, self._probe_deadline = self._probe, None
         self._stop_probe()
         if probe is not None:
             probe.hang_up()
 
     def _stop_probe(self) -> None:
         self._probe = None
-        self._probed = False
-        if self._probe_ends is not None:
-            self._probe_ends.cancel()
-            self._probe_ends = None
+        self._probe_answered = False
+        if self._probe_deadline is not None:
+            self._probe_deadline.cancel()
+            self._probe_deadline = None
 
     # -- heartbeat and end
 
-    def _beat(self) -> None:
-        """The client is there: the next ping is an interval away."""
-        owner = self._owner
+    def _restart_heartbeat(self) -> None:
+        """Schedule the next ping: the client has just been active."""
+        settings = self._owner.settings
         if self._heartbeat is not None:
             self._heartbeat.cancel()
-        self._expires = self._reactor.seconds() + owner.ping_interval + owner.ping_timeout
-        self._heartbeat = self._reactor.callLater(owner.ping_interval, self._ping)
+        self._expires = self._reactor.seconds() + settings.ping_interval + settings.ping_timeout
+        self._heartbeat = self._reactor.callLater(settings.ping_interval, self._ping)
 
     def _ping(self) -> None:
-        self._heartbeat = self._reactor.callLater(self._owner.ping_timeout, self._expired)
+        self._heartbeat = self._reactor.callLater(self._owner.settings.ping_timeout, self._expire)
         self.send(control(EnginePacketType.PING))
 
-    def _expired(self) -> None:
+    def _expire(self) -> None:
         self._heartbeat = None
         self.close()
 
-    def _too_slow(self) -> None:
+    def _close_slow(self) -> None:
         self.close(TOO_SLOW)
 
-    def dismiss(self) -> None:
-        """The gateway is stopping."""
+    def close_for_shutdown(self) -> None:
         self.close(GOING_AWAY)
 
     def close(self, code: int = NORMAL) -> None:
-        """Be over.
+        """Close the session.
 
-        :param code: of the close frame, where there is a WebSocket.
+        :param code: code of the close frame, if the client has a WebSocket.
         """
         if not self.is_open:
             return
@@ -306,8 +318,8 @@ class EngineSession:
             if pipe is not None:
                 pipe.hang_up(code)
         self._stop_probe()
-        self._owner.ended(self, code)
+        self._owner.remove(self, code)
         try:
-            self._owner.application.closed(self)
-        except Exception:  # whatever an application raises, the session is over
-            log.failure("an application failed on the end of a session", Failure())
+            self._owner.application.on_close(self)
+        except Exception:  # the session has ended whatever the application raises
+            log.failure("Socket.IO session {sid}: cannot handle its end", Failure(), sid=self.sid)
