@@ -202,17 +202,17 @@ HEAD = b"POST /healthz HTTP/1.1\r\nHost: x\r\n"
 @pytest.mark.parametrize(
     ("request_bytes", "reason"),
     [
-        (b"GET / HTTP/1.2\r\n\r\n", "HTTP/1.2 is not spoken here"),
+        (b"GET / HTTP/1.2\r\n\r\n", "HTTP/1.2 is not supported"),
         (b"GET /\r\n\r\n", "a request line has three parts, not 2"),
         (HEAD + b"nonsense\r\n\r\n", "a header line without a colon"),
-        (HEAD + b"Content-Length: 1\r\nContent-Length: 1\r\n\r\nx", "the length of the body is given twice"),
+        (HEAD + b"Content-Length: 1\r\nContent-Length: 1\r\n\r\nx", "the length of the body is sent twice"),
         (
             HEAD + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
-            "the length of the body is given twice",
+            "the length of the body is sent twice",
         ),
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", "a body in chunks that cannot be read"),
         # The second request of a connection is no different.
-        (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/3\r\n\r\n", "HTTP/3 is not spoken here"),
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/3\r\n\r\n", "HTTP/3 is not supported"),
     ],
 )
 def test_request_that_is_not_http_is_logged_with_its_reason(daemon: Daemon, request_bytes: bytes, reason: str) -> None:

@@ -103,7 +103,7 @@ class Connection:
         traffic = Traffic(self.counters, warnings, HostChecks([]), 1000)
         self.site = GatewaySite(self.clock, self.resource, traffic, self.counters, most, deadlines)
         # As a port does it; the log of Twisted's own site is not needed.
-        self.site._looking.start(1.0, now=False)
+        self.site._checks.start(1.0, now=False)
         self.wire, self.channel = self.connect()
 
     def connect(self) -> tuple[Wire, Any]:
@@ -182,20 +182,20 @@ def test_tick_that_fails_leaves_the_others_their_deadlines() -> None:
     with capturedLogs() as events:
         connection.wait(13)
     assert connection.wire.value().startswith(b"HTTP/1.1 408 ")
-    assert "deadlines of a connection cannot be checked" in str(events)
+    assert "cannot check the deadlines of an HTTP connection" in str(events)
 
 
 def test_turn_that_fails_leaves_the_others_theirs() -> None:
     connection = Connection()
     wire, other = connection.connect()
-    other.go_on = None
+    other.answer_next = None
     connection.site.queue_turn(other)
     connection.send(ask("/1") + ask("/2"))
     with capturedLogs() as events:
         connection.clock.turn()
     assert connection.resource.asked == [b"/1", b"/2"]
     assert wire.aborted
-    assert "a waiting request cannot be answered" in str(events)
+    assert "cannot answer a waiting HTTP request" in str(events)
 
 
 @pytest.mark.parametrize("coding", [b"identity", b"IDENTITY ", b"gzip", b"chunked, identity", b""])

@@ -12,11 +12,11 @@ from gateway.web.http.malformed import header_fault, request_line_fault
         (b"GET / x?access_token=SECRET HTTP/1.1", "a request line has three parts, not 4: METHOD TARGET HTTP/1.1"),
         (b'{"cylinder_no": "SECRET" }', "the method is not a valid name"),
         (b"GET /x SECRET", "the request line does not end with HTTP/1.1"),
-        (b"GET / HTTP/1.2", "HTTP/1.2 is not spoken here: HTTP/1.0 and HTTP/1.1 are"),
-        (b"PRI * HTTP/2.0", "HTTP/2.0 is not spoken here: HTTP/1.0 and HTTP/1.1 are"),
+        (b"GET / HTTP/1.2", "HTTP/1.2 is not supported; use HTTP/1.1 or HTTP/1.0"),
+        (b"PRI * HTTP/2.0", "HTTP/2.0 is not supported; use HTTP/1.1 or HTTP/1.0"),
         (b"GET / http/1.1", "the request line does not end with HTTP/1.1"),
-        (b"GET /\0 HTTP/1.1", "the target is empty, or holds a control character"),
-        (b"GET  HTTP/1.1", "the target is empty, or holds a control character"),
+        (b"GET /\0 HTTP/1.1", "the target is empty, or has a control character"),
+        (b"GET  HTTP/1.1", "the target is empty, or has a control character"),
     ],
 )
 def test_request_line_that_is_not_valid_says_why(line: bytes, fault: str) -> None:
@@ -34,8 +34,8 @@ def test_request_line_that_is_not_valid_says_why(line: bytes, fault: str) -> Non
         (b"Transfer-Encoding: gzip, chunked", "a Transfer-Encoding other than chunked"),
         (b"Content-Length: +5", "a Content-Length that is not a number"),
         (b"Content-Length:", "a Content-Length that is not a number"),
-        (b"Content-Length: 5", "the length of the body is given twice"),
-        (b"Transfer-Encoding: chunked", "the length of the body is given twice"),
+        (b"Content-Length: 5", "the length of the body is sent twice"),
+        (b"Transfer-Encoding: chunked", "the length of the body is sent twice"),
     ],
 )
 def test_header_line_that_is_not_valid_says_why(line: bytes, fault: str) -> None:

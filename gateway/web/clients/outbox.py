@@ -57,7 +57,7 @@ class Outbox(Generic[T]):
 
     @property
     def is_clear(self) -> bool:
-        """Whether an item can be sent directly, since it would overtake no other item."""
+        """Return whether an item can be sent directly, since it would overtake no other item."""
         return not (self._is_paused or self._waiting or self._is_closed or self._turn)
 
     @property

@@ -1,4 +1,4 @@
-"""How answers look: JSON, errors in one form."""
+"""Format of answers: JSON, and one form for all errors."""
 
 import time
 from functools import lru_cache
@@ -21,10 +21,10 @@ log = Logger()
 
 T = TypeVar("T")
 
-#: When a client may try again after the store could not take a request, in seconds.
+#: Seconds after which a client may repeat a request that was refused with 503.
 RETRY_AFTER = 2
 
-#: With a charset, because older clients read a JSON answer without one as Latin-1.
+#: Content type with a charset, because older clients read JSON without one as Latin-1.
 JSON: Final = b"application/json; charset=utf-8"
 
 #: Content of the ``Server`` header.
@@ -64,7 +64,7 @@ _MESSAGES = {
 
 def common_headers() -> tuple[tuple[bytes, bytes], ...]:
     """Return the headers of every answer, as names and values."""
-    # The date is that of the wall clock, and changes once a second.
+    # The date changes once a second.
     return _common_headers(int(time.time()))
 
 
@@ -151,50 +151,50 @@ def refuse_method(request: Request, allowed: str) -> bytes:
     return refuse(request, Refusal(405, "method_not_allowed", detail=f"allowed here: {allowed}"))
 
 
-def failed(request: Request, failure: Failure) -> bytes:
-    """The answer to a request whose work has failed."""
+def answer_failure(request: Request, failure: Failure) -> bytes:
+    """Prepare the answer to a request that failed; return its body."""
     error = failure.value
     if isinstance(error, Refusal):
         return refuse(request, error)
     if isinstance(error, StoreUnavailable):
         return refuse(request, Refusal(503, "store_unavailable", detail=f"the store is unavailable: {error}"))
-    log.failure("a request failed: {method} {path}", failure, method=request.method, path=request.path)
+    log.failure("HTTP request failed: {method} {path}", failure, method=request.method, path=request.path)
     return refuse(request, Refusal(500, "internal_error"))
 
 
 def handle_errors(app: Klein) -> None:
-    """Let an app answer every error in the one form."""
+    """Answer all errors of a Klein app in the same form."""
 
-    # Any: Klein hands in the failures of the named exceptions only, and our own requests, which its types cannot say.
+    # Any: Klein passes only failures of the named exceptions, and GatewayRequests, which its types do not express.
     @app.handle_errors(MethodNotAllowed)
     def _method(self: Any, request: Any, failure: Any) -> bytes:
         return refuse_method(request, ", ".join(sorted(set(failure.value.valid_methods or ()))))
 
-    # A path with too many slashes.
+    # RequestRedirect: a path with too many slashes.
     @app.handle_errors(NotFound, RequestRedirect)
     def _missing(self: Any, request: Any, failure: Any) -> bytes:
         return refuse(request, Refusal(404, "not_found"))
 
     @app.handle_errors(Exception)
     def _failed(self: Any, request: Any, failure: Any) -> bytes:
-        return failed(request, failure)
+        return answer_failure(request, failure)
 
 
-def shielded(work: "Deferred[T]") -> "Deferred[T]":
-    """A Deferred that can be cancelled without the work being: Klein cancels a route when its client leaves."""
+def shield(work: "Deferred[T]") -> "Deferred[T]":
+    """Return a Deferred whose cancellation does not cancel the work: Klein cancels a route when its client leaves."""
     waiting: Deferred[T] = Deferred()
 
     def forward(result: Any) -> None:
         if not waiting.called:
             waiting.callback(result)
         elif isinstance(result, Failure) and not result.check(Refusal):
-            log.failure("work failed after its client had left", result)
+            log.failure("HTTP request failed after its client had left", result)
 
     work.addBoth(forward)
     return waiting
 
 
 def argument(request: Request, name: str) -> str | None:
-    """A query argument, the last where it is repeated; ``None`` where it is absent."""
+    """Return a query argument, the last one if it is repeated; ``None`` if it is absent."""
     values = request.args.get(name.encode())
     return values[-1].decode("utf-8", "replace") if values else None

@@ -1,4 +1,4 @@
-"""One HTTP connection: its deadlines, its turns, and how answers go to its socket."""
+"""HTTP connections with deadlines, turns and direct writes to the socket."""
 
 import re
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from gateway.web.http.twisted_internals import OpenHTTPChannel, has_sent_all, is
 #: Maximum bytes read from a connection before the others have their turn.
 _READ_SIZE: Final = 8 * 1024
 
-#: Maximum bytes of requests that wait behind the one being answered; then reading stops.
+#: Maximum bytes of requests that wait behind the one being answered; above it, reading stops.
 _MAX_WAITING: Final = 16 * 1024
 
-#: Maximum bytes, and seconds, for which input is still read after a refusal: a connection that is closed with unread
-#: bytes is reset, and the client never sees its answer.
+#: Maximum bytes and seconds of input that is still read after a refusal: a connection that is closed with unread bytes
+#: is reset, and the client never sees its answer.
 _LINGER_BYTES: Final = 1024 * 1024
 _LINGER_SECONDS: Final = 2.0
 
@@ -57,7 +57,7 @@ class Deadlines:
 
 
 class GatewayChannel(OpenHTTPChannel):
-    """One HTTP connection, counted by its site until it is lost or is used for another protocol.
+    """HTTP connection that its site counts until it is lost or is used for another protocol.
 
     A client that sends many requests at once gets one answer in each turn of the reactor, and none while it has not
     read the earlier ones. The site calls :meth:`tick` about once a second, which enforces the deadlines: no request
@@ -93,7 +93,7 @@ class GatewayChannel(OpenHTTPChannel):
         self._is_in_request_line = True
         #: The line of a head that is being parsed.
         self._line = b""
-        # With small reads, a client that sends many requests at once does not keep others from their turn.
+        # With small reads, a client that sends many requests at once does not delay the other clients.
         self.transport.bufferSize = _READ_SIZE
         super().connectionMade()
 
@@ -105,7 +105,7 @@ class GatewayChannel(OpenHTTPChannel):
         """Stop counting as an HTTP connection: it is lost, or is used for another protocol."""
         if self.counted:
             self.counted = False
-            self.site.left(self)
+            self.site.remove(self)
 
     def getPeer(self) -> IAddress:
         return self._peer
@@ -127,7 +127,7 @@ class GatewayChannel(OpenHTTPChannel):
             self._enter(_HEAD)
             if data.startswith(_TLS):
                 self.close_with(
-                    Refusal(400, "bad_request", detail="a TLS handshake; this port speaks HTTP without TLS")
+                    Refusal(400, "bad_request", detail="a TLS handshake; use http://, this port has no TLS")
                 )
                 return
         super().dataReceived(data)
@@ -137,7 +137,7 @@ class GatewayChannel(OpenHTTPChannel):
     def lineReceived(self, line: bytes) -> None:
         if self._is_in_request_line and line:
             # Some clients send raw UTF-8, though RFC 3986 requires escapes.
-            self._line = line = _RAW_TEXT.sub(lambda found: b"%%%02X" % found[0][0], line)
+            self._line = line = _RAW_TEXT.sub(lambda match: b"%%%02X" % match[0][0], line)
             super().lineReceived(line)
             self._is_in_request_line = False
         else:
@@ -163,8 +163,8 @@ class GatewayChannel(OpenHTTPChannel):
 
     def allHeadersReceived(self) -> None:
         # This check comes before the client is told to continue.
-        most: int = self.site.max_refused_body
-        if self.length is not None and self.length > most:
+        max_length: int = self.site.max_refused_body
+        if self.length is not None and self.length > max_length:
             self.close_with(Refusal(413, "body_too_large", detail=f"Content-Length {self.length}"))
             return
         super().allHeadersReceived()
@@ -192,8 +192,8 @@ class GatewayChannel(OpenHTTPChannel):
         else:
             self.paused = False
 
-    def go_on(self) -> None:
-        """Answer the next waiting request, in the connection's own turn."""
+    def answer_next(self) -> None:
+        """Answer the next waiting request."""
         if self.is_write_paused or self._phase == _CLOSING or not self.counted:
             return
         self.paused = False
@@ -212,7 +212,7 @@ class GatewayChannel(OpenHTTPChannel):
 
     @property
     def is_idle(self) -> bool:
-        """Whether the connection waits for a request, and no byte of it has come."""
+        """Return whether the connection waits for a request of which no byte has arrived."""
         return self._phase == _IDLE
 
     def _enter(self, phase: int) -> None:
@@ -232,7 +232,7 @@ class GatewayChannel(OpenHTTPChannel):
                 self.transport.abortConnection()
             return
         deadlines = self.site.deadlines
-        # If the client had read everything at the last tick and nothing was written since, skip the system call.
+        # No system call if the client had read everything at the last tick and nothing was written since.
         unread = unread_bytes(self.transport) if self._is_bare and self._written != self._read_before else 0
         read = self._written - unread
         progress, self._read_before = max(0, read - self._read_before), read
@@ -241,7 +241,7 @@ class GatewayChannel(OpenHTTPChannel):
             credit = self._reader_credit + progress / deadlines.rate
             self._reader_credit = min(deadlines.grace, credit) - seconds
             if self._reader_credit < 0:
-                self._abandon("reader", "its client does not read the answer")
+                self._abandon("reader", "the client does not read the answer")
                 return
         else:
             self._reader_credit = deadlines.grace
@@ -249,30 +249,30 @@ class GatewayChannel(OpenHTTPChannel):
             # The gateway is still answering, or the client is still reading the last answer.
             self._age = 0.0
         elif self._phase == _HEAD and self._age > deadlines.head:
-            self._refuse_slow("head", f"the head took more than {deadlines.head:g} s")
+            self._refuse_slow("head", f"the request head took more than {deadlines.head:g} s")
         elif self._phase == _BODY:
             credit = self._body_credit + received / deadlines.rate
             self._body_credit = min(deadlines.grace, credit) - passed
             if self._body_credit < 0:
-                self._refuse_slow("body", f"the body came slower than {deadlines.rate:g} bytes a second")
+                self._refuse_slow("body", f"the request body arrived slower than {deadlines.rate:g} bytes/s")
         elif self._phase == _IDLE and self._age > deadlines.idle:
             self._enter(_CLOSING)
             self.site.count_slow("idle")
             self.loseConnection()
 
-    def give_way(self) -> None:
+    def close_idle(self) -> None:
         """Close this idle connection in favour of a new one."""
         self._enter(_CLOSING)
         self.site.count_slow("idle")
         self.transport.abortConnection()
 
-    def _refuse_slow(self, what: str, detail: str) -> None:
-        self.site.count_slow(what)
+    def _refuse_slow(self, phase: str, detail: str) -> None:
+        self.site.count_slow(phase)
         self.close_with(Refusal(408, "request_timeout", detail=detail))
 
-    def _abandon(self, what: str, reason: str) -> None:
+    def _abandon(self, phase: str, reason: str) -> None:
         self._enter(_CLOSING)
-        self.site.count_slow(what)
+        self.site.count_slow(phase)
         self.site.traffic.log_closed(self._peer, reason)
         for request in self.requests:
             request.abandoned()
@@ -287,7 +287,7 @@ class GatewayChannel(OpenHTTPChannel):
         self.paused = True
         self._head = b""
         self.write(refusal.whole_answer())
-        self.site.traffic.refused(self._peer, refusal)
+        self.site.traffic.report_refused(self._peer, refusal)
         # Further input is read and dropped, whether the client reads its answer or not.
         self.transport.unregisterProducer()
         self.transport.resumeProducing()

@@ -1,4 +1,4 @@
-"""Requests that come so often that Klein's matching and Deferreds count are answered beside it."""
+"""Routes of frequent requests, answered without the costs of Klein's matching and Deferreds."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -9,21 +9,20 @@ from twisted.python.failure import Failure
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET
 
-from gateway.web.http.answers import Refusal, failed
+from gateway.web.http.answers import Refusal, answer_failure
 
 log = Logger()
 
-#: A route of Klein, which gives bytes or a Deferred of them; Klein types it so that nothing is known of that.
+#: A route of Klein, which returns bytes or a Deferred of them; Klein's types do not express it.
 Route: TypeAlias = Callable[[Any], Any]
 
 
 class FastRoutes(Resource):
-    """Answers requests of a known method and a known path, and leaves everything else to one resource.
+    """Resource for exact methods and paths; all other requests go to Klein's resource.
 
-    That knows the same routes: what else there is of them, such as other methods and other ways to write their paths,
-    is its business.
+    Klein has the same routes, and handles their other methods and other spellings of their paths.
 
-    :param routes: by method and what is left of the path, without the final slash, which a path may have or not.
+    :param routes: routes by method and remaining path; a request's path may end with a slash.
     :param rest: Klein's resource.
     """
 
@@ -43,17 +42,17 @@ class FastRoutes(Resource):
         try:
             result = route(request)
         except Exception:
-            return failed(request, Failure())
+            return answer_failure(request, Failure())
         if isinstance(result, bytes):
             return result
-        result.addBoth(partial(_finish, request)).addErrback(partial(log.failure, "an answer failed"))
+        result.addBoth(partial(_finish, request)).addErrback(partial(log.failure, "cannot send an HTTP answer"))
         return NOT_DONE_YET
 
 
 def _finish(request: Any, result: "bytes | Failure") -> None:
-    """Answer what took its time; its client may have left meanwhile."""
+    """Send a late answer, unless the client has left."""
     if not request.is_gone:
-        request.write(failed(request, result) if isinstance(result, Failure) else result)
+        request.write(answer_failure(request, result) if isinstance(result, Failure) else result)
         request.finish()
     elif isinstance(result, Failure) and not result.check(Refusal):
-        log.failure("work failed after its client had left", result)
+        log.failure("HTTP request failed after its client had left", result)

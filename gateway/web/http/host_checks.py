@@ -17,7 +17,6 @@ from gateway.web.http.answers import Refusal
 #: RFC 9110, 7.2: a name, an IPv4 address or an IPv6 address in brackets, and an optional port.
 _HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._~!$&'()*+,;=%-]{1,255})(?::([0-9]{0,5}))?")
 
-
 #: Methods that change nothing.
 _READING: Final = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 
@@ -32,14 +31,14 @@ class HostPort(NamedTuple):
 @lru_cache(maxsize=1024)
 def host_of(header: bytes) -> HostPort | None:
     """Return the content of a ``Host`` header; ``None`` if it is not valid."""
-    found = _HOST.fullmatch(header)
-    if found is None:
+    match = _HOST.fullmatch(header)
+    if match is None:
         return None
-    return HostPort(found[1].decode("ascii").lower(), (found[2] or b"").decode("ascii"))
+    return HostPort(match[1].decode("ascii").lower(), (match[2] or b"").decode("ascii"))
 
 
 class HostChecks:
-    """The one place that checks the origins and hosts of requests.
+    """Checks of the origins and hosts of all requests.
 
     :param origins: ``server.cors_origins``; ``*`` is any.
     :param names: ``server.names``: names of the gateway in addition to the machine's name.
@@ -80,8 +79,8 @@ class HostChecks:
     def refusal(self, method: bytes, host: HostPort | None, origin: bytes, fetch_site: bytes) -> Refusal | None:
         """Return the refusal of a request because of its origin or host, or ``None``.
 
-        :param host: host by which the request addresses the gateway; ``None`` if it names none.
-        :param origin: content of the ``Origin`` header; empty if there is none.
+        :param host: host by which the request addresses the gateway; ``None`` without a host.
+        :param origin: content of the ``Origin`` header; empty without one.
         :param fetch_site: content of the ``Sec-Fetch-Site`` header; likewise.
         """
         is_own = host is None or self.is_own_name(host.host)

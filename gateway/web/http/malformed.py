@@ -13,7 +13,7 @@ _VERSION: Final = re.compile(rb"HTTP/[0-9.]{1,5}")
 
 
 def request_line_fault(line: bytes) -> str:
-    """Return what is wrong with a request line (RFC 9112, 3)."""
+    """Return the fault of a request line (RFC 9112, 3)."""
     parts = line.split(b" ")
     if len(parts) != 3:
         return f"a request line has three parts, not {len(parts)}: METHOD TARGET HTTP/1.1"
@@ -21,9 +21,9 @@ def request_line_fault(line: bytes) -> str:
     if not _TOKEN.fullmatch(method):
         return "the method is not a valid name"
     if not target or re.search(rb"[\0-\x20]", target):
-        return "the target is empty, or holds a control character"
+        return "the target is empty, or has a control character"
     if _VERSION.fullmatch(version):
-        return f"{version.decode()} is not spoken here: HTTP/1.0 and HTTP/1.1 are"
+        return f"{version.decode()} is not supported; use HTTP/1.1 or HTTP/1.0"
     return "the request line does not end with HTTP/1.1"
 
 
@@ -36,7 +36,7 @@ def is_unsupported_coding(name: bytes, value: bytes) -> bool:
 
 
 def header_fault(line: bytes) -> str:
-    """Return what is wrong with a header line (RFC 9112, 5 and 6)."""
+    """Return the fault of a header line (RFC 9112, 5 and 6)."""
     name, colon, value = line.partition(b":")
     value = value.strip(b" \t")
     if not colon:
@@ -49,4 +49,4 @@ def header_fault(line: bytes) -> str:
         return "a Transfer-Encoding other than chunked"
     if name.lower() == b"content-length" and not value.isdigit():
         return "a Content-Length that is not a number"
-    return "the length of the body is given twice"
+    return "the length of the body is sent twice"

@@ -1,4 +1,4 @@
-"""HTTP requests and the checks before a resource sees them."""
+"""HTTP requests, and the checks before a resource handles them."""
 
 import io
 import re
@@ -22,37 +22,30 @@ from gateway.web.http.twisted_internals import OpenRequest
 
 log = Logger()
 
-
 #: Maximum bytes by which a body may exceed its bound and is still read, so that its client can read the answer.
 MAX_DISCARDED_BODY: Final = 8 * 1024 * 1024
-
 
 #: Errors that are not logged: until there is a first weight, clients that poll get nothing else, and the store logs a
 #: commit that the database rejects.
 _EXPECTED: Final = frozenset({"no_data", "rejected_by_database"})
 
-
 _ALLOWED_METHODS: Final = b"GET, HEAD, POST, OPTIONS"
-
 
 _ALLOWED_HEADERS: Final = b"Content-Type, Idempotency-Key, Authorization, Last-Event-ID"
 
-
 _EXPOSED_HEADERS: Final = b"Retry-After, Allow"
-
 
 #: Header names that a page may ask for (RFC 9110, 5.6.2), at most 2,000 bytes.
 _HEADER_NAMES: Final = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2000}")
-
 
 #: A request target that includes the gateway's name, as proxies send it (RFC 9112, 3.2.2).
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
 
 
 class Traffic:
-    """The requests in flight, and the settings that they share.
+    """Requests in flight, and the settings that they share.
 
-    :param warnings: rate-limited log of the web's logger.
+    :param warnings: rate-limited log.
     :param max_body: maximum bytes of a request's body.
     """
 
@@ -64,7 +57,7 @@ class Traffic:
         self._in_flight: set[GatewayRequest] = set()
         self._idle: Deferred[None] | None = None
 
-    def answered(self, request: "GatewayRequest") -> None:
+    def count_answer(self, request: "GatewayRequest") -> None:
         """Count an answer, and log a request that was refused."""
         self._answers.labels(str(request.code)).inc()
         refusal = request.refusal
@@ -79,8 +72,8 @@ class Traffic:
                 reason="invalid request" if refusal is None else refusal.detail,
             )
 
-    def refused(self, peer: IAddress | None, refusal: Refusal) -> None:
-        """Count and log a refusal that came before there was a whole request."""
+    def report_refused(self, peer: IAddress | None, refusal: Refusal) -> None:
+        """Count and log the refusal of an incomplete request."""
         self._answers.labels(str(refusal.status)).inc()
         self._warnings.warn(
             f"http {refusal.status} {_name_of(peer)}",
@@ -99,11 +92,11 @@ class Traffic:
             reason=reason,
         )
 
-    def began(self, request: "GatewayRequest") -> None:
+    def add(self, request: "GatewayRequest") -> None:
         self._in_flight.add(request)
 
-    def ended(self, request: "GatewayRequest") -> None:
-        """Note that a request no longer delays the shutdown: it is answered, lost, or lasts as long as its client."""
+    def remove(self, request: "GatewayRequest") -> None:
+        """Remove a request that does not delay the shutdown: it is answered, lost, or lasts as long as its client."""
         self._in_flight.discard(request)
         if self._idle is not None and not self._in_flight:
             idle, self._idle = self._idle, None
@@ -124,15 +117,15 @@ def _name_of(address: Any) -> str:
     return str(getattr(address, "host", address))
 
 
-def _nothing() -> None:
+def _ignore() -> None:
     """Do nothing."""
 
 
 class GatewayRequest(OpenRequest):
     """A request with a bounded body, whose origin and host are checked before it is processed.
 
-    :ivar refusal: the refusal that it got, for the log.
-    :ivar named_host: host by which it addresses the gateway; ``None`` if it names none.
+    :ivar refusal: refusal of the request, for the log.
+    :ivar named_host: host by which it addresses the gateway; ``None`` without a host.
     """
 
     channel: Any
@@ -143,7 +136,7 @@ class GatewayRequest(OpenRequest):
         super().__init__(channel, *args, **kwargs)
         self._traffic = traffic
         self._body = 0
-        self._abandoned: Callable[[], object] = _nothing
+        self._abandoned: Callable[[], object] = _ignore
         self._invalid: Refusal | None = None
 
     def gotLength(self, length: int | None) -> None:
@@ -185,17 +178,17 @@ class GatewayRequest(OpenRequest):
 
     @property
     def is_gone(self) -> bool:
-        """Whether its client has left."""
+        """Return whether the client has left."""
         return getattr(self, "channel", None) is None
 
     def process(self) -> None:
         traffic = self._traffic
-        traffic.began(self)
+        traffic.add(self)
         for name, value in common_headers():
             self.setHeader(name, value)
         origin = b", ".join(self.requestHeaders.getRawHeaders(b"origin", ()))
         self._allow_origin(origin)
-        refusal = self._invalid or self._judge(origin)
+        refusal = self._invalid or self._find_refusal(origin)
         if refusal is not None:
             self._refuse(refusal)
         elif self._is_preflight():
@@ -204,7 +197,7 @@ class GatewayRequest(OpenRequest):
         else:
             self._find_and_render()
 
-    def _judge(self, origin: bytes) -> Refusal | None:
+    def _find_refusal(self, origin: bytes) -> Refusal | None:
         """Return the refusal of this request, if it must be refused regardless of its path."""
         fetch_site = b""
         if self.method not in {b"GET", b"HEAD"}:
@@ -246,16 +239,16 @@ class GatewayRequest(OpenRequest):
             self.channel.send_head()
 
     def finish(self) -> None:
-        self._traffic.answered(self)
+        self._traffic.count_answer(self)
         super().finish()
-        self._traffic.ended(self)
+        self._traffic.remove(self)
 
     def connectionLost(self, reason: Failure) -> None:
         super().connectionLost(reason)
-        self._traffic.ended(self)
+        self._traffic.remove(self)
 
     def page_refusal(self) -> Refusal | None:
-        """Return the refusal if its page may not follow live events, being neither the gateway's own nor listed.
+        """Return the refusal if the page may not receive live events, being neither the gateway's own nor listed.
 
         Browsers do not ask for permission before they open a WebSocket.
         """
@@ -264,21 +257,21 @@ class GatewayRequest(OpenRequest):
             return None
         return HostChecks.not_listed(origin)
 
-    def exclude_from_shutdown(self, abandoned: Callable[[], object] = _nothing) -> None:
-        """Note that its answer lasts until its client leaves, so that the shutdown does not wait for it.
+    def exclude_from_shutdown(self, abandoned: Callable[[], object] = _ignore) -> None:
+        """Let the shutdown not wait for the answer, which lasts until the client leaves.
 
-        :param abandoned: called if its connection is closed because its client reads too slowly.
+        :param abandoned: called if the connection is closed because the client reads too slowly.
         """
         self._abandoned = abandoned
-        self._traffic.ended(self)
+        self._traffic.remove(self)
 
     def abandoned(self) -> None:
-        """Report that its connection is being closed because its client reads too slowly."""
+        """Report that the connection is being closed because the client reads too slowly."""
         self._abandoned()
 
     def leave_http(self) -> None:
-        """Note that its connection is used for another protocol from now on."""
-        self._traffic.ended(self)
+        """Stop counting the connection as HTTP: it is used for another protocol from now on."""
+        self._traffic.remove(self)
         self.channel.leave()
 
     def _refuse(self, refusal: Refusal) -> None:
@@ -296,11 +289,11 @@ class GatewayRequest(OpenRequest):
         if self.method != b"OPTIONS" or not self.requestHeaders.hasHeader(b"access-control-request-method"):
             return False
         if self.responseHeaders.hasHeader(b"access-control-allow-origin"):
-            asked = b", ".join(self.requestHeaders.getRawHeaders(b"access-control-request-headers", ()))
+            requested = b", ".join(self.requestHeaders.getRawHeaders(b"access-control-request-headers", ()))
             self.setHeader(b"access-control-allow-methods", _ALLOWED_METHODS)
             # The old server allowed every header that was asked for.
-            is_sound = _HEADER_NAMES.fullmatch(asked) is not None
-            self.setHeader(b"access-control-allow-headers", asked if is_sound else _ALLOWED_HEADERS)
+            are_valid = _HEADER_NAMES.fullmatch(requested) is not None
+            self.setHeader(b"access-control-allow-headers", requested if are_valid else _ALLOWED_HEADERS)
             self.setHeader(b"access-control-max-age", b"600")
             if self.requestHeaders.hasHeader(b"access-control-request-private-network"):
                 self.setHeader(b"access-control-allow-private-network", b"true")

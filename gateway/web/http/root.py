@@ -1,4 +1,4 @@
-"""The root resource: paths to resources."""
+"""Root resource, which maps paths to resources."""
 
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -7,10 +7,10 @@ from twisted.web.resource import IResource, Resource
 
 
 class Root(Resource):
-    """Resource that maps the first segment of a path to other resources, and everything else to one.
+    """Resource that maps the first segment of a path to a child.
 
     :param children: resources by first segment.
-    :param rest: resource for every other path.
+    :param rest: resource for all other paths.
     """
 
     def __init__(self, children: dict[str, IResource], rest: IResource) -> None:
@@ -29,6 +29,7 @@ class Root(Resource):
 
 
 def is_utf8(path: bytes) -> bool:
+    """Return whether a path is UTF-8 once its percent escapes are decoded."""
     if b"%" not in path and path.isascii():
         return True
     try:

@@ -1,4 +1,4 @@
-"""One Site for everything: its requests, and which resource answers what."""
+"""Site with bounds and deadlines for all its connections."""
 
 from functools import partial
 from typing import Any, Final
@@ -17,31 +17,25 @@ from gateway.web.http.request import MAX_DISCARDED_BODY, GatewayRequest, Traffic
 
 log = Logger()
 
+#: Seconds between two checks of the deadlines, and maximum seconds that one check counts: a delay of the gateway itself
+#: must not count against a client.
+_CHECK_INTERVAL: Final = 1.0
+_MAX_INTERVAL: Final = 2.0
 
-#: Seconds between two checks of the deadlines of all connections, and the maximum that one check counts: a delay of the
-#: gateway itself must not count against a client.
-_LOOK: Final = 1.0
-
-
-_LONGEST_LOOK: Final = 2.0
-
-
-#: Maximum seconds of one turn of the reactor for answers to requests sent at once, or for checks of deadlines.
+#: Maximum seconds for waiting requests, or for checks of deadlines, in one turn of the reactor.
 _TURN_SECONDS: Final = 0.01
-
 
 #: Maximum seconds by which a body, or the reading of an answer, may fall behind 1 KiB/s.
 GRACE: Final = 10.0
 
-
-#: Maximum connections that are searched for one to close in favour of a new one.
-_SEARCH: Final = 64
+#: Maximum connections that are searched for an idle one to close.
+_MAX_SEARCHED: Final = 64
 
 
 class GatewaySite(Site):
-    """The site.
+    """Site of all resources.
 
-    :param most: maximum open connections. At this bound, an idle one is closed in favour of a new one.
+    :param max_connections: maximum open connections. At this bound, an idle one is closed in favour of a new one.
     """
 
     noisy = False
@@ -53,7 +47,7 @@ class GatewaySite(Site):
         root: IResource,
         traffic: Traffic,
         counters: Counters,
-        most: int,
+        max_connections: int,
         deadlines: Deadlines | None = None,
     ) -> None:
         super().__init__(root, requestFactory=partial(GatewayRequest, traffic), timeout=None, reactor=reactor)
@@ -61,56 +55,56 @@ class GatewaySite(Site):
         self.deadlines = deadlines or Deadlines(grace=GRACE)
         #: Maximum bytes of a refused body that is still read to its end.
         self.max_refused_body = traffic.max_body + MAX_DISCARDED_BODY
-        self._most = most
+        self._max_connections = max_connections
         self._open: dict[GatewayChannel, None] = {}
         self._connections = counters.connections.labels("http")
         self._refused = counters.connections_refused.labels("http")
-        self._slow = {what: counters.http_slow.labels(what) for what in ("head", "body", "reader", "idle")}
+        self._slow = {phase: counters.http_slow.labels(phase) for phase in ("head", "body", "reader", "idle")}
         #: Connections with waiting requests, in the order of their turns.
         self._queue: dict[GatewayChannel, None] = {}
-        self._to_look: list[GatewayChannel] = []
-        self._looked = reactor.seconds()
-        self._looking = LoopingCall(self._look)
-        self._looking.clock = reactor
+        self._to_check: list[GatewayChannel] = []
+        self._checked_at = reactor.seconds()
+        self._checks = LoopingCall(self._check_deadlines)
+        self._checks.clock = reactor
 
     def startFactory(self) -> None:
         super().startFactory()
-        if not self._looking.running:
-            self._looked = self.reactor.seconds()
-            self._looking.start(_LOOK, now=False)
+        if not self._checks.running:
+            self._checked_at = self.reactor.seconds()
+            self._checks.start(_CHECK_INTERVAL, now=False)
 
     def stopFactory(self) -> None:
         super().stopFactory()
-        if self._looking.running:
-            self._looking.stop()
+        if self._checks.running:
+            self._checks.stop()
 
-    def _look(self) -> None:
+    def _check_deadlines(self) -> None:
         """Enforce the deadlines of all connections."""
-        if self._to_look:
+        if self._to_check:
             # The previous check has not ended yet.
             return
         now = self.reactor.seconds()
-        seconds, self._looked = min(now - self._looked, _LONGEST_LOOK), now
-        self._to_look = list(self._open)
-        self._look_on(seconds)
+        seconds, self._checked_at = min(now - self._checked_at, _MAX_INTERVAL), now
+        self._to_check = list(self._open)
+        self._check_part(seconds)
 
-    def _look_on(self, seconds: float) -> None:
+    def _check_part(self, seconds: float) -> None:
         until = self.reactor.seconds() + _TURN_SECONDS
-        while self._to_look:
-            channel = self._to_look.pop()
+        while self._to_check:
+            channel = self._to_check.pop()
             if channel.counted:
                 try:
                     channel.tick(seconds)
                 except Exception:  # the other connections have deadlines too
-                    log.failure("the deadlines of a connection cannot be checked")
+                    log.failure("cannot check the deadlines of an HTTP connection")
             if self.reactor.seconds() > until:
-                self.reactor.callLater(0, self._look_on, seconds)
+                self.reactor.callLater(0, self._check_part, seconds)
                 return
 
     def queue_turn(self, channel: GatewayChannel) -> None:
-        """Queue a connection with several waiting requests to answer the next one in a later turn.
+        """Queue a connection that has several requests, so that the next one is answered in a later turn.
 
-        Other connections are served between these answers, however many such connections there are.
+        Other connections are served in between.
         """
         if not self._queue:
             self.reactor.callLater(0, self._give_turns)
@@ -123,9 +117,9 @@ class GatewaySite(Site):
             channel = next(iter(queue))
             del queue[channel]
             try:
-                channel.go_on()
+                channel.answer_next()
             except Exception:  # the other connections have turns too
-                log.failure("a waiting request cannot be answered")
+                log.failure("cannot answer a waiting HTTP request")
                 channel.transport.abortConnection()
             if self.reactor.seconds() > until:
                 break
@@ -134,31 +128,34 @@ class GatewaySite(Site):
         # Connections that got no turn come before those that got one.
         self._queue = queue | self._queue
 
-    def count_slow(self, what: str) -> None:
-        """Count a connection that was closed at the deadline of a ``head``, a ``body``, its ``reader`` or ``idle``."""
-        self._slow[what].inc()
+    def count_slow(self, phase: str) -> None:
+        """Count a connection closed at the deadline of its ``head``, ``body``, ``reader`` or ``idle`` phase."""
+        self._slow[phase].inc()
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
-        if len(self._open) >= self._most and not self._close_idle():
+        if len(self._open) >= self._max_connections and not self._close_idle():
             self._refused.inc()
-            self.traffic.refused(addr, Refusal(503, "too_many_connections", detail="limits.connections is reached"))
-            return _TooMany()
+            self.traffic.report_refused(
+                addr,
+                Refusal(503, "too_many_connections", detail=f"limits.connections ({self._max_connections}) is reached"),
+            )
+            return _RefusedConnection()
         channel = super().buildProtocol(addr)
         if channel is not None:
             self._open[channel] = None
             self._connections.inc()
         return channel
 
-    def left(self, channel: GatewayChannel) -> None:
-        """Forget a connection that is lost, or is used for another protocol."""
+    def remove(self, channel: GatewayChannel) -> None:
+        """Stop counting a connection that is lost, or is used for another protocol."""
         del self._open[channel]
         self._connections.dec()
 
     def _close_idle(self) -> bool:
         """Close an idle connection among the oldest; return whether there was one."""
-        for channel in [channel for channel, _ in zip(self._open, range(_SEARCH), strict=False)]:
+        for channel in [channel for channel, _ in zip(self._open, range(_MAX_SEARCHED), strict=False)]:
             if channel.is_idle and channel.transport is not None:
-                channel.give_way()
+                channel.close_idle()
                 return True
             # Move it to the end, so that it is checked again only after all others.
             del self._open[channel]
@@ -169,8 +166,8 @@ class GatewaySite(Site):
         """Log nothing: requests are counted instead."""
 
 
-class _TooMany(Protocol):
-    """A connection beyond the bound, which gets an error answer at once and is closed."""
+class _RefusedConnection(Protocol):
+    """Connection above the bound, which gets an error answer at once and is closed."""
 
     transport: Any
 

@@ -1,4 +1,4 @@
-"""Answers that are tables: JSON or, where the client asks for it, CSV; sent as fast as the client reads."""
+"""Tables as answers: JSON, or CSV if the client asks for it, sent as fast as the client reads."""
 
 import csv
 import io
@@ -23,24 +23,25 @@ _JSON: Final = "application/json"
 _JSON_TYPE: Final = JSON.decode()
 _CSV: Final = "text/csv"
 
-#: Pieces that are sent in one.
-_FEW: Final = 4
+#: Maximum pieces of an answer that is sent in one write.
+_MAX_JOINED: Final = 4
 
 
 def wants_csv(request: Request) -> bool:
-    """Whether the client would rather have CSV than JSON."""
+    """Return whether the client prefers CSV to JSON."""
     request.responseHeaders.addRawHeader(b"vary", b"Accept")
     header = b",".join(request.requestHeaders.getRawHeaders(b"accept", [])).decode("latin-1")
-    # Parameters, such as a charset, are of no matter.
+    # Parameters, such as a charset, do not matter.
     accepted = [(kind.partition(";")[0].strip(), quality) for kind, quality in parse_accept_header(header, MIMEAccept)]
     return MIMEAccept(accepted).best_match([_JSON, _CSV]) == _CSV
 
 
 class TableAnswer:
-    """One answer; rows are dicts with these columns, of which there are several.
+    """Answer whose rows are dicts with the same columns.
 
-    :param name: of the file that a browser saves CSV as.
-    :param head: JSON that stands around the list of rows, before it and behind it.
+    :param name: name of the file, without its extension, as which a browser saves CSV.
+    :param columns: names of at least two columns.
+    :param head: JSON before and after the list of rows.
     """
 
     def __init__(
@@ -48,37 +49,37 @@ class TableAnswer:
     ) -> None:
         self._request = request
         self._columns = columns
-        self._before, self._behind = head
+        self._before, self._after = head
         self._csv = wants_csv(request)
         self._name = name
         self._is_first = True
 
     def encode(self, rows: Sequence[dict[str, Any]]) -> bytes:
-        """Some rows, of which there is at least one, as they stand in the answer; for any thread."""
+        """Return one or more rows as a piece of the answer. It may be called in any thread."""
         if self._csv:
             return _csv_text(map(itemgetter(*self._columns), rows))
         return orjson.dumps(rows)[1:-1]
 
     def whole(self, pieces: Sequence[bytes]) -> bytes:
-        """Send the answer with all its rows; what is returned is the last of it.
+        """Send the answer with all its rows; return the last part of it.
 
-        A megabyte in one would be copied more than once on its way.
+        A large answer is sent in pieces: a single one would be copied several times.
         """
         pieces = [self._begin(), *self._separated(pieces), self._end()]
         self._request.setHeader(b"content-length", b"%d" % sum(map(len, pieces)))
-        if len(pieces) > _FEW:
-            # The head goes with the first of them, and at once.
-            for piece in (b"".join(pieces[:_FEW]), *pieces[_FEW:]):
+        if len(pieces) > _MAX_JOINED:
+            # The head of the answer is sent together with the first piece.
+            for piece in (b"".join(pieces[:_MAX_JOINED]), *pieces[_MAX_JOINED:]):
                 self._request.write(piece)
             return b""
         return b"".join(pieces)
 
     async def send(self, pages: AsyncGenerator[list[bytes], None]) -> bytes:
-        """Send the answer, page by page.
+        """Send the answer page by page; return the last part of it.
 
-        What fails after the first page cuts the connection: by then the client has been told that all is well.
+        An error after the first page closes the connection: the client has already got the status 200.
 
-        :raises Exception: what the first page raises.
+        :raises Exception: the error of the first page.
         """
         drain = _Drain()
         try:
@@ -86,7 +87,7 @@ class TableAnswer:
         except BaseException:
             await pages.aclose()
             raise
-        # Register before the first piece, which may already be more than the client reads.
+        # Registered before the first page, which may already be more than the client reads.
         self._request.registerProducer(drain, True)
         self._request.write(self._begin() + self._joined(first))
         try:
@@ -96,15 +97,15 @@ class TableAnswer:
                 await drain.wait()
         except CancelledError:
             raise
-        except Refusal:  # whoever refuses has said why
+        except Refusal:  # already logged
             self._request.channel.forceAbortClient()
             return b""
-        except Exception:  # whatever it is, the answer must not look complete
-            log.failure("an answer could not be finished: {path}", path=self._request.path)
+        except Exception:  # after any error, the answer must not look complete
+            log.failure("HTTP request {path}: cannot finish the answer; connection closed", path=self._request.path)
             self._request.channel.forceAbortClient()
             return b""
         finally:
-            # The request of a client that has left has no channel any more.
+            # Without a client, the request has no channel.
             if not getattr(self._request, "is_gone", False):
                 self._request.unregisterProducer()
             await pages.aclose()
@@ -118,7 +119,7 @@ class TableAnswer:
         return _csv_text([self._columns]) if self._csv else self._before + b"["
 
     def _joined(self, pieces: list[bytes]) -> bytes:
-        """Return a page in one piece, and release its parts: a client that does not read would keep both."""
+        """Return a page in one piece, and release its parts, which would otherwise be held while the client reads."""
         text = b"".join(self._separated(pieces))
         pieces.clear()
         return text
@@ -133,11 +134,11 @@ class TableAnswer:
                 yield piece
 
     def _end(self) -> bytes:
-        return b"" if self._csv else b"]" + self._behind
+        return b"" if self._csv else b"]" + self._after
 
 
 def _csv_text(rows: Iterable[Sequence[Any]]) -> bytes:
-    """Rows as RFC 4180 has them; what is not known is an empty field."""
+    """Return rows as CSV of RFC 4180; ``None`` is an empty field."""
     text = io.StringIO()
     csv.writer(text).writerows(rows)
     return text.getvalue().encode()
@@ -145,9 +146,9 @@ def _csv_text(rows: Iterable[Sequence[Any]]) -> bytes:
 
 @implementer(IPushProducer)
 class _Drain:
-    """Producer that reports when a client can take more.
+    """Producer that lets the sender wait until the client reads.
 
-    Waiters are not woken when the client leaves: Klein cancels them then.
+    A wait does not end when the client leaves: Klein cancels it then.
     """
 
     def __init__(self) -> None:

@@ -38,7 +38,7 @@ def has_sent_all(transport: Any) -> bool:
 def send_at_once(transport: Any, data: bytes) -> bytes:
     """Write to the socket of a TCP transport that has sent everything; return the bytes that it did not take."""
     sent = transport.writeSomeData(data)
-    # If the connection is lost, it is not a number; the reactor will notice the loss.
+    # If the connection is lost, this is an exception; the reactor will notice the loss.
     return data[sent:] if isinstance(sent, int) else data
 
 
@@ -58,12 +58,12 @@ class OpenHTTPChannel(HTTPChannel):
 
     @property
     def is_write_paused(self) -> bool:
-        """Whether the transport has asked for a pause, because the client does not read."""
+        """Return whether the transport has asked for a pause, because the client does not read."""
         return bool(self._waitingForTransport)
 
     @property
     def has_large_head(self) -> bool:
-        """Whether the head being parsed exceeds ``totalHeadersSize`` or ``maxHeaders``."""
+        """Return whether the head being parsed exceeds ``totalHeadersSize`` or ``maxHeaders``."""
         return bool(self._receivedHeaderSize > self.totalHeadersSize or self._receivedHeaderCount > self.maxHeaders)
 
     def pause_reading(self) -> None:

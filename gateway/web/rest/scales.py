@@ -23,7 +23,7 @@ from gateway.store.interface import (
     Store,
     StoreUnavailable,
 )
-from gateway.web.http.answers import Refusal, answer, argument, encoded_answer, handle_errors, shielded
+from gateway.web.http.answers import Refusal, answer, argument, encoded_answer, handle_errors, shield
 from gateway.web.http.fast_routes import FastRoutes
 from gateway.web.rest.commit_request import CommitRequest, idempotency_key, json_body, parse_commit_request
 
@@ -81,7 +81,7 @@ class ScaleApi:
     @app.route("/scale-gateway/commit", methods=["POST"])
     @app.route("/scale-gateway/commit/", methods=["POST"])
     def commit(self, request: Request) -> "Deferred[bytes]":
-        return shielded(self.begin_commit(request))
+        return shield(self.begin_commit(request))
 
     def begin_commit(self, request: Request) -> "Deferred[bytes]":
         """A commit that goes on whether its client waits or not."""

@@ -1,6 +1,6 @@
-"""``/asyncapi.json``: the live interfaces for programs, as AsyncAPI 3 describes them.
+"""AsyncAPI 3 document of the live interfaces, at ``/asyncapi.json``.
 
-https://www.asyncapi.com/docs/reference/specification/v3.0.0
+The specification: https://www.asyncapi.com/docs/reference/specification/v3.0.0
 """
 
 import re
@@ -14,7 +14,7 @@ from gateway.web.http.answers import answer, refuse_method
 from gateway.web.http.request import GatewayRequest
 from gateway.web.schema.catalogue import CHANNELS, SCHEMAS, ChannelSpec, MessageSpec
 
-#: Where the servers are, what they speak, and what they are.
+#: By key: path, protocol and description of each server.
 _SERVERS: Final = {
     "ws": ("/ws", "ws", "WebSocket: a client subscribes to topics; every message is a JSON text."),
     "events": (
@@ -25,14 +25,14 @@ _SERVERS: Final = {
     "socketio": ("/socket.io/", "socket.io", "Engine.IO 4, Socket.IO 5: long-polling and WebSocket."),
 }
 
-#: Names, addresses and ports; braces would be variables.
+#: Names, addresses and ports; braces would mark a variable.
 _HOST: Final = re.compile(r"[\w.-]+(?::\d+)?|\[[\da-fA-F:.]+\](?::\d+)?", re.ASCII)
 
 
 def document(host: str) -> dict[str, Any]:
-    """The AsyncAPI document.
+    """Return the AsyncAPI document.
 
-    :param host: of the gateway, as its clients know it, with the port where that is needed.
+    :param host: host of the gateway for its clients, with the port unless it is the default one.
     """
     return {
         "asyncapi": "3.0.0",
@@ -45,50 +45,52 @@ def document(host: str) -> dict[str, Any]:
         },
         "defaultContentType": "application/json",
         "servers": {
-            key: {"host": host, "pathname": path, "protocol": protocol, "description": line}
-            for key, (path, protocol, line) in _SERVERS.items()
+            key: {"host": host, "pathname": path, "protocol": protocol, "description": description}
+            for key, (path, protocol, description) in _SERVERS.items()
         },
-        "channels": {channel.key: _channel(channel) for channel in CHANNELS},
+        "channels": {channel.key: _describe_channel(channel) for channel in CHANNELS},
         "operations": dict(operation for channel in CHANNELS for operation in _operations(channel)),
         "components": {"schemas": SCHEMAS},
     }
 
 
-def _channel(channel: ChannelSpec) -> dict[str, Any]:
-    found: dict[str, Any] = {
+def _describe_channel(channel: ChannelSpec) -> dict[str, Any]:
+    description: dict[str, Any] = {
         "address": channel.address,
-        "description": channel.line,
+        "description": channel.summary,
         "servers": [{"$ref": f"#/servers/{server}"} for server in channel.servers],
-        "messages": {message.key: _message(message) for message in channel.messages},
+        "messages": {message.key: _describe_message(message) for message in channel.messages},
     }
-    if channel.parameter is not None:
-        its = channel.parameter
-        found["parameters"] = {its.name: {"description": its.line, "examples": [its.example]}}
-    return found
+    parameter = channel.parameter
+    if parameter is not None:
+        description["parameters"] = {
+            parameter.name: {"description": parameter.summary, "examples": [parameter.example]}
+        }
+    return description
 
 
-def _message(message: MessageSpec) -> dict[str, Any]:
+def _describe_message(message: MessageSpec) -> dict[str, Any]:
     return {
         "name": message.name,
-        "summary": message.line,
+        "summary": message.summary,
         "payload": message.schema,
         "examples": [{"payload": message.example}],
     }
 
 
 def _operations(channel: ChannelSpec) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What the gateway does on a channel: it receives each request, answers it, and sends the rest."""
-    place = {"$ref": f"#/channels/{channel.key}"}
+    """Yield the gateway's operations on a channel: to receive and answer each request, and to send the rest."""
+    address = {"$ref": f"#/channels/{channel.key}"}
     requests = [message for message in channel.messages if message.by_client]
     for request in requests:
         yield (
             f"{channel.key}-{request.key}",
             {
                 "action": "receive",
-                "channel": place,
-                "summary": request.line,
+                "channel": address,
+                "summary": request.summary,
                 "messages": _refs(channel, [request.key]),
-                "reply": {"channel": place, "messages": _refs(channel, request.answers)},
+                "reply": {"channel": address, "messages": _refs(channel, request.answers)},
             },
         )
     answers = {key for request in requests for key in request.answers}
@@ -96,7 +98,7 @@ def _operations(channel: ChannelSpec) -> Iterator[tuple[str, dict[str, Any]]]:
     if rest:
         yield (
             channel.key,
-            {"action": "send", "channel": place, "summary": channel.line, "messages": _refs(channel, rest)},
+            {"action": "send", "channel": address, "summary": channel.summary, "messages": _refs(channel, rest)},
         )
 
 
@@ -116,12 +118,12 @@ class AsyncApiResource(Resource):
 
 
 def _host(request: GatewayRequest) -> str:
-    """Return the host that the client named, or else the address that it reached."""
+    """Return the host in the request, or the address that it reached if that host is not valid."""
     named = request.named_host
     if named is not None:
-        given = f"{named.host}:{named.port}" if named.port else named.host
-        if _HOST.fullmatch(given):
-            return given
+        host = f"{named.host}:{named.port}" if named.port else named.host
+        if _HOST.fullmatch(host):
+            return host
     address = request.getHost()
     host = f"[{address.host}]" if ":" in address.host else address.host
     return f"{host}:{address.port}"

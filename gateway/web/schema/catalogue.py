@@ -1,7 +1,6 @@
-"""Every message of the live interfaces, as data: ``/asyncapi.json`` is made of it, ``docs/events.rst`` shows it.
+"""Catalogue of the messages of the live interfaces, the source of ``/asyncapi.json`` and of ``docs/events.rst``.
 
-Schemas are JSON Schema (draft 7, which AsyncAPI speaks). What the gateway sends is described whole: no key may be
-missing, and none more may be there.
+Schemas are JSON Schema, draft 7, as in AsyncAPI. The schema of a message from the gateway lists its exact keys.
 """
 
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ JsonSchema: TypeAlias = Mapping[str, Any]
 
 
 def _ref(name: str) -> JsonSchema:
-    """A schema of :data:`SCHEMAS`, by its name."""
+    """Return a reference to a schema of :data:`SCHEMAS`."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
@@ -31,11 +30,11 @@ def _object_with(optional: Mapping[str, JsonSchema], required: Mapping[str, Json
 
 
 def _each_sensor(schema: JsonSchema) -> JsonSchema:
-    """An object whose keys are the names of sensors."""
+    """Return the schema of an object whose keys are names of sensors."""
     return {"type": "object", "propertyNames": _ref("Name"), "additionalProperties": schema}
 
 
-#: What messages are made of.
+#: Schemas of the parts of messages, by name.
 SCHEMAS: Final[Mapping[str, JsonSchema]] = {
     "Name": {
         "type": "string",
@@ -116,19 +115,19 @@ SCHEMAS: Final[Mapping[str, JsonSchema]] = {
 
 @dataclass(frozen=True, slots=True)
 class MessageSpec:
-    """One message, as it goes over the line.
+    """One message of a channel.
 
-    :ivar key: its own in its channel.
-    :ivar name: of the event, or the message's ``type``.
-    :ivar line: what it is.
-    :ivar schema: of all of it; of the event's one argument, in Socket.IO.
-    :ivar by_client: who sends it: a client, or the gateway.
-    :ivar answers: keys of what it is answered by.
+    :ivar key: key that is unique in the channel.
+    :ivar name: name of the event, or ``type`` of the message.
+    :ivar summary: description in one sentence.
+    :ivar schema: schema of the whole message; in Socket.IO, of the event's only argument.
+    :ivar by_client: whether a client sends it, not the gateway.
+    :ivar answers: keys of the possible answers to it.
     """
 
     key: str
     name: str
-    line: str
+    summary: str
     schema: JsonSchema
     example: Any
     by_client: bool = False
@@ -140,21 +139,21 @@ class ParameterSpec:
     """The variable part of a channel's address."""
 
     name: str
-    line: str
+    summary: str
     example: str
 
 
 @dataclass(frozen=True, slots=True)
 class ChannelSpec:
-    """What belongs together: a connection, a topic, a namespace.
+    """Messages of a connection, a topic or a namespace.
 
-    :ivar address: with its parameter in braces; ``None`` where there is one of it only.
-    :ivar servers: where it is found: ``ws``, ``events``, ``socketio``.
+    :ivar address: address with its parameter in braces; ``None`` for the connection itself.
+    :ivar servers: keys of the servers that have the channel: ``ws``, ``events``, ``socketio``.
     """
 
     key: str
     address: str | None
-    line: str
+    summary: str
     servers: tuple[str, ...]
     messages: tuple[MessageSpec, ...]
     parameter: ParameterSpec | None = None
@@ -162,34 +161,34 @@ class ChannelSpec:
 
 @dataclass(frozen=True, slots=True)
 class _Topic:
-    """What the events of a topic have in common."""
+    """Common parts of the events of a topic."""
 
     address: str
     parameter: ParameterSpec
 
     @property
     def pattern(self) -> str:
-        before, _, behind = self._parts()
-        return f"^{before}[^/]+{behind}$"
+        before, _, after = self._parts()
+        return f"^{before}[^/]+{after}$"
 
     @property
     def example(self) -> str:
-        before, _, behind = self._parts()
-        return f"{before}{self.parameter.example}{behind}"
+        before, _, after = self._parts()
+        return f"{before}{self.parameter.example}{after}"
 
     def _parts(self) -> tuple[str, str, str]:
         return self.address.partition("{" + self.parameter.name + "}")
 
-    def channel(self, key: str, line: str, *messages: MessageSpec) -> ChannelSpec:
-        return ChannelSpec(key, self.address, line, ("ws", "events"), messages, self.parameter)
+    def channel(self, key: str, summary: str, *messages: MessageSpec) -> ChannelSpec:
+        return ChannelSpec(key, self.address, summary, ("ws", "events"), messages, self.parameter)
 
     def event(
-        self, name: str, line: str, data: str, example: Any, seq: int, time: str = "2025-12-18T10:11:12.123+09:00"
+        self, name: str, summary: str, data: str, example: Any, seq: int, time: str = "2025-12-18T10:11:12.123+09:00"
     ) -> MessageSpec:
-        """An event.
+        """Return the specification of an event.
 
-        :param data: the name of its schema.
-        :param example: of its data.
+        :param data: name of the schema of its data.
+        :param example: example of its data.
         """
         schema = _object(
             type={"const": "event"},
@@ -200,30 +199,30 @@ class _Topic:
             time=_ref("Time"),
         )
         whole = {"type": "event", "seq": seq, "topic": self.example, "event": name, "data": example, "time": time}
-        return MessageSpec(name, name, line, schema, whole)
+        return MessageSpec(name, name, summary, schema, whole)
 
 
-def _request(name: str, line: str, example: Mapping[str, Any], **optional: JsonSchema) -> MessageSpec:
-    """What a client may ask for; it may say more, to which nobody listens."""
+def _request(name: str, summary: str, example: Mapping[str, Any], **optional: JsonSchema) -> MessageSpec:
+    """Return the specification of a client's request; further keys of the request are ignored."""
     schema = {
         "type": "object",
         "properties": {"type": {"const": name}, "topics": _ref("Topics"), **optional},
         "required": ["type", "topics"],
     }
     return MessageSpec(
-        name, name, line, schema, {"type": name, **example}, by_client=True, answers=(f"{name}d", "error")
+        name, name, summary, schema, {"type": name, **example}, by_client=True, answers=(f"{name}d", "error")
     )
 
 
 def _answer(
     name: str,
-    line: str,
+    summary: str,
     example: Mapping[str, Any],
     optional: Mapping[str, JsonSchema] | None = None,
     **rest: JsonSchema,
 ) -> MessageSpec:
     schema = _object_with(optional or {}, {"type": {"const": name}, **rest})
-    return MessageSpec(name, name, line, schema, {"type": name, **example})
+    return MessageSpec(name, name, summary, schema, {"type": name, **example})
 
 
 _READING: Final = {
@@ -257,7 +256,7 @@ _SCALE: Final = _Topic("scale/{id}", ParameterSpec("id", "The scale's id in the 
 _MACHINE: Final = _Topic("machine/{name}", _MACHINE_NAME)
 _SAMPLES: Final = _Topic("machine/{name}/samples", _MACHINE_NAME)
 
-#: Everything, in the order of the documentation.
+#: All channels, in the order of the documentation.
 CHANNELS: Final = (
     ChannelSpec(
         "connection",

@@ -174,12 +174,12 @@ class EngineSession:
 
     @property
     def has_expired(self) -> bool:
-        """Whether a ping was not answered in time, even if the timer has not fired yet."""
+        """Return whether a ping was not answered in time, even if the timer has not fired yet."""
         return self._reactor.seconds() >= self._expires
 
     @property
     def can_poll(self) -> bool:
-        """Whether the client may poll, having no WebSocket."""
+        """Return whether the client may poll, having no WebSocket."""
         return self.is_open and self._pipe is None
 
     def add_poll(self, poll: PendingPoll) -> bool:
