@@ -612,7 +612,7 @@ def assert_says_which(plant: Daemon, sensor: str, tracebacks: int) -> None:
     said = [line for line in plant.log().splitlines() if name in line]
     assert said
     assert len(said) % 2 == 0
-    assert all("a raw file cannot be read: " in line and f"/data/Broken/{name}: " in line for line in said)
+    assert all("cannot read a raw file: " in line and f"/data/Broken/{name}: " in line for line in said)
     assert plant.log().count("Traceback") == tracebacks
 
 

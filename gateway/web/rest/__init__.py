@@ -1,1 +1,1 @@
-"""REST interfaces of scales, statistics, raw samples and the daemon itself."""
+"""REST interfaces of scales, statistics, raw samples and the gateway itself."""

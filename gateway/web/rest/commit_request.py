@@ -1,4 +1,4 @@
-"""Commit requests: a JSON body and an Idempotency-Key in, a checked request out."""
+"""Parsing of commit requests: JSON body and Idempotency-Key."""
 
 import hashlib
 import re
@@ -13,20 +13,18 @@ from gateway.store.interface import (
 )
 from gateway.web.http.answers import Refusal
 
-#: Columns of ``scale_weight_log`` are varchar(50).
-_MOST: Final = 50
-
+#: Maximum characters of a field: columns of ``scale_weight_log`` are varchar(50).
+_MAX_LENGTH: Final = 50
 
 _EVENT_TYPES: Final = frozenset({"SHIP", "RETURN"})
 
-
-#: No database keeps a NUL in a text, and no number of a cylinder has a line end.
+#: Control characters: databases cannot store a NUL, and cylinder numbers have no line ends.
 _CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True, slots=True)
 class CommitRequest:
-    """What a commit request asks for."""
+    """Fields of a valid commit request."""
 
     cylinder_no: str
     event_type: str
@@ -35,12 +33,12 @@ class CommitRequest:
     scale_id: str | None
 
     def fingerprint(self) -> str:
-        """The same for the same request, however its JSON is written."""
+        """Return a hash of the fields, which does not depend on the form of the JSON."""
         return hashlib.sha256(orjson.dumps(asdict(self), option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def parse_commit_request(body: bytes) -> CommitRequest:
-    """Read the body of a commit request.
+    """Parse the body of a commit request.
 
     :raises Refusal: ``invalid_json`` or ``invalid_request``.
     """
@@ -55,7 +53,7 @@ def parse_commit_request(body: bytes) -> CommitRequest:
         raise Refusal(400, "invalid_request", "cylinder_no가 필요합니다")
     event_type = value.get("event_type")
     event_type = event_type.strip() if isinstance(event_type, str) else ""
-    # Some other letters become these in upper case, such as the long s.
+    # Other letters, such as the long s, would become ASCII ones in upper case.
     event_type = event_type.upper() if event_type.isascii() else ""
     if event_type not in _EVENT_TYPES:
         raise Refusal(400, "invalid_request", "event_type은 SHIP 또는 RETURN이어야 합니다")
@@ -75,19 +73,24 @@ def _text(value: dict[str, Any], field: str) -> str | None:
     if not isinstance(text, str):
         raise Refusal(400, "invalid_request", f"{field}: 문자열이어야 합니다")
     text = text.strip()
-    if len(text) > _MOST:
-        raise Refusal(400, "invalid_request", f"{field}: {_MOST}자 이하여야 합니다")
+    if len(text) > _MAX_LENGTH:
+        raise Refusal(400, "invalid_request", f"{field}: {_MAX_LENGTH}자 이하여야 합니다")
     if _CONTROLS.search(text):
         raise Refusal(400, "invalid_request", f"{field}: 제어 문자를 포함할 수 없습니다")
     return text or None
 
 
 def json_body(request: Request) -> bytes:
+    """Return the body of a request; empty without one."""
     body: bytes = b"" if request.content is None else request.content.read()
     return body
 
 
-def idempotency_key(request: Request, order: CommitRequest) -> IdempotencyKey | None:
+def idempotency_key(request: Request, commit_request: CommitRequest) -> IdempotencyKey | None:
+    """Return the Idempotency-Key of a request with the fingerprint of its body; ``None`` without the header.
+
+    :raises Refusal: ``invalid_request``.
+    """
     headers = request.requestHeaders.getRawHeaders(b"idempotency-key", [b""])
     if len(headers) > 1:
         raise Refusal(400, "invalid_request", "Idempotency-Key: 헤더는 하나만 보낼 수 있습니다")
@@ -99,4 +102,4 @@ def idempotency_key(request: Request, order: CommitRequest) -> IdempotencyKey | 
         return None
     if len(key) > 255 or _CONTROLS.search(key):
         raise Refusal(400, "invalid_request", "Idempotency-Key: 255자 이하의 문자여야 합니다")
-    return IdempotencyKey(key, order.fingerprint())
+    return IdempotencyKey(key, commit_request.fingerprint())

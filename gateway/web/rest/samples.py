@@ -1,4 +1,4 @@
-"""What there is of machines beside the old server's interface: raw samples for plots."""
+"""REST interface of raw samples for plots: ``/api/v1/machines``."""
 
 import re
 import threading
@@ -25,40 +25,40 @@ from gateway.web.http.tabular import TableAnswer
 
 log = Logger()
 
-#: Points of an answer that does not say how many, and of one that says too many.
+#: Default and maximum of ``max_points``.
 _POINTS: Final = 1000
-_MOST_POINTS: Final = 100_000
+_MAX_POINTS: Final = 100_000
 
-#: Answers that may be under way at a time; each takes 24 bytes a point.
-_MOST_ANSWERS: Final = 32
+#: Maximum concurrent answers; each takes 24 bytes for each point.
+_MAX_ANSWERS: Final = 32
 
-#: What an answer covers at most, and what one covers that says no beginning.
-_LONGEST: Final = timedelta(days=31)
-_USUAL: Final = timedelta(hours=1)
+#: Maximum length of the time range, and its default without ``from``.
+_MAX_RANGE: Final = timedelta(days=31)
+_DEFAULT_RANGE: Final = timedelta(hours=1)
 _SECOND: Final = timedelta(seconds=1)
 
 _SamplePage: TypeAlias = list[dict[str, Any]]
 
 _COLUMNS: Final = ("time", "min", "max", "count")
 
-#: A plus sign that was not escaped in a query is a blank when it comes.
+#: A time whose plus sign was not escaped in the query, and therefore arrives as a blank.
 _LOST_PLUS: Final = re.compile(r"(\d\d:\d\d[\d:.]*) (\d\d(:?\d\d)?)")
 
 
 class _Reader:
-    """Makes pages, in any thread, one at a time."""
+    """Reader of pages, one at a time, for use in any thread."""
 
     def __init__(self, pages: "Generator[_SamplePage, None, None]") -> None:
         self._pages = pages
         self._lock = threading.Lock()
 
     def next(self) -> _SamplePage | None:
-        """The next page; ``None`` where there is none."""
+        """Return the next page; ``None`` after the last one."""
         with self._lock:
             return next(self._pages, None)
 
     def close(self) -> None:
-        """Let go of the file that is being read."""
+        """Close the file that is being read."""
         with self._lock:
             self._pages.close()
 
@@ -66,9 +66,9 @@ class _Reader:
 class MachineApi:
     """``/api/v1/machines``.
 
-    :param directory: ``data.path``.
-    :param pool: of threads that read files.
-    :param flush: hands all raw lines to the operating system.
+    :param directory: directory of the raw files, ``data.path``.
+    :param pool: threads that read files.
+    :param flush: function that writes all buffered raw lines to their files.
     :param damage: log for damaged files.
     """
 
@@ -90,7 +90,7 @@ class MachineApi:
         self._pool = pool
         self._flush = flush
         self._damage = damage
-        self._under_way = 0
+        self._answers = 0
 
     @app.route("/<machine>/samples", methods=["GET"], strict_slashes=False)
     async def samples(self, request: Request, machine: str) -> bytes:
@@ -100,31 +100,31 @@ class MachineApi:
         if not sensor:
             raise Refusal(400, "invalid_request", "sensor가 필요합니다")
         begin, end = self._range(request)
-        most = _number(request, "max_points", _POINTS, _MOST_POINTS)
-        if self._under_way >= _MOST_ANSWERS:
+        max_points = _number(request, "max_points", _POINTS, _MAX_POINTS)
+        if self._answers >= _MAX_ANSWERS:
             raise Refusal(503, "busy")
-        self._under_way += 1
+        self._answers += 1
         try:
             today = self._clock.now().date()
-            plot = Plot(self._clock.zone, begin, end, most, self._damage, today)
+            plot = Plot(self._clock.zone, begin, end, max_points, self._damage, today)
             return await self._answer(request, machine, sensor, plot)
         finally:
-            self._under_way -= 1
+            self._answers -= 1
 
     async def _answer(self, request: Request, machine: str, sensor: str, plot: Plot) -> bytes:
         self._flush()
 
-        def look() -> list[RawFile]:
+        def find_files() -> list[RawFile]:
             return [file for file in raw_files(self._directory, machine) if file.sensor == sensor]
 
-        its = await deferToThreadPool(self._reactor, self._pool, look) if name_of(machine) else []
-        if not its:
+        files = await deferToThreadPool(self._reactor, self._pool, find_files) if name_of(machine) else []
+        if not files:
             raise Refusal(404, "unknown_sensor")
         begin, end = map(rfc3339, (plot.begin, plot.end))
         head = {"machine": machine, "sensor": sensor, "from": begin, "to": end, "points": []}
-        before, _, behind = orjson.dumps(head).rpartition(b"[]")
-        table = TableAnswer(request, "samples", _COLUMNS, (before, behind))
-        return await table.send(self._pages(plot.points(its), table.encode))
+        before, _, after = orjson.dumps(head).rpartition(b"[]")
+        table = TableAnswer(request, "samples", _COLUMNS, (before, after))
+        return await table.send(self._pages(plot.points(files), table.encode))
 
     async def _pages(
         self, points: "Generator[_SamplePage, None, None]", encode: Callable[[_SamplePage], bytes]
@@ -134,51 +134,51 @@ class MachineApi:
             while (page := await deferToThreadPool(self._reactor, self._pool, reader.next)) is not None:
                 yield [encode(page)] if page else []
         except UnreadableFile as error:
-            log.error("a raw file cannot be read: {error}", error=error)
+            log.error("cannot read a raw file: {error}", error=error)
             raise Refusal(500, "unreadable_file") from error
         finally:
-            # The client may have left while a page is being made.
+            # In the pool: a page may still be in progress when the client leaves.
             self._pool.callInThread(reader.close)
 
     def _range(self, request: Request) -> tuple[datetime, datetime]:
-        # Samples of the second that has begun may be in what comes after now.
+        # The current second is included.
         end = self._time(request, "to", whole_day=True) or self._clock.now().replace(microsecond=0) + _SECOND
         begin = self._time(request, "from", whole_day=False)
         if begin is None:
-            begin = datetime.fromtimestamp(end.timestamp() - _USUAL.total_seconds(), self._clock.zone)
-        # By their moments: an hour may come twice.
+            begin = datetime.fromtimestamp(end.timestamp() - _DEFAULT_RANGE.total_seconds(), self._clock.zone)
+        # Compared as timestamps: when clocks go back, an hour repeats.
         length = end.timestamp() - begin.timestamp()
         if length <= 0:
             raise Refusal(400, "invalid_request", "from은 to보다 앞서야 합니다")
-        if length > (_LONGEST + timedelta(hours=1)).total_seconds():
-            raise Refusal(400, "invalid_request", f"from과 to의 간격은 {_LONGEST.days}일 이하여야 합니다")
+        if length > (_MAX_RANGE + timedelta(hours=1)).total_seconds():
+            raise Refusal(400, "invalid_request", f"from과 to의 간격은 {_MAX_RANGE.days}일 이하여야 합니다")
         return begin, end
 
     def _time(self, request: Request, name: str, *, whole_day: bool) -> datetime | None:
-        """A time of the query: ISO 8601, the wall clock's where it has no offset.
+        """Return a time of the query in ISO 8601; without an offset it is local time.
 
-        :param whole_day: a date alone means its end.
+        :param whole_day: whether a date without a time means the end of that day.
         """
-        given = argument(request, name)
-        if not given:
+        text = argument(request, name)
+        if not text:
             return None
         try:
-            found = datetime.fromisoformat(_LOST_PLUS.sub(r"\1+\2", given))
-            if found.tzinfo is None:
-                found = found.replace(tzinfo=self._clock.zone)
-            if whole_day and len(given) <= len("2025-12-18"):
-                found = datetime.combine(found.date() + timedelta(days=1), time(), found.tzinfo)
-            if not 1970 <= found.year < 9999:
-                raise ValueError("a time around which there are no others")
-            return found.astimezone(self._clock.zone)
+            moment = datetime.fromisoformat(_LOST_PLUS.sub(r"\1+\2", text))
+            if moment.tzinfo is None:
+                moment = moment.replace(tzinfo=self._clock.zone)
+            if whole_day and len(text) <= len("2025-12-18"):
+                moment = datetime.combine(moment.date() + timedelta(days=1), time(), moment.tzinfo)
+            if not 1970 <= moment.year < 9999:
+                raise ValueError("a year outside 1970 to 9998")
+            return moment.astimezone(self._clock.zone)
         except (ValueError, OverflowError) as error:
             raise Refusal(400, "invalid_request", f"{name}: ISO 8601 시각이어야 합니다") from error
 
 
-def _number(request: Request, name: str, default: int, most: int) -> int:
-    given = argument(request, name)
-    if not given:
+def _number(request: Request, name: str, default: int, maximum: int) -> int:
+    text = argument(request, name)
+    if not text:
         return default
-    if not (given.isascii() and given.isdigit() and len(given) < 10 and 1 <= int(given) <= most):
-        raise Refusal(400, "invalid_request", f"{name}: 1에서 {most} 사이의 정수여야 합니다")
-    return int(given)
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= maximum):
+        raise Refusal(400, "invalid_request", f"{name}: 1에서 {maximum} 사이의 정수여야 합니다")
+    return int(text)

@@ -1,4 +1,4 @@
-"""The scale gateway's REST interface: the latest weight, and commits of shipped and returned cylinders."""
+"""REST interface of scales: latest weight, and commits of shipped and returned cylinders."""
 
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any, Final
@@ -29,7 +29,6 @@ from gateway.web.rest.commit_request import CommitRequest, idempotency_key, json
 
 log = Logger()
 
-
 _CENT: Final = Decimal("0.01")
 
 
@@ -58,11 +57,11 @@ class ScaleApi:
         self._commit_max_age = {scale_id: line.commit_max_age_sec for scale_id, line in settings.lines().items()}
         #: The same for the scales of other gateways.
         self._remote_max_age = settings.scale.commit_max_age_sec
-        #: By scale: the last reading that was asked for and the answer's text, fresh and stale.
+        #: By scale: the last reading that was requested, and the texts of its answer while it is fresh and stale.
         self._texts: dict[str, tuple[Reading, tuple[bytes, bytes]]] = {}
 
     def resource(self) -> IResource:
-        """What answers."""
+        """Return the resource of all routes."""
         routes = {(b"GET", b"scale-gateway/latest"): self.latest, (b"POST", b"scale-gateway/commit"): self.begin_commit}
         return FastRoutes(routes, self.app.resource())
 
@@ -73,10 +72,10 @@ class ScaleApi:
         reading = self._live.latest(scale_id)
         if reading is None:
             raise Refusal(404, "no_data")
-        known = self._texts.get(scale_id)
-        if known is None or known[0] is not reading:
-            self._texts[scale_id] = known = reading, _latest_texts(reading)
-        return encoded_answer(request, known[1][self._live.is_stale(scale_id)])
+        cached = self._texts.get(scale_id)
+        if cached is None or cached[0] is not reading:
+            self._texts[scale_id] = cached = reading, _latest_texts(reading)
+        return encoded_answer(request, cached[1][self._live.is_stale(scale_id)])
 
     @app.route("/scale-gateway/commit", methods=["POST"])
     @app.route("/scale-gateway/commit/", methods=["POST"])
@@ -84,12 +83,12 @@ class ScaleApi:
         return shield(self.begin_commit(request))
 
     def begin_commit(self, request: Request) -> "Deferred[bytes]":
-        """A commit that goes on whether its client waits or not."""
+        """Start a commit, which continues even if the client leaves."""
         return Deferred.fromCoroutine(self._commit(request))
 
     async def _commit(self, request: Request) -> bytes:
         try:
-            body, outcome = await self._committed(request)
+            body, outcome = await self._write_commit(request)
         except Refusal as refusal:
             self._commits.labels(refusal.error).inc()
             raise
@@ -109,54 +108,54 @@ class ScaleApi:
         self._commits.labels(outcome).inc()
         return answer(request, body)
 
-    async def _committed(self, request: Request) -> tuple[dict[str, Any], str]:
-        order = parse_commit_request(json_body(request))
-        key = idempotency_key(request, order)
-        scale_id = self._scale(order.scale_id)
+    async def _write_commit(self, request: Request) -> tuple[dict[str, Any], str]:
+        commit_request = parse_commit_request(json_body(request))
+        key = idempotency_key(request, commit_request)
+        scale_id = self._scale(commit_request.scale_id)
         try:
-            entry = self._entry(order, scale_id)
+            entry = self._entry(commit_request, scale_id)
         except Refusal:
-            # A repeated request gets its first answer whatever the scale shows now.
-            first = None if key is None else await self._store.replay(key)
-            if first is None:
+            # A repeated request gets its first answer, whatever the scale shows now.
+            stored = None if key is None else await self._store.replay(key)
+            if stored is None:
                 raise
-            return first, "replayed"
+            return stored, "replayed"
         result = await self._store.commit(entry, key)
         if result.commit is None:
             return result.answer, "replayed"
-        log.info("scale {scale_id}: commit {id} is written", scale_id=scale_id, id=result.commit.id)
+        log.info("scale {scale_id}: commit {id} written", scale_id=scale_id, id=result.commit.id)
         self._bus.publish(result.commit)
         return result.answer, "ok"
 
-    def _entry(self, order: CommitRequest, scale_id: str) -> CommitEntry:
+    def _entry(self, request: CommitRequest, scale_id: str) -> CommitEntry:
         reading = self._live.latest(scale_id)
         if reading is None or reading.weight is None:
             raise Refusal(400, "no_stable_weight")
-        most = self._commit_max_age.get(scale_id, self._remote_max_age)
-        if most is not None and self._live.age(scale_id) > most:
+        max_age = self._commit_max_age.get(scale_id, self._remote_max_age)
+        if max_age is not None and self._live.age(scale_id) > max_age:
             raise Refusal(409, "stale_weight")
         return CommitEntry(
             scale_id=scale_id,
-            cylinder_no=order.cylinder_no,
-            event_type=order.event_type,
-            # Adding 0 makes a -0.00, of a weight such as -0.004 kg, 0.00.
+            cylinder_no=request.cylinder_no,
+            event_type=request.event_type,
+            # Adding 0 turns -0.00, rounded from a weight such as -0.004 kg, into 0.00.
             gross_kg=reading.weight.quantize(_CENT, ROUND_HALF_UP) + 0,
             raw_line=reading.raw,
             received_at=reading.received_at,
             committed_at=self._clock.now(),
-            arrival_shipping_no=order.arrival_shipping_no,
-            move_report_no=order.move_report_no,
+            arrival_shipping_no=request.arrival_shipping_no,
+            move_report_no=request.move_report_no,
         )
 
-    def _scale(self, asked: str | None) -> str:
-        scale_id = asked or self._default_scale
+    def _scale(self, requested: str | None) -> str:
+        scale_id = requested or self._default_scale
         if not self._live.has_scale(scale_id):
             raise Refusal(404, "unknown_scale")
         return scale_id
 
 
 def _latest_texts(reading: Reading) -> tuple[bytes, bytes]:
-    """The answer's JSON while the reading is fresh, and once it is stale."""
+    """Return the JSON of the answer while the reading is fresh, and once it is stale."""
     fields = {"ok": True, **reading.payload()}
     del fields["kind"]
     return orjson.dumps({**fields, "stale": False}), orjson.dumps({**fields, "stale": True})

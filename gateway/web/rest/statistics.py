@@ -1,4 +1,4 @@
-"""The monitoring server's REST interface: which machines there are, their means and their anomalies."""
+"""REST interface of the old monitoring server: machines, means and anomalies."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from datetime import date
@@ -29,8 +29,11 @@ _DETAIL: Final = (*_MEAN, "count", "min", "min_time", "max", "max_time", "rms", 
 _ANOMALY: Final = ("name", "time", "score", "threshold")
 
 
-class _Invalid(Exception):
-    """Query arguments that are missing or no dates; ``detail`` is the old server's error list."""
+class _InvalidQuery(Exception):
+    """Error for missing or invalid query arguments.
+
+    :ivar detail: list of errors in the old server's form.
+    """
 
     def __init__(self, detail: list[dict[str, Any]]) -> None:
         super().__init__("invalid query")
@@ -38,17 +41,17 @@ class _Invalid(Exception):
 
 
 class _Query:
-    """Reads query arguments and keeps every problem, as the old server's framework does."""
+    """Parser of query arguments that collects every error, like the old server's framework."""
 
     def __init__(self, request: Request) -> None:
         self._request = request
         self._detail: list[dict[str, Any]] = []
 
     def text(self, name: str) -> str:
-        found = argument(self._request, name)
-        if found is None:
-            self._problem("missing", name, "Field required", None)
-        return found or ""
+        value = argument(self._request, name)
+        if value is None:
+            self._add_error("missing", name, "Field required", None)
+        return value or ""
 
     def machine(self) -> str:
         """Return the name of a machine in its stored form."""
@@ -56,33 +59,33 @@ class _Query:
         return name_of(text) or text
 
     def day(self, name: str) -> date:
-        found = argument(self._request, name)
-        if found is None:
-            self._problem("missing", name, "Field required", None)
+        value = argument(self._request, name)
+        if value is None:
+            self._add_error("missing", name, "Field required", None)
             return date.min
         try:
-            return _DATE.validate_python(found)
+            return _DATE.validate_python(value)
         except ValidationError as error:
             problem = error.errors()[0]
-            self._problem(problem["type"], name, problem["msg"], found)
+            self._add_error(problem["type"], name, problem["msg"], value)
             return date.min
 
     def flag(self, name: str) -> bool:
-        found = argument(self._request, name)
+        value = argument(self._request, name)
         try:
-            return _FLAG.validate_python(found or False)
+            return _FLAG.validate_python(value or False)
         except ValidationError as error:
             problem = error.errors()[0]
-            self._problem(problem["type"], name, problem["msg"], found)
+            self._add_error(problem["type"], name, problem["msg"], value)
             return False
 
     def check(self) -> None:
-        """:raises _Invalid: where there was a problem."""
+        """Raise :class:`_InvalidQuery` if there was an error."""
         if self._detail:
-            raise _Invalid(self._detail)
+            raise _InvalidQuery(self._detail)
 
-    def _problem(self, kind: str, name: str, message: str, given: str | None) -> None:
-        self._detail.append({"type": kind, "loc": ["query", name], "msg": message, "input": given})
+    def _add_error(self, kind: str, name: str, message: str, value: str | None) -> None:
+        self._detail.append({"type": kind, "loc": ["query", name], "msg": message, "input": value})
 
 
 class StatApi:
@@ -90,7 +93,7 @@ class StatApi:
 
     app = Klein()
 
-    @app.handle_errors(_Invalid)
+    @app.handle_errors(_InvalidQuery)
     def _invalid(self, request: Any, failure: Any) -> bytes:
         detail = failure.value.detail
         reason = "; ".join(f"{problem['loc'][-1]}: {problem['msg']}" for problem in detail)
@@ -133,10 +136,10 @@ class StatApi:
 async def _paged(
     request: Request, name: str, columns: Sequence[str], ask: Callable[[PageRequest], Awaitable[Page]]
 ) -> bytes:
-    """Answer a question page by page; an answer of one page has its length in the head.
+    """Answer with the pages of a query; an answer of one page has a Content-Length.
 
-    The first page is small. Later ones grow, each fetched after the client has read the one before: a client that reads
-    nothing costs only the first page.
+    The first page is small. Later ones grow, each fetched after the client has read the previous one: a client that
+    reads nothing costs only the first page.
 
     :param name: name of the table.
     :param ask: function that returns a page.
@@ -158,7 +161,7 @@ async def _paged(
 
 
 class SioApi:
-    """``/sio``: what the old server's Socket.IO part answered over HTTP."""
+    """``/sio``: the HTTP part of the old server's Socket.IO interface."""
 
     app = Klein()
     handle_errors(app)

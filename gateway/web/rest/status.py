@@ -1,4 +1,4 @@
-"""State of the daemon: ``/healthz`` for a supervisor, ``/metrics`` for Prometheus, ``/`` for people."""
+"""State of the gateway: ``/healthz`` for a supervisor, ``/metrics`` for Prometheus, ``/`` for people."""
 
 from collections.abc import Callable
 from typing import Final
@@ -15,17 +15,17 @@ from gateway.live.state import LiveState
 from gateway.runtime.metrics import Counters
 from gateway.web.http.answers import answer, body, handle_errors
 
-#: Making the text of ``/metrics`` takes some milliseconds. These bounds limit it: seconds between two texts for one
-#: connection, texts a second over all connections, and texts at once. Otherwise the previous text is sent again.
+#: Bounds for making the text of ``/metrics``, which takes milliseconds: seconds between two texts for one connection,
+#: texts per second for all connections, and texts at once. Above them, the previous text is sent again.
 _INTERVAL: Final = 1.0
 _RATE: Final = 50.0
 _BURST: Final = 200.0
 
 
 class StatusApi:
-    """``/`` and the single words below it.
+    """``/``, ``/healthz`` and ``/metrics``.
 
-    :param problems: says what does not work as it should; one line each.
+    :param problems: function that returns the current problems, one line each.
     """
 
     app = Klein()
@@ -36,8 +36,8 @@ class StatusApi:
     ) -> None:
         self._reactor = reactor
         self._live = live
-        #: The last text of ``/metrics``, the number that may be made at once, and the time of the last one: of all, and
-        #: for each connection.
+        #: The last text of ``/metrics``, the number of texts allowed at once, and the time of the last text: for all
+        #: connections and for each one.
         self._metrics = b""
         self._allowed = _BURST
         self._made_at = reactor.seconds()
