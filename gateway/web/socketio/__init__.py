@@ -1,1 +1,1 @@
-"""Engine.IO 4 and Socket.IO 5, for any application: it knows no machines."""
+"""Engine.IO 4 and Socket.IO 5 for any application, independent of machines and of the bus."""
