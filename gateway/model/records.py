@@ -1,7 +1,7 @@
 """The records that travel through the gateway, and their JSON forms.
 
 Every record that is a live event says its ``topic`` and its ``event`` name; ``payload()`` is the event's
-``data`` (see ``docs/events.rst``). Weights are kilograms; times are aware datetimes in the configured zone.
+``data`` (see ``docs/reference/events.rst``). Weights are kilograms; times are aware datetimes in the configured zone.
 """
 
 from array import array

@@ -1,4 +1,4 @@
-"""What the code says, what the catalogue says and what docs/events.rst says is one and the same."""
+"""What the code says, what the catalogue says and what docs/reference/events.rst says is one and the same."""
 
 import ast
 import inspect
@@ -39,7 +39,7 @@ from gateway.web.schema.asyncapi import document
 from gateway.web.schema.catalogue import CHANNELS, SCHEMAS, ChannelSpec, MessageSpec
 from gateway.web.socketio.packets import Outgoing
 
-DOCS = (Path(__file__).parent.parent.parent / "docs" / "events.rst").read_text("utf-8")
+DOCS = (Path(__file__).parent.parent.parent / "docs" / "reference" / "events.rst").read_text("utf-8")
 DOCUMENT = json.loads(orjson.dumps(document("gateway.example:8080")))
 
 BY_KEY = {channel.key: channel for channel in CHANNELS}

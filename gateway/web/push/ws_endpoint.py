@@ -1,4 +1,4 @@
-"""Live events by WebSocket at ``/ws``: JSON texts, topics, resume. See ``docs/events.rst``."""
+"""Live events by WebSocket at ``/ws``: JSON texts, topics, resume. See ``docs/reference/events.rst``."""
 
 from functools import partial
 from typing import Any, Final
