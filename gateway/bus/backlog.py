@@ -1,4 +1,4 @@
-"""Backlog of recent events, for subscribers that return."""
+"""Backlog of recent events, for subscribers that reconnect."""
 
 import bisect
 from collections import deque
@@ -9,43 +9,48 @@ from gateway.model.records import Batch
 
 
 class Backlog:
-    """Past events, the latest so many.
+    """The latest events.
 
-    :param most: events.
-    :param most_bytes: about so much memory; always the latest event.
-    :ivar forgotten: the number of the last event that is not held any more.
+    :param max_events: maximum number of events.
+    :param max_bytes: approximate maximum memory in bytes, which only the latest event may exceed; ``None``: unbounded.
+    :ivar forgotten: number of the last event that was dropped.
     """
 
-    def __init__(self, most: int, most_bytes: int | None = None) -> None:
+    def __init__(self, max_events: int, max_bytes: int | None = None) -> None:
         self.forgotten = 0
-        self._most = most
-        self._most_bytes = most_bytes
+        self._max_events = max_events
+        self._max_bytes = max_bytes
         self._events: deque[Event] = deque()
         self._bytes = 0
 
     def hold(self, event: Event, weight: int = 0) -> None:
-        """Hold an event, and forget what is too much.
+        """Add an event, and drop the oldest ones above the maximum.
 
-        :param weight: about how many bytes of memory it holds, where these are bounded.
+        :param weight: approximate memory of the event in bytes, if that is bounded.
         """
         self._events.append(event)
-        if self._most_bytes is None:
-            if len(self._events) > self._most:
+        if self._max_bytes is None:
+            if len(self._events) > self._max_events:
                 self.forgotten = self._events.popleft().seq
             return
         event.weight = weight
         self._bytes += weight
-        while len(self._events) > self._most or (self._bytes > self._most_bytes and len(self._events) > 1):
+        while len(self._events) > self._max_events or (self._bytes > self._max_bytes and len(self._events) > 1):
             oldest = self._events.popleft()
             self._bytes -= oldest.weight
             self.forgotten = oldest.seq
 
-    def after(self, since: int, until: int, patterns: frozenset[tuple[str, ...]], most: int | None) -> list[Event]:
-        """The events between two numbers, the latter included, on some topics: the first so many, in order."""
+    def after(self, since: int, until: int, patterns: frozenset[tuple[str, ...]], count: int | None) -> list[Event]:
+        """Return the first events on some topics, in order.
+
+        :param since: number of the event before the first one.
+        :param until: number of the last event.
+        :param count: maximum number of events.
+        """
         found: list[Event] = []
         for index in range(bisect.bisect_right(self._events, since, key=_seq_of), len(self._events)):
             event = self._events[index]
-            if event.seq > until or len(found) == most:
+            if event.seq > until or len(found) == count:
                 break
             if not patterns.isdisjoint(matching_patterns(event.topic)):
                 found.append(event)
@@ -53,7 +58,7 @@ class Backlog:
 
 
 def batch_size(batch: Batch) -> int:
-    """About how many bytes of memory a batch's event holds, its text (20 bytes a sample) and its frames included."""
+    """Return the approximate memory of the event of a batch in bytes, including its JSON text and its frames."""
     sensors = batch.sensors
     samples = 0
     for sensor in sensors.values():

@@ -1,7 +1,7 @@
-"""The bus: records go in, live events come out, numbered.
+"""The bus, which numbers records and publishes them as events.
 
-Sinks are parts of the gateway and get each record of a type; subscribers are clients and get the events of the
-topics that they named. Neither can stop the other: what one raises is logged, counted and forgotten.
+Sinks are parts of the gateway and get every record of a type. Subscribers are clients and get the events of their
+topics. An exception of one is logged and counted, and does not stop the others.
 """
 
 import heapq
@@ -26,17 +26,18 @@ R = TypeVar("R", bound=Record)
 
 
 class Subscriber(Protocol):
-    """Somebody who follows topics."""
+    """A client that is subscribed to topics."""
 
     def deliver(self, event: Event) -> None:
-        """Take an event. It must not block and must bound what it keeps."""
+        """Take an event, without blocking and within bounded memory."""
 
 
 class Bus:
-    """Numbers records and hands them out.
+    """Publisher of records to sinks and subscribers.
 
-    :param backlog_events: how many past events are held for those who come back, and as many batches of samples.
-    :param backlog_bytes: about how much memory these batches may take; the oldest go first.
+    :param backlog_events: maximum events of the backlog; a second backlog of batches has the same maximum.
+    :param backlog_bytes: approximate maximum memory of the backlog of batches, in bytes.
+    :ivar seq: number of the last event.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Bus:
         self._publishing = False
         self._pending: deque[tuple[Record, bool, datetime | None]] = deque()
         self._backlog = Backlog(backlog_events)
-        # Batches may be large and many: they must not push readings and commits out.
+        # Batches have a backlog of their own, so that they do not displace readings and commits.
         self._batches = Backlog(backlog_events, backlog_bytes)
         self._sinks: dict[type[Any], tuple[tuple[str, Callable[[Any], None]], ...]] = {}
         self._subscribers: dict[tuple[str, ...], dict[Subscriber, None]] = {}
@@ -64,29 +65,30 @@ class Bus:
     # -- parts of the gateway
 
     def number_from(self, first_seq: int, watch: Callable[[int], None]) -> None:
-        """Number events from there on, above any that was ever given out.
+        """Set the number of the next event, which must exceed every number used before.
 
-        :param watch: is told each number that is given out.
+        :param watch: called with each number that is used.
         """
         self._first_seq = first_seq
         self.seq = first_seq - 1
         self._watch = watch
 
     def attach(self, record_type: type[R], name: str, sink: Callable[[R], None]) -> None:
-        """Hand each of this gateway's records of a type to a part of it, in the order of attaching, before any
-        subscriber.
+        """Attach a sink, which gets this gateway's records of a type before any subscriber.
 
-        :param name: of the part, for its counter.
+        Sinks get a record in the order of their attaching.
+
+        :param name: name of the sink, for its counter.
         """
         self._sinks[record_type] = (*self._sinks.get(record_type, ()), (name, sink))
 
     def publish(self, record: Record, *, remote: bool = False, time: datetime | None = None) -> None:
-        """Number a record and hand it to its sinks and subscribers.
+        """Number a record and publish it to its sinks and subscribers.
 
-        What a sink publishes meanwhile comes after, so that everybody sees events in the order of their numbers.
+        A record that a sink publishes meanwhile follows later, so that all get events in the order of their numbers.
 
-        :param remote: it is another gateway's, which stores it and sends its push messages: no sink gets it.
-        :param time: when that one published it; by default now.
+        :param remote: whether another gateway has the record, stores it and sends its push messages; no sink gets it.
+        :param time: time at which the other gateway published it; by default now.
         """
         pending = self._pending
         if self._publishing or pending:
@@ -111,49 +113,51 @@ class Bus:
             for name, sink in self._sinks.get(type(record), ()):
                 try:
                     sink(record)
-                except Exception:  # whatever a part of the gateway raises, the rest goes on
+                except Exception:  # one failing sink must not stop the others
                     self._counters.sink_failures.labels(name).inc()
-                    log.failure("{sink} failed on a record", sink=name)
+                    log.failure(
+                        "sink {sink}: an exception while it processed a record of {topic}", sink=name, topic=event.topic
+                    )
         if self._subscribers:
             for subscriber in self._subscribers_of(event.topic):
                 try:
                     subscriber.deliver(event)
-                except Exception:  # the same for a client
+                except Exception:  # one failing subscriber must not stop the others
                     self._counters.sink_failures.labels("subscriber").inc()
-                    log.failure("a subscriber failed on an event")
+                    log.failure("a subscriber: an exception while it took an event of {topic}", topic=event.topic)
         if type(record) is Batch:
             self._batches.hold(event, batch_size(record))
         else:
             self._backlog.hold(event)
 
     def _subscribers_of(self, topic: str) -> Collection[Subscriber]:
-        """Who follows a topic now, each once: whatever they do meanwhile, this stays."""
-        found = [followers for pattern in matching_patterns(topic) if (followers := self._subscribers.get(pattern))]
-        return tuple(found[0]) if len(found) == 1 else dict.fromkeys(itertools.chain.from_iterable(found))
+        """Return a copy of the subscribers of a topic, each once; they may unsubscribe while it is used."""
+        groups = [group for pattern in matching_patterns(topic) if (group := self._subscribers.get(pattern))]
+        return tuple(groups[0]) if len(groups) == 1 else dict.fromkeys(itertools.chain.from_iterable(groups))
 
     # -- clients
 
     def subscribe(self, subscriber: Subscriber, patterns: frozenset[tuple[str, ...]]) -> None:
-        """Let a subscriber follow these topics too."""
-        self._follow(subscriber, self._patterns.get(subscriber, frozenset()) | patterns)
+        """Add topics to those of a subscriber."""
+        self._set_patterns(subscriber, self._patterns.get(subscriber, frozenset()) | patterns)
 
     def unsubscribe(self, subscriber: Subscriber, patterns: frozenset[tuple[str, ...]] | None = None) -> None:
-        """Let a subscriber follow these topics no more; by default, none at all."""
+        """Remove topics from those of a subscriber; by default, all of them."""
         if patterns is None:
-            self._follow(subscriber, frozenset())
+            self._set_patterns(subscriber, frozenset())
         else:
-            self._follow(subscriber, self._patterns.get(subscriber, frozenset()) - patterns)
+            self._set_patterns(subscriber, self._patterns.get(subscriber, frozenset()) - patterns)
 
     def patterns_of(self, subscriber: Subscriber) -> frozenset[tuple[str, ...]]:
-        """What a subscriber follows."""
+        """Return the topics of a subscriber."""
         return self._patterns.get(subscriber, frozenset())
 
-    def _follow(self, subscriber: Subscriber, patterns: frozenset[tuple[str, ...]]) -> None:
+    def _set_patterns(self, subscriber: Subscriber, patterns: frozenset[tuple[str, ...]]) -> None:
         before = self._patterns.pop(subscriber, frozenset())
         for pattern in before - patterns:
-            followers = self._subscribers[pattern]
-            del followers[subscriber]
-            if not followers:
+            group = self._subscribers[pattern]
+            del group[subscriber]
+            if not group:
                 del self._subscribers[pattern]
         for pattern in patterns - before:
             self._subscribers.setdefault(pattern, {})[subscriber] = None
@@ -162,28 +166,28 @@ class Bus:
         self._counters.subscribers.set(len(self._patterns))
 
     def holds(self, since: int, patterns: frozenset[tuple[str, ...]]) -> bool:
-        """Whether every event after ``since`` on these topics is still held."""
+        """Return whether the backlog still has every event after ``since`` on these topics."""
         if not self._first_seq - 1 <= since <= self.seq:
             return False
         return all(since >= backlog.forgotten for backlog in self._backlogs(patterns))
 
     def missed(
-        self, since: int, patterns: frozenset[tuple[str, ...]], until: int | None = None, most: int | None = None
+        self, since: int, patterns: frozenset[tuple[str, ...]], until: int | None = None, max_count: int | None = None
     ) -> list[Event]:
-        """The events after ``since`` on these topics, as far as they are held.
+        """Return the events after ``since`` on these topics that the backlog still has.
 
-        :param until: the number of the last one to give.
-        :param most: so many at most.
+        :param until: number of the last event to return.
+        :param max_count: maximum number of events.
         """
         last = self.seq if until is None else until
-        found = heapq.merge(
-            *(backlog.after(since, last, patterns, most) for backlog in self._backlogs(patterns)),
+        events = heapq.merge(
+            *(backlog.after(since, last, patterns, max_count) for backlog in self._backlogs(patterns)),
             key=lambda event: event.seq,
         )
-        return list(itertools.islice(found, most))
+        return list(itertools.islice(events, max_count))
 
     def _backlogs(self, patterns: frozenset[tuple[str, ...]]) -> "list[Backlog]":
-        """Where the events of some topics are held."""
+        """Return the backlogs of some topics."""
         return [
             backlog
             for backlog, segments in ((self._backlog, 2), (self._batches, 3))

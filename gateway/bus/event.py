@@ -10,15 +10,15 @@ from gateway.model.timestamps import rfc3339
 
 
 class Event:
-    """One record with its number.
+    """An event: a record with a number.
 
-    :ivar seq: rises by one an event on the whole gateway.
-    :ivar time: when it was published.
+    :ivar seq: number, which rises by one with each event of the gateway.
+    :ivar time: time of publication.
+    :ivar weight: approximate memory in bytes, set by a backlog that bounds it.
     """
 
     __slots__ = ("_frames", "_text", "record", "seq", "time", "weight")
 
-    #: Where its backlog keeps what it is counted as.
     weight: int
 
     def __init__(self, seq: int, record: Record, time: datetime) -> None:
@@ -34,20 +34,20 @@ class Event:
 
     @property
     def frames(self) -> dict[int, bytes]:
-        """Where the stream keeps the event framed, by the window of its compression."""
+        """Return the cache of WebSocket frames of the event, by the window size of their compression."""
         if self._frames is None:
             self._frames = {}
         return self._frames
 
     def text(self) -> bytes:
-        """The event as JSON; encoded once, and only if somebody asks."""
+        """Return the event as JSON, which is encoded once, on first use."""
         if self._text is None:
             self._text = event_text(self.seq, self.topic, self.record.event, self.record.payload(), self.time)
         return self._text
 
 
 def event_text(seq: int, topic: str, event: str, data: Any, time: datetime) -> bytes:
-    """The JSON of an event as every transport sends it."""
+    """Return the JSON of an event, which is the same for every transport."""
     text = orjson.dumps(
         {
             "type": "event",
@@ -58,5 +58,5 @@ def event_text(seq: int, topic: str, event: str, data: Any, time: datetime) -> b
             "time": rfc3339(time, "milliseconds"),
         }
     )
-    # Copied, since it is held for long: orjson leaves a hole in the memory behind it, five times as large as the text.
+    # Copied, since the text lives long: orjson leaves unused memory of five times its size behind it.
     return bytes(memoryview(text))

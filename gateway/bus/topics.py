@@ -10,24 +10,24 @@ _SOURCES: Final = frozenset({"scale", "machine", "*"})
 
 
 def parse_topic(pattern: str) -> tuple[str, ...]:
-    """The segments of a topic, each a word or ``*``.
+    """Return the segments of a topic pattern, each a word or ``*``.
 
-    :raises ValueError: it is no topic.
+    :raises ValueError: the pattern is not valid.
     """
     match tuple(pattern.split("/")):
         case (source, name) if source in _SOURCES and (name == "*" or is_name(name)):
-            return source, _kept(source, name)
-        case (source, name, "samples" | "*" as what) if source in {"machine", "*"} and (name == "*" or is_name(name)):
-            return source, _kept(source, name), what
+            return source, _stored_name(source, name)
+        case (source, name, "samples" | "*" as last) if source in {"machine", "*"} and (name == "*" or is_name(name)):
+            return source, _stored_name(source, name), last
     raise ValueError("a topic is scale/<id>, machine/<name> or machine/<name>/samples, with * for a whole segment")
 
 
-def _kept(source: str, name: str) -> str:
+def _stored_name(source: str, name: str) -> str:
     """Return the stored form of a name: a machine's in NFC, a scale's as configured."""
     return name if source == "scale" else name_of(name) or name
 
 
 @lru_cache(maxsize=4096)
 def matching_patterns(topic: str) -> tuple[tuple[str, ...], ...]:
-    """Every pattern that a topic matches."""
+    """Return every pattern that matches a topic."""
     return tuple(itertools.product(*((segment, "*") for segment in topic.split("/"))))

@@ -1,1 +1,1 @@
-"""The current state of scales, machines and gateways."""
+"""Current state of the scales and machines of a site."""

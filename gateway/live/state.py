@@ -1,4 +1,4 @@
-"""What is true now: each scale's latest weight, who is connected, each sensor's last hour of minutes."""
+"""Current state of a site: latest readings of scales, presence, and recent updates of sensors."""
 
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -9,65 +9,66 @@ from gateway.bus.bus import Bus
 from gateway.model.records import Presence, Reading, Update
 from gateway.runtime.clock import WallClock
 
-#: Maximum remembered machines that have disconnected without a mean.
+#: Maximum remembered machines that have disconnected without an update.
 MAX_GONE: Final = 1000
 
-#: How many updates of a sensor a client is given on arrival; the old server kept as many.
+#: Number of recent updates of a sensor that a new subscriber gets, as from the old server.
 RECENT_UPDATES: Final = 60
 
+#: Maximum names of scales, machines and sensors of other gateways: every client of the database could invent names.
+_MAX_REMOTE_NAMES: Final = 100_000
 
-#: Scales, machines and sensors of other gateways that are known at a time: who may write on the database could make up
-#: any number of them.
-_MOST_HEARD: Final = 100_000
-
-#: This gateway, among those that have a scale or a machine connected.
-_HERE: Final = ""
+#: Name of this gateway among those that a scale or a machine is connected to.
+_LOCAL: Final = ""
 
 
 @dataclass(slots=True)
 class ScaleState:
-    """One scale.
+    """State of one scale.
 
-    :ivar is_here: whether it is this gateway's.
-    :ivar latest: its latest stable gross weight.
-    :ivar latest_at: when that came, on the monotonic clock.
-    :ivar holders: the gateways that it is connected to.
+    :ivar idle_timeout: age in seconds at which the latest reading becomes stale.
+    :ivar is_local: whether it is configured on this gateway.
+    :ivar latest: latest stable gross reading.
+    :ivar latest_at: monotonic time of its arrival, in seconds.
+    :ivar gateways: gateways that the scale is connected to.
     """
 
     idle_timeout: float
-    is_here: bool = True
+    is_local: bool = True
     latest: Reading | None = None
     latest_at: float = 0.0
-    holders: set[str] = field(default_factory=set)
+    gateways: set[str] = field(default_factory=set)
 
 
 class LiveState:
-    """The present state of the whole site: a sink of the bus for what is here, and told by the relay of the rest.
+    """Current state of the whole site: a sink of the bus for this gateway, and target of the relay for the others.
 
-    Where gateways have a scale or a machine of one name, it is one: connected while it is to any of them, its latest
-    weight the last that came to any, its updates those of all.
+    A scale or a machine that several gateways have is one. It is connected while it is connected to any of them; its
+    latest reading is the newest of all, and its updates are those of all.
 
-    :param scales: the configured scales and their idle time-outs in seconds.
-    :param most_heard: so many names of other gateways are known at most.
+    :param scales: idle time-outs in seconds by configured scale.
+    :param max_remote_names: maximum names of scales, machines and sensors of other gateways.
     """
 
-    def __init__(self, bus: Bus, clock: WallClock, scales: dict[str, float], most_heard: int = _MOST_HEARD) -> None:
+    def __init__(
+        self, bus: Bus, clock: WallClock, scales: dict[str, float], max_remote_names: int = _MAX_REMOTE_NAMES
+    ) -> None:
         self._clock = clock
         self._scales = {scale_id: ScaleState(timeout) for scale_id, timeout in scales.items()}
         self._recent: dict[str, dict[str, deque[Update]]] = {}
-        #: By machine: the gateways that it is connected to, at least one.
+        #: Gateways that a machine is connected to, at least one, by machine.
         self._connected: dict[str, set[str]] = {}
-        #: Machines that have disconnected without a mean, the most recent last.
+        #: Machines that have disconnected without an update, the most recent last.
         self._gone: dict[str, None] = {}
-        #: Machines that were seen on this gateway.
-        self._machines_here: dict[str, None] = {}
-        self._most_heard = most_heard
-        self._heard = 0
+        #: Machines that have been connected to this gateway.
+        self._local_machines: dict[str, None] = {}
+        self._max_remote_names = max_remote_names
+        self._remote_names = 0
         bus.attach(Reading, "live", self._on_reading)
         bus.attach(Update, "live", self._on_update)
         bus.attach(Presence, "live", self._on_presence)
 
-    # -- of this gateway
+    # -- this gateway
 
     def _on_reading(self, reading: Reading) -> None:
         if reading.settled:
@@ -76,38 +77,38 @@ class LiveState:
             state.latest_at = self._clock.monotonic()
 
     def _on_update(self, update: Update) -> None:
-        self._machines_here[update.machine] = None
+        self._local_machines[update.machine] = None
         sensors = self._recent.setdefault(update.machine, {})
         sensors.setdefault(update.sensor, deque(maxlen=RECENT_UPDATES)).append(update)
 
     def restore(self, updates: Iterable[Update]) -> None:
-        """Know updates of before the start, oldest first."""
+        """Add updates from before the start, oldest first."""
         for update in updates:
             self._on_update(update)
 
     def _on_presence(self, presence: Presence) -> None:
         if presence.source == "machine" and presence.connected:
-            self._machines_here[presence.name] = None
-        self._hold(_HERE, presence)
+            self._local_machines[presence.name] = None
+        self._set_presence(_LOCAL, presence)
 
-    def _hold(self, gateway: str, presence: Presence) -> None:
+    def _set_presence(self, gateway: str, presence: Presence) -> None:
         if presence.source == "scale":
-            holders = self._scales[presence.name].holders
+            gateways = self._scales[presence.name].gateways
         elif presence.connected:
-            holders = self._connected.setdefault(presence.name, set())
+            gateways = self._connected.setdefault(presence.name, set())
             self._recent.setdefault(presence.name, {})
         else:
-            holders = self._connected.get(presence.name, set())
+            gateways = self._connected.get(presence.name, set())
         if presence.connected:
-            holders.add(gateway)
+            gateways.add(gateway)
         else:
-            holders.discard(gateway)
-            if presence.source == "machine" and not holders:
+            gateways.discard(gateway)
+            if presence.source == "machine" and not gateways:
                 self._connected.pop(presence.name, None)
                 self._forget_machine(presence.name)
 
     def _forget_machine(self, machine: str) -> None:
-        """Note that a machine has disconnected; beyond the maximum, forget the oldest of those known by name only."""
+        """Note that a machine has disconnected; above the maximum, forget the oldest one without updates."""
         self._gone.pop(machine, None)
         if not self._recent.get(machine):
             self._gone[machine] = None
@@ -116,110 +117,121 @@ class LiveState:
             del self._gone[first]
             if not self._recent.get(first) and first not in self._connected:
                 was_known = self._recent.pop(first, None) is not None
-                was_here = first in self._machines_here
-                self._machines_here.pop(first, None)
-                self._heard -= was_known and not was_here
+                was_local = first in self._local_machines
+                self._local_machines.pop(first, None)
+                self._remote_names -= was_known and not was_local
 
     def own_scales(self) -> dict[str, ScaleState]:
-        """The scales of this gateway."""
-        return {scale_id: state for scale_id, state in self._scales.items() if state.is_here}
+        """Return the scales that are configured on this gateway."""
+        return {scale_id: state for scale_id, state in self._scales.items() if state.is_local}
 
     def own_machines(self) -> list[str]:
-        """The machines seen on this gateway."""
-        return list(self._machines_here)
+        """Return the machines that have been connected to this gateway."""
+        return list(self._local_machines)
 
     def is_here(self, source: str, name: str) -> bool:
-        """Whether a scale or a machine is connected to this gateway."""
-        return _HERE in self._holders(source, name)
+        """Return whether a scale or a machine is connected to this gateway."""
+        return _LOCAL in self._gateways(source, name)
 
-    # -- of other gateways, as the relay hears of them
+    # -- other gateways, as the relay reports them
 
     def apply_remote_scale(self, scale_id: str, idle_timeout: float) -> bool:
-        """Know a scale of another gateway; whether there is room for it."""
+        """Add a scale of another gateway.
+
+        :returns: whether it is known now; not if there are too many names.
+        """
         if scale_id not in self._scales:
-            if not self._has_room():
+            if not self._add_remote_name():
                 return False
-            self._scales[scale_id] = ScaleState(idle_timeout, is_here=False)
-        elif not self._scales[scale_id].is_here:
+            self._scales[scale_id] = ScaleState(idle_timeout, is_local=False)
+        elif not self._scales[scale_id].is_local:
             self._scales[scale_id].idle_timeout = idle_timeout
         return True
 
     def apply_remote_reading(self, reading: Reading, age: float) -> bool:
-        """Know a settled reading of a scale that is known; whether it is newer than the latest.
+        """Apply a settled reading of a known scale.
 
-        :param age: the seconds since it came to its gateway. Ages are compared, not the gateways' wall clocks.
+        :param age: seconds since its arrival at the other gateway; ages are compared, since wall clocks may differ.
+        :returns: whether it is newer than the latest reading.
         """
         state = self._scales[reading.scale_id]
-        came = self._clock.monotonic() - age
-        if state.latest is not None and (came <= state.latest_at or reading == state.latest):
+        arrival = self._clock.monotonic() - age
+        if state.latest is not None and (arrival <= state.latest_at or reading == state.latest):
             return False
         state.latest = reading
-        state.latest_at = came
+        state.latest_at = arrival
         return True
 
     def apply_remote_machine(self, machine: str) -> bool:
-        """Know a machine of another gateway; whether there is room for it."""
+        """Add a machine of another gateway.
+
+        :returns: whether it is known now; not if there are too many names.
+        """
         if machine not in self._recent:
-            if not self._has_room():
+            if not self._add_remote_name():
                 return False
             self._recent[machine] = {}
         return True
 
     def apply_remote_updates(self, updates: Sequence[Update]) -> list[Update] | None:
-        """Know updates of one sensor, oldest first; those that were not known and are newer than what was.
+        """Apply updates of one sensor, oldest first.
 
-        Where nothing was known of the sensor, ``None``.
+        :returns: updates that are newer than the known ones; ``None`` if the sensor was unknown.
         """
         machine, sensor = updates[0].machine, updates[0].sensor
         if not self.apply_remote_machine(machine):
             return []
         sensors = self._recent[machine]
         if sensor not in sensors:
-            if self._has_room():
+            if self._add_remote_name():
                 sensors[sensor] = deque(updates, maxlen=RECENT_UPDATES)
                 return None
             return []
         known = sensors[sensor]
         last = known[-1].minute_end.timestamp()
-        news = [update for update in updates if update.minute_end.timestamp() > last]
-        if len(news) == len(updates):
+        newer = [update for update in updates if update.minute_end.timestamp() > last]
+        if len(newer) == len(updates):
             known.extend(updates)
         else:
-            # Twice as numbers: the wall clock shows an hour twice.
-            both = {update.minute_end.timestamp(): update for update in (*known, *updates)}
-            sensors[sensor] = deque((both[end] for end in sorted(both)), maxlen=RECENT_UPDATES)
-        return news
+            # Ordered by moments, since the wall clock may repeat an hour.
+            by_end = {update.minute_end.timestamp(): update for update in (*known, *updates)}
+            sensors[sensor] = deque((by_end[end] for end in sorted(by_end)), maxlen=RECENT_UPDATES)
+        return newer
 
     def apply_remote_presence(self, gateway: str, presence: Presence) -> bool:
-        """Know that a scale that is known, or a machine, came to a gateway or went; whether that changes what is so
-        on the whole site.
+        """Apply the presence of a known scale or of a machine on another gateway.
+
+        :returns: whether the presence on the whole site has changed.
         """
         before = self.is_connected(presence.source, presence.name)
-        self._hold(gateway, presence)
+        self._set_presence(gateway, presence)
         return self.is_connected(presence.source, presence.name) != before
 
     def forget(self, gateway: str) -> list[Presence]:
-        """A gateway is gone; what was connected to that one only. Its scales' latest weights stay, and age."""
+        """Remove the connections of a gateway that has gone. The latest readings of its scales stay, and become stale.
+
+        :returns: scales and machines that are disconnected now.
+        """
         gone = [
-            *(Presence("scale", name, False) for name, state in self._scales.items() if gateway in state.holders),
-            *(Presence("machine", name, False) for name, holders in self._connected.items() if gateway in holders),
+            *(Presence("scale", name, False) for name, state in self._scales.items() if gateway in state.gateways),
+            *(Presence("machine", name, False) for name, gateways in self._connected.items() if gateway in gateways),
         ]
         return [presence for presence in gone if self.apply_remote_presence(gateway, presence)]
 
-    def _has_room(self) -> bool:
-        if self._heard >= self._most_heard:
+    def _add_remote_name(self) -> bool:
+        if self._remote_names >= self._max_remote_names:
             return False
-        self._heard += 1
+        self._remote_names += 1
         return True
 
     def is_connected(self, source: str, name: str) -> bool:
-        """Whether a scale or a machine is connected to any gateway."""
-        return bool(self._holders(source, name))
+        """Return whether a scale or a machine is connected to any gateway."""
+        return bool(self._gateways(source, name))
 
-    def _holders(self, source: str, name: str) -> Collection[str]:
+    def _gateways(self, source: str, name: str) -> Collection[str]:
         if source == "machine":
             return self._connected.get(name, ())
-        return self._scales[name].holders if name in self._scales else ()
+        return self._scales[name].gateways if name in self._scales else ()
 
     # -- scales
 
@@ -230,28 +242,28 @@ class LiveState:
         return scale_id in self._scales
 
     def latest(self, scale_id: str) -> Reading | None:
-        """The scale's latest stable gross weight.
+        """Return the latest stable gross reading of a scale.
 
-        :raises KeyError: there is no such scale.
+        :raises KeyError: the scale is unknown.
         """
         return self._scales[scale_id].latest
 
     def age(self, scale_id: str) -> float:
-        """Seconds since the latest weight came, by the monotonic clock."""
+        """Return the seconds since the arrival of the latest reading, by the monotonic clock."""
         return self._clock.monotonic() - self._scales[scale_id].latest_at
 
     def idle_timeout(self, scale_id: str) -> float:
-        """Seconds after which the scale's latest weight is stale."""
+        """Return the age in seconds at which the latest reading of a scale becomes stale."""
         return self._scales[scale_id].idle_timeout
 
     def is_stale(self, scale_id: str) -> bool:
-        """Whether the idle time-out has passed since the latest weight."""
+        """Return whether the idle time-out has passed since the latest reading."""
         return self.age(scale_id) >= self.idle_timeout(scale_id)
 
     def scale_snapshot(self, scale_id: str) -> dict[str, Any]:
-        """What a new subscriber of the scale is told."""
+        """Return the snapshot of a scale for a new subscriber."""
         state = self._scales[scale_id]
-        return {"latest": None if state.latest is None else state.latest.payload(), "connected": bool(state.holders)}
+        return {"latest": None if state.latest is None else state.latest.payload(), "connected": bool(state.gateways)}
 
     # -- machines
 
@@ -259,15 +271,15 @@ class LiveState:
         return sorted(self._connected)
 
     def machines(self) -> Collection[str]:
-        """Every machine seen since the start, on any gateway."""
+        """Return every machine seen since the start, on any gateway."""
         return self._recent.keys()
 
     def recent(self, machine: str) -> Mapping[str, Collection[Update]]:
-        """The last updates of each of a machine's sensors, oldest first."""
+        """Return the recent updates of a machine by sensor, oldest first."""
         return self._recent.get(machine, {})
 
     def machine_snapshot(self, machine: str) -> dict[str, Any]:
-        """What a new subscriber of the machine is told; of a machine never seen, that it is not connected."""
+        """Return the snapshot of a machine for a new subscriber; a machine never seen is not connected."""
         return {
             "connected": machine in self._connected,
             "sensors": {

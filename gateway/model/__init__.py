@@ -1,1 +1,1 @@
-"""Records, entries of the store, names and timestamps."""
+"""Records, entries of the store, names and timestamps: the nouns of all other packages."""

@@ -10,14 +10,13 @@ from gateway.timeseries.bucket import Bucket
 
 @dataclass(frozen=True, slots=True)
 class ClosedHour:
-    """An hour of a sensor is over.
+    """An hour of a sensor that has ended.
 
-    :ivar start: of the hour, to be told apart from the other where an hour comes twice.
-    :ivar bucket: all its samples.
-    :ivar mode: which mean is the sensor's: ``ABS`` or ``REAL``.
-    :ivar raw_end: how many bytes of the day's raw file are counted by the end of this hour; ``None`` where that is not
-        known.
-    :ivar replaces: whether it takes the place of a row that the hour has; else its samples are added to those.
+    :ivar start: start of the hour; if the hour repeats, ``fold`` distinguishes the two.
+    :ivar bucket: all samples of the hour.
+    :ivar mode: mean of the sensor: ``ABS`` or ``REAL``.
+    :ivar raw_end: number of bytes of the day's raw file that are counted by the end of the hour; ``None`` if unknown.
+    :ivar replaces: whether it replaces an existing row of the hour; otherwise its samples are added to that row.
     """
 
     machine: str
@@ -31,9 +30,9 @@ class ClosedHour:
 
 @dataclass(frozen=True, slots=True)
 class ClosedPeriod:
-    """A day, a month or a year of a sensor is over: its row is made of those of the shorter periods in it.
+    """A day, month or year of a sensor that has ended; its row is computed from the rows of shorter periods.
 
-    :ivar replaces: whether it takes the place of a row that the old server wrote.
+    :ivar replaces: whether it replaces an existing row of the old server.
     """
 
     period: str
@@ -46,12 +45,12 @@ class ClosedPeriod:
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A sensor has sent its first samples, or its first of another type."""
+    """A sensor that has sent its first samples, or its first samples of another type."""
 
     machine: str
     sensor: str
     type: str
 
 
-#: What is written to the store when it can be, in the order of its happening.
+#: Entries that the writer gives to the store, in the order of their events.
 StoreEntry: TypeAlias = ClosedHour | ClosedPeriod | Fault | Sighting

@@ -7,22 +7,16 @@ from typing import Final
 #: Punctuation that a machine's or a sensor's name may hold beside letters and digits.
 _NAME_MARKS: Final = frozenset(" _-.:")
 
-
 #: Unicode categories of letters and decimal digits, and of marks that may follow them: vowel signs, accents.
 _NAME_CATEGORIES: Final = frozenset({"Lu", "Ll", "Lt", "Lm", "Lo", "Nd"})
-
-
 _MARK_CATEGORIES: Final = frozenset({"Mn", "Mc", "Me"})
-
 
 #: Maximum characters of a name, counted in NFC.
 MAX_NAME: Final = 64
 
-
 #: A name becomes a file name with at most 17 bytes more (``YYYYMMDD_`` before, ``.csv.gz~`` behind it), and
 #: Linux allows 255.
-_NAME_BYTES: Final = 238
-
+_MAX_NAME_BYTES: Final = 238
 
 #: Maximum characters of text that may become a name: one character in NFC is at most four in any other form.
 _MAX_UNCOMPOSED: Final = 4 * MAX_NAME
@@ -50,7 +44,7 @@ def _name_of(text: str) -> str | None:
 
 
 def name_problem(text: str) -> str | None:
-    """Return why a text is not a valid name, for an operator who can change it; ``None`` if it is valid."""
+    """Return the reason why a text is not a valid name; ``None`` if it is valid."""
     if not text:
         return "it is empty"
     if len(text) > _MAX_UNCOMPOSED:
@@ -70,7 +64,7 @@ def name_problem(text: str) -> str | None:
     if len(name) > MAX_NAME:
         return f"it has {len(name)} characters; {MAX_NAME} are allowed"
     size = len(name.encode())
-    return f"it has {size} bytes in UTF-8; {_NAME_BYTES} are allowed" if size > _NAME_BYTES else None
+    return f"it has {size} bytes in UTF-8; {_MAX_NAME_BYTES} are allowed" if size > _MAX_NAME_BYTES else None
 
 
 def forms_of(name: str) -> tuple[str, ...]:

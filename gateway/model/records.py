@@ -1,7 +1,7 @@
-"""The records that travel through the gateway, and their JSON forms.
+"""Records, which the bus carries, and their JSON forms.
 
-Every record that is a live event says its ``topic`` and its ``event`` name; ``payload()`` is the event's
-``data`` (see ``docs/reference/events.rst``). Weights are kilograms; times are aware datetimes in the configured zone.
+A record that is a live event has a ``topic`` and an ``event`` name; ``payload()`` returns the ``data`` of the event.
+Weights are in kilograms; times are aware datetimes in the configured zone.
 """
 
 from array import array
@@ -16,18 +16,18 @@ from gateway.timeseries.finite import finite
 
 
 class Record(Protocol):
-    """What the bus carries."""
+    """A record of the bus."""
 
     @property
     def topic(self) -> str:
-        """Where subscribers find it, such as ``scale/default``."""
+        """Return the topic, such as ``scale/default``."""
 
     @property
     def event(self) -> str:
-        """The event's name, such as ``reading``."""
+        """Return the name of the event, such as ``reading``."""
 
     def payload(self) -> Mapping[str, Any]:
-        """The event's ``data``: JSON values only."""
+        """Return the ``data`` of the event, which consists of JSON values."""
 
 
 class _Reading(NamedTuple):
@@ -40,7 +40,7 @@ class _Reading(NamedTuple):
 
 
 class Reading(_Reading):
-    """One line of a scale.
+    """A reading: one parsed line of a scale.
 
     :ivar weight: kilograms; ``None`` for an overload.
     :ivar status: ``ST`` stable, ``US`` unstable, ``HD`` hold or ``OL`` overload.
@@ -57,7 +57,7 @@ class Reading(_Reading):
 
     @property
     def settled(self) -> bool:
-        """Whether the reading becomes its scale's latest value: stable, and not a net, tare or held weight."""
+        """Return whether the reading becomes the latest value of its scale: a stable gross weight."""
         return self.status == "ST" and self.kind == "gross"
 
     def payload(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class Reading(_Reading):
 
 @dataclass(frozen=True, slots=True)
 class CommitEntry:
-    """A weight that is about to become a row of ``scale_weight_log``; its fields are the table's columns."""
+    """A commit before it is stored; its fields are the columns of ``scale_weight_log``."""
 
     scale_id: str
     cylinder_no: str
@@ -88,7 +88,7 @@ class CommitEntry:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A row of ``scale_weight_log`` that is durable."""
+    """A commit that is durable, as a row of ``scale_weight_log``."""
 
     id: int
     entry: CommitEntry
@@ -100,7 +100,7 @@ class Commit:
         return f"scale/{self.entry.scale_id}"
 
     def answer(self) -> dict[str, Any]:
-        """The body of the answer to the request that made it."""
+        """Return the body of the answer to the request."""
         return {
             "ok": True,
             "id": self.id,
@@ -115,7 +115,10 @@ class Commit:
 
 
 class SensorBatch(NamedTuple):
-    """Samples of one sensor, oldest first; ``type`` is the DAQ's word for what they are (``VIB``, ``TEMP``)."""
+    """Samples of one sensor, oldest first.
+
+    :ivar type: type of the sensor, as the DAQ program names it, such as ``VIB`` or ``TEMP``.
+    """
 
     type: str
     samples: "array[float]"
@@ -128,7 +131,7 @@ class _Batch(NamedTuple):
 
 
 class Batch(_Batch):
-    """One ``DataUpdate`` of a machine."""
+    """A batch: one ``DataUpdate`` of a machine."""
 
     __slots__ = ()
 
@@ -139,7 +142,7 @@ class Batch(_Batch):
         return f"machine/{self.machine}/samples"
 
     def payload(self) -> dict[str, Any]:
-        # JSON has no NaN and no infinity: what is not finite is in the raw CSV only.
+        # JSON has no NaN and no infinities, so these samples are in the raw file only.
         return {
             name: {"type": sensor.type, "data": finite(sensor.samples).tolist()}
             for name, sensor in self.sensors.items()
@@ -148,7 +151,7 @@ class Batch(_Batch):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One ``FaultDetect`` of a machine; an anomaly where the score is above the threshold."""
+    """A fault: one ``FaultDetect`` of a machine, which is an anomaly if the score exceeds the threshold."""
 
     machine: str
     score: float
@@ -166,7 +169,7 @@ class Fault:
         return self.score > self.threshold
 
     def payload(self) -> dict[str, Any]:
-        """The same object that ``/stat/anomaly`` answers."""
+        """Return the object of ``/stat/anomaly``."""
         return {
             "name": self.machine,
             "time": wall_time(self.received_at, "microseconds"),
@@ -177,7 +180,10 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """The mean of one sensor over a minute; ``minute_end`` is where that minute ended."""
+    """The mean of one sensor over a minute.
+
+    :ivar minute_end: end of the minute.
+    """
 
     machine: str
     sensor: str
@@ -200,7 +206,10 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """A scale or a machine came (its first connection) or went (its last)."""
+    """A change of presence: the first connection of a scale or machine was made, or its last one lost.
+
+    :ivar source: ``scale`` or ``machine``.
+    """
 
     source: str
     name: str
