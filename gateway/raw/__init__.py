@@ -1,1 +1,1 @@
-"""Raw samples in CSV files: written, read back, kept and let go."""
+"""Raw files of samples: writing, reading, damage, plots and retention."""

@@ -1,4 +1,4 @@
-"""Damage of raw files by a power cut or a disk: counted, logged once, and shown to the operator for a day."""
+"""Damage of raw files by a power cut or a disk, which is counted, logged once, and shown to the operator for a day."""
 
 import contextlib
 import os
@@ -149,15 +149,15 @@ class DamageLog:
 
     def changed(self, path: str, counted: int) -> None:
         """Report a file that has changed in the part that statistics count."""
-        text = f"the {counted} bytes that statistics count are not what they were"
+        text = f"the {counted} bytes that statistics count have changed"
         with self._lock:
             self._problem(path, text)
-            self._warn("changed", path, text, "samples after the last hour that has a row are counted by their times")
+            self._warn("changed", path, text, "samples after the last hour with a row are found by their times")
 
     def unreadable(self, path: str, error: Exception) -> None:
         """List a file that cannot be read as a problem; the caller has logged it."""
         with self._lock:
-            self._problem(path, f"it cannot be read, and its samples are in no statistics: {error}")
+            self._problem(path, f"cannot read it, so statistics lack its samples: {error}")
 
     @property
     def problems(self) -> list[str]:

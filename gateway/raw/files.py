@@ -1,7 +1,7 @@
-"""Raw CSV files by name, and their lines read back.
+"""Raw files: names, paths and listings.
 
-``<machine>/YYYYMMDD_<sensor>.csv`` holds the header ``time,data`` and a line a sample, ``HH:MM:SS,<number>``, in the
-order of arrival; ``.csv.gz`` is such a file compressed.
+``<machine>/YYYYMMDD_<sensor>.csv`` holds the header ``time,data`` and a line for each sample, ``HH:MM:SS,<number>``, in
+the order of arrival; ``.csv.gz`` is such a file compressed.
 """
 
 import contextlib
@@ -20,23 +20,21 @@ from gateway.raw.lines import read_through
 
 HEADER: Final = b"time,data\n"
 
-
 _NAME: Final = re.compile(r"(\d{4})(\d\d)(\d\d)_(.+)\.csv(\.gz)?", re.ASCII | re.DOTALL)
 
-
-#: What reading a file may raise; the latter two where a compressed one is broken.
+#: Exceptions of reading a file; the latter two if a compressed one is broken.
 ReadError: Final = (OSError, EOFError, zlib.error)
 
 
 class UnreadableFile(OSError):
-    """A raw file cannot be read; the text says which, and why."""
+    """A raw file that cannot be read; the text names the file and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class RawFile:
-    """One sensor's samples of one day.
+    """A raw file: the samples of one sensor of one day.
 
-    :ivar compressed: whether it is ``.csv.gz``.
+    :ivar compressed: whether it is a ``.csv.gz`` file.
     """
 
     day: date
@@ -47,23 +45,23 @@ class RawFile:
 
     @property
     def order(self) -> tuple[date, bool, str, str]:
-        """By what files are sorted: by day; what came after a day's file was compressed is behind that."""
+        """Return the sort key: by day, and a compressed file before the lines that came after its compression."""
         return self.day, not self.compressed, self.machine, self.sensor
 
     def open(self) -> io.BufferedIOBase:
-        """Its content, decompressed.
+        """Open the content, decompressed.
 
-        :raises OSError: it cannot be opened.
+        :raises OSError: the file cannot be opened.
         """
         if not self.compressed:
-            # It may have been compressed since it was found.
+            # The file may have been compressed since it was listed.
             with contextlib.suppress(FileNotFoundError):
                 return open(self.path, "rb")
         return gzip.open(self.path if self.compressed else f"{self.path}.gz", "rb")
 
 
 def machines(directory: str) -> list[str]:
-    """The machines that have a folder of raw files, sorted.
+    """Return the machines with a folder of raw files, sorted.
 
     :raises OSError: the directory cannot be read.
     """
@@ -85,30 +83,29 @@ def path_of(directory: str, name: str, pattern: str = "{}") -> str:
 
 
 def raw_files(directory: str, machine: str) -> list[RawFile]:
-    """A machine's raw files, by day.
+    """Return the raw files of a machine, by day.
 
-    Of a file and a compressed one that holds all of it, which both stand there when a kill came between, the latter is
-    given.
+    After a kill during compression, a file and its complete compressed file may both exist; only the latter counts.
 
     :raises OSError: the directory cannot be read.
     """
-    found: dict[str, RawFile] = {}
+    by_path: dict[str, RawFile] = {}
     try:
         with os.scandir(path_of(directory, machine)) as entries:
             for entry in entries:
                 file = raw_file(machine, entry.path)
                 if file is not None and entry.is_file(follow_symlinks=False):
-                    found[entry.path] = file
+                    by_path[entry.path] = file
     except (FileNotFoundError, NotADirectoryError):
         return []
-    for path in [path for path in found if f"{path}.gz" in found]:
-        if holds_all(f"{path}.gz", path):
-            del found[path]
-    return sorted(found.values(), key=attrgetter("order"))
+    for path in [path for path in by_path if f"{path}.gz" in by_path]:
+        if is_complete(f"{path}.gz", path):
+            del by_path[path]
+    return sorted(by_path.values(), key=attrgetter("order"))
 
 
 def raw_file(machine: str, path: str) -> RawFile | None:
-    """The raw file that a path names; ``None`` where it names none."""
+    """Return the raw file of a path; ``None`` if the name is not that of a raw file."""
     match = _NAME.fullmatch(os.path.basename(path))
     sensor = None if match is None else name_of(match[4])
     if match is None or sensor is None:
@@ -120,8 +117,8 @@ def raw_file(machine: str, path: str) -> RawFile | None:
     return RawFile(day, match[5] is not None, machine, sensor, path)
 
 
-def holds_all(compressed: str, path: str) -> bool:
-    """Whether a compressed file holds all that a file does: it was given the same time of change."""
+def is_complete(compressed: str, path: str) -> bool:
+    """Return whether a compressed file holds the whole content of a file, by its equal modification time."""
     try:
         return os.stat(compressed).st_mtime_ns == os.stat(path).st_mtime_ns
     except OSError:
@@ -129,5 +126,5 @@ def holds_all(compressed: str, path: str) -> bool:
 
 
 def size_of(file: io.BufferedIOBase) -> int:
-    """How many bytes a file holds, decompressed; a compressed one is read for it."""
+    """Return the size of the content in bytes, decompressed; a compressed file is read to its end."""
     return file.seek(0, os.SEEK_END) if isinstance(file, io.BufferedReader) else read_through(file)

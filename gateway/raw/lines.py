@@ -11,44 +11,34 @@ from typing import Final, TypeAlias
 
 import orjson
 
-#: Bytes that are read at a time.
+#: Number of bytes to read at a time.
 _BLOCK: Final = 256 * 1024
 
-
 #: Maximum bytes of a line; longer ones are damage.
-_LONGEST: Final = 4096
+_MAX_LINE: Final = 4096
 
-
-#: ``HH:MM:SS,``, and successive lines that begin with the same.
+#: ``HH:MM:SS,``, and successive lines that begin with the same time.
 _TIME: Final = re.compile(rb"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9],")
 
-
 _SECOND: Final = re.compile(rb"^(" + _TIME.pattern + rb").*\n(?:\1.*\n)*+", re.MULTILINE)
-
 
 #: A number as it is written in a line, and several separated by commas. The pattern is strict, because damage must not
 #: turn one number into another. On Windows the old server ended lines with CR CR LF.
 _NUMBER: Final = re.compile(rb"-?(?:(?:0|[1-9][0-9]*+)(?:\.[0-9]*+)?(?:[eE][+-]?[0-9]++)?|inf|nan)\r*+")
 
-
 _NUMBERS: Final = re.compile(rb"%b(?:,%b)*+" % (_NUMBER.pattern, _NUMBER.pattern))
-
 
 #: Bytes that JSON allows beside numbers: blanks, and letters of ``true`` and ``false``, which Python takes for numbers.
 _BLANK, _TAB, _CR, _U, _L = b" \t\rul"
 
-
 #: Undamaged lines without a sample: the header, which compressed files may hold twice, and blank lines.
 _EMPTY: Final = re.compile(rb"(?:time,data)?\r*+\n")
 
-
 #: Numbers of bytes before a position to search for the last sample line, in turn; then the whole file is searched.
-_BACK: Final = (_LONGEST, 64 * 1024, 1024 * 1024)
-
+_BACK: Final = (_MAX_LINE, 64 * 1024, 1024 * 1024)
 
 #: Bytes of a page, in which the system writes files to the disk.
 _PAGE: Final = 4096
-
 
 #: Takes a piece of a file that does not consist of sample lines: its offset in the (decompressed) file, in bytes, and
 #: its content: whole lines, a piece of a line that is too long, or a last line without an end.
@@ -59,9 +49,9 @@ Damaged: TypeAlias = Callable[[int, bytes], object]
 class LineRun:
     """Successive lines of one second.
 
-    :ivar begin: where the first begins, in bytes of the (decompressed) file.
-    :ivar end: where the last ends.
-    :ivar clock: what the wall clock showed, ``HH:MM:SS,``.
+    :ivar begin: offset of the first line in the (decompressed) file, in bytes.
+    :ivar end: offset of the end of the last line.
+    :ivar clock: time by the wall clock, ``HH:MM:SS,``.
     """
 
     begin: int
@@ -91,20 +81,20 @@ def runs(file: io.BufferedIOBase, begin: int = 0, damaged: Damaged | None = None
             if damaged is not None:
                 damaged(begin, text[:position])
         whole = text.rfind(b"\n") + 1
-        for found in _SECOND.finditer(text, position, whole):
+        for match in _SECOND.finditer(text, position, whole):
             if damaged is not None:
-                if found.start() != position:
-                    _pass_over(text[position : found.start()], begin + position, damaged)
-                position = found.end()
-            if samples := _numbers(found[0], found[1], begin + found.start(), damaged):
-                yield LineRun(begin + found.start(), begin + found.end(), found[1], samples)
+                if match.start() != position:
+                    _report_damage(text[position : match.start()], begin + position, damaged)
+                position = match.end()
+            if samples := _numbers(match[0], match[1], begin + match.start(), damaged):
+                yield LineRun(begin + match.start(), begin + match.end(), match[1], samples)
         if damaged is not None and position < whole:
-            _pass_over(text[position:whole], begin + position, damaged)
+            _report_damage(text[position:whole], begin + position, damaged)
         # The rest of a line that is too long has already been skipped.
         whole = max(whole, position)
         rest = text[whole:]
         begin += whole
-        if len(rest) > _LONGEST:
+        if len(rest) > _MAX_LINE:
             if damaged is not None:
                 damaged(begin, rest)
             begin += len(rest)
@@ -114,7 +104,7 @@ def runs(file: io.BufferedIOBase, begin: int = 0, damaged: Damaged | None = None
         damaged(begin, rest)
 
 
-def _pass_over(lines: bytes, begin: int, damaged: Damaged) -> None:
+def _report_damage(lines: bytes, begin: int, damaged: Damaged) -> None:
     """Report whole lines that are not sample lines."""
     for line in _split_lines(lines):
         if _EMPTY.fullmatch(line) is None:
@@ -161,29 +151,29 @@ def _numbers(lines: bytes, clock: bytes, begin: int, damaged: Damaged | None) ->
 
 
 def offset_of(file: io.BufferedIOBase, size: int, clock: bytes) -> int:
-    """Where the first line of a time or later begins, found by bisection; the file's end where there is none.
+    """Return the offset of the first line at a time or later, by bisection; the size if all lines are earlier.
 
-    :param size: of the file in bytes; its lines ascend in time.
-    :param clock: ``HH:MM:SS,``.
+    :param size: size of the file in bytes; its lines ascend in time.
+    :param clock: time by the wall clock, ``HH:MM:SS,``.
     """
     low, high = 0, size
     while low < high:
         middle = (low + high) // 2
-        begin, found = _line_from(file, middle, high)
-        if found is None or found >= clock:
+        end, middle_clock = _line_from(file, middle, high)
+        if middle_clock is None or middle_clock >= clock:
             high = middle
         else:
-            low = begin
+            low = end
     return _line_begin(file, low, size)
 
 
 def _line_from(file: io.BufferedIOBase, position: int, end: int) -> tuple[int, bytes | None]:
-    """The first line of a sample that begins at a position or behind it: where it ends, and its time."""
+    """Find the first sample line that begins at or after a position; return the offset of its end, and its time."""
     position = _line_begin(file, position, end)
     file.seek(position)
     is_begin = True
     while position < end:
-        line = file.readline(_LONGEST)
+        line = file.readline(_MAX_LINE)
         position += len(line)
         if not line:
             break
@@ -195,13 +185,13 @@ def _line_from(file: io.BufferedIOBase, position: int, end: int) -> tuple[int, b
 
 
 def _line_begin(file: io.BufferedIOBase, position: int, end: int) -> int:
-    """The first place at a position or behind it at which a line begins."""
+    """Return the offset of the first line that begins at or after a position."""
     if position <= 0:
         return 0
     file.seek(position - 1)
     position -= 1
     while position < end:
-        piece = file.readline(_LONGEST)
+        piece = file.readline(_MAX_LINE)
         position += len(piece)
         if not piece or piece.endswith(b"\n"):
             break
@@ -209,7 +199,7 @@ def _line_begin(file: io.BufferedIOBase, position: int, end: int) -> int:
 
 
 def begins_line(file: io.BufferedIOBase, position: int) -> bool:
-    """Whether a line begins at a position, or the file ends there with a whole one."""
+    """Return whether a line begins at a position, or the file ends there with a whole line."""
     if position == 0:
         return True
     file.seek(position - 1)
@@ -217,13 +207,14 @@ def begins_line(file: io.BufferedIOBase, position: int) -> bool:
 
 
 def read_through(file: io.BufferedIOBase) -> int:
+    """Read a file to its end, and return the size of its content in bytes."""
     while file.read(_BLOCK):
         pass
     return file.tell()
 
 
 def last_clock(file: io.BufferedIOBase, size: int) -> bytes | None:
-    """Return the time of the last whole sample line, ``HH:MM:SS,``; ``None`` if there is no such line.
+    """Return the time of the last whole sample line, ``HH:MM:SS,``; ``None`` without a sample line.
 
     :param size: number of bytes of the file to consider.
     """
@@ -234,9 +225,9 @@ def last_clock(file: io.BufferedIOBase, size: int) -> bytes | None:
         lines = file.read(size - begin).split(b"\n")
         # The first line may lack its beginning.
         whole = lines[:-1] if begin == 0 else lines[1:-1]
-        found = next((line[:9] for line in reversed(whole) if is_line(line)), None)
-        if found is not None or begin == 0:
-            return found
+        clock = next((line[:9] for line in reversed(whole) if is_line(line)), None)
+        if clock is not None or begin == 0:
+            return clock
     return None
 
 
@@ -263,13 +254,13 @@ def nul_before(file: io.BufferedIOBase, position: int) -> int | None:
 
 
 class LineClock:
-    """Makes times of what the lines of a day's file say.
+    """Conversion of the times of a day's lines to aware datetimes.
 
-    A time that the wall clock shows twice is the first one, unless the lines before it were later: they are in the
-    order of arrival.
+    Lines are in the order of arrival. When clocks go back and an hour repeats, a line whose time is earlier than a
+    previous line belongs to the second occurrence.
 
-    :param after: lines begin after this time, where that is known.
-    :param second: every time that is shown twice is the second one.
+    :param after: time before the first line; ``None`` if unknown.
+    :param second: whether every repeated time belongs to the second occurrence.
     """
 
     def __init__(self, day: date, zone: tzinfo, after: datetime | None = None, *, second: bool = False) -> None:
@@ -278,15 +269,15 @@ class LineClock:
         self._second = second
 
     def time(self, clock: bytes) -> datetime:
-        """The time of a line with this beginning, ``HH:MM:SS,``."""
+        """Return the time of a line that begins with ``HH:MM:SS,``."""
         time = self._midnight.replace(hour=int(clock[:2]), minute=int(clock[3:5]), second=int(clock[6:8]))
         if self._second:
             return time.replace(fold=1)
         last = self._last
-        # Of one zone, they compare by what the wall clock shows: mostly that is enough.
+        # Datetimes of one zone compare by the wall clock, which is enough for most lines.
         if last is not None and (time < last or last.fold) and time.timestamp() < last.timestamp():
             again = time.replace(fold=1)
-            # Else the clock was set back.
+            # Otherwise the clock was set back.
             if again.timestamp() >= last.timestamp():
                 time = again
         self._last = time

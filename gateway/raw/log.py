@@ -1,4 +1,4 @@
-"""Raw samples in CSV files: ``data/<machine>/YYYYMMDD_<sensor>.csv``."""
+"""Raw log: the writer of samples to raw files, ``data/<machine>/YYYYMMDD_<sensor>.csv``."""
 
 import errno
 import itertools
@@ -27,26 +27,25 @@ from gateway.timeseries.bucket import MIN_NUMPY_SAMPLES
 
 log = Logger()
 
-#: Lines are handed to the operating system when they have waited so many seconds, and once so many bytes of a sensor
-#: wait whose type is kept.
+#: Lines are written to the operating system after so many seconds, and as soon as so many bytes wait of a sensor whose
+#: type is stored.
 FLUSH_SECONDS: Final = 0.4
 _FLUSH_BYTES: Final = 64 * 1024
 
-#: How often that is looked at, in seconds: those of many sensors go one after the other, as they came.
-_LOOK_SECONDS: Final = 0.1
+#: Seconds between two checks for lines that are due, so that many sensors are not written all at once.
+_CHECK_SECONDS: Final = 0.1
 
-#: What that takes at most before everybody else has a turn, in seconds.
-_TURN_SECONDS: Final = 0.01
+#: Maximum seconds of one turn of writing.
+_MAX_TURN_SECONDS: Final = 0.01
 
-#: About how long a line is.
+#: Approximate length of a line.
 _LINE_BYTES: Final = 28
 
-#: What may wait in all for files that cannot be written, in bytes, an equal share for each; then the oldest lines of
-#: a file are lost, and counted.
-_WAITING_BYTES: Final = 32 * 1024 * 1024
+#: Maximum bytes that wait for all files that cannot be written, in equal shares; above it, the oldest lines are lost.
+_MAX_WAITING_BYTES: Final = 32 * 1024 * 1024
 
-#: Files that are held open at most, and the share of those that the process may open: the rest are connections.
-_OPEN_FILES: Final = 4096
+#: Maximum open files, and the divisor of the process's limit, which leaves the rest for connections.
+_MAX_OPEN_FILES: Final = 4096
 _OPEN_SHARE: Final = 4
 
 _FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -57,15 +56,15 @@ _TAIL_BYTES: Final = 64 * 1024
 #: Ending of a torn last line that would otherwise read as a sample line: its number may have been cut.
 _TORN: Final = b" torn\n"
 
-#: Samples of one second and sensor that are made lines of together.
-_TOGETHER: Final = 1024
+#: Maximum samples of a sensor that are converted to lines at a time.
+_MAX_SAMPLES: Final = 1024
 
 
 def add_lines(text: bytearray, prefix: bytes, samples: "array[float]") -> None:
-    """Append a line for each sample: a prefix, and the shortest decimal that reads back as the same double."""
+    """Append a line for each sample: the prefix, and the shortest decimal that reads back as the same double."""
     if not samples:
         return
-    # orjson writes the shortest digits, thirty times as fast as the csv module; it has no word but null for NaN.
+    # orjson writes the shortest digits, thirty times as fast as the csv module; it writes NaN as null.
     if len(samples) >= MIN_NUMPY_SAMPLES:
         from gateway.timeseries.numpy_sums import json_list
 
@@ -80,12 +79,12 @@ def add_lines(text: bytearray, prefix: bytes, samples: "array[float]") -> None:
     text += b"\n"
 
 
-class Lines:
-    """What waits for one file: lines, and behind them the samples of the present second, which are no lines yet.
+class PendingLines:
+    """Lines that wait to be written to one file.
 
-    So few samples come at a time that most of the work of making lines would be in the calls.
+    The samples of the current second are converted together, since calls would cost more than the conversion itself.
 
-    :ivar since: when the first of it came, or could not be written, by the reactor's clock.
+    :ivar since: time of arrival of the first line, or of the last failure, by the clock of the reactor.
     """
 
     __slots__ = ("_prefix", "_samples", "_text", "since")
@@ -97,15 +96,18 @@ class Lines:
         self._samples = array("d")
 
     def add(self, prefix: bytes, samples: "array[float]") -> bool:
-        """Take samples that came in the second which a prefix names; whether many bytes wait."""
-        if prefix is not self._prefix or len(self._samples) >= _TOGETHER:
+        """Add samples of the second of a prefix.
+
+        :returns: whether so many bytes wait that the lines should be written.
+        """
+        if prefix is not self._prefix or len(self._samples) >= _MAX_SAMPLES:
             self.text()
             self._prefix = prefix
         self._samples += samples
         return len(self._text) + _LINE_BYTES * len(self._samples) >= _FLUSH_BYTES
 
     def text(self) -> bytearray:
-        """All of it as lines; what is written may be taken from its beginning."""
+        """Return all lines; the caller deletes from the beginning of the buffer what it has written."""
         if self._samples:
             add_lines(self._text, self._prefix, self._samples)
             self._samples = array("d")
@@ -137,50 +139,51 @@ class RawLog(Service):
         self._counters = counters
         self._warnings = LimitedLog(log, clock, counters)
         self._damage = damage
-        #: By path: what waits, the oldest first.
-        self._waiting: dict[str, Lines] = {}
-        #: Of these, what could not be written, and why.
+        #: Lines to write by path, the oldest first.
+        self._waiting: dict[str, PendingLines] = {}
+        #: Reason of the failure by path, for those that could not be written.
         self._failing: dict[str, str] = {}
-        #: When the last batch came, how lines of that second begin, and the day's files by machine and sensor.
+        #: Time of the last batch, prefix of the lines of its second, and the day's paths by machine and sensor.
         self._arrival: datetime | None = None
         self._prefix = b""
         self._paths: dict[tuple[str, str], str] = {}
         self._files: OrderedDict[str, int] = OrderedDict()
         #: Size of each open file by path, in bytes, unless another program has changed it.
         self._sizes: dict[str, int] = {}
-        self._most_files = _OPEN_FILES
-        self._more: IDelayedCall | None = None
-        self._flushing = LoopingCall(self._look)
+        self._max_files = _MAX_OPEN_FILES
+        self._next_turn: IDelayedCall | None = None
+        self._flushing = LoopingCall(self._flush_due)
         self._flushing.clock = reactor
 
     def startService(self) -> None:
         super().startService()
-        self._most_files = min(_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _OPEN_SHARE)
-        self._flushing.start(_LOOK_SECONDS, now=False)
+        self._max_files = min(_MAX_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _OPEN_SHARE)
+        self._flushing.start(_CHECK_SECONDS, now=False)
 
     def stopService(self) -> None:
         super().stopService()
         if self._flushing.running:
             self._flushing.stop()
-        if self._more is not None:
-            self._more.cancel()
-            self._more = None
+        if self._next_turn is not None:
+            self._next_turn.cancel()
+            self._next_turn = None
         self.flush()
         for path in list(self._files):
             self._close(path)
 
     @property
     def problem(self) -> str | None:
-        """Return a file that cannot be written, and why, and the number of others; ``None`` if all can."""
+        """Return a file that cannot be written, the reason, and the number of others; ``None`` if all can."""
         problem = next(iter(self._failing.values()), None)
         more = len(self._failing) - 1
         return f"{problem} (and {more} more)" if more > 0 else problem
 
     def path(self, machine: str, sensor: str, day: datetime) -> str:
+        """Return the path of the raw file of a sensor and a day."""
         return path_of(path_of(self._directory, machine), sensor, f"{day:%Y%m%d}_{{}}.csv")
 
     def end(self, machine: str, sensor: str, day: datetime) -> int | None:
-        """How many bytes of a day's file hold all that came until now; ``None`` where some could not be written."""
+        """Return the size of a day's file with all samples until now, in bytes; ``None`` if some are not written."""
         path = self.path(machine, sensor, day)
         if path in self._waiting:
             self._flush(path)
@@ -191,9 +194,9 @@ class RawLog(Service):
             return None
 
     def write(self, batch: Batch) -> None:
-        """Take a batch; its lines reach the operating system within half a second."""
+        """Add the samples of a batch, which are written to the operating system within half a second."""
         if batch.received_at is not self._arrival:
-            self._arrive(batch.received_at)
+            self._set_time(batch.received_at)
         machine, paths, waiting = batch.machine, self._paths, self._waiting
         for name, sensor in batch.sensors.items():
             if not sensor.samples:
@@ -203,13 +206,13 @@ class RawLog(Service):
                 path = paths[machine, name] = self.path(machine, name, batch.received_at)
             lines = waiting.get(path)
             if lines is None:
-                lines = waiting[path] = Lines(self._reactor.seconds())
-            # Lines that a kill leaves must not be there before their type is: the flush that is due gives it time.
+                lines = waiting[path] = PendingLines(self._reactor.seconds())
+            # The type of a sensor must be stored before its lines; otherwise the flush that is due gives it time.
             if lines.add(self._prefix, sensor.samples) and self._is_known(machine, name):
                 self._flush(path)
 
-    def _arrive(self, time: datetime) -> None:
-        """Samples come at another time than the last."""
+    def _set_time(self, time: datetime) -> None:
+        """Set the time of the next samples, and close the files at the end of a day."""
         before, self._arrival = self._arrival, time
         if before is not None and time.replace(microsecond=0) == before.replace(microsecond=0):
             return
@@ -220,32 +223,32 @@ class RawLog(Service):
             for path in list(self._files):
                 self._close(path)
 
-    def _look(self) -> None:
-        """Hand those lines to the operating system whose time has come; what takes long goes on in the next turns."""
-        if self._more is not None and self._more.active():
-            self._more.cancel()
-        self._more = None
+    def _flush_due(self) -> None:
+        """Write the lines that are due; if this takes long, continue in the next turn of the reactor."""
+        if self._next_turn is not None and self._next_turn.active():
+            self._next_turn.cancel()
+        self._next_turn = None
         now = self._reactor.seconds()
         due = [
             path
             for path, _ in itertools.takewhile(lambda item: item[1].since <= now - FLUSH_SECONDS, self._waiting.items())
         ]
         for path in due:
-            if self._reactor.seconds() - now > _TURN_SECONDS:
-                # At midnight there is a new file for each sensor.
-                self._more = self._reactor.callLater(0, self._look)
+            if self._reactor.seconds() - now > _MAX_TURN_SECONDS:
+                # For example at midnight, when every sensor gets a new file.
+                self._next_turn = self._reactor.callLater(0, self._flush_due)
                 return
             self._flush(path)
 
     def flush(self) -> None:
-        """Hand all lines to the operating system, as far as it takes them."""
+        """Write all lines to the operating system, as far as it accepts them."""
         for path in list(self._waiting):
             self._flush(path)
 
     def _flush(self, path: str) -> None:
         lines = self._waiting.pop(path)
         waiting = lines.text()
-        # A disk that takes a part of some lines is full.
+        # A disk that accepts only a part is full.
         problem = f"{path}: {os.strerror(errno.ENOSPC)}"
         try:
             written = _append(self._open(path), waiting)
@@ -258,18 +261,23 @@ class RawLog(Service):
             lines.since = self._reactor.seconds()
             self._waiting[path] = lines
             self._failing[path] = problem
-            self._failed(waiting, problem)
+            self._log_failure(waiting, problem)
             return
         if self._failing.pop(path, None) is not None and not self._failing:
-            log.info("raw samples can be written again")
+            log.info("raw files: all can be written again")
 
-    def _failed(self, waiting: bytearray, problem: str) -> None:
-        """Let lines wait, but not too many."""
+    def _log_failure(self, waiting: bytearray, problem: str) -> None:
+        """Log a failure, and drop the oldest lines above the maximum."""
         self._counters.raw_failures.inc()
-        self._warnings.warn("write", "raw samples cannot be written: {problem}", problem=problem)
-        excess = len(waiting) - _WAITING_BYTES // len(self._failing)
+        self._warnings.warn(
+            "write",
+            "raw file {problem}: cannot write; samples wait in memory, and the oldest are dropped above {limit} bytes",
+            problem=problem,
+            limit=_MAX_WAITING_BYTES,
+        )
+        excess = len(waiting) - _MAX_WAITING_BYTES // len(self._failing)
         if excess > 0:
-            # Whole lines only.
+            # Only whole lines are dropped.
             excess = waiting.find(b"\n", excess - 1) + 1 or len(waiting)
             del waiting[:excess]
             self._counters.raw_lost.inc(excess)
@@ -297,14 +305,14 @@ class RawLog(Service):
             os.close(file)
             raise
         if torn is not None:
-            self._tell_torn(path, *torn, size)
+            self._report_torn(path, *torn, size)
         self._files[path] = file
         self._sizes[path] = size
-        if len(self._files) > self._most_files:
+        if len(self._files) > self._max_files:
             self._close(next(iter(self._files)))
         return file
 
-    def _tell_torn(self, path: str, begin: int, line: bytes, size: int) -> None:
+    def _report_torn(self, path: str, begin: int, line: bytes, size: int) -> None:
         scan = Scan()
         scan.add(begin, line)
         self._damage.report(path, scan)
@@ -321,14 +329,14 @@ class RawLog(Service):
 def _size_at(file: int, path: str) -> int | None:
     """Return the size of an open file; ``None`` if the path names another file by now."""
     try:
-        found = os.fstat(file)
-        return found.st_size if os.path.samestat(found, os.stat(path)) else None
+        status = os.fstat(file)
+        return status.st_size if os.path.samestat(status, os.stat(path)) else None
     except OSError:
         return None
 
 
 def _append(file: int, lines: bytearray) -> int:
-    """Append what the disk takes of some lines, but no part of a line; returns how many bytes."""
+    """Append as many whole lines as the disk accepts; return the number of bytes."""
     written = os.write(file, lines)
     if written == len(lines):
         return written
@@ -357,9 +365,10 @@ def _prepare(file: int) -> tuple[int, bytes] | None:
 
 
 def _add(file: int, size: int, text: bytes) -> None:
-    """Append all of a text to a file of this size, or none of it.
+    """Append a text completely, or not at all.
 
-    :raises OSError: the disk has taken only a part.
+    :param size: size of the file in bytes.
+    :raises OSError: the disk accepted only a part.
     """
     if os.write(file, text) < len(text):
         os.ftruncate(file, size)

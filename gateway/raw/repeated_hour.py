@@ -1,4 +1,4 @@
-"""An hour that comes twice, in a file whose lines do not say which of the two they are of."""
+"""Assignment of lines to the two occurrences of a repeated hour, in files whose lines do not show it."""
 
 import io
 import math
@@ -20,20 +20,20 @@ def timed_runs(
     first_counts: MutableMapping[int, int],
     damaged: Damaged,
 ) -> Iterator[tuple[datetime, LineRun]]:
-    """The lines of a whole file, and their times.
+    """Yield the lines of a whole file, and their times.
 
-    :param first_counts: by hour that comes twice: how many finite samples the first of the two has, where that is
-        known. It tells the two where no line is earlier than the one before it. What has come is taken from it, for
-        there may be another file of the day.
+    :param first_counts: number of finite samples in the first occurrence, if known, by repeated hour. It divides the
+        lines of the hour if no line is earlier than the one before it. Samples are subtracted from it as they are read,
+        since there may be another file of the day.
     :param damaged: called with each piece that does not consist of sample lines.
     :raises ReadError: the file cannot be read.
     """
-    told = _hours_set_back(content) if first_counts else set()
+    distinct_hours = _distinct_hours(content) if first_counts else set()
     clock = LineClock(day, zone)
     for run in lines.runs(content, 0, damaged):
         time = clock.time(run.clock)
         again = time.replace(fold=1)
-        count = None if time.fold or time.hour in told else first_counts.get(time.hour)
+        count = None if time.fold or time.hour in distinct_hours else first_counts.get(time.hour)
         if count is not None and again.utcoffset() != time.utcoffset():
             head, rest = _split(run.samples, count)
             first_counts[time.hour] = count - len(finite(head))
@@ -46,8 +46,8 @@ def timed_runs(
         yield time, run
 
 
-def _hours_set_back(content: io.BufferedIOBase) -> set[int]:
-    """The hours in which a line is earlier than the one before it: there the lines tell."""
+def _distinct_hours(content: io.BufferedIOBase) -> set[int]:
+    """Return the hours in which a line is earlier than the one before it, so that lines show the second occurrence."""
     return {
         hour
         for earlier, later in pairwise(lines.runs(content))
@@ -57,7 +57,7 @@ def _hours_set_back(content: io.BufferedIOBase) -> set[int]:
 
 
 def _split(samples: "array[float]", count: int) -> "tuple[array[float], array[float]]":
-    """Samples up to so many finite ones, and the others."""
+    """Split samples after the given number of finite ones."""
     index = 0
     while count > 0 and index < len(samples):
         count -= math.isfinite(samples[index])

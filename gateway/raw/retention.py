@@ -245,5 +245,5 @@ def _remove_leftovers(directory: str) -> None:
     for name in names:
         path = os.path.join(directory, name)
         is_part = name.endswith(f".csv.gz{_PART}")
-        if is_part or (f"{name}.gz" in names and files.raw_file("", name) and files.holds_all(f"{path}.gz", path)):
+        if is_part or (f"{name}.gz" in names and files.raw_file("", name) and files.is_complete(f"{path}.gz", path)):
             os.unlink(path)

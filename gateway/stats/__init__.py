@@ -1,1 +1,1 @@
-"""Statistics of minutes and all longer periods, exact and on time."""
+"""Statistics of minutes, hours, days, months and years."""

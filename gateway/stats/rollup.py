@@ -1,7 +1,7 @@
-"""Minutes and hours of every sensor, and when its days, months and years are over.
+"""Rollup: minutes and hours of every sensor, and the ends of its days, months and years.
 
-Pure: no clock and no files. The time is handed in with everything, so that samples which come live and samples that
-are read back from raw files after a kill go the same way and give the same figures.
+It uses neither a clock nor files: each call gets the time. So live samples and samples that are read back from raw
+files after a kill are processed alike and give the same means.
 """
 
 from array import array
@@ -18,20 +18,20 @@ from gateway.timeseries.bucket import Bucket
 from gateway.timeseries.calendar import PERIODS, start_of
 from gateway.timeseries.finite import finite
 
-#: Samples of a minute are summed so many at a time, counted from the minute's first. A sum so depends on the minute's
-#: samples only, not on how they were cut into messages, which no raw file tells.
+#: Number of samples of a minute that are summed at a time, from its first sample on. So a sum does not depend on the
+#: division into messages, which raw files do not hold.
 CHUNK: Final = 4096
 
-#: Periods that are made of others' rows, in the order of their ends.
+#: Periods whose rows are computed from rows of shorter periods, in the order of their ends.
 _LONGER: Final = PERIODS[1:]
 
 
 @dataclass(slots=True)
 class ClosedPeriods:
-    """What is over.
+    """Minutes and longer periods that have ended.
 
-    :ivar updates: of minutes.
-    :ivar entries: hours, then what they end, in the order in which the store must have them.
+    :ivar updates: updates of minutes.
+    :ivar entries: hours and longer periods, in the order in which the store must get them.
     """
 
     updates: list[Update] = field(default_factory=list)
@@ -40,17 +40,18 @@ class ClosedPeriods:
 
 @dataclass(slots=True)
 class _SensorRollup:
-    """One sensor's open periods.
+    """Open periods of one sensor.
 
-    :ivar kind: its type, as it was said last.
+    :ivar kind: type of the sensor, as last received.
     :ivar mode: ``ABS`` or ``REAL``.
-    :ivar minute: the start of the open minute; ``None`` where it has no samples.
-    :ivar samples: of the open minute, since its last whole chunk.
-    :ivar is_finite: whether all of these are.
-    :ivar arrivals: from which of these on which time holds.
-    :ivar in_minute: the minute's whole chunks.
-    :ivar hour: the start of the open hour; ``None`` where no minute of it is over.
-    :ivar longer: by period: the start of that which has hours and is not over.
+    :ivar minute: start of the open minute; ``None`` if it has no samples.
+    :ivar samples: samples of the open minute since its last whole chunk.
+    :ivar is_finite: whether all of these samples are finite.
+    :ivar arrivals: index of the first of these samples of each time of arrival, and that time.
+    :ivar in_minute: bucket of the whole chunks of the minute.
+    :ivar hour: start of the open hour; ``None`` if no minute of it has ended.
+    :ivar in_hour: bucket of the ended minutes of the hour.
+    :ivar longer: start of the open day, month and year with hours, by period.
     """
 
     machine: str
@@ -68,9 +69,11 @@ class _SensorRollup:
 
 
 class Rollup:
-    """Means of all samples of a minute and of an hour, whose boundaries are the wall clock's.
+    """Computation of the minutes and hours of all sensors, with the boundaries of the wall clock.
 
-    :param modes: ``ABS`` or ``REAL`` by the sensors' types, in lower case; ``REAL`` for any other.
+    :param modes: ``ABS`` or ``REAL`` by type of sensor, in lower case; ``REAL`` for other types.
+    :ivar left_out: number of samples left out of means: not finite, or with a sum that exceeds a double.
+    :ivar overflows: number of samples whose sum exceeds a double by machine and sensor, until they are logged.
     """
 
     def __init__(self, zone: tzinfo, modes: Mapping[str, str]) -> None:
@@ -78,13 +81,11 @@ class Rollup:
         self._modes = modes
         self._sensors: dict[tuple[str, str], _SensorRollup] = {}
         self._minute: datetime | None = None
-        #: Samples left out of means: not finite, or with a sum that exceeds a double.
         self.left_out = 0
-        #: The latter by machine and sensor, until they are logged.
         self.overflows: dict[tuple[str, str], int] = {}
 
     def add(self, batch: Batch) -> None:
-        """Count the samples of a batch into the open periods; :meth:`advance` to its time comes first."""
+        """Add the samples of a batch to the open periods, after a call of :meth:`advance` with its time."""
         machine, time = batch.machine, batch.received_at
         for name, (kind, samples) in batch.sensors.items():
             sensor = self._sensors.get((machine, name))
@@ -100,43 +101,43 @@ class Rollup:
                 self._count(sensor, time, samples)
 
     def replay(self, machine: str, sensor: str, time: datetime, samples: "array[float]") -> ClosedPeriods:
-        """Count samples of one sensor that came earlier, in the order in which they came.
+        """Add earlier samples of one sensor, in the order of their arrival.
 
-        :returns: what of this sensor was over before them.
+        :returns: periods of the sensor that ended before these samples.
         """
-        its = self._sensor(machine, sensor)
-        ended = ClosedPeriods()
+        state = self._sensor(machine, sensor)
+        closed = ClosedPeriods()
         minute = _minute_of(time)
-        if its.minute is None or minute != its.minute or minute.fold != its.minute.fold:
-            self._end(its, _starts(minute), ended)
-            its.minute = minute
-        its.is_finite = its.is_finite and finite(samples) is samples
-        self._count(its, time, samples)
-        return ended
+        if state.minute is None or minute != state.minute or minute.fold != state.minute.fold:
+            self._close(state, _starts(minute), closed)
+            state.minute = minute
+        state.is_finite = state.is_finite and finite(samples) is samples
+        self._count(state, time, samples)
+        return closed
 
     def resume(self, machine: str, sensor: str, kind: str | None, open_periods: Mapping[str, datetime]) -> str:
-        """Know a sensor again after a start.
+        """Restore a sensor after a start.
 
-        :param kind: its type, where that is known.
-        :param open_periods: the starts of the day, the month and the year that have hours and are not over.
+        :param kind: type of the sensor; ``None`` if unknown.
+        :param open_periods: starts of the open day, month and year with hours, by period.
         :returns: ``ABS`` or ``REAL``.
         """
-        its = self._sensor(machine, sensor, kind)
-        its.longer.update(open_periods)
-        return its.mode
+        state = self._sensor(machine, sensor, kind)
+        state.longer.update(open_periods)
+        return state.mode
 
     def advance(self, now: datetime) -> ClosedPeriods:
-        """End what is over by now; mostly nothing."""
-        ended = ClosedPeriods()
+        """Close every period that ended before ``now``."""
+        closed = ClosedPeriods()
         minute = _minute_of(now)
         before = self._minute
-        # Aware datetimes of one zone compare by the wall clock; an hour that comes twice is told by its offset.
+        # Aware datetimes of one zone compare by the wall clock; the offset distinguishes repeated hours.
         if before is None or minute != before or minute.utcoffset() != before.utcoffset():
             self._minute = minute
             starts = _starts(minute)
             for sensor in self._sensors.values():
-                self._end(sensor, starts, ended)
-        return ended
+                self._close(sensor, starts, closed)
+        return closed
 
     def _sensor(self, machine: str, name: str, kind: str | None = None) -> _SensorRollup:
         sensor = self._sensors.get((machine, name))
@@ -163,7 +164,7 @@ class Rollup:
             )
 
     def _sum(self, sensor: _SensorRollup, begin: int, end: int) -> None:
-        """Add some samples of the open minute to its bucket."""
+        """Add the samples of the open minute between two indices to its bucket."""
         arrivals = sensor.arrivals
         chunk = sensor.samples[begin:end]
         samples = chunk if sensor.is_finite else finite(chunk)
@@ -171,9 +172,9 @@ class Rollup:
             return
 
         def time_of(index: int) -> str:
-            # Where some are left out, an index among the rest is one of the chunk by its value.
-            where = begin + (index if samples is chunk else chunk.index(samples[index]))
-            return wall_time(arrivals[bisect_right(arrivals, where, key=_index_of) - 1][1].replace(microsecond=0))
+            # If samples were left out, the index in the chunk is found by the value.
+            position = begin + (index if samples is chunk else chunk.index(samples[index]))
+            return wall_time(arrivals[bisect_right(arrivals, position, key=_index_of) - 1][1].replace(microsecond=0))
 
         try:
             bucket = Bucket.of(samples, time_of)
@@ -182,21 +183,21 @@ class Rollup:
         except OverflowError:
             self._overflow(sensor, len(samples))
 
-    def _end(self, sensor: _SensorRollup, starts: Mapping[str, float], ended: ClosedPeriods) -> None:
-        """End what of a sensor is over when a minute begins.
+    def _close(self, sensor: _SensorRollup, starts: Mapping[str, float], closed: ClosedPeriods) -> None:
+        """Close the periods of a sensor that have ended when a minute begins.
 
-        :param starts: of the periods that the minute lies in, in seconds since 1970.
+        :param starts: starts of the periods that contain the minute, in seconds since 1970.
         """
         if sensor.minute is not None and sensor.minute.timestamp() != starts["minute"]:
-            self._end_minute(sensor, sensor.minute, ended)
+            self._close_minute(sensor, sensor.minute, closed)
         if sensor.hour is not None and sensor.hour.timestamp() != starts["hour"]:
-            self._end_hour(sensor, sensor.hour, ended)
+            self._close_hour(sensor, sensor.hour, closed)
         for period in _LONGER:
             start = sensor.longer.get(period)
             if start is not None and start.timestamp() != starts[period]:
-                self._end_period(sensor, period, ended)
+                self._close_period(sensor, period, closed)
 
-    def _end_minute(self, sensor: _SensorRollup, minute: datetime, ended: ClosedPeriods) -> None:
+    def _close_minute(self, sensor: _SensorRollup, minute: datetime, closed: ClosedPeriods) -> None:
         if sensor.samples:
             self._sum(sensor, 0, len(sensor.samples))
             del sensor.samples[:]
@@ -207,12 +208,12 @@ class Rollup:
         if not bucket.count:
             return
         end = datetime.fromtimestamp(minute.timestamp() + 60, self._zone)
-        ended.updates.append(Update(sensor.machine, sensor.name, bucket.mean(sensor.mode), end))
+        closed.updates.append(Update(sensor.machine, sensor.name, bucket.mean(sensor.mode), end))
         hour = start_of("hour", minute)
         if sensor.hour is not None and sensor.hour.timestamp() != hour.timestamp():
-            self._end_hour(sensor, sensor.hour, ended)
+            self._close_hour(sensor, sensor.hour, closed)
         sensor.hour = hour
-        # An hour of which a minute is left out, at magnitudes beyond 1e300, is better than none.
+        # At magnitudes above 1e300, an hour without one of its minutes is better than no hour.
         try:
             sensor.in_hour.merge(bucket)
         except OverflowError:
@@ -224,19 +225,19 @@ class Rollup:
         key = sensor.machine, sensor.name
         self.overflows[key] = self.overflows.get(key, 0) + count
 
-    def _end_hour(self, sensor: _SensorRollup, hour: datetime, ended: ClosedPeriods) -> None:
+    def _close_hour(self, sensor: _SensorRollup, hour: datetime, closed: ClosedPeriods) -> None:
         for period in _LONGER:
             start = start_of(period, hour)
             if sensor.longer.setdefault(period, start) != start:
-                self._end_period(sensor, period, ended)
+                self._close_period(sensor, period, closed)
                 sensor.longer[period] = start
         bucket, sensor.in_hour, sensor.hour = sensor.in_hour, Bucket(), None
         if bucket.count:
-            ended.entries.append(ClosedHour(sensor.machine, sensor.name, hour, bucket, sensor.mode))
+            closed.entries.append(ClosedHour(sensor.machine, sensor.name, hour, bucket, sensor.mode))
 
-    def _end_period(self, sensor: _SensorRollup, period: str, ended: ClosedPeriods) -> None:
+    def _close_period(self, sensor: _SensorRollup, period: str, closed: ClosedPeriods) -> None:
         start = sensor.longer.pop(period)
-        ended.entries.append(ClosedPeriod(period, sensor.machine, sensor.name, start, sensor.mode))
+        closed.entries.append(ClosedPeriod(period, sensor.machine, sensor.name, start, sensor.mode))
 
 
 def _minute_of(time: datetime) -> datetime:
@@ -244,7 +245,7 @@ def _minute_of(time: datetime) -> datetime:
 
 
 def _starts(minute: datetime) -> dict[str, float]:
-    """When the periods that a minute lies in began, in seconds since 1970."""
+    """Return the starts of the periods that contain a minute, in seconds since 1970."""
     return {"minute": minute.timestamp(), **{period: start_of(period, minute).timestamp() for period in PERIODS}}
 
 

@@ -1,4 +1,4 @@
-"""Statistics as a part of the gateway: batches in, updates and what is over out, on time."""
+"""Service of the statistics: it adds batches to the rollup, and publishes and stores the periods that end."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -20,30 +20,30 @@ from gateway.stats.rollup import Rollup
 
 log = Logger()
 
-#: How often the wall clock is looked at, in seconds. A timer up to the next boundary would be wrong as soon as the
-#: clock steps; an update is due within a second.
-TICK: Final = 0.25
+#: Seconds between two looks at the wall clock; an update is due within one second. A timer until the next boundary
+#: would be wrong as soon as the clock is set.
+TICK_SECONDS: Final = 0.25
 
-#: A step of the wall clock by more seconds is worth a line in the log; less is its being steered.
-_STEP: Final = 0.5
+#: Maximum step of the wall clock in seconds that is not logged: NTP adjusts the clock by small steps.
+_MAX_SILENT_STEP: Final = 0.5
 
 
 class Journal(Protocol):
-    """The raw files, from which statistics can be made again."""
+    """Raw files, from which statistics can be recovered."""
 
     def flush(self) -> None:
-        """Hand all lines to the operating system."""
+        """Write all lines to the operating system."""
 
     def end(self, machine: str, sensor: str, day: datetime) -> int | None:
-        """How many bytes of a day's file hold all that came until now."""
+        """Return the size of a day's file with all samples until now, in bytes; ``None`` if some are not written."""
 
 
 class Statistics(Service):
-    """Publishes the mean of every minute and stores those of every longer period.
+    """Statistics, which publish the mean of every minute and store those of every longer period.
 
-    Made before the journal is a sink: when a batch ends an hour, the journal must not have it yet.
+    They must be attached to the bus before the journal: it must not have a batch yet when the batch ends an hour.
 
-    :param store: takes what is over.
+    :param store: takes the entries of ended periods.
     """
 
     name = "statistics"
@@ -64,9 +64,10 @@ class Statistics(Service):
         self._rollup = rollup
         self._journal = journal
         self._store = store
+        #: Number of left-out samples that have been reported.
         self._left_out = 0
         self._warnings = LimitedLog(log, clock, counters)
-        #: When the last batch came: all those of one read have one time.
+        #: Time of arrival of the last batch, which all batches of one read share.
         self._arrival: datetime | None = None
         self._ticking = LoopingCall(self._tick)
         self._ticking.clock = reactor
@@ -75,7 +76,7 @@ class Statistics(Service):
     def startService(self) -> None:
         super().startService()
         self._clock.step()
-        self._ticking.start(TICK)
+        self._ticking.start(TICK_SECONDS)
 
     def stopService(self) -> None:
         super().stopService()
@@ -85,45 +86,47 @@ class Statistics(Service):
     def _tick(self) -> None:
         try:
             step = self._clock.step()
-            if abs(step) > _STEP:
-                log.warn("the wall clock jumped by {step} seconds", step=f"{step:+.1f}")
+            if abs(step) > _MAX_SILENT_STEP:
+                log.warn("the wall clock jumped by {step} s", step=f"{step:+.1f}")
             self._advance(self._clock.now())
-        except Exception:  # the timer lives on
+        except Exception:  # the timer must survive
             self._counters.sink_failures.labels("statistics").inc()
-            log.failure("statistics failed on a tick")
+            log.failure(
+                "statistics: an exception while periods were closed; trying again in {seconds} s", seconds=TICK_SECONDS
+            )
 
     def _advance(self, now: datetime) -> None:
-        ended = self._rollup.advance(now)
+        closed = self._rollup.advance(now)
         if self._rollup.left_out != self._left_out:
-            self._say_left_out()
-        if not (ended.updates or ended.entries):
+            self._report_left_out()
+        if not (closed.updates or closed.entries):
             return
-        # Whoever hears of a mean, or reads it, must be able to rely on it after a kill.
+        # A published or stored mean must be the same after a kill.
         self._journal.flush()
-        for update in ended.updates:
+        for update in closed.updates:
             self._bus.publish(update)
-        self._store(self._with_end(entry) if isinstance(entry, ClosedHour) else entry for entry in ended.entries)
+        self._store(self._with_raw_end(entry) if isinstance(entry, ClosedHour) else entry for entry in closed.entries)
 
-    def _with_end(self, hour: ClosedHour) -> ClosedHour:
+    def _with_raw_end(self, hour: ClosedHour) -> ClosedHour:
         return replace(hour, raw_end=self._journal.end(hour.machine, hour.sensor, hour.start))
 
     def _on_batch(self, batch: Batch) -> None:
-        # By its own time, which is its lines' too: a minute that ended since the last tick must not take it.
+        # A minute that ended since the last tick must be closed before the batch is added to the next one.
         if batch.received_at is not self._arrival:
             self._arrival = batch.received_at
             self._advance(batch.received_at)
         self._rollup.add(batch)
         if self._rollup.left_out != self._left_out:
-            self._say_left_out()
+            self._report_left_out()
 
-    def _say_left_out(self) -> None:
+    def _report_left_out(self) -> None:
         self._counters.daq_nonfinite.inc(self._rollup.left_out - self._left_out)
         self._left_out = self._rollup.left_out
         for (machine, sensor), count in self._rollup.overflows.items():
             self._warnings.warn(
                 f"overflow {machine} {sensor}",
-                "machine {machine}: {count} samples of sensor {sensor} are left out of its means: their sum exceeds a"
-                " double (1.8e308); the raw file has them",
+                "machine {machine}: {count} samples of sensor {sensor} are left out of its means, because their sum"
+                " exceeds a double (1.8e308); the raw file has them",
                 machine=machine,
                 sensor=sensor,
                 count=count,

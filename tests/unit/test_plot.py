@@ -312,7 +312,7 @@ def test_other_days_are_not_opened(tmp_path: Path) -> None:
 def test_a_day_is_never_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compressed: bool, most: int) -> None:
     folder = Folder(tmp_path)
     monkeypatch.setattr(lines, "_BLOCK", 16 * 1024)
-    monkeypatch.setattr(plot, "_STEP", 1000)
+    monkeypatch.setattr(plot, "_SAMPLES_PER_TURN", 1000)
     seconds = range(0, 72_000, 10)
     text = (
         HEADER

@@ -342,7 +342,7 @@ class DamageLogTests(SynchronousTestCase):
         self.damage.unreadable("/d/M/a.csv.gz", EOFError("broken"))
         self.assertEqual(
             self.damage.problems,
-            ["raw file M/a.csv.gz: it cannot be read, and its samples are in no statistics: broken"],
+            ["raw file M/a.csv.gz: cannot read it, so statistics lack its samples: broken"],
         )
 
 
@@ -585,7 +585,7 @@ class RecoveryTests(TestCase):
             await killed.start()
             problem = self.problems(killed)
             self.assertIn(f"{scan.count} damaged bytes", problem, what)
-            self.assertEqual("not what they were" in problem, what != "just before it", what)
+            self.assertEqual("have changed" in problem, what != "just before it", what)
             ((count,),) = self.query(killed, "SELECT count FROM v_hour_avg")
             self.assertEqual(count, 360)
             await killed.kill()
@@ -621,7 +621,7 @@ class RecoveryTests(TestCase):
         for number in range(3):
             said = [problem for problem in problems if f"M/20251218_z{number}.csv.gz" in problem]
             self.assertEqual(len(said), 1, problems)
-            self.assertIn("cannot be read", said[0])
+            self.assertIn("cannot read it", said[0])
         await killed.kill()
 
 

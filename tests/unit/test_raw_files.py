@@ -455,7 +455,7 @@ def test_of_a_file_and_a_compressed_one_that_holds_all_of_it_the_latter_is_given
     other = raw(tmp_path, "20251218_w.csv.gz", HEADER)
     os.utime(plain.path, ns=(0, 1_700_000_000_123_456_789))
     os.utime(compressed.path, ns=(0, 1_700_000_000_123_456_789))
-    assert files.holds_all(compressed.path, plain.path)
+    assert files.is_complete(compressed.path, plain.path)
     assert set(files.raw_files(str(tmp_path), "M")) == {compressed, other}
 
 
@@ -464,11 +464,11 @@ def test_of_a_file_and_a_compressed_one_of_another_time_both_are_given(tmp_path:
     compressed = raw(tmp_path, "20251218_v.csv.gz", HEADER)
     os.utime(plain.path, ns=(0, 1_700_000_000_123_456_789))
     os.utime(compressed.path, ns=(0, 1_700_000_000_123_456_788))
-    assert not files.holds_all(compressed.path, plain.path)
+    assert not files.is_complete(compressed.path, plain.path)
     # The compressed one was there before a clock that was set back brought more.
     assert files.raw_files(str(tmp_path), "M") == [compressed, plain]
     Path(plain.path).unlink()
-    assert not files.holds_all(compressed.path, plain.path)
+    assert not files.is_complete(compressed.path, plain.path)
     assert files.raw_files(str(tmp_path), "M") == [compressed]
 
 
