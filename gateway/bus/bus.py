@@ -83,7 +83,7 @@ class Bus:
         self._sinks[record_type] = (*self._sinks.get(record_type, ()), (name, sink))
 
     def publish(self, record: Record, *, remote: bool = False, time: datetime | None = None) -> None:
-        """Number a record and publish it to its sinks and subscribers.
+        """Publish a record to its sinks and subscribers, with the next number.
 
         A record that a sink publishes meanwhile follows later, so that all get events in the order of their numbers.
 

@@ -1,7 +1,7 @@
 """Simulators of scales and machines, for use without hardware: ``python -m gateway.simulate scale|machine``.
 
-They send exactly what devices in the field send: the scale sends A&D's lines with CR LF; the machine sends pickles with
-the separator ``\\o`` of the field's programs, or with the documented one (``--separator nul``).
+They send exactly the bytes of devices in the field. The scale sends A&D's lines with CR LF; the machine sends pickles
+with the separator of the field's programs, or with the documented one (``--separator nul``).
 """
 
 import argparse
