@@ -1,4 +1,4 @@
-"""What the code says, what the catalogue says and what docs/reference/events.rst says is one and the same."""
+"""Agreement of the code, the catalogue of messages and the documentation of events."""
 
 import ast
 import inspect
@@ -55,7 +55,7 @@ def is_rfc3339(value: object) -> bool:
 
 
 def check(channel: ChannelSpec, message: MessageSpec, instance: Any) -> None:
-    """Hold an instance against the schema that the published document has for a message."""
+    """Validate an instance by the published schema of a message."""
     where = {"$ref": f"#/channels/{channel.key}/messages/{message.key}/payload"}
     Draft7Validator({**DOCUMENT, **where}, format_checker=FORMATS).validate(instance)
 
@@ -68,11 +68,11 @@ def ids(value: Any) -> str:
 
 
 @pytest.mark.parametrize(("channel", "message"), ALL, ids=ids)
-def test_each_example_is_what_its_schema_says(channel: ChannelSpec, message: MessageSpec) -> None:
+def test_example_matches_its_schema(channel: ChannelSpec, message: MessageSpec) -> None:
     check(channel, message, message.example)
 
 
-def test_the_schemas_are_schemas() -> None:
+def test_schemas_are_valid() -> None:
     for schema in [*SCHEMAS.values(), *(message.schema for _, message in ALL)]:
         Draft7Validator.check_schema(schema)
 
@@ -83,11 +83,11 @@ def inside(node: Any) -> Iterator[Any]:
         yield from inside(child)
 
 
-def test_what_the_gateway_sends_has_no_key_too_few_and_none_too_many() -> None:
-    """Else a schema would go on holding when the code says more or less."""
-    told = [message.schema for _, message in ALL if not message.by_client]
+def test_schemas_of_messages_from_the_gateway_list_exact_keys() -> None:
+    """Otherwise a schema would still match after a change of the code."""
+    received = [message.schema for _, message in ALL if not message.by_client]
     objects = [
-        node for node in inside([told, dict(SCHEMAS)]) if isinstance(node, dict) and node.get("type") == "object"
+        node for node in inside([received, dict(SCHEMAS)]) if isinstance(node, dict) and node.get("type") == "object"
     ]
     assert objects
     for schema in objects:
@@ -95,7 +95,7 @@ def test_what_the_gateway_sends_has_no_key_too_few_and_none_too_many() -> None:
             assert isinstance(schema["additionalProperties"], dict)
         else:
             assert schema["additionalProperties"] is False
-            # It is there where the request had ``since``.
+            # ``recovered`` is present only if the request had ``since``.
             assert sorted(schema["required"]) == sorted(schema["properties"].keys() - {"recovered"})
 
 
@@ -113,14 +113,14 @@ def resolved(reference: str) -> Any:
     return node
 
 
-def test_every_reference_leads_somewhere_and_every_schema_is_used() -> None:
+def test_references_resolve_and_schemas_are_used() -> None:
     references = {node["$ref"] for node in inside(DOCUMENT) if isinstance(node, dict) and "$ref" in node}
     for reference in references:
         resolved(reference)
     assert {f"#/components/schemas/{name}" for name in SCHEMAS} <= references
 
 
-def test_every_channel_is_on_a_server_and_names_its_parameters() -> None:
+def test_channels_name_their_servers_and_parameters() -> None:
     assert set(DOCUMENT["channels"]) == set(BY_KEY)
     for channel in DOCUMENT["channels"].values():
         assert channel["servers"]
@@ -129,7 +129,7 @@ def test_every_channel_is_on_a_server_and_names_its_parameters() -> None:
     assert used == {f"#/servers/{server}" for server in DOCUMENT["servers"]}
 
 
-def test_every_operation_is_one_of_its_channel_and_every_message_has_one() -> None:
+def test_operations_cover_the_messages_of_their_channels() -> None:
     done: dict[str, str] = {}
     for operation in DOCUMENT["operations"].values():
         answers = operation.get("reply", {"messages": []})
@@ -146,7 +146,7 @@ def test_every_operation_is_one_of_its_channel_and_every_message_has_one() -> No
     }
 
 
-def test_the_servers_have_the_host() -> None:
+def test_servers_have_the_host() -> None:
     assert {server["host"] for server in DOCUMENT["servers"].values()} == {"gateway.example:8080"}
 
 
@@ -159,7 +159,7 @@ def reading(status: str, weight: str | None, kind: str = "gross") -> Reading:
     return Reading("default", status, None if weight is None else Decimal(weight), kind, f"{status},+1 kg", NOW)
 
 
-#: Records of every kind, in every shape that a payload may have.
+#: Records of every kind with every form of payload.
 RECORDS: list[Record] = [
     Presence("scale", "default", connected=True),
     reading("US", "1.5"),
@@ -181,7 +181,7 @@ RECORDS: list[Record] = [
 ]
 
 
-def test_there_is_one_of_every_record_that_is_an_event() -> None:
+def test_records_include_every_class_with_events() -> None:
     classes = {
         each
         for _, each in inspect.getmembers(model, inspect.isclass)
@@ -198,7 +198,7 @@ def channel_of(topic: str) -> ChannelSpec:
 
 
 def checked(event: Any) -> tuple[str, str]:
-    """The channel and the name of an event, which its schema in the document allows."""
+    """Validate an event by its schema; return its channel and its name."""
     channel = channel_of(event["topic"])
     messages = {message.name: message for message in channel.messages}
     assert event["event"] in messages, f"{event['event']} of {event['topic']} is not in the catalogue"
@@ -208,11 +208,11 @@ def checked(event: Any) -> tuple[str, str]:
 
 class Quiet:
     def warn(self, message: str, **fields: object) -> None:
-        """Nobody reads it."""
+        """Do nothing."""
 
 
 class Gateway:
-    """A bus, what is live, and one WebSocket behind its handshake, without a reactor."""
+    """Bus, live state and one open WebSocket, without a reactor."""
 
     def __init__(self) -> None:
         reactor = Clock()
@@ -230,27 +230,27 @@ class Gateway:
         self.protocol.peer = "tcp4:127.0.0.1:1"
         self.protocol.state = WebSocketProtocol.STATE_OPEN
         self.protocol.websocket_extensions_in_use = []
-        self.told: list[Any] = []
+        self.received: list[Any] = []
         protocol: Any = self.protocol
-        protocol.send_text = lambda text: self.told.append(json.loads(text))
-        protocol.send_event = lambda event: self.told.append(json.loads(event.text()))
+        protocol.send_text = lambda text: self.received.append(json.loads(text))
+        protocol.send_event = lambda event: self.received.append(json.loads(event.text()))
         self.protocol.onOpen()
 
     def ask(self, message: Any) -> list[Any]:
-        """Say something; what is told to that."""
-        self.told.clear()
+        """Send a message; return the answers."""
+        self.received.clear()
         self.protocol.onMessage(json.dumps(message).encode(), False)
-        return list(self.told)
+        return list(self.received)
 
 
-def test_a_subscriber_is_told_what_the_catalogue_says_and_all_of_it() -> None:
+def test_subscriber_receives_every_event_of_the_catalogue() -> None:
     gateway = Gateway()
     everything = {"type": "subscribe", "topics": ["*/*", "*/*/samples"]}
     events = gateway.ask(everything)[1:]
     for record in RECORDS:
         gateway.bus.publish(record)
-    events = [*events, *gateway.told[len(events) + 1 :]]
-    # Once more, when there is something to be seen; and everything again, as it is told to who comes back.
+    events = [*events, *gateway.received[len(events) + 1 :]]
+    # Again with a state for the snapshots, and again with a replay.
     events += gateway.ask(everything)[1:]
     events += gateway.ask({**everything, "since": 0})[1:]
     assert {checked(event) for event in events} == {
@@ -263,7 +263,7 @@ def test_a_subscriber_is_told_what_the_catalogue_says_and_all_of_it() -> None:
     assert len([event for event in events if event["event"] != "snapshot"]) == 2 * len(RECORDS)
 
 
-def test_a_snapshot_holds_no_more_updates_than_it_says() -> None:
+def test_snapshot_keeps_the_maximum_of_updates() -> None:
     gateway = Gateway()
     gateway.live.restore(Update("M", "v", float(n), NOW + timedelta(minutes=n)) for n in range(100))
     (snapshot,) = gateway.ask({"type": "subscribe", "topics": ["machine/M"]})[1:]
@@ -299,7 +299,7 @@ REQUESTS = [
 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=json.dumps)
-def test_the_gateway_takes_what_a_schema_allows_and_answers_as_it_says(request_: Any) -> None:
+def test_request_is_accepted_if_and_only_if_its_schema_allows_it(request_: Any) -> None:
     connection = BY_KEY["connection"]
     messages = {message.key: message for message in connection.messages}
     allowed = [
@@ -317,10 +317,10 @@ def syntax(module: Any) -> list[ast.AST]:
     return list(ast.walk(ast.parse(inspect.getsource(module))))
 
 
-def test_the_source_knows_no_other_message() -> None:
-    """Types that are said or asked for anywhere in it."""
+def test_source_has_only_messages_of_the_catalogue() -> None:
+    """Compare the types of messages in the source."""
     said: set[Any] = set()
-    heard: set[Any] = set()
+    events: set[Any] = set()
     for node in [
         *syntax(gateway.web.push.ws_endpoint),
         *syntax(gateway.bus.bus),
@@ -335,7 +335,7 @@ def test_the_source_knows_no_other_message() -> None:
                 if key == "type" and isinstance(value, ast.Constant)
             )
         elif isinstance(node, ast.MatchMapping):
-            heard.update(
+            events.update(
                 constant.value
                 for key, pattern in zip(node.keys, node.patterns, strict=True)
                 if isinstance(key, ast.Constant) and key.value == "type"
@@ -343,67 +343,67 @@ def test_the_source_knows_no_other_message() -> None:
                 if isinstance(constant, ast.Constant)
             )
     messages = BY_KEY["connection"].messages
-    assert heard == {message.name for message in messages if message.by_client}
+    assert events == {message.name for message in messages if message.by_client}
     assert said == {message.name for message in messages if not message.by_client} | {"event"}
 
 
 # -- Socket.IO
 
 
-class Guest:
-    """Somebody in a namespace."""
+class FakeMember:
+    """Member of a namespace that records its events."""
 
     def __init__(self) -> None:
-        self.heard: list[list[Any]] = []
+        self.events: list[list[Any]] = []
 
     def send(self, packets: list[Outgoing]) -> None:
         for packet in packets:
             text = packet.content.decode()
             kind, comma, rest = text.partition(",")
             assert (kind, comma) == ("42/sio/압축기 1", ",")
-            self.heard.append(json.loads(rest))
+            self.events.append(json.loads(rest))
 
 
-def test_a_namespace_is_told_what_the_catalogue_says_and_all_of_it() -> None:
+def test_namespace_receives_every_event_of_the_catalogue() -> None:
     channel = BY_KEY["socketio"]
     gateway = Gateway()
     namespace = MachineNamespaces(gateway.bus, gateway.live).find("/sio/압축기 1")
     assert namespace is not None
-    guest: Any = Guest()
-    namespace.on_join(guest, {})
+    member: Any = FakeMember()
+    namespace.on_join(member, {})
     for record in RECORDS:
         gateway.bus.publish(record)
     for message in channel.messages:
         if message.by_client:
-            before = len(guest.heard)
-            assert namespace.on_event(guest, message.name, []) == ()
-            assert {event for event, _ in guest.heard[before:]} == {
+            before = len(member.events)
+            assert namespace.on_event(member, message.name, []) == ()
+            assert {event for event, _ in member.events[before:]} == {
                 answer.name for answer in channel.messages if answer.key in message.answers
             }
-    told = {message.name: message for message in channel.messages if not message.by_client}
-    for event, argument in guest.heard:
-        check(channel, told[event], argument)
-    assert {event for event, _ in guest.heard} == set(told)
+    received = {message.name: message for message in channel.messages if not message.by_client}
+    for event, argument in member.events:
+        check(channel, received[event], argument)
+    assert {event for event, _ in member.events} == set(received)
 
 
-def test_the_source_knows_no_other_socket_io_event() -> None:
-    heard: set[Any] = set()
+def test_source_has_only_socketio_events_of_the_catalogue() -> None:
+    events: set[Any] = set()
     for node in syntax(gateway.web.push.socketio_endpoint):
         if isinstance(node, ast.Compare) and isinstance(node.left, ast.Name) and node.left.id == "event":
-            heard.update(
+            events.update(
                 constant.value
                 for right in node.comparators
                 for constant in ast.walk(right)
                 if isinstance(constant, ast.Constant)
             )
-    assert heard == {message.name for message in BY_KEY["socketio"].messages if message.by_client}
+    assert events == {message.name for message in BY_KEY["socketio"].messages if message.by_client}
 
 
 # -- the catalogue and the documentation
 
 
 def sections(text: str, underline: str) -> Iterator[tuple[str, str]]:
-    """Titles and what is below them, of one kind of underline."""
+    """Yield the titles with one kind of underline, and the texts below them."""
     parts = re.split(rf"^(\S.*)\n({re.escape(underline)}{{3,}})\n", text, flags=re.MULTILINE)
     for title, line, body in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
         assert len(line) == len(title), title
@@ -415,7 +415,7 @@ def literals(text: str) -> list[str]:
 
 
 def documented() -> list[tuple[str, str, bool, str, Any]]:
-    """Of each message: where it belongs, its name, whether it is a client's, its line and its example."""
+    """Return the channel, name, direction, summary and example of each documented message."""
     found = []
     for title, body in sections(DOCS, "-"):
         for subtitle, text in sections(body, "~"):
@@ -428,7 +428,7 @@ def documented() -> list[tuple[str, str, bool, str, Any]]:
     return found
 
 
-def test_the_documentation_says_what_the_catalogue_says() -> None:
+def test_documentation_matches_the_catalogue() -> None:
     expected = []
     for channel, message in ALL:
         example = message.example
@@ -437,13 +437,13 @@ def test_the_documentation_says_what_the_catalogue_says() -> None:
             where = f"Socket.IO: {where}"
             example = [message.name] if message.by_client else [message.name, message.example]
         expected.append((where, message.name, message.by_client, message.summary, example))
-    # As JSON, for which true is not 1.
+    # As JSON, where true differs from 1.
     assert [json.dumps(each, sort_keys=True) for each in documented()] == [
         json.dumps(each, sort_keys=True) for each in expected
     ]
 
 
-def test_the_documentation_names_the_codes_and_bounds_of_the_code() -> None:
+def test_documentation_names_the_codes_and_bounds_of_the_code() -> None:
     from gateway.web.clients import deflate, websocket
     from gateway.web.push import sse_endpoint as events
     from gateway.web.push import subscription as following

@@ -1,4 +1,4 @@
-"""permessage-deflate as RFC 7692 has it: what is agreed upon, and what goes over the line."""
+"""permessage-deflate (RFC 7692): negotiation and frames."""
 
 import random
 import zlib
@@ -13,7 +13,7 @@ CHANCE = random.Random(1)
 
 
 def payload_of(frame: bytes) -> tuple[int, bytes]:
-    """A frame's first byte, and its payload."""
+    """Return the first byte of a frame, and its payload."""
     extended = {126: 2, 127: 8}.get(frame[1], 0)
     size = int.from_bytes(frame[2 : 2 + extended]) if extended else frame[1]
     payload = frame[2 + extended :]
@@ -30,7 +30,7 @@ def payload_of(frame: bytes) -> tuple[int, bytes]:
         ({"server_no_context_takeover": [True], "client_no_context_takeover": [True]}, ""),
     ],
 )
-def test_what_is_answered(offer: dict[str, Any], answer: str) -> None:
+def test_accept_offer_answers_without_context_takeover(offer: dict[str, Any], answer: str) -> None:
     found = accept_offer(1000, [object(), PerMessageDeflateOffer.parse(offer)])
     assert found is not None
     begin = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
@@ -43,7 +43,7 @@ def test_what_is_answered(offer: dict[str, Any], answer: str) -> None:
         ({}, {}),
         ({"client_max_window_bits": [True]}, {"client_max_window_bits": [True]}),
         ({"client_max_window_bits": ["10"]}, {"client_max_window_bits": ["10"]}),
-        # Smaller than what is asked for.
+        # Smaller than the window that the gateway requests.
         ({"client_max_window_bits": ["9"]}, {}),
         ({"client_max_window_bits": ["8"]}, {}),
         ({"server_max_window_bits": ["9"]}, {"server_max_window_bits": ["9"]}),
@@ -54,42 +54,42 @@ def test_what_is_answered(offer: dict[str, Any], answer: str) -> None:
         ({"something": [True]}, None),
     ],
 )
-def test_what_cannot_be_taken_is_declined(offered: dict[str, Any], sound: dict[str, Any] | None) -> None:
+def test_acceptable_offer_declines_invalid_parameters(offered: dict[str, Any], sound: dict[str, Any] | None) -> None:
     expected = None if sound is None else ("permessage-deflate", sound)
     assert acceptable_offer(("permessage-deflate", offered)) == expected
 
 
-def test_other_extensions_are_none_of_its_business() -> None:
+def test_acceptable_offer_returns_other_extensions_unchanged() -> None:
     assert acceptable_offer(("something", {"else": [True]})) == ("something", {"else": [True]})
 
 
-def test_nothing_is_answered_to_no_offer() -> None:
+def test_accept_offer_without_offers_is_none() -> None:
     assert accept_offer(1000, []) is None
 
 
 @pytest.mark.parametrize("window", range(9, 16))
 @pytest.mark.parametrize("size", [200, 300, 5000, 64 * 1024])
-def test_a_message_reads_back_by_itself(window: int, size: int) -> None:
+def test_compressed_message_is_readable_without_context(window: int, size: int) -> None:
     text = b"".join(b'{"data":%d},' % CHANCE.randrange(1000) for _ in range(size))[:size]
     first, payload = payload_of(frame_message(text, window))
     assert first == 0x80 | 0x40 | 1
     assert len(payload) < size
-    # A decompressor with no more memory than was agreed upon, and none of what came before.
+    # A decompressor with the agreed window, and without a context.
     assert zlib.decompressobj(-window).decompress(payload + b"\0\0\xff\xff") == text
 
 
 @pytest.mark.parametrize("text", [b"", b"short", b"x" * 199, b"x" * (64 * 1024 + 1), CHANCE.randbytes(1000)])
-def test_what_is_not_worth_it_goes_as_it_is(text: bytes) -> None:
+def test_short_long_or_random_message_is_not_compressed(text: bytes) -> None:
     assert payload_of(frame_message(text, 15)) == (0x81, text)
 
 
-def test_without_an_agreement_nothing_is_compressed() -> None:
+def test_message_without_a_window_is_not_compressed() -> None:
     assert payload_of(frame_message(b"x" * 1000)) == (0x81, b"x" * 1000)
     assert payload_of(frame_message(b"x" * 1000, binary=True)) == (0x82, b"x" * 1000)
     assert server_window([]) == 0
 
 
-def test_the_window_is_the_one_agreed_upon() -> None:
+def test_server_window_is_the_agreed_one() -> None:
     for offer, window in (({}, 15), ({"server_max_window_bits": ["11"]}, 11)):
         accept = accept_offer(1000, [PerMessageDeflateOffer.parse(offer)])
         assert server_window([PerMessageDeflate.create_from_offer_accept(True, accept)]) == window

@@ -1,4 +1,4 @@
-"""The words for requests that are not HTTP/1, and that nothing of them is repeated."""
+"""Explanations of malformed requests, which must not quote secrets."""
 
 import pytest
 
@@ -19,7 +19,7 @@ from gateway.web.http.malformed import header_fault, request_line_fault
         (b"GET  HTTP/1.1", "the target is empty, or has a control character"),
     ],
 )
-def test_request_line_that_is_not_valid_says_why(line: bytes, fault: str) -> None:
+def test_request_line_fault_names_the_fault(line: bytes, fault: str) -> None:
     assert request_line_fault(line) == fault
     assert "SECRET" not in fault
 
@@ -38,6 +38,6 @@ def test_request_line_that_is_not_valid_says_why(line: bytes, fault: str) -> Non
         (b"Transfer-Encoding: chunked", "the length of the body is sent twice"),
     ],
 )
-def test_header_line_that_is_not_valid_says_why(line: bytes, fault: str) -> None:
+def test_header_fault_names_the_fault(line: bytes, fault: str) -> None:
     assert header_fault(line) == fault
     assert "SECRET" not in fault

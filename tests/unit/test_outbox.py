@@ -1,4 +1,4 @@
-"""What waits for a client, with a clock of the tests'."""
+"""Outboxes with a fake clock."""
 
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -22,12 +22,12 @@ class OutboxTests(SynchronousTestCase):
     def too_slow(self) -> None:
         self.slow += 1
 
-    def test_what_is_put_is_sent_at_once(self) -> None:
+    def test_put_with_an_empty_queue_sends_at_once(self) -> None:
         self.assertTrue(self.outbox.is_clear)
         self.outbox.put(10, "a")
         self.assertEqual((self.sent, self.outbox.held, len(self.outbox)), (["a"], 0, 0))
 
-    def test_it_waits_while_the_client_does_not_read(self) -> None:
+    def test_put_while_paused_waits_until_resume(self) -> None:
         self.outbox.pause()
         self.assertFalse(self.outbox.is_clear)
         self.outbox.put(10, "a")
@@ -36,7 +36,7 @@ class OutboxTests(SynchronousTestCase):
         self.outbox.resume()
         self.assertEqual((self.sent, self.outbox.held, self.outbox.is_clear), (["a", "b"], 0, True))
 
-    def test_a_pause_meanwhile_keeps_the_rest(self) -> None:
+    def test_pause_during_a_drain_keeps_the_remaining_items(self) -> None:
         self.outbox.pause()
         for item in "abc":
             self.outbox.put(10, item)
@@ -49,7 +49,7 @@ class OutboxTests(SynchronousTestCase):
         self.outbox.resume()
         self.assertEqual((self.sent, self.outbox.held), (["a"], 20))
 
-    def test_a_part_that_was_not_sent_stays_first(self) -> None:
+    def test_item_sent_in_part_stays_first(self) -> None:
         parts = iter([False, False, True, True])
 
         def send(item: str) -> bool:
@@ -63,7 +63,7 @@ class OutboxTests(SynchronousTestCase):
         self.outbox.resume()
         self.assertEqual((self.sent, self.outbox.held), (["a", "a", "a", "b"], 0))
 
-    def test_more_than_the_bound_is_allowed_for_two_seconds(self) -> None:
+    def test_queue_above_the_bound_is_closed_after_two_seconds(self) -> None:
         self.outbox.pause()
         self.outbox.put(BOUND + 1, "a")
         self.clock.advance(1.9)
@@ -76,13 +76,13 @@ class OutboxTests(SynchronousTestCase):
         self.assertEqual((self.slow, self.sent, self.outbox.held), (1, ["a"], 0))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_the_bound_itself_may_wait_for_ever(self) -> None:
+    def test_queue_at_the_bound_stays_open(self) -> None:
         self.outbox.pause()
         self.outbox.put(BOUND, "a")
         self.clock.advance(1000)
         self.assertEqual(self.slow, 0)
 
-    def test_four_times_as_much_is_allowed_for_no_time(self) -> None:
+    def test_queue_above_four_times_the_bound_is_closed_at_once(self) -> None:
         self.outbox.pause()
         self.outbox.put(4 * BOUND, "a")
         self.assertEqual(self.slow, 0)
@@ -93,7 +93,7 @@ class OutboxTests(SynchronousTestCase):
         self.assertEqual((self.sent, self.slow), ([], 1))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_a_rest_lets_others_have_their_turn(self) -> None:
+    def test_yield_turn_continues_in_the_next_turn(self) -> None:
         def send(item: str) -> bool:
             self.outbox.yield_turn()
             return self.send(item)
@@ -110,17 +110,17 @@ class OutboxTests(SynchronousTestCase):
         self.outbox.close()
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_taking(self) -> None:
+    def test_take_returns_items_up_to_the_size_and_at_least_one(self) -> None:
         self.outbox.pause()
         for item in "abc":
             self.outbox.put(10, item)
         self.assertEqual(self.outbox.take(20), ["a", "b"])
         self.assertEqual(self.outbox.held, 10)
-        # One, however large it is.
+        # At least one, even if it is larger.
         self.assertEqual(self.outbox.take(5), ["c"])
         self.assertEqual((self.outbox.take(5), self.outbox.held), ([], 0))
 
-    def test_closing_while_it_sends(self) -> None:
+    def test_close_during_a_send_drops_the_remaining_items(self) -> None:
         def send(item: str) -> bool:
             self.outbox.close()
             return self.send(item)

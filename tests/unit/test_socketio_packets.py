@@ -23,7 +23,7 @@ from gateway.web.socketio.packets import (
     payload,
 )
 
-WHOLE = {
+COMPLETE = {
     "0": SocketMessage(SocketPacketType.CONNECT),
     '0{"token":"x"}': SocketMessage(SocketPacketType.CONNECT, data={"token": "x"}),
     "0/custom": SocketMessage(SocketPacketType.CONNECT, "/custom"),
@@ -46,7 +46,7 @@ WHOLE = {
     '2/custom,12["a,b",null]': SocketMessage(SocketPacketType.EVENT, "/custom", ["a,b", None], 12),
     "3/custom,7[]": SocketMessage(SocketPacketType.ACK, "/custom", [], 7),
     '50-["event"]': SocketMessage(SocketPacketType.EVENT, data=["event"]),
-    # JavaScript, and the old server, write and read what orjson does not.
+    # JSON that JavaScript and the old server accept, but orjson does not.
     '2["event","\\ud83d",1e999]': SocketMessage(SocketPacketType.EVENT, data=["event", "\ud83d", math.inf]),
     '2["event",Infinity,NaN]': SocketMessage(SocketPacketType.EVENT, data=["event", math.inf, ANY]),
     '0/custom,{"token":"\\ud83d"}': SocketMessage(SocketPacketType.CONNECT, "/custom", {"token": "\ud83d"}),
@@ -54,9 +54,9 @@ WHOLE = {
 }
 
 
-@pytest.mark.parametrize("text", WHOLE)
-def test_whole_packets(text: str) -> None:
-    assert parse_message(text) == WHOLE[text]
+@pytest.mark.parametrize("text", COMPLETE)
+def test_parse_message_of_a_complete_packet(text: str) -> None:
+    assert parse_message(text) == COMPLETE[text]
 
 
 @pytest.mark.parametrize(
@@ -69,20 +69,20 @@ def test_whole_packets(text: str) -> None:
         "2" + "[" * 100_000,
     ],
 )
-def test_what_is_no_packet(text: str) -> None:
+def test_parse_message_of_invalid_text_raises_packet_error(text: str) -> None:
     with pytest.raises(PacketError):
         parse_message(text)
 
 
 @pytest.mark.parametrize("text", ["abc", "", "2", "2{}", '2["event"', "²", "-1"])
-def test_what_is_no_packet_and_what_is_ignored(text: str) -> None:
-    """What Socket.IO's own server closes for, but for a packet of which nothing is there, is not ignored."""
+def test_packet_that_closes_the_session_is_not_ignored(text: str) -> None:
+    """Socket.IO's own server closes the session for these."""
     with pytest.raises(PacketError) as raised:
         parse_message(text)
     assert isinstance(raised.value, IgnoredPacket) == (text == "")
 
 
-def test_an_event_nested_too_deep_is_ignored() -> None:
+def test_event_nested_too_deep_is_ignored() -> None:
     with pytest.raises(IgnoredPacket):
         parse_message('2["event",' + "[" * 100_000 + "]" * 100_001)
 
@@ -90,18 +90,18 @@ def test_an_event_nested_too_deep_is_ignored() -> None:
 @pytest.mark.parametrize(
     "text", ["7", "9[]", '4{"message":"x"}', "0x", "3{}", "3x", "2[]", "2[1]", '5["event"]', '511-["a"]']
 )
-def test_what_the_old_server_ignored(text: str) -> None:
+def test_packet_that_the_old_server_ignored_is_ignored(text: str) -> None:
     with pytest.raises(IgnoredPacket):
         parse_message(text)
 
 
 @pytest.mark.parametrize("rest", ["", ",", ",x", "," * 50_000, "?" * 50_000, ",5" * 50_000, ",1" + "2" * 50_000])
-def test_a_long_query_is_read_once(rest: str) -> None:
-    """A pattern that tries again at each comma would take hours."""
+def test_long_query_is_parsed_in_linear_time(rest: str) -> None:
+    """A pattern that backtracks at each comma would take hours."""
     assert parse_message(f"0/custom?token=a{rest}") == SocketMessage(SocketPacketType.CONNECT, "/custom")
 
 
-def test_attachments_take_their_places() -> None:
+def test_attachments_replace_their_placeholders() -> None:
     message = parse_message('52-/custom,3["event",{"_placeholder":true,"num":1},[{"a":{"_placeholder":true,"num":0}}]]')
     assert message.missing == 2
     message.attach(b"zero")
@@ -113,13 +113,13 @@ def test_attachments_take_their_places() -> None:
 
 
 @pytest.mark.parametrize("number", ["1", "-1", "true", '"0"', "0.0", "null"])
-def test_a_placeholder_of_no_attachment(number: str) -> None:
+def test_placeholder_without_an_attachment_is_refused(number: str) -> None:
     message = parse_message(f'51-["event",{{"_placeholder":true,"num":{number}}}]')
     with pytest.raises(PacketError):
         message.attach(b"zero")
 
 
-def test_a_placeholder_may_not_lie_deep() -> None:
+def test_placeholder_nested_too_deep_is_refused() -> None:
     message = parse_message('51-["event",' + "[" * 900 + '{"_placeholder":true,"num":0}' + "]" * 900 + "]")
     with pytest.raises(PacketError):
         message.attach(b"zero")
@@ -129,7 +129,7 @@ def contents(*arguments: Any, **options: Any) -> list[bytes]:
     return [packet.content for packet in encode(*arguments, **options)]
 
 
-def test_encoding() -> None:
+def test_encode_writes_text_and_attachments() -> None:
     assert contents(SocketPacketType.CONNECT, "/", {"sid": "x"}) == [b'40{"sid":"x"}']
     assert contents(SocketPacketType.DISCONNECT, "/custom") == [b"41/custom,"]
     assert contents(SocketPacketType.EVENT, "/한글", ["event", "값"]) == ['42/한글,["event","값"]'.encode()]
@@ -156,7 +156,7 @@ JSON = st.recursive(
     st.sampled_from(["/", "/custom", "/sio/한글 기계"]),
     st.none() | st.integers(0, 10**15 - 1),
 )
-def test_what_is_encoded_reads_back(arguments: list[Any], namespace: str, ack: int | None) -> None:
+def test_encoded_packet_is_parsed_back(arguments: list[Any], namespace: str, ack: int | None) -> None:
     first, *attachments = encode(SocketPacketType.EVENT, namespace, ["event", *arguments], ack)
     if len(attachments) > 10:
         return
@@ -172,18 +172,18 @@ def test_what_is_encoded_reads_back(arguments: list[Any], namespace: str, ack: i
 
 
 @given(st.text(alphabet='0123456789-/,[]{}"aeb\\\x1e\n²', max_size=40) | st.text())
-def test_texts_are_packets_or_errors(text: str) -> None:
+def test_any_text_is_a_packet_or_an_error(text: str) -> None:
     with contextlib.suppress(PacketError):
         parse_message(text)
 
 
 @given(st.binary(max_size=60))
-def test_bodies_are_packets_or_errors(body: bytes) -> None:
+def test_any_body_is_packets_or_an_error(body: bytes) -> None:
     with contextlib.suppress(PacketError):
         list(parse_packets(body))
 
 
-def test_bodies() -> None:
+def test_parse_packets_splits_a_body() -> None:
     assert list(parse_packets(b"4hello\x1ebAQIDBA==\x1e3")) == [
         (EnginePacketType.MESSAGE, "hello"),
         (EnginePacketType.MESSAGE, b"\1\2\3\4"),
@@ -196,7 +196,7 @@ def test_bodies() -> None:
             list(parse_packets(body))
 
 
-def test_bodies_lose_what_is_ignored_only() -> None:
+def test_parse_packets_skips_only_ignored_packets() -> None:
     ignored: list[IgnoredPacket] = []
     body = b"4a\x1eb!\x1e7\x1e4\xff\x1ebA\x1e4b"
     assert list(parse_packets(body, ignored.append)) == [
@@ -206,7 +206,7 @@ def test_bodies_lose_what_is_ignored_only() -> None:
     assert len(ignored) == 4
 
 
-def test_a_packet_may_be_made_when_it_is_its_turn() -> None:
+def test_outgoing_packet_is_made_when_it_is_sent() -> None:
     made: list[int] = []
 
     def make() -> bytes:

@@ -1,4 +1,4 @@
-"""One Engine.IO session, with a clock of the tests' and no connection."""
+"""Engine.IO sessions and Socket.IO servers with a fake clock and no connection."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from gateway.web.socketio.session import EngineSession, EngineSettings
 BOUND = 10_000
 
 
-class Poll:
+class FakePoll:
     def __init__(self) -> None:
         self.body: bytes | None = None
 
@@ -21,7 +21,7 @@ class Poll:
         self.body = body
 
 
-class Pipe:
+class FakePipe:
     def __init__(self) -> None:
         self.outbox: Outbox[Outgoing] | None = None
         self.sent: list[bytes] = []
@@ -39,34 +39,34 @@ class Pipe:
         self.hung_up.append(code)
 
 
-class Owner:
-    """A server, and the application on it."""
+class FakeOwner:
+    """Server of a session and its application."""
 
     settings = EngineSettings(max_payload=1000, max_waiting=BOUND)
 
     def __init__(self, clock: Clock) -> None:
         self.reactor: Any = clock
         self.application: Any = self
-        self.happened: list[Any] = []
+        self.calls: list[Any] = []
 
     def remove(self, session: EngineSession, code: int) -> None:
-        self.happened.append({1000: "ended", 4008: "too slow"}[code])
+        self.calls.append({1000: "ended", 4008: "too slow"}[code])
 
     def on_open(self, session: EngineSession) -> None:
-        self.happened.append("opened")
+        self.calls.append("opened")
 
     def on_message(self, session: EngineSession, data: str | bytes) -> None:
-        self.happened.append(data)
+        self.calls.append(data)
 
     def on_close(self, session: EngineSession) -> None:
-        self.happened.append("closed")
+        self.calls.append("closed")
 
 
 class SessionTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.owner = Owner(self.clock)
-        self.pipe = Pipe()
+        self.owner = FakeOwner(self.clock)
+        self.pipe = FakePipe()
 
     def piped(self) -> EngineSession:
         session = EngineSession(self.owner, self.pipe)
@@ -82,19 +82,19 @@ class SessionTests(SynchronousTestCase):
         self.assertEqual(hello.body[:1], b"0")
         return session
 
-    def poll(self, session: EngineSession) -> Poll:
-        poll = Poll()
+    def poll(self, session: EngineSession) -> FakePoll:
+        poll = FakePoll()
         self.assertTrue(session.add_poll(poll))
         return poll
 
-    def over(self, session: EngineSession) -> None:
+    def assert_closed(self, session: EngineSession) -> None:
         self.assertFalse(session.is_open)
-        self.assertEqual(self.owner.happened[-2:], ["ended", "closed"])
+        self.assertEqual(self.owner.calls[-2:], ["ended", "closed"])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     # -- heartbeat
 
-    def test_a_client_that_answers_lives_on(self) -> None:
+    def test_session_stays_open_while_pings_are_answered(self) -> None:
         session = self.piped()
         for number in range(1, 5):
             self.clock.advance(24.5)
@@ -105,14 +105,14 @@ class SessionTests(SynchronousTestCase):
             session.receive(EnginePacketType.PONG, "")
         self.assertTrue(session.is_open)
 
-    def test_a_client_that_does_not_answer_is_given_up(self) -> None:
+    def test_session_without_an_answer_to_a_ping_is_closed(self) -> None:
         session = self.piped()
         self.clock.advance(25)
         self.clock.advance(20)
         self.assertEqual(self.pipe.hung_up, [1000])
-        self.over(session)
+        self.assert_closed(session)
 
-    def test_a_poll_that_waits_gets_the_ping_and_one_that_ends_the_close(self) -> None:
+    def test_waiting_poll_gets_the_ping_and_then_the_close_packet(self) -> None:
         session = self.polled()
         poll = self.poll(session)
         self.clock.advance(25)
@@ -121,9 +121,9 @@ class SessionTests(SynchronousTestCase):
         self.assertFalse(session.has_expired)
         self.clock.advance(20)
         self.assertEqual(poll.body, b"1")
-        self.over(session)
+        self.assert_closed(session)
 
-    def test_it_has_expired_to_the_moment_whatever_timers_do(self) -> None:
+    def test_has_expired_does_not_depend_on_timers(self) -> None:
         session = self.polled()
         self.clock.rightNow += 44.9
         self.assertFalse(session.has_expired)
@@ -133,21 +133,21 @@ class SessionTests(SynchronousTestCase):
 
     # -- packets
 
-    def test_messages_go_to_the_application(self) -> None:
+    def test_messages_reach_the_application(self) -> None:
         session = self.piped()
         session.receive(EnginePacketType.MESSAGE, "text")
         session.receive(EnginePacketType.MESSAGE, b"bytes")
         for kind in (EnginePacketType.OPEN, EnginePacketType.NOOP, EnginePacketType.UPGRADE, EnginePacketType.PING):
             for data in ("", "probe", "x"):
                 session.receive(kind, data)
-        self.assertEqual(self.owner.happened, ["opened", "text", b"bytes"])
+        self.assertEqual(self.owner.calls, ["opened", "text", b"bytes"])
         self.assertEqual(self.pipe.sent, [])
         self.assertTrue(session.is_open)
         session.close()
         session.receive(EnginePacketType.MESSAGE, "late")
-        self.assertEqual(self.owner.happened[-1], "closed")
+        self.assertEqual(self.owner.calls[-1], "closed")
 
-    def test_what_waits_between_polls_comes_in_order(self) -> None:
+    def test_packets_between_polls_arrive_in_order(self) -> None:
         session = self.polled()
         for number in range(3):
             session.send(Outgoing(b"4%d" % number))
@@ -158,7 +158,7 @@ class SessionTests(SynchronousTestCase):
         self.assertEqual(poll.body, b"bAA==")
         session.close()
 
-    def test_an_answer_is_bounded(self) -> None:
+    def test_answer_to_a_poll_is_bounded(self) -> None:
         session = self.polled()
         for _ in range(5):
             session.send(Outgoing(b"4" + b"x" * 299))
@@ -166,33 +166,33 @@ class SessionTests(SynchronousTestCase):
         self.assertEqual(sizes, [601, 601, 300])
         session.close()
 
-    def test_who_does_not_poll_is_given_up(self) -> None:
+    def test_session_of_a_client_that_does_not_poll_is_closed(self) -> None:
         session = self.polled()
         for _ in range(20):
             session.send(Outgoing(b"x" * 500))
         self.clock.advance(2)
         self.assertFalse(session.is_open)
-        self.assertEqual(self.owner.happened, ["opened", "too slow", "closed"])
+        self.assertEqual(self.owner.calls, ["opened", "too slow", "closed"])
 
-    def test_who_does_not_read_is_given_up(self) -> None:
+    def test_session_of_a_client_that_does_not_read_is_closed(self) -> None:
         session = self.piped()
         assert self.pipe.outbox is not None
         self.pipe.outbox.pause()
         for _ in range(100):
             session.send(Outgoing(b"x" * 500))
         self.assertEqual(self.pipe.hung_up, [4008])
-        self.assertEqual(self.owner.happened, ["opened", "too slow", "closed"])
+        self.assertEqual(self.owner.calls, ["opened", "too slow", "closed"])
         self.assertEqual(self.pipe.sent, [])
 
     # -- upgrade
 
-    def test_an_upgrade(self) -> None:
+    def test_upgrade_moves_waiting_packets_to_the_websocket(self) -> None:
         session = self.polled()
         waiting = self.poll(session)
         self.assertTrue(session.add_probe(self.pipe))
         self.assertTrue(session.receive_probe(self.pipe, EnginePacketType.PING, "probe"))
         self.assertEqual((waiting.body, self.pipe.sent), (b"6", [b"3probe"]))
-        # Polls go on until then, but none is kept waiting.
+        # Polls are answered until then, but none waits.
         session.send(Outgoing(b"4a"))
         self.assertEqual(self.poll(session).body, b"4a")
         self.assertEqual(self.poll(session).body, b"6")
@@ -202,11 +202,11 @@ class SessionTests(SynchronousTestCase):
         self.assertEqual(self.pipe.sent, [b"3probe", b"4b", b"4c"])
         self.assertFalse(session.can_poll)
         self.assertFalse(session.receive_probe(self.pipe, EnginePacketType.MESSAGE, "x"))
-        self.assertFalse(session.add_probe(Pipe()))
+        self.assertFalse(session.add_probe(FakePipe()))
         session.on_pipe_lost(self.pipe)
-        self.over(session)
+        self.assert_closed(session)
 
-    def test_an_upgrade_that_is_lost_leaves_the_session_polling(self) -> None:
+    def test_lost_upgrade_leaves_the_session_polling(self) -> None:
         session = self.polled()
         session.add_probe(self.pipe)
         session.receive_probe(self.pipe, EnginePacketType.PING, "probe")
@@ -214,19 +214,19 @@ class SessionTests(SynchronousTestCase):
         self.assertIsNone(self.poll(session).body)
         self.assertTrue(session.can_poll)
         session.close()
-        self.over(session)
+        self.assert_closed(session)
 
-    def test_an_upgrade_that_does_not_come_is_given_up(self) -> None:
+    def test_upgrade_is_dropped_at_its_deadline(self) -> None:
         session = self.polled()
         session.add_probe(self.pipe)
-        self.assertFalse(session.add_probe(Pipe()))
+        self.assertFalse(session.add_probe(FakePipe()))
         self.clock.advance(10)
         self.assertEqual(self.pipe.hung_up, [1000])
         self.assertTrue(session.can_poll)
-        self.assertTrue(session.add_probe(Pipe()))
+        self.assertTrue(session.add_probe(FakePipe()))
         session.close()
 
-    def test_an_upgrade_without_a_probe_is_none(self) -> None:
+    def test_upgrade_without_a_probe_is_refused(self) -> None:
         for kind, data in (
             (EnginePacketType.UPGRADE, ""),
             (EnginePacketType.MESSAGE, "x"),
@@ -241,29 +241,29 @@ class SessionTests(SynchronousTestCase):
 
     # -- end
 
-    def test_the_client_says_goodbye(self) -> None:
+    def test_close_packet_closes_the_session(self) -> None:
         session = self.polled()
         poll = self.poll(session)
         session.receive(EnginePacketType.CLOSE, "")
         self.assertEqual(poll.body, b"6")
-        self.over(session)
+        self.assert_closed(session)
 
-    def test_a_poll_that_is_lost_ends_it(self) -> None:
+    def test_lost_poll_closes_the_session(self) -> None:
         session = self.polled()
         poll = self.poll(session)
-        session.on_poll_lost(Poll())
+        session.on_poll_lost(FakePoll())
         self.assertTrue(session.is_open)
         session.on_poll_lost(poll)
-        self.over(session)
+        self.assert_closed(session)
 
-    def test_a_second_poll_ends_it(self) -> None:
+    def test_second_poll_closes_the_session(self) -> None:
         session = self.polled()
         poll = self.poll(session)
-        self.assertFalse(session.add_poll(Poll()))
+        self.assertFalse(session.add_poll(FakePoll()))
         self.assertEqual(poll.body, b"1")
-        self.over(session)
+        self.assert_closed(session)
 
-    def test_an_application_that_fails_at_the_end(self) -> None:
+    def test_error_of_the_application_at_the_end_is_logged(self) -> None:
         session = self.piped()
 
         def on_close(session: EngineSession) -> None:
@@ -277,20 +277,20 @@ class SessionTests(SynchronousTestCase):
 
 class Namespace:
     def __init__(self) -> None:
-        self.happened: list[Any] = []
+        self.calls: list[Any] = []
         self.fails = False
 
     def on_join(self, member: NamespaceClient, auth: dict[str, Any]) -> None:
-        self.happened.append(("joined", member.name, auth))
+        self.calls.append(("joined", member.name, auth))
         self.fail()
 
     def on_event(self, member: NamespaceClient, event: str, arguments: list[Any]) -> list[Any]:
-        self.happened.append((event, arguments))
+        self.calls.append((event, arguments))
         self.fail()
         return arguments
 
     def on_leave(self, member: NamespaceClient) -> None:
-        self.happened.append(("left", member.name))
+        self.calls.append(("left", member.name))
         self.fail()
 
     def fail(self) -> None:
@@ -301,7 +301,7 @@ class Namespace:
 class ServerTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.owner = Owner(self.clock)
+        self.owner = FakeOwner(self.clock)
         self.namespace = Namespace()
 
         def find(name: str) -> Namespace | None:
@@ -309,7 +309,7 @@ class ServerTests(SynchronousTestCase):
 
         self.server = SocketServer(self.clock, find, max_attached=100)
         self.owner.application = self.server
-        self.pipe = Pipe()
+        self.pipe = FakePipe()
         self.session = EngineSession(self.owner, self.pipe)
         self.session.start()
         self.addCleanup(self.session.close)
@@ -318,7 +318,7 @@ class ServerTests(SynchronousTestCase):
     def say(self, data: str | bytes) -> None:
         self.session.receive(EnginePacketType.MESSAGE, data)
 
-    def test_who_joins_nothing_is_given_up(self) -> None:
+    def test_client_without_a_namespace_is_disconnected(self) -> None:
         self.say("0/unknown,")
         self.assertEqual(self.pipe.sent, [b'44/unknown,{"message":"Invalid namespace"}'])
         for _ in range(2):
@@ -326,7 +326,7 @@ class ServerTests(SynchronousTestCase):
             self.clock.advance(22.5)
         self.assertFalse(self.session.is_open)
 
-    def test_who_joins_in_time_stays(self) -> None:
+    def test_client_that_joins_in_time_stays_connected(self) -> None:
         self.clock.advance(20)
         self.say("0/a,")
         for _ in range(10):
@@ -334,14 +334,14 @@ class ServerTests(SynchronousTestCase):
             self.session.receive(EnginePacketType.PONG, "")
         self.assertTrue(self.session.is_open)
 
-    def test_namespaces_are_joined_and_left_one_by_one(self) -> None:
+    def test_namespaces_are_joined_and_left_separately(self) -> None:
         self.say('0/a,{"token":"x"}')
         self.say("0/b,")
         self.say("1/a,")
         self.say('2/b,5["event",1]')
         self.session.close()
         self.assertEqual(
-            self.namespace.happened,
+            self.namespace.calls,
             [
                 ("joined", "/a", {"token": "x"}),
                 ("joined", "/b", {}),
@@ -352,14 +352,14 @@ class ServerTests(SynchronousTestCase):
         )
         self.assertEqual(self.pipe.sent[-1], b"43/b,5[1]")
 
-    def test_what_an_application_raises_ends_nothing(self) -> None:
+    def test_error_of_the_application_does_not_close_the_session(self) -> None:
         self.namespace.fails = True
         self.say("0/a,")
         self.say('2/a,5["event"]')
         self.say("1/a,")
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 3)
         self.assertTrue(self.session.is_open)
-        # Nobody is told that an event was taken that was not.
+        # The failed event is not acknowledged.
         self.assertEqual(len(self.pipe.sent), 1)
 
     def test_namespaces_are_bounded(self) -> None:
@@ -376,36 +376,36 @@ class ServerTests(SynchronousTestCase):
             self.say(b"x" * 41)
         self.assertFalse(self.session.is_open)
 
-    def test_what_is_ignored_leaves_the_session_and_its_namespaces(self) -> None:
+    def test_ignored_packets_leave_the_session_open(self) -> None:
         self.say("0/a,")
         for data in ("0/a,", "1/b,", '2/b,["event"]', "3/b,1[]", b"stray", "7", "4{}", "2[]"):
             with self.assertRaises(IgnoredPacket):
                 self.say(data)
         self.assertEqual(self.pipe.sent[1:], [b'44/a,{"message":"Unable to connect"}'])
         self.say('2/a,["event"]')
-        self.assertEqual(self.namespace.happened, [("joined", "/a", {}), ("event", [])])
+        self.assertEqual(self.namespace.calls, [("joined", "/a", {}), ("event", [])])
 
-    def test_an_event_with_attachments_for_another_namespace_takes_them_with_it(self) -> None:
+    def test_attachments_of_an_ignored_event_are_dropped(self) -> None:
         self.say("0/a,")
         self.say('51-/b,["event",{"_placeholder":true,"num":0}]')
         with self.assertRaises(IgnoredPacket):
             self.say(b"x")
         self.say('51-/a,["event",{"_placeholder":true,"num":0}]')
         self.say(b"y")
-        self.assertEqual(self.namespace.happened[1:], [("event", [b"y"])])
+        self.assertEqual(self.namespace.calls[1:], [("event", [b"y"])])
 
-    def test_strays_are_not_counted_as_attachments(self) -> None:
+    def test_attachments_without_an_event_are_not_counted(self) -> None:
         self.say("0/a,")
         for _ in range(3):
             with self.assertRaises(IgnoredPacket):
                 self.say(b"x" * 60)
         self.say('51-/a,["event",{"_placeholder":true,"num":0}]')
         self.say(b"x" * 60)
-        self.assertEqual(self.namespace.happened[1:], [("event", [b"x" * 60])])
+        self.assertEqual(self.namespace.calls[1:], [("event", [b"x" * 60])])
 
-    def test_attachments_of_one_event_do_not_count_for_the_next(self) -> None:
+    def test_attachments_are_counted_for_each_event(self) -> None:
         self.say("0/a,")
         for _ in range(3):
             self.say('51-/a,["event",{"_placeholder":true,"num":0}]')
             self.say(b"x" * 60)
-        self.assertEqual(self.namespace.happened[1:], [("event", [b"x" * 60])] * 3)
+        self.assertEqual(self.namespace.calls[1:], [("event", [b"x" * 60])] * 3)

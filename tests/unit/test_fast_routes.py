@@ -1,4 +1,4 @@
-"""Answers beside Klein, on a site in memory."""
+"""Fast routes on a site in memory."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ from gateway.web.http.site import GatewaySite
 
 
 class Rest(Resource):
-    """Klein's place."""
+    """Resource in the place of Klein's."""
 
     isLeaf = True
 
@@ -34,7 +34,7 @@ class Rest(Resource):
 
 
 class Plant:
-    """A site whose only direct route gives what a test says."""
+    """Site whose only fast route returns a result set by the test."""
 
     def __init__(self, result: Any = None) -> None:
         self.result = result
@@ -58,7 +58,7 @@ class Plant:
         self.channel.dataReceived(f"POST {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
 
     def answers(self) -> list[bytes]:
-        """The first line of each answer."""
+        """Return the first line of each answer."""
         return [line for line in self.transport.value().split(b"\r\n") if b"HTTP/1.1 " in line]
 
 
@@ -66,7 +66,7 @@ class Plant:
     ("path", "answer"),
     [("/api/a/b", b"direct"), ("/api/a/b/", b"direct"), ("/api/a", b"rest a"), ("/api/a/b/c", b"rest a/b/c")],
 )
-def test_what_is_no_route_goes_to_the_rest(path: str, answer: bytes) -> None:
+def test_request_without_a_fast_route_goes_to_the_rest(path: str, answer: bytes) -> None:
     plant = Plant(b"direct")
     plant.post(path)
     assert plant.transport.value().endswith(b"\r\n\r\n" + answer)
@@ -83,7 +83,9 @@ def test_what_is_no_route_goes_to_the_rest(path: str, answer: bytes) -> None:
         (KeyError("a mistake"), 500, b"internal_error"),
     ],
 )
-def test_errors_have_the_one_form(error: Exception, status: int, word: bytes, later: bool) -> None:
+def test_error_of_a_route_is_answered_in_the_common_form(
+    error: Exception, status: int, word: bytes, later: bool
+) -> None:
     waiting: Deferred[bytes] = Deferred()
     plant = Plant(waiting if later else error)
     with capturedLogs() as logs:
@@ -96,14 +98,14 @@ def test_errors_have_the_one_form(error: Exception, status: int, word: bytes, la
     assert b'"error":"%b"' % word in plant.transport.value()
     assert (b"\r\nRetry-After: " in plant.transport.value()) == (status == 503)
     assert len([event for event in logs if "log_failure" in event]) == (status == 500)
-    # And the next request is answered on the same connection.
+    # The next request is answered on the same connection.
     plant.result = b"direct"
     plant.post()
     assert plant.transport.value().endswith(b"\r\n\r\ndirect")
 
 
 @pytest.mark.parametrize("error", [None, Refusal(409, "stale_weight"), KeyError("a mistake")])
-def test_a_client_that_has_left_is_answered_no_more(error: Exception | None) -> None:
+def test_result_for_a_client_that_has_left_is_dropped(error: Exception | None) -> None:
     waiting: Deferred[bytes] = Deferred()
     plant = Plant(waiting)
     plant.post()
@@ -117,11 +119,11 @@ def test_a_client_that_has_left_is_answered_no_more(error: Exception | None) -> 
         else:
             waiting.errback(error)
     assert plant.transport.value() == b""
-    # A mistake is logged whether somebody waits or not; nothing else is.
+    # Only an unexpected error is logged.
     assert len(logs) == isinstance(error, KeyError)
 
 
-def test_the_end_waits_for_what_is_not_answered() -> None:
+def test_shutdown_waits_for_an_unfinished_answer() -> None:
     waiting: Deferred[bytes] = Deferred()
     plant = Plant(waiting)
     plant.post()
@@ -132,7 +134,7 @@ def test_the_end_waits_for_what_is_not_answered() -> None:
     assert plant.transport.value().endswith(b"\r\n\r\ndone")
 
 
-def test_a_form_is_read_as_any_body() -> None:
+def test_form_is_not_parsed_into_arguments() -> None:
     plant = Plant(b"")
     plant.channel.dataReceived(
         b"POST /api/a/b?x=1&x=2&y= HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\n"

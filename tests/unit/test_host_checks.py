@@ -1,4 +1,4 @@
-"""Which pages, and which names of the gateway, a request may come with."""
+"""Checks of the page and of the gateway's name in requests."""
 
 import pytest
 
@@ -7,12 +7,12 @@ from gateway.web.http.host_checks import HostChecks, HostPort, host_of
 ADDRESS = b"10.0.0.7:8080"
 
 
-def judged(
-    visitors: HostChecks, method: str = "POST", host: bytes | None = ADDRESS, origin: str = "", site: str = ""
+def status_of(
+    checks: HostChecks, method: str = "POST", host: bytes | None = ADDRESS, origin: str = "", site: str = ""
 ) -> int:
-    """The status that a request is refused with; 200 where it is not."""
+    """Return the status of the refusal; 200 without one."""
     named = None if host is None else host_of(host)
-    refusal = visitors.refusal(method.encode(), named, origin.encode(), site.encode())
+    refusal = checks.refusal(method.encode(), named, origin.encode(), site.encode())
     return 200 if refusal is None else refusal.status
 
 
@@ -28,7 +28,7 @@ def judged(
         (b"plant:", ("plant", "")),
     ],
 )
-def test_host_that_is_valid_is_read(header: bytes, host: tuple[str, str]) -> None:
+def test_host_of_a_valid_header_is_parsed(header: bytes, host: tuple[str, str]) -> None:
     assert host_of(header) == HostPort(*host)
 
 
@@ -55,7 +55,7 @@ def test_host_that_is_not_valid_is_none(header: bytes) -> None:
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "ANYTHING"])
 def test_writing_request_of_a_foreign_page_is_refused(method: str) -> None:
-    visitors = HostChecks(["http://friend.example"])
+    checks = HostChecks(["http://friend.example"])
     for origin in (
         "http://evil.example",
         "null",
@@ -69,11 +69,11 @@ def test_writing_request_of_a_foreign_page_is_refused(method: str) -> None:
         "nonsense",
         "http://friend.example, http://evil.example",
     ):
-        assert judged(visitors, method, origin=origin) == 403, origin
+        assert status_of(checks, method, origin=origin) == 403, origin
 
 
-def test_writing_request_of_an_own_or_a_listed_page_is_taken() -> None:
-    visitors = HostChecks(["http://friend.example", "null"], ["plant.example"], "scale-pc.plant.local")
+def test_writing_request_of_an_own_or_a_listed_page_is_accepted() -> None:
+    checks = HostChecks(["http://friend.example", "null"], ["plant.example"], "scale-pc.plant.local")
     for host, origin in (
         (ADDRESS, "http://10.0.0.7:8080"),
         (ADDRESS, "HTTP://10.0.0.7:8080"),
@@ -91,52 +91,52 @@ def test_writing_request_of_an_own_or_a_listed_page_is_taken() -> None:
         (ADDRESS, "HTTP://Friend.example:80"),
         (ADDRESS, "null"),
     ):
-        assert judged(visitors, host=host, origin=origin) == 200, (host, origin)
+        assert status_of(checks, host=host, origin=origin) == 200, (host, origin)
 
 
-def test_writing_request_without_origin_is_taken_unless_it_is_cross_site() -> None:
-    visitors = HostChecks([])
-    assert judged(visitors) == 200
+def test_writing_request_without_origin_is_accepted_unless_it_is_cross_site() -> None:
+    checks = HostChecks([])
+    assert status_of(checks) == 200
     for site in ("same-origin", "same-site", "none", ""):
-        assert judged(visitors, site=site) == 200
+        assert status_of(checks, site=site) == 200
     for site in ("cross-site", "Cross-Site"):
-        assert judged(visitors, site=site) == 403
-        assert judged(visitors, "GET", site=site) == 200
-    assert judged(HostChecks(["*"]), site="cross-site") == 200
+        assert status_of(checks, site=site) == 403
+        assert status_of(checks, "GET", site=site) == 200
+    assert status_of(HostChecks(["*"]), site="cross-site") == 200
 
 
-def test_any_page_is_taken_where_all_are_listed() -> None:
-    visitors = HostChecks(["*"])
+def test_any_page_is_accepted_if_all_are_listed() -> None:
+    checks = HostChecks(["*"])
     for origin in ("http://evil.example", "null", "file://", "chrome-extension://abc"):
-        assert judged(visitors, origin=origin) == 200
-        assert visitors.is_admitted(origin.encode(), host_of(ADDRESS))
+        assert status_of(checks, origin=origin) == 200
+        assert checks.is_admitted(origin.encode(), host_of(ADDRESS))
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "POST"])
-def test_page_whose_name_was_made_to_resolve_to_the_gateway_is_refused(method: str) -> None:
-    visitors = HostChecks(["http://friend.example"])
-    assert judged(visitors, method, b"evil.example:8080", "http://evil.example:8080") == 403
-    assert judged(visitors, method, b"evil.example:8080", "http://other.example") == 403
-    # A page that is listed is trusted by whatever name it calls the gateway.
-    assert judged(visitors, method, b"plant.example:8080", "http://friend.example") == 200
+def test_page_after_dns_rebinding_is_refused(method: str) -> None:
+    checks = HostChecks(["http://friend.example"])
+    assert status_of(checks, method, b"evil.example:8080", "http://evil.example:8080") == 403
+    assert status_of(checks, method, b"evil.example:8080", "http://other.example") == 403
+    # A listed page may use any name of the gateway.
+    assert status_of(checks, method, b"plant.example:8080", "http://friend.example") == 200
 
 
-def test_request_without_origin_is_judged_by_its_host_only_where_names_are_set() -> None:
-    assert judged(HostChecks([]), "GET", b"evil.example:8080") == 200
+def test_host_of_a_request_without_origin_is_checked_only_if_names_are_set() -> None:
+    assert status_of(HostChecks([]), "GET", b"evil.example:8080") == 200
     named = HostChecks([], ["plant.example"], "scale-pc")
-    assert judged(named, "GET", b"evil.example:8080") == 421
-    assert judged(named, "POST", b"evil.example:8080") == 421
+    assert status_of(named, "GET", b"evil.example:8080") == 421
+    assert status_of(named, "POST", b"evil.example:8080") == 421
     for host in (b"plant.example", b"plant.example.:81", b"127.0.0.1:8080", b"[::1]", b"localhost", b"scale-pc", None):
-        assert judged(named, "GET", host) == 200, host
+        assert status_of(named, "GET", host) == 200, host
 
 
-def test_foreign_page_may_read_by_an_address_but_follow_no_events() -> None:
-    visitors = HostChecks([])
-    assert judged(visitors, "GET", origin="http://evil.example") == 200
-    assert not visitors.is_admitted(b"http://evil.example", host_of(ADDRESS))
-    assert visitors.is_admitted(b"http://10.0.0.7:8080", host_of(ADDRESS))
-    assert not visitors.is_admitted(b"http://evil.example:8080", host_of(b"evil.example:8080"))
-    assert not visitors.is_admitted(b"http://10.0.0.7:8080", None)
+def test_foreign_page_may_read_by_an_address_but_not_receive_events() -> None:
+    checks = HostChecks([])
+    assert status_of(checks, "GET", origin="http://evil.example") == 200
+    assert not checks.is_admitted(b"http://evil.example", host_of(ADDRESS))
+    assert checks.is_admitted(b"http://10.0.0.7:8080", host_of(ADDRESS))
+    assert not checks.is_admitted(b"http://evil.example:8080", host_of(b"evil.example:8080"))
+    assert not checks.is_admitted(b"http://10.0.0.7:8080", None)
 
 
 def test_refusal_names_the_origin_and_the_key() -> None:

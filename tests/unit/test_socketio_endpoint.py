@@ -1,4 +1,4 @@
-"""Machines by Socket.IO: who may join what, and what members are told."""
+"""Namespaces of machines: names, members and events."""
 
 import json
 from datetime import UTC, datetime
@@ -26,8 +26,8 @@ class FakeSession:
     def send(self, packet: Outgoing) -> None:
         self.packets.append(packet)
 
-    def heard(self, name: str) -> list[Any]:
-        """The events that came in a namespace."""
+    def events(self, name: str) -> list[Any]:
+        """Return the events of a namespace."""
         begin = f"42{name},"
         return [json.loads(packet.content.decode().removeprefix(begin)) for packet in self.packets]
 
@@ -53,7 +53,7 @@ class MachineNamespaceTests(SynchronousTestCase):
         self.bus.publish(update)
         return update.payload()
 
-    def test_names(self) -> None:
+    def test_find_accepts_only_valid_names_of_machines(self) -> None:
         for name in ("/", "/sio/M", "/sio/한글 기계", "/sio/%ED%95%9C%EA%B8%80%20%EA%B8%B0%EA%B3%84", "/sio/a.b:c-d_e"):
             self.assertIsNotNone(self.namespaces.find(name), name)
         for name in (
@@ -70,7 +70,7 @@ class MachineNamespaceTests(SynchronousTestCase):
         ):
             self.assertIsNone(self.namespaces.find(name), name)
 
-    def test_members_are_told_what_happens_to_their_machine(self) -> None:
+    def test_members_receive_the_events_of_their_machine(self) -> None:
         session, _ = self.join("/sio/M")
         escaped, _ = self.join("/sio/%4D")
         update = self.update("M", "v", 0.5)
@@ -78,15 +78,15 @@ class MachineNamespaceTests(SynchronousTestCase):
         self.bus.publish(Fault("M", 0.5, 1.0, NOW))
         self.bus.publish(Presence("machine", "M", connected=True))
         expected = [["update", update], ["anomaly", {"score": 0.5, "threshold": 1.0}]]
-        self.assertEqual(session.heard("/sio/M"), expected)
-        self.assertEqual(escaped.heard("/sio/%4D"), expected)
+        self.assertEqual(session.events("/sio/M"), expected)
+        self.assertEqual(escaped.events("/sio/%4D"), expected)
 
-    def test_an_event_is_encoded_once_for_all(self) -> None:
+    def test_event_is_encoded_once_for_all_members(self) -> None:
         sessions = [self.join("/sio/M")[0] for _ in range(3)]
         self.update("M", "v", 0.5)
         self.assertEqual(len({id(session.packets[0]) for session in sessions}), 1)
 
-    def test_initialize_gives_the_last_sixty_of_each_sensor_and_nothing_twice(self) -> None:
+    def test_initialize_sends_the_last_sixty_updates_of_each_sensor_once(self) -> None:
         updates = [self.update("M", "v", float(number)) for number in range(70)]
         others = [self.update("M", "w", 0.5)]
         self.update("N", "v", 0.5)
@@ -94,20 +94,20 @@ class MachineNamespaceTests(SynchronousTestCase):
         for arguments in ([], [None], [{"any": "argument"}, 2]):
             session.packets.clear()
             self.assertEqual(member.namespace.on_event(member, "initialize", arguments), ())
-            # It is encoded when it is its turn, as it was when it was asked for.
+            # It is encoded when it is sent, with the state at the time of the request.
             later = self.update("M", "v", 100.0)
             self.assertEqual(
-                session.heard("/sio/M"), [["initialize", updates[-60:]], ["initialize", others], ["update", later]]
+                session.events("/sio/M"), [["initialize", updates[-60:]], ["initialize", others], ["update", later]]
             )
             updates.append(later)
 
-    def test_of_a_machine_that_never_came_there_is_nothing(self) -> None:
+    def test_initialize_of_an_unknown_machine_sends_nothing(self) -> None:
         session, member = self.join("/sio/Nobody")
         self.assertEqual(member.namespace.on_event(member, "initialize", []), ())
         self.assertEqual(member.namespace.on_event(member, "other", []), ())
         self.assertEqual(session.packets, [])
 
-    def test_who_has_left_is_told_nothing_and_costs_nothing(self) -> None:
+    def test_member_that_has_left_receives_nothing_and_is_removed(self) -> None:
         first, member = self.join("/sio/M")
         second, other = self.join("/sio/M")
         member.namespace.on_leave(member)
@@ -118,7 +118,7 @@ class MachineNamespaceTests(SynchronousTestCase):
         self.namespaces.find("/sio/N")
         self.assertEqual(list(self.namespaces._namespaces), ["/sio/N"])
 
-    def test_who_leaves_while_an_event_is_handed_out(self) -> None:
+    def test_member_may_leave_during_an_event(self) -> None:
         first, member = self.join("/sio/M")
         second, _ = self.join("/sio/M")
         send = first.send

@@ -1,4 +1,4 @@
-"""One subscriber on a transport in memory, with a clock of the tests'."""
+"""Subscribers by WebSocket on a transport in memory, with a fake clock."""
 
 import json
 from array import array
@@ -24,16 +24,16 @@ from gateway.web.clients.registry import LiveClients
 from gateway.web.push.subscription import Subscription, SubscriptionContext
 from gateway.web.push.ws_endpoint import EventsWebSocketFactory, EventsWebSocketProtocol
 
-#: What may wait for a client here, in bytes.
+#: Maximum bytes that wait for a client.
 BOUND = 10_000
 
 
 class Quiet:
     def warn(self, message: str, **fields: object) -> None:
-        """Nobody reads it."""
+        """Do nothing."""
 
 
-class StreamTests(SynchronousTestCase):
+class EventsWebSocketTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.reactor = Clock()
         self.clock = WallClock(UTC, self.reactor.seconds, self.reactor.seconds)
@@ -47,11 +47,11 @@ class StreamTests(SynchronousTestCase):
         self.protocol = self.open()
 
     def open(self) -> EventsWebSocketProtocol:
-        """A protocol behind its handshake."""
+        """Return a protocol after its handshake."""
         protocol = EventsWebSocketProtocol()
         protocol.factory = self.factory
         protocol.transport = StringTransport()
-        # As the HTTP channel leaves it.
+        # As after HTTP.
         protocol.transport.registerProducer(object(), True)
         protocol.peer = "tcp4:127.0.0.1:1"
         protocol.state = WebSocketProtocol.STATE_OPEN
@@ -61,8 +61,8 @@ class StreamTests(SynchronousTestCase):
         return protocol
 
     @property
-    def told(self) -> list[Any]:
-        """The messages that it was sent."""
+    def messages(self) -> list[Any]:
+        """Messages sent to the client."""
         return [json.loads(payload) for opcode, payload in self.frames() if opcode == 1]
 
     def frames(self) -> Iterator[tuple[int, bytes]]:
@@ -85,7 +85,7 @@ class StreamTests(SynchronousTestCase):
             self.reactor.advance(0)
 
     def seqs(self) -> list[int]:
-        return [message["seq"] for message in self.told if message.get("event") not in (None, "snapshot")]
+        return [message["seq"] for message in self.messages if message.get("event") not in (None, "snapshot")]
 
     @property
     def subscription(self) -> Subscription:
@@ -96,7 +96,7 @@ class StreamTests(SynchronousTestCase):
     def outbox(self) -> Outbox[Any]:
         return self.subscription.outbox
 
-    def test_what_waits_comes_in_order_when_the_client_reads(self) -> None:
+    def test_waiting_events_arrive_in_order_when_the_client_reads(self) -> None:
         self.say(type="subscribe", topics=["machine/M"])
         self.protocol.pauseProducing()
         self.update(3)
@@ -106,7 +106,7 @@ class StreamTests(SynchronousTestCase):
         self.update()
         self.assertEqual(self.seqs(), [1, 2, 3, 4])
 
-    def test_a_burst_does_not_close_who_reads_it_in_time(self) -> None:
+    def test_burst_that_is_read_in_time_does_not_close(self) -> None:
         self.say(type="subscribe", topics=["machine/M"])
         for _ in range(5):
             self.protocol.pauseProducing()
@@ -118,27 +118,27 @@ class StreamTests(SynchronousTestCase):
         self.assertEqual(self.seqs(), list(range(1, 301)))
         self.assertEqual(self.closed, [])
 
-    def test_who_is_over_the_bound_too_long_is_closed(self) -> None:
+    def test_client_above_the_bound_for_too_long_is_closed(self) -> None:
         self.say(type="subscribe", topics=["machine/M"])
         self.protocol.pauseProducing()
         self.update(60)
         self.reactor.advance(2)
         self.assertEqual(self.closed, [4008])
         self.assertEqual(self.counters.subscribers_slow._value.get(), 1)
-        # It is forgotten at once, and told nothing more.
+        # It is removed at once, and receives nothing more.
         self.update(10)
         self.protocol.resumeProducing()
         self.assertEqual(self.seqs(), [])
         self.assertEqual(self.bus.patterns_of(self.subscription), frozenset())
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
-    def test_who_is_far_over_the_bound_is_closed_at_once(self) -> None:
+    def test_client_far_above_the_bound_is_closed_at_once(self) -> None:
         self.say(type="subscribe", topics=["machine/M"])
         self.protocol.pauseProducing()
         self.update(1000)
         self.assertEqual(self.closed, [4008])
 
-    def test_a_late_snapshot_swallows_nothing_that_it_does_not_hold(self) -> None:
+    def test_late_snapshot_drops_only_events_that_it_includes(self) -> None:
         self.protocol.pauseProducing()
         self.say(type="subscribe", topics=["scale/default", "machine/M"])
         now = self.clock.now()
@@ -146,31 +146,31 @@ class StreamTests(SynchronousTestCase):
         self.bus.publish(Reading("default", "ST", Decimal(1), "gross", "ST", now))
         self.bus.publish(Fault("M", 2.0, 1.0, now))
         self.protocol.resumeProducing()
-        self.assertEqual([message["event"] for message in self.told[1:3]], ["snapshot", "snapshot"])
+        self.assertEqual([message["event"] for message in self.messages[1:3]], ["snapshot", "snapshot"])
         # The stable weight is in the snapshot; the others are events only.
-        self.assertEqual([message["seq"] for message in self.told[3:]], [1, 3])
+        self.assertEqual([message["seq"] for message in self.messages[3:]], [1, 3])
 
-    def test_replays_and_answers_count(self) -> None:
+    def test_waiting_replays_and_answers_count_for_the_bound(self) -> None:
         self.update(100)
         self.protocol.pauseProducing()
         for _ in range(200):
             self.say(type="subscribe", topics=["machine/M"], since=0)
         self.assertEqual(self.closed, [4008])
 
-    def test_a_replay_is_fetched_as_the_client_reads(self) -> None:
+    def test_replay_is_fetched_as_the_client_reads(self) -> None:
         self.update(1000)
         self.say(type="subscribe", topics=["machine/M"], since=10)
-        # A hundred in a turn of the reactor: others want to be served too.
+        # A hundred in each turn of the reactor, so that other clients are served too.
         self.assertEqual(self.seqs(), list(range(11, 111)))
         self.pass_turns()
         self.assertEqual(self.seqs(), list(range(11, 1001)))
         self.protocol.transport.clear()
-        # One that reads ten at a time, while more comes.
+        # A client that reads ten at a time, while further events arrive.
         write = self.protocol.transport.write
 
         def write_ten(frame: bytes) -> None:
             write(frame)
-            if len(self.told) % 10 == 0:
+            if len(self.messages) % 10 == 0:
                 self.protocol.pauseProducing()
 
         self.protocol.transport.write = write_ten
@@ -183,13 +183,13 @@ class StreamTests(SynchronousTestCase):
         self.assertEqual(self.outbox.held, 0)
         self.assertEqual(self.closed, [])
 
-    def test_topics_of_a_replay_that_waits_count(self) -> None:
+    def test_topics_of_a_waiting_replay_count_for_the_bound(self) -> None:
         self.update()
         self.protocol.pauseProducing()
         self.say(type="subscribe", topics=[f"machine/{number}" for number in range(990)], since=0)
         self.assertEqual(self.closed, [4008])
 
-    def test_what_is_not_compressed_is_one_frame_for_all(self) -> None:
+    def test_uncompressed_event_is_one_frame_for_all_windows(self) -> None:
         self.say(type="subscribe", topics=["machine/M", "machine/M/samples"])
         other = self.open()
         other.window = 12
@@ -206,7 +206,7 @@ class StreamTests(SynchronousTestCase):
         self.bus.publish(Batch("M", {"v": SensorBatch("VIB", samples)}, self.clock.now()))
         self.assertEqual([sorted(event.frames) for event in events], [[0], [0, 12]])
 
-    def test_a_replay_that_is_forgotten_meanwhile_closes(self) -> None:
+    def test_replay_that_left_the_backlog_closes_the_client(self) -> None:
         self.bus = Bus(self.clock, self.counters, backlog_events=1000)
         self.context.bus = self.bus
         self.protocol = self.open()
@@ -218,29 +218,29 @@ class StreamTests(SynchronousTestCase):
         self.assertEqual(self.seqs(), [])
         self.assertEqual(self.closed, [4008])
 
-    def test_a_late_snapshot_includes_what_waits_behind_it_and_nothing_comes_twice(self) -> None:
+    def test_late_snapshot_includes_waiting_events_once(self) -> None:
         self.bus.publish(Presence("machine", "M", connected=True))
         self.protocol.pauseProducing()
         self.say(type="subscribe", topics=["machine/*"])
         self.update(2)
         self.update(1, machine="N")
         self.protocol.resumeProducing()
-        subscribed, snapshot, other = self.told
+        subscribed, snapshot, other = self.messages
         self.assertEqual(subscribed["seq"], 1)
-        # A client that is cut off here and comes back with this number misses nothing.
+        # A client that reconnects with this number misses nothing.
         self.assertEqual(snapshot["seq"], 1)
         self.assertEqual([update["data"] for update in snapshot["data"]["sensors"]["v"]], [0.0, 1.0])
         self.assertEqual((other["topic"], other["seq"]), ("machine/N", 4))
         self.update()
-        self.assertEqual(self.told[-1]["seq"], 5)
+        self.assertEqual(self.messages[-1]["seq"], 5)
 
-    def test_nothing_is_said_to_who_has_said_that_it_closes(self) -> None:
+    def test_closing_client_receives_nothing(self) -> None:
         self.say(type="subscribe", topics=["machine/M"])
         self.protocol.state = WebSocketProtocol.STATE_CLOSING
         self.update()
         self.assertEqual(self.seqs(), [])
 
-    def test_a_connection_that_ends_leaves_nothing(self) -> None:
+    def test_lost_connection_is_removed_everywhere(self) -> None:
         self.say(type="subscribe", topics=["machine/M"])
         self.protocol.pauseProducing()
         self.update(60)
@@ -249,7 +249,7 @@ class StreamTests(SynchronousTestCase):
         self.assertEqual(self.bus.patterns_of(self.subscription), frozenset())
         self.assertEqual(self.counters.connections.labels("websocket")._value.get(), 0)
 
-    def test_a_handshake_that_fails_was_never_open(self) -> None:
+    def test_failed_handshake_is_not_counted_as_a_client(self) -> None:
         EventsWebSocketProtocol.onClose(self.other(), False, None, None)
         self.assertEqual(self.counters.connections.labels("websocket")._value.get(), 1)
 
