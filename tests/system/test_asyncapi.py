@@ -1,4 +1,4 @@
-"""``/asyncapi.json`` of a real daemon, and every event of it held against what it says."""
+"""``/asyncapi.json`` of a real daemon, and the agreement of its events with it."""
 
 import http.client
 import json
@@ -15,8 +15,8 @@ from tests.system.test_recovery import at, seoul, set_clock
 CHANNELS = ("connection", "scale", "machine", "samples")
 
 
-def told(document: Any, message: Any) -> tuple[str, str]:
-    """Which message of the document it is: the one whose schema allows it."""
+def matching_message(document: Any, message: Any) -> tuple[str, str]:
+    """Return the channel and key of the message in the document whose schema allows it."""
     channels = document["channels"]
     found = [
         (channel, key)
@@ -34,20 +34,20 @@ def ask(daemon: Daemon, method: str, path: str) -> http.client.HTTPResponse:
     return connection.getresponse()
 
 
-def test_the_document_is_served(shared_daemon: Daemon) -> None:
+def test_document_is_served(shared_daemon: Daemon) -> None:
     status, document, headers = shared_daemon.get("/asyncapi.json")
     assert (status, headers["content-type"]) == (200, "application/json; charset=utf-8")
     assert document["asyncapi"] == "3.0.0"
     host = f"127.0.0.1:{shared_daemon.port}"
     assert {server["host"] for server in document["servers"].values()} == {host}
     assert [server["pathname"] for server in document["servers"].values()] == ["/ws", "/events", "/socket.io/"]
-    # The host is that by which its client knows the gateway; what could be a variable is not repeated.
+    # The host is that of the request; one with braces is not repeated.
     for given, expected in (("plant.example", "plant.example"), ("[::1]:80", "[::1]:80"), ("a!b", host)):
         _, document, _ = shared_daemon.get("/asyncapi.json", Host=given)
         assert {server["host"] for server in document["servers"].values()} == {expected}
 
 
-def test_head_and_other_methods(shared_daemon: Daemon) -> None:
+def test_head_is_answered_and_other_methods_are_refused(shared_daemon: Daemon) -> None:
     length = shared_daemon.get("/asyncapi.json")[2]["content-length"]
     response = ask(shared_daemon, "HEAD", "/asyncapi.json")
     assert (response.status, response.read()) == (200, b"")
@@ -58,39 +58,39 @@ def test_head_and_other_methods(shared_daemon: Daemon) -> None:
         assert (status, body["ok"], body["error"], headers["allow"]) == (405, False, "method_not_allowed", "GET, HEAD")
 
 
-def test_everything_that_happens_is_what_the_document_says(tmp_path: Path) -> None:
+def test_events_match_the_document(tmp_path: Path) -> None:
     with at(tmp_path, seoul("2025-12-18 10:11:00")) as daemon:
         daemon.start()
-        hear_everything(daemon)
+        check_all_events(daemon)
 
 
-def hear_everything(daemon: Daemon) -> None:
+def check_all_events(daemon: Daemon) -> None:
     document = daemon.get("/asyncapi.json")[1]
     client = daemon.subscribe("*/*", "*/*/samples")
     heard = [client.hear()]
     first = heard[0]["seq"]
 
-    def hear_until(channel: str, key: str) -> None:
-        while told(document, heard[-1]) != (channel, key):
+    def receive_until(channel: str, key: str) -> None:
+        while matching_message(document, heard[-1]) != (channel, key):
             heard.append(client.hear())
 
     machine = daemon.daq(frame("name", "ShotBlast 1호"))
     samples = {"vib1": {"type": "VIB", "data": [0.5, float("nan"), 1]}, "온도": {"type": "TEMP", "data": [21.5]}}
     machine.sendall(frame("DataUpdate", samples) + frame("FaultDetect", {"score": 2, "threshold": 1.0}))
-    hear_until("machine", "anomaly")
+    receive_until("machine", "anomaly")
     daemon.weigh(
         b"ST,+00053.26 kg", b"US,+00001.00 kg", b"ST,NT,+00002.00 kg", b"ST,TR,+00003.00 kg", b"OL,+9999999E+19"
     )
-    hear_until("scale", "disconnected")
+    receive_until("scale", "disconnected")
     assert daemon.commit("CY1", arrival_shipping_no="A1")[0] == 200
-    hear_until("scale", "commit")
+    receive_until("scale", "commit")
     # A minute ends.
     set_clock(daemon.folder, seoul("2025-12-18 10:30:00"))
-    hear_until("machine", "update")
+    receive_until("machine", "update")
     machine.close()
-    hear_until("machine", "disconnected")
+    receive_until("machine", "disconnected")
 
-    # Once more, when there is something to be seen; and what was missed, as it is told to who comes back.
+    # Again with a state for the snapshots, and again with a replay.
     later = daemon.subscribe("scale/*", "machine/*")
     snapshots = [later.hear() for _ in range(3)][1:]
     assert [bool(each["data"].get("latest") or each["data"].get("sensors")) for each in snapshots] == [True, True]
@@ -98,9 +98,9 @@ def hear_everything(daemon: Daemon) -> None:
     client.say({"type": "subscribe", "topics": ["scale/default"], "since": first})
     client.say({"type": "unsubscribe", "topics": ["scale/default"]})
     client.say({"type": "unsubscribe"})
-    hear_until("connection", "error")
+    receive_until("connection", "error")
 
-    assert {told(document, message) for message in heard} == {
+    assert {matching_message(document, message) for message in heard} == {
         (channel, key) for channel in CHANNELS for key in document["channels"][channel]["messages"]
     } - {("connection", "subscribe"), ("connection", "unsubscribe")}
     readings = [message["data"] for message in heard if message.get("event") == "reading"]
@@ -113,7 +113,7 @@ def hear_everything(daemon: Daemon) -> None:
     ]
 
 
-def test_what_the_document_says_of_requests_is_understood(shared_daemon: Daemon) -> None:
+def test_requests_of_the_document_are_accepted(shared_daemon: Daemon) -> None:
     document = shared_daemon.get("/asyncapi.json")[1]
     messages = document["channels"]["connection"]["messages"]
     for operation in document["operations"].values():
@@ -126,11 +126,11 @@ def test_what_the_document_says_of_requests_is_understood(shared_daemon: Daemon)
             assert client.hear()["type"] == answers[0]
 
 
-def test_server_sent_events_are_the_same(shared_daemon: Daemon) -> None:
+def test_server_sent_events_match_the_document(shared_daemon: Daemon) -> None:
     document = shared_daemon.get("/asyncapi.json")[1]
     with ask(shared_daemon, "GET", document["servers"]["events"]["pathname"] + "?topics=scale/default") as response:
         lines = [response.readline() for _ in range(4)]
     assert lines[:2] == [b"retry: 2000\n", b"\n"]
     event = json.loads(lines[3].removeprefix(b"data: "))
     assert lines[2] == b"id: %d\n" % event["seq"]
-    assert told(document, event) == ("scale", "snapshot")
+    assert matching_message(document, event) == ("scale", "snapshot")

@@ -1,4 +1,4 @@
-"""Server-sent events as curl sees them, on a real daemon."""
+"""Server-sent events on a real daemon."""
 
 import contextlib
 import http.client
@@ -16,14 +16,14 @@ from tests.system.test_stream import frame
 
 
 class Events:
-    """An open answer."""
+    """Open answer with events."""
 
     def __init__(self, response: http.client.HTTPResponse) -> None:
         self._response = response
         self.headers = response.headers
 
     def block(self) -> dict[str, str]:
-        """The next fields up to a blank line; comments are named by nothing."""
+        """Return the next fields up to a blank line; a comment has an empty name."""
         fields = {}
         while line := self._response.readline().decode().rstrip("\n"):
             name, _, value = line.partition(":")
@@ -31,8 +31,8 @@ class Events:
         assert fields, "the answer has ended"
         return fields
 
-    def hear(self) -> tuple[int, Any]:
-        """The next event and its id."""
+    def next_event(self) -> tuple[int, Any]:
+        """Return the next event and its id."""
         while "data" not in (block := self.block()):
             pass
         return int(block["id"]), json.loads(block["data"])
@@ -50,21 +50,21 @@ def events(daemon: Daemon, query: str, **headers: str) -> Iterator[Events]:
         connection.close()
 
 
-def test_snapshot_then_events_then_what_was_missed(daemon: Daemon) -> None:
+def test_snapshot_events_and_missed_events_arrive_in_order(daemon: Daemon) -> None:
     daemon.weigh(b"ST,+00001.00 kg")
     until(daemon.latest_is(1.0), "the weight")
     with events(daemon, "topics=scale/default,machine/*") as its:
         assert its.headers["content-type"] == "text/event-stream"
         assert its.headers["cache-control"] == "no-store"
         assert its.block() == {"retry": "2000"}
-        number, snapshot = its.hear()
+        number, snapshot = its.next_event()
         assert (snapshot["event"], snapshot["data"]["latest"]["weight"]) == ("snapshot", 1.0)
         assert snapshot["seq"] == number
         daemon.daq(frame("name", "M"), frame("FaultDetect", {"score": 0.5, "threshold": 1.0}))
-        heard = [its.hear(), its.hear()]
-        # What is left of the scale's connection comes between, or not.
+        heard = [its.next_event(), its.next_event()]
+        # Events of the scale's connection may arrive in between.
         while heard[-1][1]["event"] != "anomaly":
-            heard.append(its.hear())
+            heard.append(its.next_event())
         last, event = heard[-1]
         assert (event["seq"], event["topic"], event["data"]["score"]) == (last, "machine/M", 0.5)
         assert [number for number, _ in heard] == list(range(number + 1, last + 1))
@@ -72,7 +72,7 @@ def test_snapshot_then_events_then_what_was_missed(daemon: Daemon) -> None:
     machine = daemon.daq(frame("name", "N"))
     for score in (1.5, 2.5):
         machine.sendall(frame("FaultDetect", {"score": score, "threshold": 1.0}))
-    # The header that a browser sends by itself, or a parameter; several topics in one word or in two.
+    # The header that a browser sends, or a parameter; several topics in one parameter or in two.
     for query, headers in (
         ("topics=machine/N&topics=scale/default", {"Last_Event_ID": str(last)}),
         (f"topics={quote('machine/N,scale/default', safe='')}&since={last}", {}),
@@ -80,7 +80,7 @@ def test_snapshot_then_events_then_what_was_missed(daemon: Daemon) -> None:
         with events(daemon, query, **headers) as its:
             missed = []
             while len(missed) < 2:
-                _, event = its.hear()
+                _, event = its.next_event()
                 assert event["event"] != "snapshot"
                 if event["event"] == "anomaly":
                     missed.append(event["data"]["score"])
@@ -91,20 +91,20 @@ def test_snapshot_then_events_then_what_was_missed(daemon: Daemon) -> None:
     "query",
     ["", "topics=", "topics=,", "topics=scale", "topics=scale/a/b", "topics=scale/*&since=-1", "topics=*/*&since=x"],
 )
-def test_wrong_queries(shared_daemon: Daemon, query: str) -> None:
+def test_invalid_query_is_refused(shared_daemon: Daemon, query: str) -> None:
     status, content, _ = shared_daemon.get(f"/events?{query}")
     assert (status, content["error"]) == (400, "invalid_request")
     assert content["message"]
 
 
-def test_other_methods(shared_daemon: Daemon) -> None:
+def test_other_methods_are_refused(shared_daemon: Daemon) -> None:
     status, content, headers = shared_daemon.request("POST", "/events?topics=*/*", b"")
     assert (status, content["error"], headers["allow"]) == (405, "method_not_allowed", "GET, HEAD")
     status, content, headers = shared_daemon.request("HEAD", "/events?topics=*/*")
     assert (status, content, headers["content-type"]) == (200, b"", "text/event-stream")
 
 
-def test_who_does_not_read_is_cut_off_and_nobody_else_notices(tmp_path: Path) -> None:
+def test_client_that_does_not_read_is_disconnected_without_effect_on_others(tmp_path: Path) -> None:
     with running(tmp_path, limits={"subscriber_bytes": 100_000, "backlog_bytes": 1_000_000}) as daemon:
         with socket.socket() as slow:
             slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -126,15 +126,15 @@ def test_who_does_not_read_is_cut_off_and_nobody_else_notices(tmp_path: Path) ->
             until(lambda: daemon.metric("cynow_connections", kind="events") == 0, "it has gone")
 
 
-def test_the_end_of_the_daemon_ends_the_answer(tmp_path: Path) -> None:
+def test_shutdown_completes_the_answer(tmp_path: Path) -> None:
     with running(tmp_path) as daemon, events(daemon, "topics=scale/default") as its:
-        its.hear()
+        its.next_event()
         assert daemon.terminate() == 0
-        # Whole, as HTTP has it: a proxy sees no error.
+        # A complete answer: a proxy sees no error.
         assert its._response.read() == b""
 
 
-def test_subscribers_of_all_kinds_are_bounded_together(tmp_path: Path) -> None:
+def test_subscribers_of_all_transports_share_one_bound(tmp_path: Path) -> None:
     with running(tmp_path, limits={"subscribers": 2}) as daemon, events(daemon, "topics=scale/default"):
         daemon.subscribe("scale/default").hear()
         for path in ("/events?topics=scale/default", "/socket.io/?EIO=4&transport=polling"):

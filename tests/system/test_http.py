@@ -1,4 +1,4 @@
-"""What holds for every answer, on a real daemon."""
+"""Common rules for all answers, on a real daemon."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def open_daemon(tmp_path_factory: pytest.TempPathFactory) -> object:
 
 
 @pytest.mark.parametrize(("method", "path", "status"), PATHS)
-def test_an_allowed_page_may_read_every_answer(open_daemon: Daemon, method: str, path: str, status: int) -> None:
+def test_listed_page_may_read_every_answer(open_daemon: Daemon, method: str, path: str, status: int) -> None:
     found, body, headers = open_daemon.request(method, path, Origin=PAGE)
     assert found == status
     assert headers["access-control-allow-origin"] == PAGE
@@ -63,19 +63,19 @@ def test_preflight(open_daemon: Daemon) -> None:
     assert "access-control-allow-origin" not in headers
 
 
-def test_no_page_may_by_default(shared_daemon: Daemon) -> None:
+def test_unlisted_page_gets_no_permission(shared_daemon: Daemon) -> None:
     _, _, headers = shared_daemon.request("GET", "/healthz", Origin=PAGE)
     assert "access-control-allow-origin" not in headers
 
 
-def test_any_page_may_where_all_are_allowed(tmp_path: Path) -> None:
+def test_any_page_gets_permission_if_all_are_listed(tmp_path: Path) -> None:
     with running(tmp_path, server={"cors_origins": ["*"]}) as daemon:
         _, _, headers = daemon.request("GET", "/healthz", Origin=PAGE)
         assert headers["access-control-allow-origin"] in ("*", PAGE)
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_too_large(tmp_path: Path, chunked: bool) -> None:
+def test_body_above_the_bound_is_refused(tmp_path: Path, chunked: bool) -> None:
     with running(tmp_path, limits={"body_bytes": 1000}, server={"cors_origins": [PAGE]}) as daemon:
         client = daemon.scale(daemon.port)
         head = f"POST /api/scale-gateway/commit HTTP/1.1\r\nHost: x\r\nOrigin: {PAGE}\r\nConnection: close\r\n"
@@ -93,7 +93,7 @@ def test_a_body_too_large(tmp_path: Path, chunked: bool) -> None:
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"] == "body_too_large"
 
 
-def test_a_body_without_end_is_cut_off(tmp_path: Path) -> None:
+def test_endless_body_closes_the_connection(tmp_path: Path) -> None:
     with running(tmp_path, limits={"body_bytes": 1000}) as daemon:
         client = daemon.scale(daemon.port)
         client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -107,7 +107,7 @@ def test_a_body_without_end_is_cut_off(tmp_path: Path) -> None:
         assert daemon.resident_mib() < before + 20
 
 
-def test_head(shared_daemon: Daemon) -> None:
+def test_head_has_no_body(shared_daemon: Daemon) -> None:
     status, body, headers = shared_daemon.request("HEAD", "/metrics")
     assert (status, body) == (200, b"")
     assert int(headers["content-length"]) > 0
@@ -119,7 +119,7 @@ def test_metrics_count_answers(shared_daemon: Daemon) -> None:
     assert shared_daemon.metric("cynow_http_requests_total", status="404") == before + 1
 
 
-def test_a_request_that_is_none(shared_daemon: Daemon) -> None:
+def test_invalid_request_is_refused(shared_daemon: Daemon) -> None:
     client = shared_daemon.scale(shared_daemon.port)
     client.sendall(b"\x80\x04nonsense\r\n\r\n")
     assert client.recv(100).startswith(b"HTTP/1.1 400 ")
@@ -127,7 +127,7 @@ def test_a_request_that_is_none(shared_daemon: Daemon) -> None:
     assert shared_daemon.get("/healthz")[0] == 200
 
 
-def test_headers_that_are_no_text(shared_daemon: Daemon) -> None:
+def test_headers_that_are_not_text_are_accepted(shared_daemon: Daemon) -> None:
     for head in (
         b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: \xff\r\n",
         b"POST /api/scale-gateway/commit HTTP/1.1\r\nHost: x\r\nIdempotency-Key: \xff\r\nContent-Length: 0\r\n",
@@ -139,7 +139,7 @@ def test_headers_that_are_no_text(shared_daemon: Daemon) -> None:
     assert "Traceback" not in shared_daemon.log()
 
 
-def test_a_wrong_request_is_logged_with_its_peer_and_without_its_query(daemon: Daemon) -> None:
+def test_refused_request_is_logged_with_its_peer_and_without_its_query(daemon: Daemon) -> None:
     for _ in range(20):
         daemon.get("/stat/hour?machine=SECRET-QUERY&start=x")
     lines = [line for line in daemon.log().splitlines() if "refused with" in line]
@@ -173,7 +173,7 @@ def test_polls_before_the_first_weight_are_not_logged(daemon: Daemon) -> None:
 
 
 def exchange(daemon: Daemon, head: str, body: str = "") -> str:
-    """What is answered on a connection of its own up to its end, without the date."""
+    """Return the answers on a new connection until its end, without the date."""
     client = daemon.scale(daemon.port)
     length = f"Content-Length: {len(body)}\r\n" if body else ""
     client.sendall(f"{head}\r\nHost: x\r\nConnection: close\r\nOrigin: {PAGE}\r\n{length}\r\n{body}".encode())
@@ -184,7 +184,7 @@ def exchange(daemon: Daemon, head: str, body: str = "") -> str:
     return re.sub(r"\r\nDate: [^\r]+", "", answer.decode())
 
 
-#: What is answered beside Klein, and what only looks like it; and the status once there is a weight.
+#: Requests of fast routes and similar ones, and the status once there is a weight.
 DIRECT = [
     ("GET", "scale-gateway/latest/", 200),
     ("GET", "scale-gateway/latest", 200),
@@ -220,8 +220,8 @@ DIRECT = [
 
 @pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/1.0"])
 @pytest.mark.parametrize("weight", [False, True])
-def test_what_is_answered_beside_klein_is_answered_the_same(tmp_path: Path, weight: bool, version: str) -> None:
-    """Two slashes are a path that only Klein knows."""
+def test_fast_route_answers_like_klein(tmp_path: Path, weight: bool, version: str) -> None:
+    """Compare a path with its form with two slashes, which only Klein routes."""
     with running(tmp_path, server={"cors_origins": [PAGE]}, scale={"idle_timeout_sec": 3600}) as daemon:
         if weight:
             daemon.weigh(b"ST , +000053.26 _kg")
@@ -236,7 +236,7 @@ def test_what_is_answered_beside_klein_is_answered_the_same(tmp_path: Path, weig
             assert ("\r\nAllow: " in answer) == (status == 405)
 
 
-def test_a_commit_beside_klein_is_answered_the_same(tmp_path: Path) -> None:
+def test_fast_commit_answers_like_klein(tmp_path: Path) -> None:
     with running(tmp_path, server={"cors_origins": [PAGE]}) as daemon:
         daemon.weigh(b"ST , +000053.26 _kg")
         until(daemon.latest_is(53.26), "the weight")
@@ -258,11 +258,11 @@ def test_a_commit_beside_klein_is_answered_the_same(tmp_path: Path) -> None:
             ]
             assert answers[0] == answers[1], body
             assert answers[0].startswith(f"HTTP/1.1 {status} "), answers[0]
-        # Both of each good one, but one of those with the key.
+        # Both of each valid commit, but only one of those with the key.
         assert daemon.commit()[1]["id"] == 8
 
 
-def test_a_client_that_asks_much_and_reads_late_gets_everything_in_order(shared_daemon: Daemon) -> None:
+def test_client_that_reads_late_gets_all_answers_in_order(shared_daemon: Daemon) -> None:
     count = 200
     client = shared_daemon.scale(shared_daemon.port)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
@@ -270,7 +270,7 @@ def test_a_client_that_asks_much_and_reads_late_gets_everything_in_order(shared_
     asked = b"".join(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode() for path in paths)
     sender = threading.Thread(target=client.sendall, args=(asked,))
     sender.start()
-    # What is not read waits with the client and the operating system, not in the daemon's memory.
+    # Unread answers wait in the operating systems, not in the daemon's memory.
     stream = client.makefile("rb")
     for number in range(count):
         status = stream.readline()

@@ -1,4 +1,4 @@
-"""Pages of browsers and names of the gateway on a real daemon: who may write, read and follow."""
+"""Rights of web pages and names of the gateway, on a real daemon."""
 
 import http.client
 import json
@@ -14,13 +14,13 @@ from tests.daemon import PATIENCE, Daemon, running, until
 
 COMMIT = json.dumps({"cylinder_no": "CY001", "event_type": "SHIP"}).encode()
 
-#: The fast path, and Klein's.
+#: The fast route, and Klein's.
 COMMIT_PATHS = ("/api/scale-gateway/commit/", "/api/scale-gateway/commit", "/api//scale-gateway/commit/")
 
 
 @pytest.fixture(scope="module")
 def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A gateway with a weight, and one friendly page."""
+    """Yield a gateway with a weight and one listed page."""
     server = {"cors_origins": ["http://friend.example:9090/"]}
     with running(tmp_path_factory.mktemp("pages"), server=server, scale={"idle_timeout_sec": 3600}) as daemon:
         daemon.weigh(b"ST , +000053.26 _kg")
@@ -31,7 +31,7 @@ def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 def ask(
     daemon: Daemon, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
 ) -> tuple[int, Any, dict[str, str]]:
-    """As :meth:`Daemon.request`, with any header, ``Host`` too."""
+    """Send a request like :meth:`Daemon.request`, with any headers, including ``Host``."""
     connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=PATIENCE)
     connection.putrequest(method, path, skip_host=headers is not None and "Host" in headers, skip_accept_encoding=True)
     for name, value in (headers or {}).items():
@@ -120,13 +120,13 @@ def test_listed_page_may_send_credentials_and_the_headers_it_asks_for(plant: Dae
     assert "POST" in headers["access-control-allow-methods"]
     status, _, headers = ask(plant, "GET", "/healthz", None, {"Origin": page, "Cookie": "a=b", "X-App": "1"})
     assert (status, headers["access-control-allow-credentials"]) == (200, "true")
-    # What is no list of names is not repeated.
+    # An invalid list of names is not repeated.
     asked["Access-Control-Request-Headers"] = "x\xe9"
     _, _, headers = ask(plant, "OPTIONS", COMMIT_PATHS[0], None, {"Origin": page, **asked})
     assert "idempotency-key" in headers["access-control-allow-headers"].lower()
 
 
-def test_page_that_is_not_listed_gets_no_permission(plant: Daemon) -> None:
+def test_unlisted_page_gets_no_permission(plant: Daemon) -> None:
     asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-app"}
     _, _, headers = ask(plant, "OPTIONS", COMMIT_PATHS[0], None, {"Origin": "http://evil.example", **asked})
     assert not [name for name in headers if name.startswith("access-control-")]
@@ -137,8 +137,8 @@ LIVE = ("/events?topics=*/*", "/socket.io/?EIO=4&transport=polling")
 
 
 @pytest.mark.parametrize("path", [*READING, *LIVE, "/ws"])
-def test_rebound_page_reads_nothing(plant: Daemon, path: str) -> None:
-    """Its name resolves to the gateway, so that for the browser both are of one origin."""
+def test_page_after_dns_rebinding_reads_nothing(plant: Daemon, path: str) -> None:
+    """For the browser, the page has the same origin as the gateway."""
     headers = {"Origin": "http://evil.example:8080", "Host": "evil.example:8080"}
     status, answer, found = ask(plant, "GET", path, None, headers)
     assert (status, answer["error"]) == (403, "origin_not_allowed")
@@ -146,13 +146,13 @@ def test_rebound_page_reads_nothing(plant: Daemon, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", LIVE)
-def test_foreign_page_follows_nothing(plant: Daemon, path: str) -> None:
+def test_foreign_page_receives_no_events(plant: Daemon, path: str) -> None:
     for origin in ("http://evil.example", "null", "file://"):
         assert ask(plant, "GET", path, None, {"Origin": origin})[0] == 403, origin
 
 
 @pytest.mark.parametrize("path", ["/ws", "/socket.io/?EIO=4&transport=websocket"])
-def test_websocket_is_judged_by_its_origin(plant: Daemon, path: str) -> None:
+def test_origin_of_a_websocket_is_checked(plant: Daemon, path: str) -> None:
     url = f"ws://127.0.0.1:{plant.port}{path}"
     for origin in ("http://evil.example", "null", "file://"):
         with pytest.raises(websocket.WebSocketBadStatusException) as caught:
@@ -166,7 +166,7 @@ def test_websocket_is_judged_by_its_origin(plant: Daemon, path: str) -> None:
 
 
 @pytest.mark.parametrize("listed", [["*"], ["null", "file://"]])
-def test_websocket_of_a_file_is_opened_where_that_is_listed(tmp_path: Path, listed: list[str]) -> None:
+def test_websocket_of_a_file_is_opened_if_listed(tmp_path: Path, listed: list[str]) -> None:
     with running(tmp_path, server={"cors_origins": listed}) as daemon:
         for path in ("/ws", "/socket.io/?EIO=4&transport=websocket"):
             for origin in ("null", "file://"):
@@ -175,7 +175,7 @@ def test_websocket_of_a_file_is_opened_where_that_is_listed(tmp_path: Path, list
         assert ask(daemon, "GET", "/healthz", None, {"Origin": "null"})[2]["access-control-allow-origin"] == "null"
 
 
-def test_names_of_the_gateway_bind_every_request(tmp_path: Path) -> None:
+def test_server_names_apply_to_every_request(tmp_path: Path) -> None:
     with running(tmp_path, server={"names": ["plant.example"]}) as daemon:
         own = {"Host": "plant.example", "Origin": "http://plant.example"}
         assert ask(daemon, "GET", "/healthz", None, own)[0] == 200
@@ -187,6 +187,6 @@ def test_names_of_the_gateway_bind_every_request(tmp_path: Path) -> None:
             assert (status, answer["error"]) == (421, "misdirected_request"), path
         assert ask(daemon, "POST", COMMIT_PATHS[0], COMMIT, {"Host": "evil.example"})[0] == 421
         until(lambda: "host 'evil.example' is not in server.names" in daemon.log(), "the line")
-        # What a target says stands for the Host header.
+        # The host of the target overrides the Host header.
         assert ask(daemon, "GET", "http://evil.example/healthz", None, {"Host": "plant.example"})[0] == 421
         assert ask(daemon, "GET", "http://plant.example/healthz", None, {"Host": "evil.example"})[0] == 200

@@ -1,4 +1,4 @@
-"""Clients that send or read slowly on purpose, on a real daemon with its own deadlines."""
+"""Slow clients on a real daemon with its default deadlines."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ from tests.daemon import Daemon, running, until
 ROWS: Final = 12_000
 DAY: Final = "start=2000-01-01&end=2100-01-01"
 
-#: The first byte of what Linux says of a TCP connection, while neither side has closed it.
+#: First byte of TCP_INFO of Linux for an open connection.
 ESTABLISHED: Final = 1
 
 
@@ -33,7 +33,7 @@ def store_anomalies(path: Path) -> None:
 
 
 def connected(daemon: Daemon, sent: bytes) -> socket.socket:
-    """A connection of a client in whose own buffer little waits."""
+    """Return a connection of a client with a small receive buffer."""
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.settimeout(1)
@@ -46,7 +46,7 @@ def is_open(client: socket.socket) -> bool:
     return client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == ESTABLISHED
 
 
-def test_everyone_who_is_slow_on_purpose_is_ended_and_costs_little(tmp_path: Path) -> None:
+def test_slow_clients_are_closed_and_cost_little(tmp_path: Path) -> None:
     with running(tmp_path) as daemon:
         daemon.weigh(b"ST , +000053.26 _kg")
         until(daemon.latest_is(53.26), "the weight")
@@ -78,7 +78,7 @@ def test_everyone_who_is_slow_on_purpose_is_ended_and_costs_little(tmp_path: Pat
         until(all_ended, "all are ended")
         until(lambda: not any(map(is_open, [*heads, *bodies, *readers, *pipelined])), "and closed")
         assert largest - before < 60
-        # Those who could still read were told why.
+        # Clients that could still read got the reason.
         for client in (heads[0], bodies[0]):
             answer = b""
             with contextlib.suppress(OSError):
@@ -94,11 +94,11 @@ def test_everyone_who_is_slow_on_purpose_is_ended_and_costs_little(tmp_path: Pat
         assert "Traceback" not in daemon.log()
 
 
-def test_late_reader_gets_all_of_a_large_answer(tmp_path: Path) -> None:
+def test_late_reader_gets_a_large_answer_completely(tmp_path: Path) -> None:
     with running(tmp_path) as daemon:
         store_anomalies(tmp_path / "db" / "M.db")
         client = connected(daemon, f"GET /stat/anomaly?machine=M&{DAY} HTTP/1.0\r\n\r\n".encode())
-        # Slower than a browser on a bad line, and faster than the bound: 4 KB a tenth of a second at first.
+        # Slower than a browser on a bad network, and faster than the bound: 40 KB/s at first.
         answer = b""
         for _ in range(20):
             answer += client.recv(4096)
@@ -110,7 +110,7 @@ def test_late_reader_gets_all_of_a_large_answer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["/events?topics=*/*", "/socket.io/?EIO=4&transport=polling"])
 def test_client_that_waits_for_events_is_not_slow(tmp_path: Path, path: str) -> None:
-    """Nothing waits for it: no deadline of answers holds."""
+    """Without unread bytes, the deadlines of answers do not apply."""
     with running(tmp_path) as daemon:
         client = connected(daemon, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         assert client.recv(65536).startswith(b"HTTP/1.1 200 ")

@@ -1,4 +1,4 @@
-"""Socket.IO as its real clients see it, and as who knows the protocol byte by byte does, on a real daemon."""
+"""Socket.IO with its own clients and byte by byte, on a real daemon."""
 
 import http.client
 import itertools
@@ -35,7 +35,7 @@ def fault(score: float) -> bytes:
 
 
 class NodeClient:
-    """npm's socket.io-client in a process of its own."""
+    """npm's socket.io-client in a separate process."""
 
     def __init__(self, node: str, port: int, namespaces: str, transports: str) -> None:
         self._process = subprocess.Popen(
@@ -58,8 +58,8 @@ class NodeClient:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([namespace, event, *data]) + "\n")
 
-    def hear(self, *kinds: str) -> list[Any]:
-        """What happens next, of some kinds only where they are given."""
+    def next_events(self, *kinds: str) -> list[Any]:
+        """Return the next event, or the next one of some kinds."""
         while True:
             try:
                 found = self._lines.get(timeout=PATIENCE)
@@ -75,7 +75,7 @@ class NodeClient:
 
 @pytest.fixture
 def node_client(tool: Callable[[str], str]) -> Iterator[Callable[..., NodeClient]]:
-    """Starts clients of npm's socket.io-client."""
+    """Yield a function that starts clients of npm's socket.io-client."""
     node = tool("node")
     if not (CLIENTS / "node_modules" / "socket.io-client").is_dir():
         missing("npm's socket.io-client, which make test installs,")
@@ -94,79 +94,81 @@ def node_client(tool: Callable[[str], str]) -> Iterator[Callable[..., NodeClient
 
 
 @pytest.mark.parametrize("transports", ["websocket", "polling", "polling,websocket"])
-def test_node_clients_follow_machines(daemon: Daemon, node_client: Callable[..., NodeClient], transports: str) -> None:
-    # Before the machine has ever connected, and two on one connection.
+def test_node_clients_receive_events_of_machines(
+    daemon: Daemon, node_client: Callable[..., NodeClient], transports: str
+) -> None:
+    # Before the machine has ever connected, with two namespaces.
     client = node_client(daemon, "/sio/ShotBlast,/sio/한글 기계", transports)
-    begun = [client.hear() for _ in range(3 if transports == "polling,websocket" else 2)]
+    begun = [client.next_events() for _ in range(3 if transports == "polling,websocket" else 2)]
     assert {what[1] for what in begun if what[0] == "connect"} == {"/sio/ShotBlast", "/sio/한글 기계"}
     if transports == "polling,websocket":
         assert ["upgrade", "websocket"] in begun
     else:
         assert {what[2] for what in begun} == {transports}
     client.emit("/sio/ShotBlast", "initialize")
-    assert client.hear("ack", "event") == ["ack", "/sio/ShotBlast", "initialize"]
+    assert client.next_events("ack", "event") == ["ack", "/sio/ShotBlast", "initialize"]
     daemon.daq(frame("name", "ShotBlast"), fault(0.5))
     daemon.daq(frame("name", "한글 기계"), fault(2.5))
-    heard = sorted([client.hear("event"), client.hear("event")])
+    heard = sorted([client.next_events("event"), client.next_events("event")])
     assert heard == [
         ["event", "/sio/ShotBlast", "anomaly", {"score": 0.5, "threshold": 1}],
         ["event", "/sio/한글 기계", "anomaly", {"score": 2.5, "threshold": 1}],
     ]
 
 
-def test_a_minute_goes_out_as_an_update_and_is_there_for_who_comes_later(
+def test_update_of_a_minute_is_sent_and_kept_for_later_clients(
     tmp_path: Path, node_client: Callable[..., NodeClient]
 ) -> None:
-    # The minute of the samples is the one that is meant, and ends when they are there, however long anything takes.
+    # The minute of the samples ends after they have arrived, however long that takes.
     with at(tmp_path, seoul("2025-12-18 10:00:00")) as daemon:
         daemon.start()
         client = node_client(daemon, "/sio/M", "websocket")
-        client.hear("connect")
+        client.next_events("connect")
         set_clock(daemon.folder, seoul("2025-12-18 10:11:00"))
         daemon.daq(frame("name", "M"), frame("DataUpdate", {"v": {"type": "VIB", "data": [-1.0, 2.0]}}))
         until(lambda: daemon.metric("cynow_daq_samples_total") == 2, "the samples")
         set_clock(daemon.folder, seoul("2025-12-18 10:11:59"))
         update = {"sensor_name": "v", "data": 1.5, "time": "2025-12-18 10:12:00.000000"}
-        assert client.hear("event") == ["event", "/sio/M", "update", update]
+        assert client.next_events("event") == ["event", "/sio/M", "update", update]
         for argument in ([], [{"any": "argument"}]):
             other = node_client(daemon, "/sio/M", "polling")
-            other.hear("connect")
+            other.next_events("connect")
             other.emit("/sio/M", "initialize", *argument)
-            assert other.hear("event") == ["event", "/sio/M", "initialize", [update]]
+            assert other.next_events("event") == ["event", "/sio/M", "initialize", [update]]
 
 
 @pytest.mark.parametrize("transports", ["websocket", "polling"])
-def test_node_clients_come_back_after_a_kill(
+def test_node_clients_reconnect_after_a_kill(
     tmp_path: Path, node_client: Callable[..., NodeClient], transports: str
 ) -> None:
     with running(tmp_path) as daemon:
         client = node_client(daemon, "/sio/M", transports)
-        client.hear("connect")
+        client.next_events("connect")
         daemon.kill()
-        assert client.hear("disconnect")[1] == "/sio/M"
+        assert client.next_events("disconnect")[1] == "/sio/M"
         daemon.start()
-        client.hear("connect")
+        client.next_events("connect")
         # Through the machine's reconnects too.
         for score in (1.5, 2.5):
             daemon.daq(frame("name", "M"), fault(score))
-            assert client.hear("event")[2:] == ["anomaly", {"score": score, "threshold": 1}]
+            assert client.next_events("event")[2:] == ["anomaly", {"score": score, "threshold": 1}]
 
 
-def test_other_namespaces_cannot_be_joined(daemon: Daemon, node_client: Callable[..., NodeClient]) -> None:
+def test_unknown_namespace_is_refused(daemon: Daemon, node_client: Callable[..., NodeClient]) -> None:
     for namespace in ("/random", "/sio/..", "/sio/a/b"):
         client = node_client(daemon, namespace, "websocket")
-        assert client.hear() == ["connect_error", namespace, "Invalid namespace"]
-    assert node_client(daemon, "/", "websocket").hear()[0] == "connect"
+        assert client.next_events() == ["connect_error", namespace, "Invalid namespace"]
+    assert node_client(daemon, "/", "websocket").next_events()[0] == "connect"
 
 
 # -- python-socketio
 
 
 @pytest.mark.parametrize("transports", [["websocket"], ["polling"], ["polling", "websocket"]])
-def test_python_clients_follow_machines(daemon: Daemon, transports: list[str]) -> None:
+def test_python_clients_receive_events_of_machines(daemon: Daemon, transports: list[str]) -> None:
     with socketio.SimpleClient() as client:
         client.connect(f"http://127.0.0.1:{daemon.port}", namespace="/sio/M", transports=transports)
-        # Acknowledged, with nothing.
+        # Acknowledged without values.
         assert client.call("initialize", {"any": "argument"}, timeout=PATIENCE) is None
         daemon.daq(frame("name", "M"), fault(1.5))
         assert client.receive(timeout=PATIENCE) == ["anomaly", {"score": 1.5, "threshold": 1.0}]
@@ -176,7 +178,7 @@ def test_python_clients_follow_machines(daemon: Daemon, transports: list[str]) -
 
 
 class Polls:
-    """A client by long-polling."""
+    """Client by long-polling."""
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
@@ -194,11 +196,11 @@ class Polls:
         return status, content.decode().split("\x1e") if status == 200 else []
 
 
-def piped(daemon: Daemon, path: str = "/socket.io/?EIO=4&transport=websocket") -> websocket.WebSocket:
+def open_pipe(daemon: Daemon, path: str = "/socket.io/?EIO=4&transport=websocket") -> websocket.WebSocket:
     return websocket.create_connection(f"ws://127.0.0.1:{daemon.port}{path}", timeout=PATIENCE)
 
 
-def test_hello(shared_daemon: Daemon) -> None:
+def test_open_packet_has_the_settings(shared_daemon: Daemon) -> None:
     polls = Polls(shared_daemon)
     sid = polls.hello.pop("sid")
     assert len(sid) >= 20
@@ -209,7 +211,7 @@ def test_hello(shared_daemon: Daemon) -> None:
         "maxPayload": 64 * 1024,
     }
     assert polls.headers["content-type"] == "text/plain; charset=UTF-8"
-    pipe = piped(shared_daemon)
+    pipe = open_pipe(shared_daemon)
     assert json.loads(pipe.recv()[1:])["upgrades"] == []
     pipe.close()
 
@@ -227,12 +229,12 @@ def test_hello(shared_daemon: Daemon) -> None:
         ("GET", "EIO=4&transport=websocket", 3),
     ],
 )
-def test_wrong_requests(shared_daemon: Daemon, method: str, query: str, code: int) -> None:
+def test_invalid_request_is_refused(shared_daemon: Daemon, method: str, query: str, code: int) -> None:
     status, content, _ = shared_daemon.request(method, f"/socket.io/?{query}", b"" if method != "GET" else None)
     assert (status, content["code"]) == (400, code)
 
 
-def test_a_machine_by_polling(daemon: Daemon) -> None:
+def test_polling_client_receives_events_of_a_machine(daemon: Daemon) -> None:
     polls = Polls(daemon)
     assert polls.post("40/sio/M,") == 200
     status, (packet,) = polls.poll()
@@ -240,7 +242,7 @@ def test_a_machine_by_polling(daemon: Daemon) -> None:
     assert set(json.loads(packet[9:])) == {"sid"}
     daemon.daq(frame("name", "M"), fault(1.5))
     assert polls.poll() == (200, ['42/sio/M,["anomaly",{"score":1.5,"threshold":1.0}]'])
-    # Several packets at once, of which one waits for an answer.
+    # Several packets at once, one of which asks for an acknowledgement.
     assert polls.post("41/sio/M,", "40/sio/N,", '42/sio/N,7["initialize",1,null]') == 200
     status, packets = polls.poll()
     assert [packet[:9] for packet in packets] == ["40/sio/N,", "43/sio/N,"]
@@ -262,14 +264,14 @@ def test_a_machine_by_polling(daemon: Daemon) -> None:
         ("40/sio/M,", '451-/sio/M,["initialize",{"_placeholder":true,"num":1}]', "bAAAA"),
     ],
 )
-def test_what_is_no_packet_ends_the_session(shared_daemon: Daemon, packets: tuple[str, ...]) -> None:
+def test_invalid_packet_closes_the_session(shared_daemon: Daemon, packets: tuple[str, ...]) -> None:
     before = shared_daemon.metric("cynow_websocket_errors_total")
     polls = Polls(shared_daemon)
     assert polls.post(*packets) == 400
     assert polls.poll()[0] == 400
     assert shared_daemon.metric("cynow_websocket_errors_total") == before + 1
     # By WebSocket too.
-    pipe = piped(shared_daemon)
+    pipe = open_pipe(shared_daemon)
     pipe.recv()
     for packet in packets:
         if packet.startswith("b"):
@@ -281,7 +283,7 @@ def test_what_is_no_packet_ends_the_session(shared_daemon: Daemon, packets: tupl
     assert shared_daemon.metric("cynow_websocket_errors_total") == before + 2
 
 
-#: What the old server ignored, and whether that is counted.
+#: Packets that the old server ignored, and whether they are counted.
 IGNORED = [
     (("2",), False),
     (("2probe",), False),
@@ -320,7 +322,7 @@ IGNORED = [
 
 
 @pytest.mark.parametrize(("packets", "is_counted"), IGNORED)
-def test_what_the_old_server_ignored_ends_nothing(
+def test_packet_that_the_old_server_ignored_keeps_the_session(
     shared_daemon: Daemon, packets: tuple[str, ...], is_counted: bool
 ) -> None:
     before = shared_daemon.metric("cynow_websocket_errors_total")
@@ -334,7 +336,7 @@ def test_what_the_old_server_ignored_ends_nothing(
     assert polls.post("1") == 200
     assert shared_daemon.metric("cynow_websocket_errors_total") == before + is_counted
     # By WebSocket too.
-    pipe = piped(shared_daemon)
+    pipe = open_pipe(shared_daemon)
     pipe.recv()
     for packet in packets:
         if packet.startswith("b"):
@@ -348,7 +350,7 @@ def test_what_the_old_server_ignored_ends_nothing(
     assert shared_daemon.metric("cynow_websocket_errors_total") == before + 2 * is_counted
 
 
-def test_a_polled_packet_that_is_not_base64_is_ignored(shared_daemon: Daemon) -> None:
+def test_polled_packet_that_is_not_base64_is_ignored(shared_daemon: Daemon) -> None:
     before = shared_daemon.metric("cynow_websocket_errors_total")
     polls = Polls(shared_daemon)
     for body in ("bA", "b!!!!"):
@@ -357,27 +359,27 @@ def test_a_polled_packet_that_is_not_base64_is_ignored(shared_daemon: Daemon) ->
     assert shared_daemon.metric("cynow_websocket_errors_total") == before + 3
 
 
-def test_an_empty_polling_request_holds_no_packet(shared_daemon: Daemon) -> None:
+def test_empty_polling_request_is_accepted(shared_daemon: Daemon) -> None:
     polls = Polls(shared_daemon)
     assert polls.post("") == 200
     assert polls.post("40/sio/N,") == 200
     assert polls.poll()[1][0].startswith("40/sio/N,")
 
 
-def test_a_second_connect_is_an_error_for_that_namespace_only(daemon: Daemon) -> None:
-    pipe = piped(daemon)
+def test_second_connect_is_an_error_for_its_namespace_only(daemon: Daemon) -> None:
+    pipe = open_pipe(daemon)
     pipe.recv()
     for namespace in ("/sio/M", "/sio/N"):
         pipe.send(f"40{namespace},")
         assert pipe.recv().startswith(f"40{namespace},")
     pipe.send("40/sio/M,")
     assert pipe.recv() == '44/sio/M,{"message":"Unable to connect"}'
-    # Both live on, and each hears an event once.
+    # Both stay open, and each receives an event once.
     daemon.daq(frame("name", "M"), fault(1.5))
     assert pipe.recv() == '42/sio/M,["anomaly",{"score":1.5,"threshold":1.0}]'
     daemon.daq(frame("name", "N"), fault(2.5))
     assert pipe.recv() == '42/sio/N,["anomaly",{"score":2.5,"threshold":1.0}]'
-    # Who has left may come back.
+    # A client that has left may join again.
     pipe.send("41/sio/M,")
     pipe.send("40/sio/M,")
     assert pipe.recv().startswith('40/sio/M,{"sid"')
@@ -398,8 +400,8 @@ def test_a_second_connect_is_an_error_for_that_namespace_only(daemon: Daemon) ->
         '40/sio/M?token=a,b,{"token":"x"}',
     ],
 )
-def test_a_query_behind_a_namespace_is_no_part_of_its_name(daemon: Daemon, connect: str) -> None:
-    pipe = piped(daemon)
+def test_query_after_a_namespace_is_ignored(daemon: Daemon, connect: str) -> None:
+    pipe = open_pipe(daemon)
     pipe.recv()
     pipe.send(connect)
     assert pipe.recv().startswith('40/sio/M,{"sid"')
@@ -410,9 +412,9 @@ def test_a_query_behind_a_namespace_is_no_part_of_its_name(daemon: Daemon, conne
     pipe.close()
 
 
-def test_a_name_whose_marks_stand_apart_is_the_same_machine(daemon: Daemon) -> None:
+def test_decomposed_name_is_the_same_machine(daemon: Daemon) -> None:
     apart = unicodedata.normalize("NFD", "진동기")
-    pipe = piped(daemon)
+    pipe = open_pipe(daemon)
     pipe.recv()
     pipe.send(f"40/sio/{apart},")
     assert pipe.recv().startswith(f"40/sio/{apart},")
@@ -421,8 +423,8 @@ def test_a_name_whose_marks_stand_apart_is_the_same_machine(daemon: Daemon) -> N
     pipe.close()
 
 
-def test_binary_arguments_are_allowed(shared_daemon: Daemon) -> None:
-    pipe = piped(shared_daemon)
+def test_binary_arguments_are_accepted(shared_daemon: Daemon) -> None:
+    pipe = open_pipe(shared_daemon)
     pipe.recv()
     pipe.send("40/sio/M,")
     pipe.recv()
@@ -433,8 +435,8 @@ def test_binary_arguments_are_allowed(shared_daemon: Daemon) -> None:
     pipe.close()
 
 
-def test_a_name_may_be_escaped_as_in_a_url(daemon: Daemon) -> None:
-    pipe = piped(daemon)
+def test_percent_encoded_name_is_accepted(daemon: Daemon) -> None:
+    pipe = open_pipe(daemon)
     pipe.recv()
     namespace = f"/sio/{quote('한글 기계')}"
     pipe.send(f"40{namespace}?token=x,")
@@ -444,7 +446,7 @@ def test_a_name_may_be_escaped_as_in_a_url(daemon: Daemon) -> None:
     pipe.close()
 
 
-def test_a_second_poll_ends_the_session(daemon: Daemon) -> None:
+def test_second_poll_closes_the_session(daemon: Daemon) -> None:
     polls = Polls(daemon)
     answers: Queue[tuple[int, list[str]]] = Queue()
     threading.Thread(target=lambda: answers.put(polls.poll()), daemon=True).start()
@@ -455,7 +457,7 @@ def test_a_second_poll_ends_the_session(daemon: Daemon) -> None:
 
 
 def test_upgrade_loses_nothing(daemon: Daemon) -> None:
-    """Events at any moment of it come once and in order."""
+    """Events at any moment of the upgrade arrive once and in order."""
     machine = daemon.daq(frame("name", "M"))
     scores = itertools.count()
     for step in range(4):
@@ -467,7 +469,7 @@ def test_upgrade_loses_nothing(daemon: Daemon) -> None:
         heard: list[str] = []
         if step == 0:
             heard += polls.poll()[1]
-        pipe = piped(daemon, f"/socket.io/?EIO=4&transport=websocket&sid={polls.hello['sid']}")
+        pipe = open_pipe(daemon, f"/socket.io/?EIO=4&transport=websocket&sid={polls.hello['sid']}")
         pipe.send("2probe")
         assert pipe.recv() == "3probe"
         machine.sendall(fault(next(scores)))
@@ -483,15 +485,15 @@ def test_upgrade_loses_nothing(daemon: Daemon) -> None:
             first + 1,
             first + 2,
         ]
-        # Polling is over, and so are further WebSockets.
+        # Further polls and WebSockets are refused.
         assert polls.poll()[0] == 400
-        other = piped(daemon, f"/socket.io/?EIO=4&transport=websocket&sid={polls.hello['sid']}")
+        other = open_pipe(daemon, f"/socket.io/?EIO=4&transport=websocket&sid={polls.hello['sid']}")
         assert other.recv_data(control_frame=True)[0] == websocket.ABNF.OPCODE_CLOSE
         pipe.close()
         until(lambda: daemon.metric("cynow_connections", kind="socketio") == 0, "the session has gone")
 
 
-def test_who_does_not_poll_costs_its_bound_and_no_more(tmp_path: Path) -> None:
+def test_client_that_does_not_poll_costs_at_most_its_bound(tmp_path: Path) -> None:
     with running(tmp_path, limits={"subscriber_bytes": 10_000}) as daemon:
         polls = Polls(daemon)
         polls.post("40/sio/M,")
@@ -502,14 +504,14 @@ def test_who_does_not_poll_costs_its_bound_and_no_more(tmp_path: Path) -> None:
         assert polls.poll()[0] == 400
 
 
-def test_the_end_of_the_daemon_closes_sessions(tmp_path: Path) -> None:
+def test_shutdown_closes_sessions(tmp_path: Path) -> None:
     with running(tmp_path) as daemon:
         polls = Polls(daemon)
         polling = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=PATIENCE)
         polling.request("GET", polls.path)
-        pipe = piped(daemon)
+        pipe = open_pipe(daemon)
         pipe.recv()
-        # Each answer comes in a later turn of the reactor, and the poll was there before all of them.
+        # Each answer comes in a later turn of the reactor, and the poll arrived before all of them.
         for _ in range(2):
             daemon.get("/healthz")
         assert daemon.terminate() == 0
@@ -519,7 +521,7 @@ def test_the_end_of_the_daemon_closes_sessions(tmp_path: Path) -> None:
         assert (opcode, int.from_bytes(content[:2])) == (websocket.ABNF.OPCODE_CLOSE, 1001)
 
 
-def test_foreign_pages_open_no_websocket(tmp_path: Path) -> None:
+def test_foreign_page_cannot_open_a_websocket(tmp_path: Path) -> None:
     server = {"cors_origins": ["http://friend.example"], "names": ["plant.example"]}
     with running(tmp_path, server=server) as daemon:
         for path in ("/ws", "/socket.io/?EIO=4&transport=websocket"):
@@ -535,11 +537,11 @@ def test_foreign_pages_open_no_websocket(tmp_path: Path) -> None:
             ):
                 websocket.create_connection(url, timeout=PATIENCE, origin=origin).close()
             websocket.create_connection(url, timeout=PATIENCE, suppress_origin=True).close()
-            # URLs leave out the usual port.
+            # URLs omit the default port.
             for host in ("plant.example", "plant.example:80"):
                 for origin in ("http://plant.example", "http://plant.example:80", "HTTP://Plant.example"):
                     websocket.create_connection(url, timeout=PATIENCE, origin=origin, host=host).close()
-        # They hold no place by polling either.
+        # They do not count as clients by polling either.
         for path in (POLLING, "/events?topics=*/*"):
             assert daemon.get(path, Origin="http://foe.example")[0] == 403
         assert daemon.get(POLLING, Origin="http://friend.example")[0] == 200

@@ -1,4 +1,4 @@
-"""The WebSocket as its clients see it, on a real daemon."""
+"""Live events by WebSocket on a real daemon."""
 
 import json
 import pickle
@@ -14,7 +14,7 @@ import websocket
 
 from tests.daemon import PATIENCE, Daemon, Subscriber, running, until, with_constants
 
-#: One that does not give up a client for answering neither a ping nor a close, however long a test takes.
+#: A daemon that waits long for answers to pings and close frames, so that a slow test does not fail.
 FORBEARING = with_constants(
     {"gateway.web.push.ws_endpoint._PING": 10 * PATIENCE, "gateway.web.clients.websocket._CLOSE": 10 * PATIENCE}
 )
@@ -24,7 +24,7 @@ def frame(event: str, data: Any) -> bytes:
     return pickle.dumps((event, data)) + b"\0"
 
 
-def test_subscribed_then_snapshot_then_events(daemon: Daemon) -> None:
+def test_subscribed_snapshot_and_events_arrive_in_order(daemon: Daemon) -> None:
     daemon.weigh(b"ST,+00001.00 kg")
     until(daemon.latest_is(1.0), "the weight")
     client = daemon.subscribe("scale/default", "machine/*")
@@ -55,20 +55,20 @@ def test_subscribed_then_snapshot_then_events(daemon: Daemon) -> None:
     }
 
 
-def test_a_machine_may_be_followed_before_it_has_ever_connected(shared_daemon: Daemon) -> None:
+def test_machine_that_has_never_connected_can_be_subscribed(shared_daemon: Daemon) -> None:
     client = shared_daemon.subscribe("machine/아직 없음")
     client.hear()
     assert client.hear()["data"] == {"connected": False, "sensors": {}}
 
 
-def test_no_event_twice_where_topics_overlap(shared_daemon: Daemon) -> None:
+def test_overlapping_topics_send_each_event_once(shared_daemon: Daemon) -> None:
     client = shared_daemon.subscribe("scale/*", "scale/default", "*/*")
     client.say({"type": "subscribe", "topics": ["*/default"]})
     shared_daemon.weigh(b"US,+00001.00 kg", b"US,+00002.00 kg")
     assert [event["data"]["weight"] for event in client.events(2, "reading")] == [1.0, 2.0]
 
 
-def test_unsubscribe(shared_daemon: Daemon) -> None:
+def test_unsubscribe_stops_the_events_of_a_topic(shared_daemon: Daemon) -> None:
     client = shared_daemon.subscribe("scale/default", "machine/M1")
     client.say({"type": "unsubscribe", "topics": ["scale/default"]})
     while (message := client.hear())["type"] != "unsubscribed":
@@ -76,7 +76,7 @@ def test_unsubscribe(shared_daemon: Daemon) -> None:
     assert message == {"type": "unsubscribed", "topics": ["scale/default"]}
     before = shared_daemon.metric("cynow_scale_readings_total", status="US")
     shared_daemon.weigh(b"US,+00001.00 kg")
-    # Else the reading might come when all events have been looked at.
+    # Otherwise the reading might arrive after the last check.
     until(lambda: shared_daemon.metric("cynow_scale_readings_total", status="US") == before + 1, "the reading")
     shared_daemon.daq(frame("name", "M1"), frame("FaultDetect", {"score": 0.5, "threshold": 1.0}))
     assert [event["event"] for event in client.events(2)] == ["connected", "anomaly"]
@@ -106,7 +106,7 @@ def test_unsubscribe(shared_daemon: Daemon) -> None:
         '{"type": "unsubscribe", "topics": ["nonsense"]}',
     ],
 )
-def test_errors_keep_the_connection(shared_daemon: Daemon, message: str) -> None:
+def test_invalid_message_keeps_the_connection(shared_daemon: Daemon, message: str) -> None:
     client = Subscriber(shared_daemon.stream())
     client.client.send(message)
     error = client.hear()
@@ -116,13 +116,13 @@ def test_errors_keep_the_connection(shared_daemon: Daemon, message: str) -> None
     assert client.hear()["type"] == "subscribed"
 
 
-def test_a_binary_message_is_an_error(shared_daemon: Daemon) -> None:
+def test_binary_message_is_an_error(shared_daemon: Daemon) -> None:
     client = Subscriber(shared_daemon.stream())
     client.client.send_binary(b'{"type": "subscribe", "topics": ["scale/default"]}')
     assert client.hear()["type"] == "error"
 
 
-def test_a_message_too_long_closes(shared_daemon: Daemon) -> None:
+def test_message_above_the_bound_closes_the_connection(shared_daemon: Daemon) -> None:
     client = shared_daemon.stream()
     client.send("x" * 100_000)
     opcode, data = client.recv_data(control_frame=True)
@@ -130,7 +130,7 @@ def test_a_message_too_long_closes(shared_daemon: Daemon) -> None:
     assert int.from_bytes(data[:2], "big") == 1009
 
 
-def test_since_gives_what_was_missed(shared_daemon: Daemon) -> None:
+def test_since_sends_the_missed_events(shared_daemon: Daemon) -> None:
     client = shared_daemon.subscribe("scale/default")
     shared_daemon.weigh(b"US,+00001.00 kg")
     (last,) = client.events(1, "reading")
@@ -146,17 +146,17 @@ def test_since_gives_what_was_missed(shared_daemon: Daemon) -> None:
     seqs = [event["seq"] for event in missed]
     assert seqs == sorted(set(seqs))
     assert seqs[0] > last["seq"]
-    # A number that was never given out gets the snapshot instead.
+    # An unknown number gets the snapshot instead.
     lost = shared_daemon.subscribe("scale/default", since=last["seq"] + 10**9)
     assert lost.hear()["recovered"] is False
     assert lost.hear()["event"] == "snapshot"
-    # A client that has everything is told so too.
+    # A client that has missed nothing gets an answer too.
     newest = shared_daemon.subscribe("scale/default").hear()["seq"]
     assert shared_daemon.subscribe("scale/default", since=newest).hear()["recovered"] is True
     assert "recovered" not in shared_daemon.subscribe("scale/default").hear()
 
 
-def test_seq_never_goes_back(tmp_path: Path) -> None:
+def test_seq_increases_over_a_restart(tmp_path: Path) -> None:
     with running(tmp_path) as daemon:
         for _ in range(3):
             seq = daemon.subscribe("scale/default").hear()["seq"]
@@ -165,7 +165,7 @@ def test_seq_never_goes_back(tmp_path: Path) -> None:
             highest = daemon.subscribe("scale/default").hear()["seq"]
             daemon.kill()
             daemon.start()
-            # What happened before the restart is not held any more.
+            # Events before the restart are no longer in the backlog.
             back = daemon.subscribe("scale/default", since=highest)
             answer = back.hear()
             assert answer["seq"] > highest
@@ -173,13 +173,13 @@ def test_seq_never_goes_back(tmp_path: Path) -> None:
             assert back.hear()["event"] == "snapshot"
 
 
-def test_plain_http_is_told_to_upgrade(shared_daemon: Daemon) -> None:
+def test_plain_http_is_answered_with_426(shared_daemon: Daemon) -> None:
     status, body, headers = shared_daemon.get("/ws")
     assert (status, body["error"]) == (426, "upgrade_required")
     assert headers["upgrade"].lower() == "websocket"
 
 
-def test_a_client_that_does_not_read_is_closed_and_nobody_else_notices(tmp_path: Path) -> None:
+def test_client_that_does_not_read_is_closed_without_effect_on_others(tmp_path: Path) -> None:
     with running(tmp_path, twistd=FORBEARING, limits={"subscriber_bytes": 100_000}) as daemon:
         slow = daemon.stream(sockopt=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)])
         slow.send(json.dumps({"type": "subscribe", "topics": ["scale/default", "machine/*/samples"]}))
@@ -188,7 +188,7 @@ def test_a_client_that_does_not_read_is_closed_and_nobody_else_notices(tmp_path:
         before = daemon.resident_mib()
         data = {f"vib{n}": {"type": "VIB", "data": [0.123456789 * n] * 1000} for n in range(1, 9)}
         machine = daemon.daq(frame("name", "Loud"))
-        # Beyond what the operating system's own buffers hold.
+        # More than the buffers of the operating system hold.
         loud = frame("DataUpdate", data)
         sent = 0
         while daemon.metric("cynow_slow_subscribers_total") == 0:
@@ -197,7 +197,7 @@ def test_a_client_that_does_not_read_is_closed_and_nobody_else_notices(tmp_path:
             assert sent < 500, "the slow client was never closed"
         daemon.weigh(b"US,+00001.00 kg")
         quick.events(1, "reading")
-        # The backlog is bounded by itself: 32 MiB.
+        # The backlog has a bound of its own: 32 MiB.
         assert daemon.resident_mib() < before + 80
         code = None
         while code is None:
@@ -207,9 +207,11 @@ def test_a_client_that_does_not_read_is_closed_and_nobody_else_notices(tmp_path:
         assert code == 4008
 
 
-def test_compression_where_it_is_asked_for(daemon: Daemon) -> None:
-    """Both ways, by hand: the client of the other tests cannot."""
-    client, lines, head = shaken(daemon, "permessage-deflate; client_max_window_bits; server_max_window_bits=12")
+def test_offered_compression_is_used_in_both_directions(daemon: Daemon) -> None:
+    """Use a raw socket: the client of the other tests has no compression."""
+    client, lines, head = open_websocket(
+        daemon, "permessage-deflate; client_max_window_bits; server_max_window_bits=12"
+    )
     with client, lines:
         assert (
             "permessage-deflate; server_no_context_takeover; client_no_context_takeover; server_max_window_bits=12;"
@@ -223,7 +225,7 @@ def test_compression_where_it_is_asked_for(daemon: Daemon) -> None:
             length = bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2)
             client.sendall(b"\xc1" + length + bytes(4) + text[:-4])
 
-        def hear() -> tuple[bool, Any]:
+        def receive() -> tuple[bool, Any]:
             first, size = lines.read(2)
             payload = lines.read(int.from_bytes(lines.read(2)) if size == 126 else size)
             if not first & 0x40:
@@ -231,22 +233,22 @@ def test_compression_where_it_is_asked_for(daemon: Daemon) -> None:
             return True, json.loads(zlib.decompressobj(-12).decompress(payload + b"\0\0\xff\xff"))
 
         say({"type": "subscribe", "topics": ["machine/M/samples"]})
-        assert hear() == (False, {"type": "subscribed", "topics": ["machine/M/samples"], "seq": ANY})
+        assert receive() == (False, {"type": "subscribed", "topics": ["machine/M/samples"], "seq": ANY})
         machine = daemon.daq(frame("name", "M"))
         for _ in range(3):
             machine.sendall(frame("DataUpdate", {"v": {"type": "VIB", "data": [0.5] * 500}}))
-            compressed, event = hear()
+            compressed, event = receive()
             assert compressed
             assert event["data"]["v"]["data"] == [0.5] * 500
-        # A bomb is stopped at the size of a message: 64 KiB.
+        # A decompression bomb is stopped at the maximum size of a message: 64 KiB.
         say({"type": "subscribe", "topics": ["machine/M" * 20_000]})
         while (first := lines.read(2))[0] & 0x0F != 8:
             lines.read(first[1])
         assert int.from_bytes(lines.read(first[1])[:2]) == 1009
 
 
-def shaken(daemon: Daemon, extensions: str = "") -> tuple[socket.socket, Any, str]:
-    """A WebSocket by hand: its socket, what comes, and the head of the answer."""
+def open_websocket(daemon: Daemon, extensions: str = "") -> tuple[socket.socket, Any, str]:
+    """Open a WebSocket; return its socket, a file of its input, and the head of the answer."""
     client = socket.create_connection(("127.0.0.1", daemon.port), PATIENCE)
     offer = f"Sec-WebSocket-Extensions: {extensions}\r\n" if extensions else ""
     client.sendall(
@@ -266,16 +268,16 @@ def shaken(daemon: Daemon, extensions: str = "") -> tuple[socket.socket, Any, st
         ("x-webkit-deflate-frame", ""),
     ],
 )
-def test_compression_that_cannot_be_is_declined(shared_daemon: Daemon, offer: str, answer: str) -> None:
-    client, lines, head = shaken(shared_daemon, offer)
+def test_unacceptable_compression_is_declined(shared_daemon: Daemon, offer: str, answer: str) -> None:
+    client, lines, head = open_websocket(shared_daemon, offer)
     with client, lines:
         assert head.startswith("HTTP/1.1 101 ")
         assert head.count("Sec-WebSocket-Extensions") == bool(answer)
         assert answer in head
 
 
-def test_a_message_may_come_in_fragments_with_a_ping_between(shared_daemon: Daemon) -> None:
-    client, lines, _ = shaken(shared_daemon)
+def test_fragmented_message_with_a_ping_between_is_accepted(shared_daemon: Daemon) -> None:
+    client, lines, _ = open_websocket(shared_daemon)
     with client, lines:
         message = json.dumps({"type": "subscribe", "topics": ["machine/Fragments"]}).encode()
         client.sendall(b"\x01\x85" + bytes(4) + message[:5])
@@ -286,15 +288,15 @@ def test_a_message_may_come_in_fragments_with_a_ping_between(shared_daemon: Daem
         assert (first, json.loads(lines.read(size))["type"]) == (0x81, "subscribed")
 
 
-def test_what_is_no_utf8_closes(shared_daemon: Daemon) -> None:
-    client, lines, _ = shaken(shared_daemon)
+def test_text_that_is_not_utf8_closes_the_connection(shared_daemon: Daemon) -> None:
+    client, lines, _ = open_websocket(shared_daemon)
     with client, lines:
         client.sendall(b"\x81\x81" + bytes(4) + b"\xff")
         first, size = lines.read(2)
         assert (first, int.from_bytes(lines.read(size)[:2])) == (0x88, 1007)
 
 
-def test_the_end_of_the_daemon_closes_with_1001(tmp_path: Path) -> None:
+def test_shutdown_closes_with_1001(tmp_path: Path) -> None:
     with running(tmp_path) as daemon:
         client = daemon.stream()
         assert daemon.terminate() == 0
@@ -302,11 +304,11 @@ def test_the_end_of_the_daemon_closes_with_1001(tmp_path: Path) -> None:
         assert (opcode, int.from_bytes(data[:2], "big")) == (websocket.ABNF.OPCODE_CLOSE, 1001)
 
 
-def test_replays_cost_little_for_who_does_not_read(tmp_path: Path) -> None:
+def test_replays_to_clients_that_do_not_read_cost_little(tmp_path: Path) -> None:
     with running(tmp_path, twistd=FORBEARING) as daemon:
         early = daemon.subscribe("scale/default")
         first = early.hear()["seq"]
-        # It does not read either, and is not the one that is meant.
+        # A client that does not read either.
         early.client.close()
         daemon.weigh(*[b"US,+00001.00 kg"] * 5000)
         until(lambda: daemon.metric("cynow_scale_readings_total", status="US") == 5000, "all readings")
@@ -322,8 +324,8 @@ def test_replays_cost_little_for_who_does_not_read(tmp_path: Path) -> None:
         assert daemon.resident_mib() < before + 30
 
 
-def test_a_replay_of_everything_reaches_who_reads(tmp_path: Path) -> None:
-    """More at once than may wait for a client, as it comes back after a long time."""
+def test_replay_of_the_whole_backlog_reaches_a_reading_client(tmp_path: Path) -> None:
+    """Replay more than may wait for a client, as after a long absence."""
     with running(tmp_path, limits={"subscriber_bytes": 10_000}) as daemon:
         first = daemon.subscribe("scale/default").hear()["seq"]
         daemon.weigh(*[b"US,+00001.00 kg"] * 9000)
@@ -333,21 +335,21 @@ def test_a_replay_of_everything_reaches_who_reads(tmp_path: Path) -> None:
         assert seqs == sorted(set(seqs))
 
 
-def test_pings_of_who_does_not_read_are_not_answered(tmp_path: Path) -> None:
+def test_pings_of_a_client_that_does_not_read_are_not_answered(tmp_path: Path) -> None:
     with running(tmp_path, twistd=FORBEARING) as daemon:
         client = daemon.stream(sockopt=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)])
         before = daemon.resident_mib()
-        # Masked, as a client's are, by zeros: 32 MB in all, which the answers would take too.
+        # Masked by zeros: 32 MB in all, and as much for the answers.
         pings = (b"\x89\xfd" + bytes(4) + b"x" * 125) * 1000
         for _ in range(250):
             client.sock.sendall(pings)
         client.send("no json")
-        # It is read after all of them.
+        # The gateway reads it after all pings.
         until(lambda: daemon.metric("cynow_websocket_errors_total") == 1, "they are read")
         assert daemon.resident_mib() < before + 20
 
 
-def test_a_large_batch_comes_whole_in_several_events(shared_daemon: Daemon) -> None:
+def test_large_batch_arrives_completely_in_several_events(shared_daemon: Daemon) -> None:
     client = shared_daemon.subscribe("machine/Big/samples")
     samples = [0.5] * 200_000
     shared_daemon.daq(frame("name", "Big"), frame("DataUpdate", {"v": {"type": "VIB", "data": samples}}))
