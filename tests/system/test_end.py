@@ -63,7 +63,7 @@ def test_two_signals_in_one_turn_of_the_reactor_are_as_good_as_one(daemon: Daemo
 
 def test_requests_in_flight_are_answered(tmp_path: Path) -> None:
     # Neither the store nor the end waits for a test that others keep from going on.
-    limits = {"gateway.store.sqlite.store._LOCK_WAIT": PATIENCE, "gateway.runtime.lifecycle._PATIENCE": PATIENCE}
+    limits = {"gateway.store.sqlite.machine_db._LOCK_WAIT": PATIENCE, "gateway.runtime.lifecycle._PATIENCE": PATIENCE}
     with running(tmp_path, twistd=with_constants(limits)) as daemon:
         requests_in_flight_are_answered(daemon)
 

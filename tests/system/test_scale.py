@@ -288,7 +288,7 @@ def test_a_locked_database_gives_503_and_writes_nothing(daemon: Daemon) -> None:
 
 def test_a_client_that_leaves_does_not_undo_its_commit(tmp_path: Path) -> None:
     # The store does not give up before the client is gone.
-    with running(tmp_path, twistd=with_constants({"gateway.store.sqlite.store._LOCK_WAIT": PATIENCE})) as daemon:
+    with running(tmp_path, twistd=with_constants({"gateway.store.sqlite.machine_db._LOCK_WAIT": PATIENCE})) as daemon:
         a_client_that_leaves_does_not_undo_its_commit(daemon)
 
 

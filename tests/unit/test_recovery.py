@@ -23,7 +23,7 @@ from gateway.live.state import RECENT_UPDATES
 from gateway.model.entries import ClosedHour
 from gateway.model.records import Batch, SensorBatch
 from gateway.model.timestamps import wall_time
-from gateway.store.sqlite import store as sqlite
+from gateway.store.sqlite import machine_db
 from gateway.store.sqlite.machine_tables import MachineTables
 from gateway.timeseries.bucket import Bucket
 from gateway.timeseries.calendar import PERIODS, end_of, start_of
@@ -454,7 +454,7 @@ class NamedKills(RecoveryCase):
     # -- the store
 
     def locked(self, killed: Killable) -> sqlite3.Connection:
-        self.patch(sqlite, "_LOCK_WAIT", 0.02)
+        self.patch(machine_db, "_LOCK_WAIT", 0.02)
         other = sqlite3.connect(killed.db / "M.db", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         self.addCleanup(other.close)

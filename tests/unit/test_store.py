@@ -984,12 +984,12 @@ class SqliteStoreTests(StoreSuite, TestCase):
             other.close()
             rest = await self.store.anomalies(None, DAY, DAY, PageRequest(page.after))
         self.assertEqual([item["name"] for item in page.items + rest.items], ["L"] * 3)
-        self.assertEqual([event["machine"] for event in events if "left out" in event["log_format"]], ["M"])
+        self.assertEqual([event["machine"] for event in events if "leave out" in event["log_format"]], ["M"])
         self.assertEqual(len(await self.anomalies(None)), 6)
 
     async def test_no_page_of_all_anomalies_is_made_for_a_store_that_ends(self) -> None:
         await self.write(fault("M", 1))
-        self.store._closing = True  # type: ignore[attr-defined]  # as close() does first
+        self.store._machines.stop()  # type: ignore[attr-defined]  # as close() does first
         with self.assertRaises(StoreUnavailable):
             await self.anomalies(None)
 

@@ -31,8 +31,9 @@ from gateway.store.interface import (
     StoreUnavailable,
 )
 from gateway.store.spool.spool import Spool
-from gateway.store.sqlite import commits
+from gateway.store.sqlite import commits, machine_db
 from gateway.store.sqlite import store as sqlite
+from gateway.store.sqlite.commit_file import CommitFile
 from gateway.store.sqlite.machine_faults import MachineFaults
 from gateway.store.sqlite.store import SqliteStore
 from gateway.store.sqlitefile import errors as sqlite_errors
@@ -54,7 +55,7 @@ class StoreCase(TestCase):
 
     def setUp(self) -> None:
         self.patch(writing, "_LOOK", 0.02)
-        self.patch(sqlite, "_LOOK", 0.02)
+        self.patch(machine_db, "_CHECK_INTERVAL", 0.02)
         self.folder = new_folder(self, "store")
         self.path = self.folder / NAME
         self.counters = Counters()
@@ -158,7 +159,7 @@ class ProblemTests(StoreCase):
         store = self.open()
         await store.commit(ENTRY, None)
         self.path.with_name(f"{NAME}-wal").unlink()
-        self.assertIsNone(store._find_damage(str(self.path)))
+        self.assertIsNone(store._commits._find_damage(str(self.path)))
 
     async def test_problems_file_truncated_is_said(self) -> None:
         store = self.open()
@@ -228,9 +229,9 @@ class ProblemTests(StoreCase):
         store = self.open()
         with self.rows() as other:
             other.execute("BEGIN EXCLUSIVE")
-            store._gateway._look_call.reset(0)  # type: ignore[union-attr]  # it is open
-            await until(lambda: store._gateway._was_locked, "the look")  # type: ignore[union-attr]
-            await until(lambda: store._gateway._running is None, "the look")  # type: ignore[union-attr]
+            store._commits._writer._look_call.reset(0)  # type: ignore[union-attr]  # it is open
+            await until(lambda: store._commits._writer._was_locked, "the look")  # type: ignore[union-attr]
+            await until(lambda: store._commits._writer._running is None, "the look")  # type: ignore[union-attr]
             self.assertEqual(store.problems, [])
             other.execute("ROLLBACK")
         await store.commit(ENTRY, None)
@@ -368,12 +369,12 @@ class OutcomeTests(StoreCase):
 
     def open(self, **options: Any) -> SqliteStore:
         """Open a store that is as patient as the tests are, until :meth:`expire`."""
-        self.patch(SqliteStore._run, "__kwdefaults__", {**SqliteStore._run.__kwdefaults__, "patience": PATIENCE})
+        self.patch(CommitFile.run, "__kwdefaults__", {**CommitFile.run.__kwdefaults__, "patience": PATIENCE})
         return super().open(**options)
 
     def expire(self, store: SqliteStore) -> None:
         """Let the time in which everything that was asked is answered be over."""
-        writer = store._gateway
+        writer = store._commits._writer
         assert writer is not None
         for each in (*writer._in_hand, *writer._waiting):
             if each.until < math.inf:
@@ -386,7 +387,7 @@ class OutcomeTests(StoreCase):
         """Keep the writer's thread in a transaction until the event is set."""
         event = threading.Event()
         self.addCleanup(event.set)
-        store._gateway.run(lambda _: event.wait(PATIENCE))  # type: ignore[union-attr]  # it is open
+        store._commits._writer.run(lambda _: event.wait(PATIENCE))  # type: ignore[union-attr]  # it is open
         return event
 
     async def test_commit_in_a_thread_that_hangs_is_answered_in_time(self) -> None:
@@ -779,7 +780,7 @@ class MachineFileTests(StoreCase):
         self.assertEqual(self.lost(), 2)
         self.assertEqual([item["name"] for item in (await store.anomalies(None, DAY, DAY)).items], ["N", "N"])
         # Nothing of it clears by itself.
-        await self.looks(SqliteStore, "_looked")
+        await self.looks(machine_db.MachineDatabases, "_log_repaired")
         self.assertEqual(store.problems, [problem])
         await store.commit(ENTRY, None)
 
@@ -812,7 +813,7 @@ class MachineFileTests(StoreCase):
 
     async def test_problem_of_a_machine_ends_after_a_check_that_failed(self) -> None:
         store = await self.damage("anomaly")
-        look, checks = store._faults.look, []
+        look, checks = store._machines._faults.check, []
 
         def failing(path_of: Any) -> Any:
             checks.append(path_of)
@@ -820,7 +821,7 @@ class MachineFileTests(StoreCase):
                 raise RuntimeError("the check")
             return look(path_of)
 
-        self.patch(store._faults, "look", failing)
+        self.patch(store._machines._faults, "check", failing)
         self.assertEqual(await store.write([fault("M", 2)]), [])
         await until(lambda: len(checks) > 3, "checks go on")
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 2)
@@ -855,7 +856,7 @@ class MachineFileTests(StoreCase):
         again = await store.write([fault("M", 1)])
         self.assertEqual(again, [fault("M", 1)])
         self.assertIn("statistics of M cannot be written", store.problems[0])
-        self.assertIn("they wait", store.problems[0])
+        self.assertIn("retrying", store.problems[0])
         (self.folder / "M.db").rmdir()
         self.assertEqual(await store.write(again), [])
         self.assertEqual(store.problems, [])
@@ -900,19 +901,19 @@ class MachineFaultsTests(SynchronousTestCase):
             def __exit__(lock, *_: object) -> None:
                 pass
 
-        self.faults.waits("M", "locked")
+        self.faults.note_wait("M", "locked")
         self.patch(self.faults, "_lock", Lock())
-        self.faults.wrote("M")
+        self.faults.note_written("M")
         self.assertEqual(self.faults._faults, {})
 
     def test_look_at_a_locked_file_is_repeated_when_it_is_free(self) -> None:
-        self.faults.damaged("M", "the file is damaged", "read", 3)
+        self.faults.note_damage("M", "the file is damaged", "read", 3)
         with contextlib.closing(sqlite3.connect(self.path, isolation_level=None)) as other:
             other.execute("CREATE TABLE anomaly (id INTEGER)")
             other.execute("BEGIN EXCLUSIVE")
-            self.assertEqual(self.faults.look(lambda _: self.path), [])
+            self.assertEqual(self.faults.check(lambda _: self.path), [])
             other.execute("ROLLBACK")
-        self.assertEqual(self.faults.look(lambda _: self.path), [("M", 3)])
+        self.assertEqual(self.faults.check(lambda _: self.path), [("M", 3)])
         self.assertEqual(self.faults.problems, [])
 
 

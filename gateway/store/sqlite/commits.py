@@ -1,4 +1,4 @@
-"""Commits in the gateway's SQLite file."""
+"""Statements of commits, Idempotency-Keys and types of sensors in the file of commits."""
 
 import sqlite3
 from collections.abc import Sequence
@@ -7,22 +7,20 @@ from typing import Any, Final
 
 import orjson
 
-from gateway.model.entries import ClosedHour, ClosedPeriod, Sighting, StoreEntry
-from gateway.model.records import Commit, CommitEntry, Fault
-from gateway.model.timestamps import wall_time
+from gateway.model.entries import Sighting
+from gateway.model.records import Commit, CommitEntry
 from gateway.store.interface import (
     CommitResult,
     IdempotencyConflict,
     IdempotencyKey,
     RejectedByDatabase,
 )
-from gateway.store.sqlite.machine_tables import MachineTables
 
-#: Seconds for which an answer is kept for its Idempotency-Key; the contract is a day at least.
+#: Lifetime of an Idempotency-Key, in seconds; the contract is a day at least.
 _KEY_LIFE: Final = 48 * 3600.0
 
 
-INSERT_COMMIT: Final = (
+_INSERT_COMMIT: Final = (
     "INSERT INTO scale_weight_log (scale_id, cylinder_no, event_type, gross_kg, raw_line, received_at,"
     " committed_at, arrival_shipping_no, move_report_no) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
@@ -31,6 +29,12 @@ INSERT_COMMIT: Final = (
 def write_commit(
     connection: sqlite3.Connection, entry: CommitEntry, key: IdempotencyKey | None, now: float
 ) -> CommitResult:
+    """Insert a commit and its key; if the key is known, return the first answer and insert nothing.
+
+    :param now: seconds since 1970.
+    :raises IdempotencyConflict: the key was used for another request.
+    :raises RejectedByDatabase: a rule of the database rejects the row.
+    """
     if key is not None:
         answer = replay_commit(connection, key)
         if answer is not None:
@@ -47,13 +51,13 @@ def write_commit(
         entry.move_report_no,
     )
     try:
-        inserted = connection.execute(INSERT_COMMIT, values)
+        inserted = connection.execute(_INSERT_COMMIT, values)
     except (sqlite3.IntegrityError, UnicodeError) as error:
         # Not chained to the error: a trigger may put any text into it.
         raise RejectedByDatabase(_rule(error, values)) from None
     row = inserted.lastrowid
     if inserted.rowcount != 1 or row is None:
-        # By RAISE(IGNORE), and `lastrowid` is the id of an earlier row.
+        # RAISE(IGNORE) leaves the row out, and `lastrowid` is the id of an earlier row.
         raise RejectedByDatabase("a trigger of scale_weight_log leaves the row out")
     commit = Commit(row, entry)
     if key is not None:
@@ -66,7 +70,7 @@ def write_commit(
 
 
 def _rule(error: Exception, values: Sequence[str | None]) -> str:
-    """Return the rule that refused a row, without anything from the row itself."""
+    """Return the rule that rejected a row, without anything from the row itself."""
     if isinstance(error, UnicodeError):
         return "a text that is not Unicode"
     text = str(error)
@@ -76,6 +80,10 @@ def _rule(error: Exception, values: Sequence[str | None]) -> str:
 
 
 def replay_commit(connection: sqlite3.Connection, key: IdempotencyKey) -> dict[str, Any] | None:
+    """Return the first answer to a key; ``None`` if the key is new.
+
+    :raises IdempotencyConflict: the key was used for another request.
+    """
     row = connection.execute("SELECT fingerprint, answer FROM idempotency WHERE key = ?", (key.key,)).fetchone()
     if row is None:
         return None
@@ -86,21 +94,27 @@ def replay_commit(connection: sqlite3.Connection, key: IdempotencyKey) -> dict[s
     return found
 
 
-def insert_commit(connection: sqlite3.Connection, its: MachineTables, entry: StoreEntry) -> None:
-    its.create_anomaly()
-    match entry:
-        case Sighting():
-            # Its type is stored elsewhere; its tables are created with their first rows.
-            pass
-        case ClosedHour():
-            its.write_hour(entry)
-        case ClosedPeriod():
-            its.write_period(entry)
-        case Fault(score=score, threshold=threshold, received_at=received_at):
-            connection.execute(
-                "INSERT INTO anomaly (time, threshold, score) VALUES (?, ?, ?)",
-                (wall_time(received_at, "microseconds"), threshold, score),
-            )
+def write_types(connection: sqlite3.Connection, sightings: Sequence[Sighting]) -> None:
+    """Write the types of sensors."""
+    connection.executemany(
+        "INSERT OR REPLACE INTO sensor (machine, sensor, type) VALUES (?, ?, ?)",
+        [(sighting.machine, sighting.sensor, sighting.type) for sighting in sightings],
+    )
+
+
+def check_schema(connection: sqlite3.Connection) -> None:
+    """Compile the statements of a commit, triggers included, without running them."""
+    connection.execute("SELECT key, fingerprint, answer, made_at FROM idempotency LIMIT 0")
+    connection.execute("SELECT machine, sensor, type FROM sensor LIMIT 0")
+    connection.execute("SELECT reserved FROM event_seq LIMIT 0")
+    # This reads the current schema; a statement with unchanged text would not be compiled again.
+    (version,) = connection.execute("PRAGMA schema_version").fetchone()
+    connection.execute(f"EXPLAIN /* schema {version} */ {_INSERT_COMMIT}", (None,) * 9).fetchone()
+
+
+def touch(connection: sqlite3.Connection) -> None:
+    """Write a row without changing it."""
+    connection.execute("UPDATE event_seq SET reserved = reserved")
 
 
 def _utc(time: datetime) -> str:

@@ -13,7 +13,7 @@ from gateway.store.sqlite.readers import Content, content_of
 from gateway.store.sqlitefile.errors import primary
 
 #: Maximum machines that are named; the others are counted.
-_NAMED: Final = 20
+_MAX_NAMED: Final = 20
 
 #: Content of a database's files; it changes when the database is repaired, replaced or written.
 _State: TypeAlias = tuple[Content | None, Content | None]
@@ -25,15 +25,15 @@ class _Fault:
 
     :ivar verb: ``written`` or ``read``.
     :ivar lost: number of entries that were given up.
-    :ivar stays: whether only a repair ends the fault.
-    :ivar seen: state of the files at the last check.
+    :ivar is_damage: whether only a repair ends the fault.
+    :ivar checked: state of the files at the last check.
     """
 
     verb: str
     text: str
     lost: int = 0
-    stays: bool = False
-    seen: _State | None = None
+    is_damage: bool = False
+    checked: _State | None = None
 
 
 class MachineFaults:
@@ -48,76 +48,76 @@ class MachineFaults:
         """Return one line for each faulty machine, and a count of those beyond the maximum."""
         with self._lock:
             lines = [_line(machine, fault) for machine, fault in sorted(self._faults.items())]
-        if len(lines) > _NAMED:
-            lines[_NAMED:] = [f"statistics of {len(lines) - _NAMED} more machines cannot be read or written"]
+        if len(lines) > _MAX_NAMED:
+            lines[_MAX_NAMED:] = [f"statistics of {len(lines) - _MAX_NAMED} more machines cannot be read or written"]
         return lines
 
-    def waits(self, machine: str, text: str) -> None:
-        """Note that entries of a machine cannot be written now, and wait."""
+    def note_wait(self, machine: str, text: str) -> None:
+        """Note that entries of a machine cannot be written now, and are retried."""
         with self._lock:
             fault = self._faults.setdefault(machine, _Fault("written", text))
-            if not fault.stays:
+            if not fault.is_damage:
                 fault.verb, fault.text = "written", text
 
-    def damaged(self, machine: str, text: str, verb: str, lost: int = 0) -> None:
+    def note_damage(self, machine: str, text: str, verb: str, lost: int = 0) -> None:
         """Note that a machine's database is damaged; some of its entries may be lost."""
         with self._lock:
             fault = self._faults.setdefault(machine, _Fault(verb, text))
-            if verb == "written" or not fault.stays:
+            if verb == "written" or not fault.is_damage:
                 fault.verb, fault.text = verb, text
             fault.lost += lost
-            fault.stays = True
+            fault.is_damage = True
 
-    def wrote(self, machine: str) -> None:
+    def note_written(self, machine: str) -> None:
         """Note that entries of a machine were written, which ends a passing fault."""
         # Usually there is no fault, and a dict can be read without the lock.
         if machine in self._faults:
             with self._lock:
                 # A check in another thread may have removed it meanwhile.
                 fault = self._faults.get(machine)
-                if fault is not None and not fault.stays:
+                if fault is not None and not fault.is_damage:
                     del self._faults[machine]
 
     @property
-    def any_stay(self) -> bool:
-        """Return whether any database must be checked again."""
+    def has_damage(self) -> bool:
+        """Return whether any database is damaged, and must be checked again."""
         with self._lock:
-            return any(fault.stays for fault in self._faults.values())
+            return any(fault.is_damage for fault in self._faults.values())
 
-    def look(self, path_of: Callable[[str], str]) -> list[tuple[str, int]]:
+    def check(self, path_of: Callable[[str], str]) -> list[tuple[str, int]]:
         """Check whether damaged databases were repaired, replaced or removed; this may block.
 
         :returns: the machines of such databases, and the number of lost entries of each.
         """
         with self._lock:
-            suspects = [(machine, fault) for machine, fault in self._faults.items() if fault.stays]
-        over = []
+            suspects = [(machine, fault) for machine, fault in self._faults.items() if fault.is_damage]
+        repaired = []
         for machine, fault in suspects:
             path = path_of(machine)
             state = content_of(path), content_of(f"{path}-wal")
-            if state == fault.seen:
+            if state == fault.checked:
                 continue
             try:
                 is_sound = _is_sound(path)
             except sqlite3.Error:
                 # The lock may end without a change of the file, so the next check must look again.
                 continue
-            fault.seen = state
+            fault.checked = state
             if is_sound:
                 with self._lock:
                     self._faults.pop(machine, None)
-                over.append((machine, fault.lost))
-        return over
+                repaired.append((machine, fault.lost))
+        return repaired
 
 
 def _line(machine: str, fault: _Fault) -> str:
     line = f"statistics of {machine} cannot be {fault.verb}: {fault.text}"
-    if not fault.stays:
-        return f"{line}; they wait"
+    if not fault.is_damage:
+        return f"{line}; retrying"
     lost = f"; {fault.lost} entries lost" if fault.lost else ""
     return (
-        f"{line}{lost}; restore {machine}.db from a backup, or move it away; then python -m gateway.recompute makes"
-        " statistics again from raw files (anomalies are in none)"
+        f"{line}{lost}; restore {machine}.db from a backup, or move it away; then python -m gateway.recompute restores"
+        " statistics from raw files (but no anomalies)"
     )
 
 

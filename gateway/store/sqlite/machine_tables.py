@@ -1,8 +1,8 @@
-"""Tables of a machine's own database, ``db/<machine>.db``, as the old monitoring server made them, and what is added.
+"""Tables of a machine's own database, ``db/<machine>.db``: those of the old monitoring server, with more columns.
 
-Behind its columns ``id``, ``time`` and ``data`` stand ``start`` (seconds since 1970, which tells an hour that comes
-twice from itself), the columns of a bucket and, in rows of hours, ``raw_end``: how many bytes of the day's raw file
-are counted by then.
+The old server's columns ``id``, ``time`` and ``data`` are followed by ``start`` (seconds since 1970, which
+distinguishes the two occurrences of an hour that repeats), the columns of a bucket and, in rows of hours, ``raw_end``:
+the number of counted bytes of the day's raw file.
 """
 
 import contextlib
@@ -12,35 +12,50 @@ from datetime import datetime
 from typing import Final
 from unicodedata import normalize
 
-from gateway.model.entries import ClosedHour, ClosedPeriod
+from gateway.model.entries import ClosedHour, ClosedPeriod, StoreEntry
+from gateway.model.records import Fault
 from gateway.model.timestamps import wall_time
 from gateway.store.rows import BUCKET_COLUMNS, Row, bucket_of, made_of, merge_hour, values_of
 from gateway.store.sqlite.queries import BUCKET_SELECT, columns_of, folded, quoted, row_key, table_names
 from gateway.timeseries.bucket import Bucket
 from gateway.timeseries.calendar import MADE_OF, PERIODS, end_of, start_of
 
-#: What follows the old server's columns.
-_FURTHER: Final = {"start": "INTEGER", **BUCKET_COLUMNS}
+#: Columns after those of the old server, and their types.
+_ADDED: Final = {"start": "INTEGER", **BUCKET_COLUMNS}
 
 
 class MachineTables:
-    """The tables of one machine's database, as its one writer knows them."""
+    """Tables of one machine's database, written by one thread."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        #: Tables that have all columns.
+        #: Tables that have all columns and indexes.
         self._complete: set[str] = set()
-        #: By their names in lower case, as SQLite compares them.
+        #: Names of tables by their compared forms.
         self._names: dict[str, str] = {}
         self.forget()
 
     def forget(self) -> None:
-        """Look at the tables again: some that were made may have been undone."""
+        """Read the names of the tables again: a rollback may have removed some."""
         self._names = {folded(table): table for table in table_names(self._connection, "")}
         self._complete.clear()
 
-    def create_anomaly(self) -> None:
-        """Make the table of anomalies where it is missing, and its index, which that of the old server lacks."""
+    def write(self, entry: StoreEntry) -> None:
+        """Write an entry; a sighting has no row of its own, for its tables are created with their first rows."""
+        self._create_anomaly()
+        match entry:
+            case ClosedHour():
+                self.write_hour(entry)
+            case ClosedPeriod():
+                self.write_period(entry)
+            case Fault(score=score, threshold=threshold, received_at=received_at):
+                self._connection.execute(
+                    "INSERT INTO anomaly (time, threshold, score) VALUES (?, ?, ?)",
+                    (wall_time(received_at, "microseconds"), threshold, score),
+                )
+
+    def _create_anomaly(self) -> None:
+        """Create the table of anomalies if it is missing, and its index, which the old server's table lacks."""
         if "anomaly" not in self._complete:
             self._create("anomaly", "time TIMESTAMP, threshold REAL, score REAL")
             if "time" in columns_of(self._connection, "anomaly"):
@@ -54,11 +69,11 @@ class MachineTables:
         """
         table = self.means(sensor, period)
         if table not in self._complete:
-            columns = {**_FURTHER, "raw_end": "INTEGER"} if period == "hour" else _FURTHER
+            columns = {**_ADDED, "raw_end": "INTEGER"} if period == "hour" else _ADDED
             further = "".join(f", {name} {kind}" for name, kind in columns.items())
             self._create(table, f"time TIMESTAMP, data REAL{further}")
-            there = columns_of(self._connection, table)
-            missing = [(name, kind) for name, kind in columns.items() if name not in there]
+            existing = columns_of(self._connection, table)
+            missing = [(name, kind) for name, kind in columns.items() if name not in existing]
             for name, kind in missing:
                 self._connection.execute(f"ALTER TABLE {quoted(table)} ADD COLUMN {name} {kind}")
             self._connection.execute(
@@ -66,17 +81,17 @@ class MachineTables:
             )
             self._complete.add(table)
             if missing:
-                # The old server, which made this table, made those of all periods.
+                # The old server created this table and those of all other periods.
                 for other in PERIODS:
                     self.create_means(sensor, other)
         return table
 
     def means(self, sensor: str, period: str) -> str:
-        """The table of a sensor's means, made or not.
+        """Return the name of the table of a sensor's means, which may be missing.
 
-        It is ``<sensor>_<period>_avg``. SQLite takes ``Vib_hour_avg`` and ``vib_hour_avg`` for one table, and allows
-        no name that begins with ``sqlite_``: the second sensor's becomes ``vib~2_hour_avg``, the other's
-        ``~sqlite_...``. All tables of a sensor have the same number, though they are created one after the other.
+        It is ``<sensor>_<period>_avg``. To SQLite, ``Vib_hour_avg`` and ``vib_hour_avg`` are one table, and no name may
+        begin with ``sqlite_``: the second sensor's table becomes ``vib~2_hour_avg``, that of the other ``~sqlite_...``.
+        All tables of a sensor have the same number, although they are created one after the other.
         """
         stem = f"~{sensor}" if sensor.lower().startswith("sqlite_") else sensor
         number = 1
@@ -84,9 +99,9 @@ class MachineTables:
             added = "" if number == 1 else f"~{number}"
             tables = {each: f"{stem}{added}_{each}_avg" for each in PERIODS}
             # Tables of an older version may have decomposed names.
-            there = {each: self._names.get(folded(table), table) for each, table in tables.items()}
-            if all(normalize("NFC", there[each]) == table for each, table in tables.items()):
-                return there[period]
+            existing = {each: self._names.get(folded(table), table) for each, table in tables.items()}
+            if all(normalize("NFC", existing[each]) == table for each, table in tables.items()):
+                return existing[period]
             number += 1
 
     def write_hour(self, hour: ClosedHour) -> None:
@@ -105,19 +120,19 @@ class MachineTables:
             )
         for period in PERIODS[1:]:
             start = start_of(period, hour.start)
-            # The clock was set back into a period that has its row.
+            # If the clock was set back, a longer period may have its row already.
             if self._exists(hour.sensor, period) and self._find(self.create_means(hour.sensor, period), start, False):
                 self.write_period(ClosedPeriod(period, hour.machine, hour.sensor, start, hour.mode))
 
     def write_period(self, end: ClosedPeriod) -> None:
-        """Write the row of a day, a month or a year, made of those of the shorter periods in it."""
+        """Write the row of a day, a month or a year, computed from the rows of the shorter periods in it."""
         if not self._exists(end.sensor, MADE_OF[end.period]):
             return
         made_of_table = self.create_means(end.sensor, MADE_OF[end.period])
         table = self.create_means(end.sensor, end.period)
         found = self._find(table, end.start, end.replaces)
         if found is None and self._find(table, end.start, True) is not None:
-            # The old server's own: what it reported stays.
+            # A row of the old server stays as it was reported.
             return
         rows = [
             Row(float(data), bucket_of(values))
@@ -136,9 +151,9 @@ class MachineTables:
         return folded(self.means(sensor, period)) in self._names
 
     def _find(self, table: str, start: datetime, of_old_server: bool) -> tuple[int, Bucket | None, int | None] | None:
-        """The row of a period: its id, its bucket, and its ``raw_end`` where that is a column.
+        """Return the id, the bucket and the ``raw_end`` of a period's row; ``None`` if there is no row.
 
-        :param of_old_server: whether one that the old server wrote is looked for too.
+        :param of_old_server: whether to find a row of the old server too.
         """
         raw_end = "raw_end" if table.endswith("_hour_avg") else "NULL"
         columns = f"id, {raw_end}, {BUCKET_SELECT}"
@@ -148,7 +163,7 @@ class MachineTables:
             (time, moment),
         ).fetchone()
         if row is None and of_old_server:
-            # Some of its rows have fractions of a second.
+            # Some times of the old server have fractions of a second.
             row = self._connection.execute(
                 f"SELECT {columns} FROM {quoted(table)} WHERE time >= ? AND time <= ? AND start IS NULL",  # noqa: S608 - quoted
                 (time, f"{time}~"),

@@ -1,4 +1,4 @@
-"""Connections that read machines' files, and stay open for the next question."""
+"""Connections that read machines' files, and stay open for the next query."""
 
 import os
 import sqlite3
@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeAlias
 
-#: Connections that stay open; SQLite keeps up to 2 MB of pages for each.
-_IDLE: Final = 8
+#: Maximum connections that stay open; SQLite keeps up to 2 MB of pages for each.
+_MAX_IDLE: Final = 8
 
 
 #: Device, inode, change time and size of a file; they differ for another file, or for other content.
@@ -38,8 +38,8 @@ class Readers:
         :raises sqlite3.Error: the file cannot be opened.
         """
         content = content_of(path)
-        its, connection = self._take(path) or (None, None)
-        if connection is not None and its != content:  # it is another file, or the connection's cache is outdated
+        idle_content, connection = self._take(path) or (None, None)
+        if connection is not None and idle_content != content:  # another file, or an outdated cache
             connection.close()
             connection = None
         if connection is None:
@@ -54,7 +54,7 @@ class Readers:
             raise
         self._keep(path, content, connection)
 
-    def leave(self, path: str) -> None:
+    def close_idle(self, path: str) -> None:
         """Close the idle connection to a file: only the last one to close checkpoints the log, and readers cannot."""
         found = self._take(path)
         if found is not None:
@@ -76,7 +76,7 @@ class Readers:
         with self._lock:
             if not self._closed and path not in self._idle:
                 self._idle[path] = content, connection
-                if len(self._idle) <= _IDLE:
+                if len(self._idle) <= _MAX_IDLE:
                     return
                 _, (_, connection) = self._idle.popitem(last=False)
         connection.close()
