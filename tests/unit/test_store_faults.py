@@ -54,7 +54,7 @@ class StoreCase(TestCase):
     wall = 1_000_000.0
 
     def setUp(self) -> None:
-        self.patch(writing, "_LOOK", 0.02)
+        self.patch(writing, "_CHECK_INTERVAL", 0.02)
         self.patch(machine_db, "_CHECK_INTERVAL", 0.02)
         self.folder = new_folder(self, "store")
         self.path = self.folder / NAME
@@ -122,7 +122,7 @@ class ProblemTests(StoreCase):
     async def test_problems_without_a_fault_are_none(self) -> None:
         store = self.open()
         await store.commit(ENTRY, None)
-        await self.looks(writing.GroupWriter, "_look_at_file")
+        await self.looks(writing.GroupWriter, "_check_file")
         self.assertEqual(store.problems, [])
 
     async def test_problems_directory_moved_names_it_and_clears(self) -> None:
@@ -137,7 +137,7 @@ class ProblemTests(StoreCase):
         elsewhere = self.folder.rename(self.folder.with_suffix(".moved"))
         self.addCleanup(shutil.rmtree, elsewhere)
         shutil.copytree(elsewhere, self.folder)
-        await self.noticed(store, str(self.path), "replaced", "start the gateway again")
+        await self.noticed(store, str(self.path), "replaced", "restart the gateway")
 
     async def test_problems_file_removed_names_it_and_clears(self) -> None:
         store = self.open()
@@ -225,11 +225,11 @@ class ProblemTests(StoreCase):
         await self.cleared(store)
 
     async def test_problems_file_locked_for_a_moment_are_none(self) -> None:
-        self.patch(writing, "_LOOK", 3600.0)
+        self.patch(writing, "_CHECK_INTERVAL", 3600.0)
         store = self.open()
         with self.rows() as other:
             other.execute("BEGIN EXCLUSIVE")
-            store._commits._writer._look_call.reset(0)  # type: ignore[union-attr]  # it is open
+            store._commits._writer._check_call.reset(0)  # type: ignore[union-attr]  # it is open
             await until(lambda: store._commits._writer._was_locked, "the look")  # type: ignore[union-attr]
             await until(lambda: store._commits._writer._running is None, "the look")  # type: ignore[union-attr]
             self.assertEqual(store.problems, [])
@@ -248,7 +248,7 @@ class ProblemTests(StoreCase):
         lines = [event["log_format"] for event in events]
         self.assertEqual(
             [line.partition(":")[0] for line in lines],
-            ["{what} are refused", "{what} are taken again; {count} were refused"],
+            ["{subject} are refused", "{subject} are accepted again; {count} were refused"],
         )
         self.assertGreaterEqual(events[-1]["count"], 200)
         self.assertNotIn("CY1", str(events))
@@ -376,7 +376,7 @@ class OutcomeTests(StoreCase):
         """Let the time in which everything that was asked is answered be over."""
         writer = store._commits._writer
         assert writer is not None
-        for each in (*writer._in_hand, *writer._waiting):
+        for each in (*writer._current, *writer._waiting):
             if each.until < math.inf:
                 each.until = reactor.seconds()
         assert writer._deadline_call is not None
@@ -566,7 +566,7 @@ class LostFileTests(StoreCase):
         self.path.write_bytes(backup)
         store = self.open()
         problem = await self.refused(store)
-        self.assertIn("up to id 2, but ids up to 3 were given", problem)
+        self.assertIn("up to id 2, but the last id was 3", problem)
         await self.close()
         store = self.open(accept_empty=True)
         # What it holds stays, and ids go on above those that were given.
@@ -582,7 +582,7 @@ class LostFileTests(StoreCase):
         await self.lived()
         self.path.write_bytes(mine)
         problem = await self.refused(self.open())
-        self.assertIn("another one is in its place", problem)
+        self.assertIn("was replaced by another file", problem)
 
     async def test_open_another_file_where_no_commit_was_is_taken(self) -> None:
         await self.lived()
@@ -688,7 +688,7 @@ class LostFileTests(StoreCase):
         await self.lived()
         with capturedLogs() as events:
             store = self.open(accept_empty=True)
-        self.assertEqual(len([event for event in events if "nothing to accept" in event["log_format"]]), 1)
+        self.assertEqual(len([event for event in events if "no file was lost" in event["log_format"]]), 1)
         self.assertIsNone((await store.commit(ENTRY, self.KEY)).commit)
 
     async def test_open_by_a_command_notes_and_accepts_nothing(self) -> None:

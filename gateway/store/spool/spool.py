@@ -139,7 +139,7 @@ class Spool(EntrySpool, EventNumberStore):
         write_note(directory, _NOTE, self._note)
         self._wait(waiting)
         self._pool.start()
-        watch = Watch("writes to the spool", _check, _touch, self._note_waiting, says=False)
+        watch = Watch("writes to the spool", _check, _touch, self._note_waiting, logs=False)
         self._writer = GroupWriter(self._reactor, self._pool, connection, self._path, watch, self._warnings)
         self._is_open = True
 

@@ -165,8 +165,8 @@ class CommitFile:
             if found != "ok":
                 found = f"{GATEWAY_FILE}: the file is damaged ({found.splitlines()[-1]})"
         # A sound file looks damaged if its write-ahead log was removed; the writer reports that.
-        is_moved = self._writer is not None and self._writer.moved() is not None
-        return None if found == "ok" or is_moved else found
+        is_replaced = self._writer is not None and self._writer.find_replacement() is not None
+        return None if found == "ok" or is_replaced else found
 
     def _condemn(self, damage: str | None) -> None:
         if damage is not None and self._writer is not None:

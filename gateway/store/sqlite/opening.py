@@ -29,31 +29,31 @@ log = Logger()
 #: The option that lets a start continue without the lost data.
 ACCEPT: Final = "--accept-empty-store"
 
-#: Event numbers for each second since 1970, from which numbering goes on if the given numbers are unknown: above any
-#: reservation that a gateway has reached, and below 2**53, the limit of JavaScript.
-_NUMBERS_A_SECOND: Final = 10_000
+#: Event numbers per second since 1970, from which numbering continues if the used numbers are unknown: above the
+#: reservations of any gateway, and below 2**53, the limit of JavaScript.
+_NUMBERS_PER_SECOND: Final = 10_000
 
-#: Maximum machines' databases that are searched for signs of an earlier gateway.
-_LOOKED_INTO: Final = 200
+#: Maximum number of machines' databases that are searched for signs of an earlier gateway.
+_MAX_SEARCHED: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
 class _Loss:
-    """The loss of a file that a gateway had.
+    """Loss of the file of an earlier gateway.
 
-    :ivar keeps_from_starting: whether the file in its place may belong to somebody else.
+    :ivar prevents_start: whether the file in its place may belong to another program.
     """
 
     text: str
-    keeps_from_starting: bool = False
+    prevents_start: bool = False
 
 
 @dataclass(slots=True)
 class OpenedStore:
-    """The gateway's own file, as opened by a start.
+    """The file of commits, opened by a start.
 
     :ivar connection: open connection; ``None`` if commits are refused.
-    :ivar reserved: upper bound of the numbers given to live events.
+    :ivar reserved: upper bound of the used event numbers.
     :ivar note: note to write outside the file.
     :ivar problem: why commits are refused.
     """
@@ -76,15 +76,15 @@ def open_store(directory: str, wall: float, *, accept: bool, gives_numbers: bool
     note = read_note(directory, STORE_NOTE)
     accept = accept and gives_numbers
     try:
-        found = _loss(path, note)
+        found = _find_loss(path, note)
         if found is not None and not accept:
-            if found.keeps_from_starting:
-                raise StoreUnavailable(f"{found.text}; {_todo(directory)}")
-            opened = _without(directory, found.text, note, wall)
+            if found.prevents_start:
+                raise StoreUnavailable(f"{found.text}; {_remedy(directory)}")
+            opened = _open_without(directory, found.text, note, wall)
         else:
             if found is not None:
                 _set_aside(path, found.text)
-            opened = _opened(path, note, wall, accept=accept, is_lost=found is not None)
+            opened = _open(path, note, wall, accept=accept, is_lost=found is not None)
         reserved = opened.reserved
         opened.note = Note(opened.note.identity, opened.note.commit, reserved + SEQ_BLOCK)
         if gives_numbers:
@@ -120,7 +120,7 @@ def has_tables(path: str) -> bool:
         return connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is not None
 
 
-def _loss(path: str, note: Note | None) -> _Loss | None:
+def _find_loss(path: str, note: Note | None) -> _Loss | None:
     """Inspect the file before it is opened; return ``None`` if it is a database, or if there never was one."""
     name = os.path.basename(path)
     with _explaining(path):
@@ -132,32 +132,32 @@ def _loss(path: str, note: Note | None) -> _Loss | None:
         raise StoreUnavailable(f"{path}: a directory is in the place of the file; move it away")
     if size == 0:
         log_bytes = _size_of(f"{path}-wal")
-        further = f" (its write-ahead log has {log_bytes} bytes: keep both)" if log_bytes else ""
+        further = f" (its write-ahead log has {log_bytes} bytes; keep both)" if log_bytes else ""
         return _Loss(f"{name} is empty (0 bytes){further}")
     try:
         return None if has_tables(path) else _Loss(f"{name} holds no tables")
     except sqlite3.DatabaseError as error:
         if is_damage(error):
-            return _Loss(f"{path} is damaged ({error})", keeps_from_starting=True)
+            return _Loss(f"{path} is damaged ({error})", prevents_start=True)
         raise
 
 
 def _sign_of_gateway(path: str, note: Note | None) -> str | None:
-    """Return the evidence that a gateway had a file here; ``None`` if there is none, as with the old server's files."""
+    """Return the evidence that a gateway had a file here; ``None`` without evidence, as with the old server's files."""
     directory = os.path.dirname(path)
     if os.path.exists(f"{path}-wal"):
-        return f"its write-ahead log {path}-wal is there: keep it"
+        return f"its write-ahead log {path}-wal exists; keep it"
     if note is not None:
-        return f"a gateway has used {directory} and given commits ids up to {note.commit}"
+        return f"a gateway has used {directory} and written commits with ids up to {note.commit}"
     if _spool_row(directory, "SELECT 1 FROM sensor UNION ALL SELECT 1 FROM entry LIMIT 1") is not None:
-        return f"{SPOOL_FILE} has entries of a gateway that used {directory}"
+        return f"{SPOOL_FILE} has entries of a gateway"
     with _explaining(directory):
         names = sorted(name for name in os.listdir(directory) if name.endswith(".db"))
-    for name in names[:_LOOKED_INTO]:
+    for name in names[:_MAX_SEARCHED]:
         # An unreadable file is not evidence: the old server's files may be damaged too.
         with contextlib.suppress(sqlite3.Error):
             if _is_of_gateway(os.path.join(directory, name)):
-                return f"{name} has been written by a gateway"
+                return f"{name} was written by a gateway"
     return None
 
 
@@ -171,23 +171,24 @@ def _is_of_gateway(path: str) -> bool:
     return found is not None
 
 
-def _without(directory: str, found: str, note: Note | None, wall: float) -> OpenedStore:
-    """Go on without the file, and refuse commits."""
-    problem = f"{found}; {_todo(directory)}"
+def _open_without(directory: str, found: str, note: Note | None, wall: float) -> OpenedStore:
+    """Return a store without the file, which refuses commits."""
+    problem = f"{found}; {_remedy(directory)}"
     log.error("commits are refused: {problem}", problem=problem)
     if note is None:
-        note = Note("", 0, _unheard_of(directory, wall))
+        note = Note("", 0, _unused_number(directory, wall))
     return OpenedStore(None, note.reserved, note, problem)
 
 
-def _todo(directory: str) -> str:
+def _remedy(directory: str) -> str:
+    """Return the remedy for a lost file."""
     return (
-        f"stop the gateway, restore {os.path.join(directory, GATEWAY_FILE)} from a backup and start it again, or start"
-        f" it once with {ACCEPT}: then ids of commits and Idempotency-Keys that were in it are not known any more"
+        f"stop the gateway, restore {os.path.join(directory, GATEWAY_FILE)} from a backup and start the gateway again;"
+        f" or start it once with {ACCEPT}, which gives up the commits and Idempotency-Keys in the lost file"
     )
 
 
-def _opened(path: str, note: Note | None, wall: float, *, accept: bool, is_lost: bool) -> OpenedStore:
+def _open(path: str, note: Note | None, wall: float, *, accept: bool, is_lost: bool) -> OpenedStore:
     """Open the file, or create a new one."""
     directory = os.path.dirname(path)
     if not os.path.exists(path):
@@ -195,22 +196,22 @@ def _opened(path: str, note: Note | None, wall: float, *, accept: bool, is_lost:
     connection = connect(path, synchronous="FULL")
     try:
         apply_schema(connection)
-        _mend_event_seq(connection, directory, note, wall)
+        _restore_event_seq(connection, directory, note, wall)
         (identity,) = connection.execute("SELECT identity FROM store").fetchone()
         problem = None if is_lost or note is None else _difference(connection, note, identity)
         if accept and (is_lost or problem is not None):
             if problem is not None:
-                log.warn("accepted ({option}): {problem}", option=ACCEPT, problem=problem)
+                log.warn("{problem}; accepted because of {option}", option=ACCEPT, problem=problem)
                 problem = None
-            _go_on_above(connection, note or Note("", 0, _unheard_of(directory, wall)))
+            _continue_above(connection, note or Note("", 0, _unused_number(directory, wall)))
         elif accept:
-            log.warn("{option}: there was nothing to accept; leave it out at the next start", option=ACCEPT)
+            log.warn("{option}: no file was lost; omit the option at the next start", option=ACCEPT)
         (reserved,) = connection.execute("SELECT reserved FROM event_seq").fetchone()
         if note is not None:
             reserved = max(reserved, note.reserved)
         if note is not None and problem is not None:
             connection.close()
-            return _without(directory, problem, Note(note.identity, note.commit, reserved), wall)
+            return _open_without(directory, problem, Note(note.identity, note.commit, reserved), wall)
         commit = max(highest_commit(connection), 0 if note is None else note.commit)
     except BaseException:
         connection.close()
@@ -219,40 +220,38 @@ def _opened(path: str, note: Note | None, wall: float, *, accept: bool, is_lost:
 
 
 def _difference(connection: sqlite3.Connection, note: Note, identity: str) -> str | None:
-    """Return why a file is not the previous one; ``None`` if it is, or if the previous one had no commits."""
+    """Return the difference from the previous file; ``None`` if it is that file, or that had no commits."""
     if not _has_table(connection, "scale_weight_log"):
-        # The table may have been renamed; the file is not an old one, and can be repaired while the gateway runs.
+        # The table may have been renamed; that can be repaired while the gateway runs.
         return None
     highest = highest_commit(connection)
     if highest >= note.commit and (identity == note.identity or not note.identity or not note.commit):
         return None
     if highest < note.commit:
-        return (
-            f"{GATEWAY_FILE} holds commits up to id {highest}, but ids up to {note.commit} were given: it is an old one"
-        )
-    return f"{GATEWAY_FILE} is not the file that was here: another one is in its place"
+        return f"{GATEWAY_FILE} is an old copy: it has commits up to id {highest}, but the last id was {note.commit}"
+    return f"{GATEWAY_FILE} was replaced by another file"
 
 
 def highest_commit(connection: sqlite3.Connection) -> int:
-    """Return the highest id ever given to a commit, removed rows included."""
+    """Return the highest id of a commit, removed rows included."""
     row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'scale_weight_log'").fetchone()
     return 0 if row is None else int(row[0])
 
 
-def _go_on_above(connection: sqlite3.Connection, note: Note) -> None:
-    """Continue ids of commits and numbers of events above those in the note, so that none is given twice."""
+def _continue_above(connection: sqlite3.Connection, note: Note) -> None:
+    """Continue ids of commits and event numbers above those in the note, so that none is used twice."""
     if highest_commit(connection) < note.commit:
         connection.execute("DELETE FROM sqlite_sequence WHERE name = 'scale_weight_log'")
         connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('scale_weight_log', ?)", (note.commit,))
     connection.execute("UPDATE event_seq SET reserved = max(reserved, ?)", (note.reserved,))
 
 
-def _mend_event_seq(connection: sqlite3.Connection, directory: str, note: Note | None, wall: float) -> None:
-    """Restore the number of the last event if it is missing; it is not worth refusing commits for."""
+def _restore_event_seq(connection: sqlite3.Connection, directory: str, note: Note | None, wall: float) -> None:
+    """Restore the table of event numbers if it is missing, which is no reason to refuse commits."""
     if _has_table(connection, "event_seq") and connection.execute("SELECT 1 FROM event_seq").fetchone():
         return
-    reserved = _unheard_of(directory, wall) if note is None else note.reserved
-    log.error("{file}: event_seq was missing, and is made again", file=GATEWAY_FILE)
+    reserved = _unused_number(directory, wall) if note is None else note.reserved
+    log.error("{file}: the table event_seq was missing; creating it again", file=GATEWAY_FILE)
     connection.execute("CREATE TABLE IF NOT EXISTS event_seq (reserved integer NOT NULL)")
     connection.execute("INSERT INTO event_seq (reserved) VALUES (?)", (reserved,))
 
@@ -262,10 +261,10 @@ def _has_table(connection: sqlite3.Connection, name: str) -> bool:
     return found is not None
 
 
-def _unheard_of(directory: str, wall: float) -> int:
-    """Return an event number above all that may have been given, if these are not known."""
+def _unused_number(directory: str, wall: float) -> int:
+    """Return an event number above all that may have been used, if these are unknown."""
     spooled = _spool_row(directory, "SELECT reserved FROM state")
-    return max(int(wall * _NUMBERS_A_SECOND), 0 if spooled is None else int(spooled[0]))
+    return max(int(wall * _NUMBERS_PER_SECOND), 0 if spooled is None else int(spooled[0]))
 
 
 def _spool_row(directory: str, statement: str) -> Any:
@@ -282,15 +281,15 @@ def _spool_row(directory: str, statement: str) -> Any:
 
 
 def _create(path: str) -> None:
-    """Create a new file that is complete before it gets its name: an empty file would be a sign of damage."""
-    making = f"{path}.new"
+    """Create a file that is complete before it gets its name: an empty file would be a sign of damage."""
+    temporary = f"{path}.new"
     try:
-        for leftover in (making, f"{making}-journal"):
+        for leftover in (temporary, f"{temporary}-journal"):
             with contextlib.suppress(FileNotFoundError):
                 os.remove(leftover)
-        with contextlib.closing(sqlite3.connect(making, isolation_level=None)) as connection:
+        with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
             apply_schema(connection)
-        os.rename(making, path)
+        os.rename(temporary, path)
         directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(directory)
@@ -300,26 +299,26 @@ def _create(path: str) -> None:
         raise StoreUnavailable(f"{path}: {error.strerror}") from error
     except sqlite3.Error as error:
         # Diagnose before the file is removed: its content may be what fills the disk.
-        reason = explained(error, making)
+        reason = explained(error, temporary)
         with contextlib.suppress(OSError):
-            os.remove(making)
+            os.remove(temporary)
         raise StoreUnavailable(reason.replace(f"{GATEWAY_FILE}.new", GATEWAY_FILE)) from error
 
 
 def _set_aside(path: str, found: str) -> None:
-    """Rename the file that was found: nothing is ever removed."""
+    """Rename the file and its log: nothing is ever removed."""
     stamp = time.strftime("%Y%m%dT%H%M%S")
-    log.warn("accepted ({option}): {found}; a new file is made", option=ACCEPT, found=found)
+    log.warn("{found}; accepted because of {option}: creating a new file", option=ACCEPT, found=found)
     for suffix in ("", "-wal", "-shm"):
         if os.path.lexists(path + suffix):
             aside = f"{path}.set-aside-{stamp}{suffix}"
             with _explaining(path + suffix):
                 os.rename(path + suffix, aside)
-            log.warn("{path} is now {aside}", path=path + suffix, aside=aside)
+            log.warn("renamed {path} to {aside}", path=path + suffix, aside=aside)
 
 
 def apply_schema(connection: sqlite3.Connection) -> None:
-    """Apply the numbered steps that this database lacks; ``user_version`` is its last step."""
+    """Apply the numbered steps that a database lacks; ``user_version`` is its last step."""
     folder = importlib.resources.files("gateway.store.sqlite.schema")
     (done,) = connection.execute("PRAGMA user_version").fetchone()
     if not done:

@@ -1,7 +1,6 @@
-"""One thread that writes, and transactions that jobs share.
+"""A writer with one thread, in whose transactions waiting jobs share the wait for the disk.
 
-Jobs that wait together go into one transaction, for its price is the wait for the disk: 3.8 k single rows a second
-become 82 k in transactions of a thousand.
+A transaction for each row writes 3,800 rows a second; one for a thousand rows writes 82,000.
 """
 
 import math
@@ -40,30 +39,30 @@ T = TypeVar("T")
 Identity: TypeAlias = tuple[int, int]
 
 
-#: Seconds between two checks of the file.
-_LOOK: Final = 2.0
+#: Interval of checks of the file, in seconds.
+_CHECK_INTERVAL: Final = 2.0
 
 
-#: Bytes of the smallest database; a smaller file was truncated.
-_LEAST_BYTES: Final = 512
+#: Size of the smallest database, in bytes; a smaller file was truncated.
+_MIN_BYTES: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Watch:
     """Functions of the regular check of a file, called in the writer's thread every few seconds.
 
-    :ivar what: subject of log lines, such as ``commits``.
+    :ivar subject: subject of log lines, such as ``commits``.
     :ivar check: reads the parts of the schema that jobs need; raises ``sqlite3.Error`` if something is missing.
     :ivar touch: writes a row without changing it, to find out whether the file can be written.
-    :ivar look: called when all is well.
-    :ivar says: whether this writer logs problems.
+    :ivar note: called after each check without a problem.
+    :ivar logs: whether the writer logs problems.
     """
 
-    what: str
+    subject: str
     check: Job[None]
     touch: Job[None]
-    look: Job[None]
-    says: bool = True
+    note: Job[None]
+    logs: bool = True
 
 
 class GroupWriter:
@@ -74,7 +73,7 @@ class GroupWriter:
     :param connection: connection that only this thread uses from now on.
     :param path: path of its database. Once the file was removed or replaced, nothing more is written: the data would be
         gone with the process.
-    :param most: maximum waiting jobs; further ones are refused.
+    :param max_waiting: maximum waiting jobs; further ones are refused.
     """
 
     def __init__(
@@ -85,7 +84,7 @@ class GroupWriter:
         path: str,
         watch: Watch,
         warnings: LimitedLog,
-        most: int = 1000,
+        max_waiting: int = 1000,
     ) -> None:
         self._reactor = reactor
         self._pool = pool
@@ -96,18 +95,18 @@ class GroupWriter:
         self._log_inode = inode_of(self._log_path)
         self._watch = watch
         self._warnings = warnings
-        self._most = most
+        self._max_waiting = max_waiting
         self._waiting: deque[QueuedJob] = deque()
-        self._in_hand: list[QueuedJob] = []
+        self._current: list[QueuedJob] = []
         self._running: Deferred[None] | None = None
-        self._closed = False
+        self._is_closed = False
         self._damage: str | None = None
         self._problem: str | None = None
         self._refused = 0
-        self._unsettled = False
+        self._is_unsettled = False
         self._was_locked = False
-        self._look_due = False
-        self._look_call: IDelayedCall | None = reactor.callLater(_LOOK, self._look)
+        self._is_check_due = False
+        self._check_call: IDelayedCall | None = reactor.callLater(_CHECK_INTERVAL, self._request_check)
         self._deadline_call: IDelayedCall | None = None
 
     @property
@@ -127,19 +126,19 @@ class GroupWriter:
         """
         if self._damage is None:
             self._damage = f"{damage}; stop the gateway and restore a backup, or repair it with sqlite3 .recover"
-            self._say_refused(self._damage)
+            self._log_refused(self._damage)
 
     def run(self, job: Job[T], patience: float | None = None, *, once: bool = False) -> "Deferred[T]":
-        """Run a job in a transaction; fires when that is durable.
+        """Run a job in a transaction; the Deferred fires when that is durable.
 
-        :param patience: seconds after which it is answered in any case; the job may still be done.
+        :param patience: maximum time until the answer, in seconds; the job may still run after it.
         :param once: whether to report an unknown outcome as :class:`OutcomeUnknown`.
-        :raises StoreUnavailable: too many wait, the writer is closed, or the database refused; nothing was written.
-        :raises OutcomeUnknown: it may have been written.
+        :raises StoreUnavailable: too many jobs wait, or the writer or the database refused; nothing was written.
+        :raises OutcomeUnknown: the job may have been written.
         """
         done: Deferred[T] = Deferred()
-        if self._closed or self._damage is not None or len(self._waiting) >= self._most:
-            reason = "closed" if self._closed else self._damage or "too many wait"
+        if self._is_closed or self._damage is not None or len(self._waiting) >= self._max_waiting:
+            reason = "closed" if self._is_closed else self._damage or "too many operations wait"
             self._refused += 1
             done.errback(Failure(StoreUnavailable(reason)))
             return done
@@ -157,11 +156,11 @@ class GroupWriter:
         """Answer the jobs that have waited too long; withdraw those that have not begun."""
         self._deadline_call = None
         now = self._reactor.seconds()
-        late = [each for each in self._in_hand if each.until <= now and not each.is_answered]
+        late = [each for each in self._current if each.until <= now and not each.is_answered]
         withdrawn = [each for each in self._waiting if each.until <= now]
         self._waiting = deque(each for each in self._waiting if each.until > now)
-        next_one = min((each.until for each in (*self._in_hand, *self._waiting) if each.until > now), default=math.inf)
-        if next_one < math.inf and not self._closed:
+        next_one = min((each.until for each in (*self._current, *self._waiting) if each.until > now), default=math.inf)
+        if next_one < math.inf and not self._is_closed:
             self._deadline_call = self._reactor.callLater(next_one - now, self._expire)
         self._refused += len(withdrawn)
         for each in withdrawn:
@@ -172,30 +171,33 @@ class GroupWriter:
             error = OutcomeUnknown if each.once else StoreUnavailable
             each.done.errback(Failure(error(TOO_SLOW)))
 
-    def _look(self) -> None:
+    def _request_check(self) -> None:
+        """Have the next run check the file, and start a run if there is none."""
         if self._damage is not None:
             return
-        self._look_call = self._reactor.callLater(_LOOK, self._look)
-        self._look_due = True
+        self._check_call = self._reactor.callLater(_CHECK_INTERVAL, self._request_check)
+        self._is_check_due = True
         if self._running is None:
             self._start()
 
-    # -- runs
+    # -- transactions
 
     def _start(self) -> None:
-        self._in_hand = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_BATCH))]
-        look, self._look_due = self._look_due, False
-        jobs = [(each.job, each.once) for each in self._in_hand]
-        self._running = deferToThreadPool(self._reactor, self._pool, self._run, jobs, look).addBoth(self._finish)
+        self._current = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_BATCH))]
+        is_check_due, self._is_check_due = self._is_check_due, False
+        jobs = [(each.job, each.once) for each in self._current]
+        self._running = deferToThreadPool(self._reactor, self._pool, self._run, jobs, is_check_due).addBoth(
+            self._finish
+        )
 
-    def _run(self, jobs: list[tuple[Job[Any], bool]], look: bool) -> Outcome:
+    def _run(self, jobs: list[tuple[Job[Any], bool]], is_check_due: bool) -> Outcome:
         """Run the due check and the jobs, in the thread."""
-        moved = self.moved()
-        if moved is not None:
-            return refuse(jobs, moved)
+        replacement = self.find_replacement()
+        if replacement is not None:
+            return refuse(jobs, replacement)
         outcome = self._run_jobs(jobs) if jobs else Outcome()
-        if look and outcome.problem is None:
-            problem = self._look_at_file(is_tried=bool(jobs))
+        if is_check_due and outcome.problem is None:
+            problem = self._check_file(has_written=bool(jobs))
             outcome.problem, outcome.is_damage = problem or (None, False)
         return outcome
 
@@ -211,15 +213,15 @@ class GroupWriter:
                 if outcome.problem is None:
                     outcome.problem = explained(raised.__cause__, self._path)
                     outcome.is_damage = is_damage(raised.__cause__)
-                if isinstance(raised, CommitFailed) and not outcome.unsettled:
+                if isinstance(raised, CommitFailed) and not outcome.is_unsettled:
                     # The log may hold all frames of the transaction, and a start after a kill would find the rows.
-                    outcome.unsettled = not self._settles()
-                unknown = once and outcome.unsettled and isinstance(raised, CommitFailed)
+                    outcome.is_unsettled = not self._overwrite_frames()
+                unknown = once and outcome.is_unsettled and isinstance(raised, CommitFailed)
                 result = Failure((OutcomeUnknown if unknown else StoreUnavailable)(outcome.problem))
             outcome.results.append(result)
         return outcome
 
-    def _settles(self) -> bool:
+    def _overwrite_frames(self) -> bool:
         """Overwrite the frames that a failed transaction may have left in the log; return whether that worked."""
         try:
             run_together(self._connection, [self._watch.touch])
@@ -227,38 +229,41 @@ class GroupWriter:
             return False
         return True
 
-    def moved(self) -> str | None:
-        """Return how another program has moved, removed, replaced or truncated the file, in words, or ``None``."""
+    def find_replacement(self) -> str | None:
+        """Return how the file was moved, removed, replaced or truncated by another program; ``None`` if it was not."""
         try:
             status = os.stat(self._path)
         except FileNotFoundError:
             directory = os.path.dirname(self._path)
             if not os.path.isdir(directory):
-                return f"{directory}: the directory was moved or removed; put it back, or start the gateway again"
-            return f"{self._path} was removed or replaced: put it back, or start the gateway again"
+                return f"{directory}: the directory was moved or removed; put it back, or restart the gateway"
+            return f"{self._path} was removed or replaced; put it back, or restart the gateway"
         except OSError as error:
             return f"{self._path}: {error.strerror}"
         if (status.st_dev, status.st_ino) != self._inode:
-            return f"{self._path} was removed or replaced: put it back, or start the gateway again"
-        if status.st_size < _LEAST_BYTES:
+            return f"{self._path} was removed or replaced; put it back, or restart the gateway"
+        if status.st_size < _MIN_BYTES:
             size = status.st_size
-            return f"{self._path}: somebody has truncated it to {size} bytes; stop the gateway and restore a backup"
+            return f"{self._path} was truncated to {size} bytes; stop the gateway and restore a backup"
         found = inode_of(self._log_path)
         if self._log_inode is None:
             self._log_inode = found
         elif found != self._log_inode:
-            return f"{self._log_path} was removed or replaced: stop the gateway, which saves it, and start it again"
+            return f"{self._log_path} was removed or replaced; restart the gateway, which saves the data on its stop"
         return None
 
-    def _look_at_file(self, *, is_tried: bool) -> tuple[str, bool] | None:
-        """Check the file without a job; return the problem and whether it is damage, or ``None``."""
+    def _check_file(self, *, has_written: bool) -> tuple[str, bool] | None:
+        """Check the file; return the problem and whether it is damage, or ``None``.
+
+        :param has_written: whether jobs have just been written, so that no trial write is needed.
+        """
         connection = self._connection
         try:
             self._watch.check(connection)
-            if not is_tried:
+            if not has_written:
                 connection.execute("PRAGMA busy_timeout = 0")
                 try:
-                    if self._problem is not None or self._unsettled or may_be_full(os.path.dirname(self._path)):
+                    if self._problem is not None or self._is_unsettled or may_be_full(os.path.dirname(self._path)):
                         run_together(connection, [self._watch.touch])
                     else:
                         connection.execute("BEGIN IMMEDIATE")
@@ -266,7 +271,7 @@ class GroupWriter:
                 finally:
                     connection.execute(f"PRAGMA busy_timeout = {round(1000 * LOCK_WAIT)}")
             self._was_locked = False
-            self._watch.look(connection)
+            self._watch.note(connection)
         except (sqlite3.Error, StoreUnavailable, CommitFailed) as failure:
             error = failure.__cause__ or failure
             if primary(error) == sqlite3.SQLITE_BUSY and not self._was_locked and self._problem is None:
@@ -278,16 +283,16 @@ class GroupWriter:
 
     def _finish(self, result: "Outcome | Failure") -> None:
         self._running = None
-        done, self._in_hand = self._in_hand, []
+        done, self._current = self._current, []
         if isinstance(result, Failure):
             result = refuse([(each.job, each.once) for each in done], str(result.value))
-        self._say(result, done)
-        # The next transaction runs while these answers are given.
-        if not self._closed and self._damage is not None:
+        self._report(result, done)
+        # The next transaction runs while the answers are delivered.
+        if not self._is_closed and self._damage is not None:
             self._waiting, dropped = deque(), self._waiting
         else:
             dropped = deque()
-            if self._waiting or (self._look_due and not self._closed):
+            if self._waiting or (self._is_check_due and not self._is_closed):
                 self._start()
         for each, outcome in zip(done, result.results, strict=True):
             if each.is_answered:
@@ -301,12 +306,13 @@ class GroupWriter:
             each.is_answered = True
             each.done.errback(Failure(StoreUnavailable(self._damage or "")))
 
-    def _say(self, result: Outcome, done: Sequence[QueuedJob]) -> None:
-        what = self._watch.what
+    def _report(self, result: Outcome, done: Sequence[QueuedJob]) -> None:
+        """Log problems and their ends, and late answers."""
+        subject = self._watch.subject
         self._refused += sum(
             isinstance(each, Failure) and bool(each.check(StoreUnavailable)) for each in result.results
         )
-        self._unsettled = result.unsettled or (self._unsettled and result.problem is not None)
+        self._is_unsettled = result.is_unsettled or (self._is_unsettled and result.problem is not None)
         late = [
             not isinstance(outcome, Failure)
             for each, outcome in zip(done, result.results, strict=True)
@@ -314,10 +320,10 @@ class GroupWriter:
         ]
         if late:
             self._warnings.warn(
-                f"{what} late",
-                "{what}: {count} were answered with outcome_unknown, for the database had not done them in time;"
-                " {written} of them are written now",
-                what=what,
+                f"{subject} late",
+                "{subject}: {count} were answered with outcome_unknown because the database was too slow; {written} of"
+                " them are written now",
+                subject=subject,
                 count=len(late),
                 written=sum(late),
             )
@@ -325,31 +331,32 @@ class GroupWriter:
         if result.problem is not None and result.is_damage:
             self.condemn(result.problem)
         elif result.problem is not None and before is None:
-            self._say_refused(result.problem)
-        elif result.problem is None and before is not None and self._watch.says:
-            message = "{what} are taken again; {count} were refused"
-            self._warnings.info(f"{what} taken", message, what=what, count=self._refused)
+            self._log_refused(result.problem)
+        elif result.problem is None and before is not None and self._watch.logs:
+            message = "{subject} are accepted again; {count} were refused"
+            self._warnings.info(f"{subject} accepted", message, subject=subject, count=self._refused)
         if result.problem is None:
             self._refused = 0
 
-    def _say_refused(self, problem: str) -> None:
-        what = self._watch.what
-        if self._watch.says:
-            self._warnings.warn(f"{what} refused", "{what} are refused: {problem}", what=what, problem=problem)
+    def _log_refused(self, problem: str) -> None:
+        subject = self._watch.subject
+        if self._watch.logs:
+            message = "{subject} are refused: {problem}"
+            self._warnings.warn(f"{subject} refused", message, subject=subject, problem=problem)
 
     async def close(self) -> None:
-        """Finish what waits, and take nothing more."""
-        self._closed = True
-        for call in (self._look_call, self._deadline_call):
+        """Finish the waiting jobs, refuse further ones, and close the connection."""
+        self._is_closed = True
+        for call in (self._check_call, self._deadline_call):
             if call is not None and call.active():
                 call.cancel()
         while self._running is not None:
             waiting = self._running
-            # Not the Deferred itself: its result belongs to nobody.
+            # A Deferred of its own, so that the result of the running one stays unchanged.
             done: Deferred[None] = Deferred()
             waiting.addBoth(done.callback)
             await done
-        # It may wait for the disk: what is in the write-ahead log goes into the database.
+        # Closing moves the write-ahead log into the database, and may wait for the disk.
         await deferToThreadPool(self._reactor, self._pool, self._connection.close)
 
 

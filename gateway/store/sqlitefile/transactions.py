@@ -1,4 +1,4 @@
-"""Transactions that jobs share, each undone alone when it fails."""
+"""Transactions that jobs share; a job that fails is undone alone."""
 
 import contextlib
 import sqlite3
@@ -15,17 +15,19 @@ from gateway.store.sqlitefile.errors import primary
 T = TypeVar("T")
 
 
+#: Function that runs in a transaction.
 Job = Callable[[sqlite3.Connection], T]
 
 
-#: Jobs in one transaction.
+#: Maximum number of jobs in one transaction.
 MAX_BATCH: Final = 1000
 
 
-#: Seconds for which a transaction waits for a lock of another program.
+#: Maximum wait of a transaction for a lock of another program, in seconds.
 LOCK_WAIT: Final = 2.0
 
 
+#: Error text of a job that was not answered in time.
 TOO_SLOW: Final = "the disk, a lock or a trigger keeps the database busy"
 
 
@@ -50,13 +52,13 @@ class Outcome:
 
     :ivar results: one result for each job; a Failure if it failed.
     :ivar problem: why the file cannot be written; ``None`` if it can.
-    :ivar unsettled: whether the disk failed during a commit.
+    :ivar is_unsettled: whether the disk failed during a commit, and the log may hold the transaction.
     """
 
     results: list[Any] = field(default_factory=list)
     problem: str | None = None
     is_damage: bool = False
-    unsettled: bool = False
+    is_unsettled: bool = False
 
 
 class CommitFailed(Exception):
@@ -76,21 +78,21 @@ def run_together(connection: sqlite3.Connection, jobs: Sequence[Job[Any]]) -> li
         try:
             outcomes += _transaction(connection, jobs[len(outcomes) :])
         except (sqlite3.Error, CommitFailed) as error:
-            told = _told(error)
+            reported = _reported_error(error)
             if not outcomes:
-                raise told from told.__cause__
+                raise reported from reported.__cause__
             # The earlier jobs are durable.
-            outcomes += [Failure(told)] * (len(jobs) - len(outcomes))
+            outcomes += [Failure(reported)] * (len(jobs) - len(outcomes))
     return outcomes
 
 
-def _told(error: Exception) -> Exception:
+def _reported_error(error: Exception) -> Exception:
     """Return the error to report to a job's owner for an error of the database."""
     if not isinstance(error, sqlite3.Error) or isinstance(error, sqlite3.IntegrityError):
         return error
-    told = StoreUnavailable(str(error))
-    told.__cause__ = error
-    return told
+    reported = StoreUnavailable(str(error))
+    reported.__cause__ = error
+    return reported
 
 
 def _transaction(connection: sqlite3.Connection, jobs: Sequence[Job[Any]]) -> list[Any]:
@@ -105,13 +107,13 @@ def _transaction(connection: sqlite3.Connection, jobs: Sequence[Job[Any]]) -> li
             except (sqlite3.IntegrityError, RejectedByDatabase):
                 failure = Failure()
                 if not connection.in_transaction:
-                    return [*_again(connection, jobs[: len(outcomes)]), failure]
+                    return [*_run_again(connection, jobs[: len(outcomes)]), failure]
                 outcomes.append(failure)
                 connection.execute("ROLLBACK TO job")
             except Exception as error:  # it is reported to the job's owner
                 if not connection.in_transaction:  # a full disk ends the transaction itself
                     raise
-                outcomes.append(Failure(_told(error)))
+                outcomes.append(Failure(_reported_error(error)))
                 connection.execute("ROLLBACK TO job")
             connection.execute("RELEASE job")
         _commit(connection)
@@ -122,7 +124,7 @@ def _transaction(connection: sqlite3.Connection, jobs: Sequence[Job[Any]]) -> li
     return outcomes
 
 
-def _again(connection: sqlite3.Connection, jobs: Sequence[Job[Any]]) -> list[Any]:
+def _run_again(connection: sqlite3.Connection, jobs: Sequence[Job[Any]]) -> list[Any]:
     return run_together(connection, jobs) if jobs else []
 
 
@@ -136,4 +138,5 @@ def _commit(connection: sqlite3.Connection) -> None:
 
 
 def refuse(jobs: Sequence[tuple[Job[Any], bool]], problem: str) -> Outcome:
+    """Return the outcome of a run in which no job was begun."""
     return Outcome([Failure(StoreUnavailable(problem)) for _ in jobs], problem)
