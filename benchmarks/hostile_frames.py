@@ -12,7 +12,7 @@ from typing import Final
 
 from benchmarks.table import Row
 from gateway.wire.errors import WireError
-from gateway.wire.frames import MAX_FRAME_BYTES, FrameReader
+from gateway.wire.frames import MAX_FRAME_BYTES, NEED_DATA, FrameReader
 
 #: Bytes of a piece: the most that a DAQ connection is read at a time.
 PIECE: Final = 64 * 1024
@@ -128,17 +128,23 @@ def pieces_of(stream: bytes) -> list[bytes]:
     return [stream[begin : begin + PIECE] for begin in range(0, len(stream), PIECE)]
 
 
+def read(reader: FrameReader, piece: bytes) -> None:
+    """Read all messages that a piece completes."""
+    reader.receive_data(piece)
+    while reader.next_message() is not NEED_DATA:
+        pass
+
+
 def turns(stream: bytes, size: int = MAX_FRAME_BYTES) -> list[float]:
     """CPU seconds of each piece, up to a refusal."""
     reader = FrameReader(size + 1)
-    list(reader.feed(pickle.dumps(("name", "M"), 2) + b"\0"))
+    read(reader, pickle.dumps(("name", "M"), 2) + b"\0")
     spent = []
     try:
         for piece in pieces_of(stream):
             began = time.process_time()
             try:
-                for _ in reader.feed(piece):
-                    pass
+                read(reader, piece)
             finally:
                 spent.append(time.process_time() - began)
     except WireError:
@@ -152,10 +158,9 @@ def memory(stream: bytes) -> int:
     tracemalloc.start()
     try:
         reader = FrameReader()
-        list(reader.feed(pickle.dumps(("name", "M"), 2) + b"\0"))
+        read(reader, pickle.dumps(("name", "M"), 2) + b"\0")
         for piece in pieces:
-            for _ in reader.feed(piece):
-                pass
+            read(reader, piece)
         return tracemalloc.get_traced_memory()[1]
     except WireError:
         return tracemalloc.get_traced_memory()[1]

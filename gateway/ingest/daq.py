@@ -1,7 +1,7 @@
 """DAQ programs: frames in, batches and faults out."""
 
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any, Final
@@ -21,7 +21,7 @@ from gateway.runtime.clock import WallClock
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.metrics import Counters
 from gateway.wire.errors import WireError
-from gateway.wire.frames import FrameReader
+from gateway.wire.frames import NEED_DATA, FrameReader
 from gateway.wire.messages import DaqMessage, DataUpdate, FaultDetect, InvalidMessage, Name, OmittedSensor
 from gateway.wire.other_protocols import ServedPorts
 
@@ -32,15 +32,15 @@ NAME_TIMEOUT: Final = 60.0
 
 #: Minimum and maximum bytes of one read: at first enough for a usual message; larger if a read was full, up to about
 #: 7,000 samples. Much larger buffers would fragment the memory.
-_LEAST_READ: Final = 4 * 1024
-_MOST_READ: Final = 64 * 1024
+_MIN_READ: Final = 4 * 1024
+_MAX_READ: Final = 64 * 1024
 
 #: Maximum CPU seconds of a full read; a connection that exceeds it gets smaller reads.
-_LONG_READ: Final = 0.03
+_MAX_READ_SECONDS: Final = 0.03
 
 #: Maximum samples, and maximum messages, processed in one turn of the reactor: about a twentieth of a second.
-SLICE: Final = 65_536
-MESSAGES: Final = 500
+MAX_TURN_SAMPLES: Final = 65_536
+MAX_TURN_MESSAGES: Final = 500
 
 #: Seconds for which a refused connection, or the first one that is taken over, is held unread before it is closed.
 HOLD: Final = 1.0
@@ -53,25 +53,25 @@ REPEATED: Final = 60.0
 _MAX_TAKEOVERS: Final = 10_000
 
 
-def slices(update: DataUpdate) -> Iterator[DataUpdate]:
-    """Split a message into messages of at most :data:`SLICE` samples each, in order."""
+def split_update(update: DataUpdate) -> Iterator[DataUpdate]:
+    """Split a message into messages of at most :data:`MAX_TURN_SAMPLES` samples each, in order."""
     sensors: dict[str, SensorBatch] = {}
     left_out = update.left_out
-    room = SLICE
+    room = MAX_TURN_SAMPLES
     for name, sensor in update.sensors.items():
         samples = sensor.samples
         start = 0
         while len(samples) - start > room:
             yield DataUpdate(
-                {**sensors, name: SensorBatch(sensor.type, samples[start : start + room])}, SLICE, left_out
+                {**sensors, name: SensorBatch(sensor.type, samples[start : start + room])}, MAX_TURN_SAMPLES, left_out
             )
             start += room
             sensors = {}
             left_out = ()
-            room = SLICE
+            room = MAX_TURN_SAMPLES
         sensors[name] = SensorBatch(sensor.type, samples[start:]) if start else sensor
         room -= len(samples) - start
-    yield DataUpdate(sensors, SLICE - room, left_out)
+    yield DataUpdate(sensors, MAX_TURN_SAMPLES - room, left_out)
 
 
 class DaqProtocol(Protocol):
@@ -89,41 +89,42 @@ class DaqProtocol(Protocol):
         self.machine: str | None = None
         self.peer = ""
         self.closing = False
-        #: Whether messages of the last read still wait for a later turn.
+        #: Whether received messages are to be processed in a later turn; until then nothing is read.
         self.busy = False
-        self._early = b""
-        self._next: IDelayedCall | None = None
-        self._left: tuple[list[DataUpdate], Iterator[DaqMessage]] = ([], iter(()))
+        self._next_turn: IDelayedCall | None = None
+        #: The remaining parts of a large message.
+        self._slices: deque[DataUpdate] = deque()
         #: Arrival time of the current read; all its messages have this time.
         self._arrival: datetime | None = None
-        self._in_hurry = False
-        self._read_size = _LEAST_READ
+        self._read_size = _MIN_READ
         self._is_slow = False
 
     def connectionMade(self) -> None:
-        prepare(self.transport, _LEAST_READ)
+        prepare(self.transport, _MIN_READ)
         self.peer = peer_of(self.transport)
         self._name_timeout = self._daq.reactor.callLater(NAME_TIMEOUT, self._time_out)
         self._daq.joined(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._hurry()
+        self._finish()
         self._stop_waiting()
         self._daq.holding.forget(self.transport)
         self._daq.left(self)
 
     def dataReceived(self, data: bytes) -> None:
+        if self.closing:
+            return
+        self._reader.receive_data(data)
         if self.busy:
-            # Some transports give what they have read already.
-            self._early += data
-        elif not self.closing:
-            self._arrival = self._daq.clock.now()
-            if len(data) < self._read_size:
-                self._go_through(self._reader.feed(data))
-            else:
-                began = self._daq.cpu_seconds()
-                self._go_through(self._reader.feed(data))
-                self._adapt(self._daq.cpu_seconds() - began)
+            # Some transports deliver bytes that they read before they were paused.
+            return
+        self._arrival = self._daq.clock.now()
+        if len(data) < self._read_size:
+            self._process()
+        else:
+            began = self._daq.cpu_seconds()
+            self._process()
+            self._adapt(self._daq.cpu_seconds() - began)
 
     def _adapt(self, spent: float) -> None:
         """Adapt the size of later reads: larger if this one was quick, the smallest from now on if it was slow.
@@ -131,67 +132,58 @@ class DaqProtocol(Protocol):
         :param spent: CPU seconds that a full read took.
         """
         size = self._read_size
-        if spent > _LONG_READ:
+        if spent > _MAX_READ_SECONDS:
             self._is_slow = True
-            size = _LEAST_READ
-        elif not self._is_slow and 4 * spent <= _LONG_READ:
-            size = min(4 * size, _MOST_READ)
+            size = _MIN_READ
+        elif not self._is_slow and 4 * spent <= _MAX_READ_SECONDS:
+            size = min(4 * size, _MAX_READ)
         if size != self._read_size:
             self._read_size = size
             read_by(self.transport, size)
 
-    def _go_through(self, messages: Iterator[DaqMessage]) -> None:
+    def _process(self, *, to_end: bool = False) -> None:
+        """Process the received messages; after many of them, continue in a later turn of the reactor.
+
+        :param to_end: process all of them in this turn.
+        """
+        reader, slices = self._reader, self._slices
+        count = 0
         try:
-            for count, message in enumerate(messages, 1):
-                if isinstance(message, DataUpdate) and message.size > SLICE:
-                    first, *others = slices(message)
-                    self._received(first)
-                    if others and self._put_off(others, messages):
-                        return
-                else:
-                    self._received(message)
-                if self.closing or (count == MESSAGES and self._put_off([], messages)):
+            while not self.closing:
+                message = slices.popleft() if slices else reader.next_message()
+                if message is NEED_DATA:
+                    return
+                if isinstance(message, DataUpdate) and message.size > MAX_TURN_SAMPLES:
+                    slices.extend(split_update(message))
+                    message = slices.popleft()
+                self._handle(message)
+                count += 1
+                if (slices or count == MAX_TURN_MESSAGES) and not to_end:
+                    self._continue_later()
                     return
         except WireError as error:
             self.refuse(str(error))
 
-    def _put_off(self, pieces: list[DataUpdate], messages: Iterator[DaqMessage]) -> bool:
-        """Process the rest in a later turn of the reactor, and read nothing before; return false if not needed."""
-        if self._in_hurry:
-            for piece in pieces:
-                self._received(piece)
-            return False
-        if self.closing:
-            return False
-        self.busy = True
-        self._left = (pieces, messages)
-        self._daq.steer(self)
-        self._next = self._daq.reactor.callLater(0, self._go_on)
-        return True
+    def _continue_later(self) -> None:
+        """Pause reading, and process the remaining messages in a later turn of the reactor."""
+        if not self.closing:
+            self.busy = True
+            self._daq.steer(self)
+            self._next_turn = self._daq.reactor.callLater(0, self._continue)
 
-    def _go_on(self) -> None:
-        pieces, messages = self._left
-        self._next = None
+    def _continue(self, *, to_end: bool = False) -> None:
+        self._next_turn = None
         self.busy = False
         self._arrival = self._daq.clock.now()
-        if pieces:
-            self._received(pieces[0])
-            if len(pieces) > 1 and self._put_off(pieces[1:], messages):
-                return
-        if self.closing:
-            return
-        self._go_through(messages)
-        if not self.busy and not self.closing:
-            early, self._early = self._early, b""
+        self._process(to_end=to_end)
+        if not self.busy:
             self._daq.steer(self)
-            self.dataReceived(early)
 
-    def _hurry(self) -> None:
+    def _finish(self) -> None:
         """Process everything received so far in this turn, because the connection ends."""
-        if self._next is not None:
-            self._next.cancel()
-            self._in_hurry = True
-            self._go_on()
+        if self._next_turn is not None:
+            self._next_turn.cancel()
+            self._continue(to_end=True)
 
     def refuse(self, reason: str) -> None:
         """Refuse the connection, but hold it before closing: its program may reconnect endlessly."""
@@ -219,7 +211,7 @@ class DaqProtocol(Protocol):
 
     def _end(self) -> bool:
         """Process the bytes received so far and stop; return false if the connection was already ending."""
-        self._hurry()
+        self._finish()
         if self.closing:
             return False
         self.closing = True
@@ -239,7 +231,7 @@ class DaqProtocol(Protocol):
         if self._name_timeout is not None and self._name_timeout.active():
             self._name_timeout.cancel()
 
-    def _received(self, message: DaqMessage) -> None:
+    def _handle(self, message: DaqMessage) -> None:
         if isinstance(message, Name):
             self._stop_waiting()
             self.machine = message.machine

@@ -40,7 +40,7 @@ class PartialMatch:
     :ivar sensors: what they hold.
     """
 
-    shape: "FrameTemplate"
+    template: "FrameTemplate"
     size: int = 0
     sensors: dict[str, SensorBatch] = field(default_factory=dict)
 
@@ -146,14 +146,14 @@ class FrameTemplate:
                 sensor.opcodes = data[pos:end:9]
             sensors[sensor.name] = SensorBatch(sensor.type, doubles(data[pos:end]))
             pos = end + len(behind)
-        after = separated(data, pos)
+        after = separator_end(data, pos)
         if after:
             # Nine bytes a sample, and what stands between them.
             return DataUpdate(sensors, (pos - start - self.size) // 9), after
         return PartialMatch(self, pos - start, sensors) if after is None else None
 
 
-def separated(data: bytes, pos: int) -> int | None:
+def separator_end(data: bytes, pos: int) -> int | None:
     """Where the separator ends that begins at ``pos``: 0 where there is none, ``None`` where that cannot be told."""
     if data.startswith(b"\\o", pos):
         return pos + 2

@@ -7,7 +7,7 @@ from twisted.internet.testing import StringTransport
 
 from gateway.ingest import daq as daq_module
 from gateway.ingest import holding as holding_module
-from gateway.ingest.daq import HOLD, MAX_HOLD, MESSAGES, NAME_TIMEOUT, REPEATED, DaqFactory
+from gateway.ingest.daq import HOLD, MAX_HOLD, MAX_TURN_MESSAGES, NAME_TIMEOUT, REPEATED, DaqFactory
 from gateway.model.records import Batch, Presence
 from gateway.wire.other_protocols import ServedPorts
 from tests.unit.test_ingest import Ingest, frame, update
@@ -432,7 +432,7 @@ class LeftOutTests(Connections):
         self.assertEqual(self.value(self.counters.daq_left_out), 30 * 200)
 
     def test_a_sensor_left_out_of_a_large_message_is_told_once(self) -> None:
-        self.patch(daq_module, "SLICE", 10)
+        self.patch(daq_module, "MAX_TURN_SAMPLES", 10)
         factory = self.factory()
         protocol, _ = self.named(factory, "M")
         protocol.dataReceived(
@@ -447,10 +447,10 @@ class TurnTests(Connections):
     def test_many_messages_of_one_read_are_dealt_with_in_turns_and_in_order(self) -> None:
         factory = self.factory()
         protocol, transport = self.named(factory, "M")
-        count = 2 * MESSAGES + 10
+        count = 2 * MAX_TURN_MESSAGES + 10
         protocol.dataReceived(b"".join(frame("FaultDetect", {"score": n, "threshold": 0}) for n in range(count)))
         scores = lambda: [record.score for record in self.records if not isinstance(record, Presence)]  # noqa: E731
-        self.assertEqual(scores(), list(range(MESSAGES)))
+        self.assertEqual(scores(), list(range(MAX_TURN_MESSAGES)))
         self.assertEqual(transport.producerState, "paused")
         self.reactor.advance(0)
         self.assertEqual(scores(), list(range(count)))
@@ -458,7 +458,7 @@ class TurnTests(Connections):
 
     def test_all_messages_are_dealt_with_when_the_connection_ends_in_between(self) -> None:
         protocol, _ = self.named(self.factory(), "M")
-        count = 2 * MESSAGES + 10
+        count = 2 * MAX_TURN_MESSAGES + 10
         protocol.dataReceived(b"".join(frame("FaultDetect", {"score": n, "threshold": 0}) for n in range(count)))
         self.lose(protocol)
         self.assertEqual(len([record for record in self.records if not isinstance(record, Presence)]), count)

@@ -17,6 +17,7 @@ from gateway.wire.errors import WireError
 from gateway.wire.frames import FrameReader
 from gateway.wire.messages import DataUpdate, FaultDetect, InvalidMessage
 from gateway.wire.other_protocols import ServedPorts
+from tests.unit.test_frames import read_all
 
 NAME = pickle.dumps(("name", "M"), 2) + b"\0"
 GOOD = {"type": "VIB", "data": [1.0, 2.0]}
@@ -27,10 +28,10 @@ PLACES = ServedPorts("; HTTP is served on port 8080", ": its port is 4001")
 
 def refusal(stream: bytes, *, size: int = 10**9) -> str:
     """Why a connection is closed."""
-    reader = FrameReader(places=PLACES)
+    reader = FrameReader(ports=PLACES)
     with pytest.raises(WireError) as caught:  # noqa: PT012 - whichever piece it is
         for at in range(0, len(stream), size):
-            list(reader.feed(stream[at : at + size]))
+            list(read_all(reader, stream[at : at + size]))
     return str(caught.value)
 
 
@@ -41,7 +42,7 @@ def frames(event: str, data: Any) -> list[bytes]:
 
 
 def messages(stream: bytes) -> list[Any]:
-    return list(FrameReader().feed(NAME + stream))[1:]
+    return list(read_all(FrameReader(), NAME + stream))[1:]
 
 
 # -- names
@@ -103,7 +104,7 @@ def test_text_of_strangers_is_bounded_and_escaped() -> None:
         ("FaultDetect", {"score": [1], "threshold": 1}, "FaultDetect: score must be a number, this is a list"),
         ("FaultDetect", {"score": 1, "threshold": float("nan")}, "FaultDetect: threshold must be finite, this is nan"),
         ("FaultDetect", 5, "this is a number"),
-        ("name", "N", "a second name, 'N': a connection is of one machine"),
+        ("name", "N", "a second name, 'N': a connection belongs to one machine"),
     ],
 )
 def test_a_message_that_is_dropped_is_said_with_the_reason(event: str, data: Any, reason: str) -> None:
@@ -352,7 +353,7 @@ def test_brackets_in_texts_do_not_end_json() -> None:
         for size in (1, 2, 7, 50):
             reader = FrameReader()
             pieces = [stream[at : at + size] for at in range(0, len(stream), size)]
-            assert [each for piece in pieces for each in reader.feed(piece)][1:] == [whole]
+            assert [each for piece in pieces for each in read_all(reader, piece)][1:] == [whole]
 
 
 @pytest.mark.parametrize(
@@ -372,7 +373,7 @@ def test_brackets_in_texts_do_not_end_json() -> None:
 def test_what_is_left_unread_is_said(stream: bytes, words: str, size: int) -> None:
     reader = FrameReader()
     for at in range(0, len(stream), size):
-        list(reader.feed(stream[at : at + size]))
+        list(read_all(reader, stream[at : at + size]))
     assert reader.unfinished() == words
 
 
@@ -396,16 +397,16 @@ def test_blanks_and_byte_order_marks_between_frames_are_passed_over(between: byt
     for frame in frames("FaultDetect", fault):
         stream = between + NAME + between + frame + between + frame + between
         reader = FrameReader()
-        found = [each for at in range(0, len(stream), size) for each in reader.feed(stream[at : at + size])]
+        found = [each for at in range(0, len(stream), size) for each in read_all(reader, stream[at : at + size])]
         assert found[1:] == [FaultDetect(1.0, 2.0)] * 2
 
 
 def test_blanks_take_no_memory() -> None:
     reader = FrameReader()
-    list(reader.feed(NAME))
+    list(read_all(reader, NAME))
     for _ in range(100):
-        list(reader.feed(b"\r\n" * 10_000))
-    assert len(reader._rest) < 10
+        list(read_all(reader, b"\r\n" * 10_000))
+    assert len(reader._data) < 10
 
 
 def test_python_never_builds_what_a_pickle_names() -> None:

@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from gateway.bus.bus import Bus
 from gateway.ingest import daq as daq_module
-from gateway.ingest.daq import HOLD, NAME_TIMEOUT, DaqFactory, slices
+from gateway.ingest.daq import HOLD, NAME_TIMEOUT, DaqFactory, split_update
 from gateway.ingest.scale import MAX_LINE, ScaleFactory
 from gateway.ingest.serial import SerialLine, SerialService
 from gateway.model.records import Batch, Fault, Presence, Reading, SensorBatch
@@ -320,7 +320,7 @@ class DaqTests(Ingest):
         self.assertEqual(self.counters.daq_pauses._value.get(), 1)
 
     def test_a_large_message_is_dealt_with_in_turns_and_in_order(self) -> None:
-        self.patch(daq_module, "SLICE", 10)
+        self.patch(daq_module, "MAX_TURN_SAMPLES", 10)
         factory = self.factory()
         protocol, transport = self.connect(factory)
         numbers = [float(number) for number in range(35)]
@@ -336,7 +336,7 @@ class DaqTests(Ingest):
         self.assertEqual(transport.producerState, "producing")
 
     def test_what_was_received_is_dealt_with_when_a_connection_ends_in_between(self) -> None:
-        self.patch(daq_module, "SLICE", 10)
+        self.patch(daq_module, "MAX_TURN_SAMPLES", 10)
         for number, end in enumerate((self.lose, lambda protocol: protocol.close())):
             self.records.clear()
             protocol, _ = self.connect(self.factory())
@@ -349,7 +349,7 @@ class DaqTests(Ingest):
             self.assertEqual(self.reactor.getDelayedCalls(), [])
 
     def test_pause_and_turns_together(self) -> None:
-        self.patch(daq_module, "SLICE", 10)
+        self.patch(daq_module, "MAX_TURN_SAMPLES", 10)
         factory = self.factory()
         protocol, transport = self.connect(factory)
         protocol.dataReceived(frame("name", "M") + update(*range(15)))
@@ -360,14 +360,14 @@ class DaqTests(Ingest):
         self.assertEqual(transport.producerState, "producing")
 
     def test_slices(self) -> None:
-        self.patch(daq_module, "SLICE", 10)
+        self.patch(daq_module, "MAX_TURN_SAMPLES", 10)
 
         def sensor(first: int, count: int) -> SensorBatch:
             return SensorBatch("VIB", array("d", range(first, first + count)))
 
         for counts in ((), (0,), (10,), (11,), (3, 4), (9, 1, 1), (25, 0, 7), (10, 10), (1, 100)):
             whole = {f"s{index}": sensor(100 * index, count) for index, count in enumerate(counts)}
-            pieces = list(slices(DataUpdate(whole, sum(map(len, (sensor.samples for sensor in whole.values()))))))
+            pieces = list(split_update(DataUpdate(whole, sum(map(len, (sensor.samples for sensor in whole.values()))))))
             joined: dict[str, array[float]] = {}
             for piece in pieces:
                 self.assertLessEqual(sum(len(its.samples) for its in piece.sensors.values()), 10)

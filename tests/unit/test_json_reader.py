@@ -17,6 +17,7 @@ from gateway.wire.frames import FrameReader
 from gateway.wire.json_reader import MAX_TEXTS, JsonReader, json_value
 from gateway.wire.messages import DataUpdate, message
 from gateway.wire.values import DictValue, ListValue, UnsupportedValue, Value
+from tests.unit.test_frames import read_all
 
 QUIET = settings(
     max_examples=300,
@@ -168,7 +169,7 @@ def test_a_long_frame_has_all_its_samples_in_order(size: int) -> None:
     stream = NAME + long_frame([str(number / 8) for number in range(60_000)]) + NAME
     pieces = [stream[at : at + size] for at in range(0, len(stream), size)] if size > 1 else [stream]
     reader = FrameReader()
-    found = [message for piece in pieces for message in reader.feed(piece)]
+    found = [message for piece in pieces for message in read_all(reader, piece)]
     assert isinstance(found[1], DataUpdate)
     assert found[1].sensors["s"].samples == array("d", [number / 8 for number in range(60_000)])
     assert len(found) == 3
@@ -177,23 +178,23 @@ def test_a_long_frame_has_all_its_samples_in_order(size: int) -> None:
 @pytest.mark.parametrize("behind", [b"x", b"]", b"[]", b"1"])
 def test_a_long_frame_with_something_behind_its_value_is_refused(behind: bytes) -> None:
     with pytest.raises(WireError):
-        list(FrameReader().feed(NAME + long_frame(["1"] * 60_000)[:-1] + behind + b"\0"))
+        list(read_all(FrameReader(), NAME + long_frame(["1"] * 60_000)[:-1] + behind + b"\0"))
 
 
 def test_a_long_frame_that_ends_too_early_is_refused() -> None:
     with pytest.raises(WireError, match="too early"):
-        list(FrameReader().feed(NAME + long_frame(["1"] * 60_000)[:-3] + b"\0"))
+        list(read_all(FrameReader(), NAME + long_frame(["1"] * 60_000)[:-3] + b"\0"))
 
 
 @pytest.mark.parametrize("more", [0, 1])
 def test_the_length_from_which_a_frame_is_read_as_it_comes(more: int) -> None:
     head, tail = b'["DataUpdate", {"s": {"type": "VIB", "data": [1', b"]}}]"
-    text = head + b" " * (frames_module._WHOLE_JSON + more - len(head) - len(tail)) + tail
+    text = head + b" " * (frames_module._MAX_WHOLE_JSON + more - len(head) - len(tail)) + tail
     for size in (len(text) + 1, 1000):
         reader = FrameReader()
         stream = NAME + text + b"\0"
         pieces = [stream[at : at + size] for at in range(0, len(stream), size)]
-        _, update = [message for piece in pieces for message in reader.feed(piece)]
+        _, update = [message for piece in pieces for message in read_all(reader, piece)]
         assert isinstance(update, DataUpdate)
 
 
@@ -207,9 +208,9 @@ def test_a_long_frame_costs_a_small_multiple_of_its_size() -> None:
     text = long_frame(["1"] * 2_000_000)
     pieces = [text[at : at + 65_536] for at in range(0, len(text), 65_536)]
     reader = FrameReader()
-    list(reader.feed(NAME))
+    list(read_all(reader, NAME))
     tracemalloc.start()
-    found = [len(update.sensors["s"].samples) for piece in pieces for update in reader.feed(piece)]  # type: ignore[union-attr]  # it is one
+    found = [len(update.sensors["s"].samples) for piece in pieces for update in read_all(reader, piece)]  # type: ignore[union-attr]  # it is one
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found == [2_000_000]
@@ -237,7 +238,7 @@ def _streamed(text: bytes) -> Value:
 def crossing_frame(before: int, tokens: str) -> bytes:
     """Return a frame with tokens in a list of samples, the first of them so many bytes before the threshold."""
     head = '["DataUpdate", {"s": {"type": "VIB", "data": ['
-    filler = frames_module._WHOLE_JSON - before - len(head)
+    filler = frames_module._MAX_WHOLE_JSON - before - len(head)
     head += "12345.678," * (filler // 10) + " " * (filler % 10)
     return f'{head}{tokens}]}}, "t": {{"type": "VIB", "data": [1]}}}}]'.encode() + b"\0"
 
@@ -254,7 +255,7 @@ CROSSING = {
 
 def read_frames(pieces: list[bytes]) -> list[Any]:
     reader = FrameReader()
-    return [repr(message) for piece in [NAME, *pieces] for message in reader.feed(piece)]
+    return [repr(message) for piece in [NAME, *pieces] for message in read_all(reader, piece)]
 
 
 @pytest.mark.parametrize("form", CROSSING)
@@ -263,7 +264,7 @@ def test_a_frame_that_is_cut_around_the_threshold_has_all_its_samples(form: str)
     stream = crossing_frame(before, tokens)
     whole = repr(message(json_value(stream[:-1]), len(stream) - 1))
     assert whole.startswith("DataUpdate")
-    threshold = frames_module._WHOLE_JSON
+    threshold = frames_module._MAX_WHOLE_JSON
     span = range(threshold - 50, min(threshold + 50, len(stream)))
     cuts = [[at, at + 2] for at in span]
     cuts += [list(range(span.start, span.stop, size)) for size in range(1, 21)]

@@ -17,7 +17,7 @@ from gateway.wire.frames import FrameReader
 from gateway.wire.messages import DataUpdate, message
 from gateway.wire.pickles import PickleReader
 from gateway.wire.templates import FrameTemplate, PartialMatch
-from tests.unit.test_frames import NAME, Outcome, bytewise, cut, outcome, said
+from tests.unit.test_frames import NAME, Outcome, bytewise, cut, outcome, read_all, said
 
 QUIET = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 
@@ -230,7 +230,7 @@ def test_changed_bytes_mean_the_same_with_shapes_and_without(changes: list[tuple
 
 def without_shapes(pieces: list[bytes]) -> Outcome:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(frames_module, "_MOST_TRIES", 0)
+        patch.setattr(frames_module, "_MAX_ATTEMPTS", 0)
         return outcome(pieces)
 
 
@@ -238,26 +238,26 @@ def test_each_message_but_the_first_is_recognised_however_it_is_cut(monkeypatch:
     stream = b"".join(update(30, 40, seed=seed) + b"\\o" for seed in range(20))
     for pieces in ([stream], bytewise(stream), cut(stream, range(0, len(stream), 100))):
         reader = FrameReader()
-        assert len(list(reader.feed(NAME + update(30, 40) + b"\\o"))) == 2
+        assert len(list(read_all(reader, NAME + update(30, 40) + b"\\o"))) == 2
         with monkeypatch.context() as patch:
             patch.setattr(frames_module, "PickleReader", _no_more)
-            assert sum(len(list(reader.feed(piece))) for piece in pieces) == 20
+            assert sum(len(list(read_all(reader, piece))) for piece in pieces) == 20
 
 
 def test_a_message_that_comes_in_pieces_is_known_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
     reader = FrameReader()
     for piece in bytewise(NAME + update(30, 40) + b"\\o"):
-        list(reader.feed(piece))
+        list(read_all(reader, piece))
     monkeypatch.setattr(frames_module, "PickleReader", _no_more)
-    assert len(list(reader.feed(update(31, 39) + b"\\o"))) == 1
+    assert len(list(read_all(reader, update(31, 39) + b"\\o"))) == 1
 
 
 def test_several_kinds_of_messages_are_known_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = [update(3, kind=kind) + b"\\o" for kind in ("VIB", "TEMP", "X", "Y")]
     reader = FrameReader()
-    list(reader.feed(NAME + b"".join(kinds)))
+    list(read_all(reader, NAME + b"".join(kinds)))
     monkeypatch.setattr(frames_module, "PickleReader", _no_more)
-    assert len(list(reader.feed(b"".join(kinds * 3)))) == 12
+    assert len(list(read_all(reader, b"".join(kinds * 3)))) == 12
 
 
 def _no_more(limit: int) -> PickleReader:
@@ -275,33 +275,33 @@ def test_what_never_has_a_shape_is_not_gone_through_twice_for_ever(monkeypatch: 
     monkeypatch.setattr(frames_module, "PickleReader", Counted)
     reader = FrameReader()
     ints = pickle.dumps(("DataUpdate", {"v": {"type": "VIB", "data": [1, 2, 3]}})) + b"\0"
-    assert len(list(reader.feed(NAME + ints * 100))) == 101
-    assert len(made) == 101 + frames_module._MOST_TRIES
+    assert len(list(read_all(reader, NAME + ints * 100))) == 101
+    assert len(made) == 101 + frames_module._MAX_ATTEMPTS
 
 
 def test_shapes_are_bounded() -> None:
     reader = FrameReader()
-    list(reader.feed(NAME))
+    list(read_all(reader, NAME))
     for number in range(100):
         wide = {f"{number} {index}": {"type": "VIB", "data": [1.5, 2.5]} for index in range(100)}
-        list(reader.feed(pickle.dumps(("DataUpdate", wide)) + b"\0"))
-    assert 0 < sum(shape.weight for shape in reader._shapes) <= frames_module._MOST_SHAPE_BYTES
+        list(read_all(reader, pickle.dumps(("DataUpdate", wide)) + b"\0"))
+    assert 0 < sum(shape.weight for shape in reader._templates) <= frames_module._MAX_TEMPLATE_BYTES
 
 
 def test_a_length_that_is_a_lie_holds_nothing_up() -> None:
     whole = bytearray(update(5, 6))
     whole[3:11] = struct.pack("<Q", 60_000)
     reader = FrameReader()
-    assert len(list(reader.feed(NAME + update(5, 6) + b"\0"))) == 2
-    assert len(list(reader.feed(bytes(whole) + b"\0"))) == 1
+    assert len(list(read_all(reader, NAME + update(5, 6) + b"\0"))) == 2
+    assert len(list(read_all(reader, bytes(whole) + b"\0"))) == 1
 
 
 def test_a_recognised_frame_is_no_larger_than_any() -> None:
     limit = len(update(10)) + 2
     reader = FrameReader(limit)
-    assert len(list(reader.feed(NAME + (update(10) + b"\\o") * 2))) == 3
+    assert len(list(read_all(reader, NAME + (update(10) + b"\\o") * 2))) == 3
     with pytest.raises(Exception, match="more than"):
-        list(reader.feed(update(11) + b"\\o"))
+        list(read_all(reader, update(11) + b"\\o"))
 
 
 def test_what_is_begun_goes_on_where_it_stopped() -> None:
