@@ -201,20 +201,11 @@ def build_daq(runtime: Runtime, settings: Settings, ports: PortDirectory) -> Daq
     :param ports: ports of other protocols, for the log line about a client on the wrong port.
     """
     clock, counters = runtime.clock, runtime.counters
-    return DaqFactory(
-        runtime.reactor,
-        runtime.bus,
-        clock,
-        counters,
-        LimitedLog(Logger("gateway.ingest.daq"), clock, counters),
-        max_frame_bytes=settings.daq.max_frame_bytes,
-        most=settings.limits.connections,
-        most_machines=settings.daq.max_machines,
-        most_sensors=settings.daq.max_sensors,
-        most_machine_sensors=settings.daq.max_machine_sensors,
-        most_new_sensors=settings.daq.max_new_sensors_per_minute,
-        places=partial(_served_ports, ports),
-    )
+    warnings = LimitedLog(Logger("gateway.ingest.daq"), clock, counters)
+    limit = settings.limits.connections
+    factory = DaqFactory(runtime.reactor, runtime.bus, clock, counters, warnings, settings.daq, limit)
+    factory.find_ports = partial(_served_ports, ports)
+    return factory
 
 
 def _served_ports(ports: PortDirectory) -> ServedPorts:
@@ -325,7 +316,7 @@ def build_storage(
     """Build what opens, recovers and closes the store."""
     readers, compressor = pool_of(2, "files"), pool_of(1, "retention")
     in_thread = partial(deferToThreadPool, runtime.reactor, readers)
-    remember = daq.admission.remember
+    remember = daq.machines.remember
 
     async def recover_parts(is_running: Callable[[], bool]) -> frozenset[str]:
         rollup, new_rollup, damage = pipeline.rollup, pipeline.new_rollup, pipeline.damage

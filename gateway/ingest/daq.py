@@ -1,8 +1,8 @@
 """DAQ programs: frames in, batches and faults out."""
 
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final
 
@@ -12,17 +12,18 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from gateway.bus.bus import Bus
-from gateway.ingest.admission import Admission, Bounds
+from gateway.config.settings import DaqSettings
+from gateway.ingest.daq_messages import MachineMessages
 from gateway.ingest.holding import HeldConnections
-from gateway.ingest.left_out import LeftOutSensors
+from gateway.ingest.machines import MachineRegistry, TakeoverHistory
 from gateway.ingest.transport import peer_of, prepare, read_by
-from gateway.model.records import Batch, Fault, Presence, SensorBatch
+from gateway.model.records import Presence
 from gateway.runtime.clock import WallClock
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.metrics import Counters
 from gateway.wire.errors import WireError
 from gateway.wire.frames import NEED_DATA, FrameReader
-from gateway.wire.messages import DaqMessage, DataUpdate, FaultDetect, InvalidMessage, Name, OmittedSensor
+from gateway.wire.messages import DaqMessage, DataUpdate, Name, split_update
 from gateway.wire.other_protocols import ServedPorts
 
 log = Logger()
@@ -45,33 +46,8 @@ MAX_TURN_MESSAGES: Final = 500
 #: Seconds for which a refused connection, or the first one that is taken over, is held unread before it is closed.
 HOLD: Final = 1.0
 
-#: Maximum hold when takeovers of a machine repeat, and the interval in which they count as repeated, in seconds.
+#: Maximum hold when takeovers of a machine repeat, in seconds.
 MAX_HOLD: Final = 10.0
-REPEATED: Final = 60.0
-
-#: Maximum machines with remembered takeovers.
-_MAX_TAKEOVERS: Final = 10_000
-
-
-def split_update(update: DataUpdate) -> Iterator[DataUpdate]:
-    """Split a message into messages of at most :data:`MAX_TURN_SAMPLES` samples each, in order."""
-    sensors: dict[str, SensorBatch] = {}
-    left_out = update.left_out
-    room = MAX_TURN_SAMPLES
-    for name, sensor in update.sensors.items():
-        samples = sensor.samples
-        start = 0
-        while len(samples) - start > room:
-            yield DataUpdate(
-                {**sensors, name: SensorBatch(sensor.type, samples[start : start + room])}, MAX_TURN_SAMPLES, left_out
-            )
-            start += room
-            sensors = {}
-            left_out = ()
-            room = MAX_TURN_SAMPLES
-        sensors[name] = SensorBatch(sensor.type, samples[start:]) if start else sensor
-        room -= len(samples) - start
-    yield DataUpdate(sensors, MAX_TURN_SAMPLES - room, left_out)
 
 
 class DaqProtocol(Protocol):
@@ -154,7 +130,7 @@ class DaqProtocol(Protocol):
                 if message is NEED_DATA:
                     return
                 if isinstance(message, DataUpdate) and message.size > MAX_TURN_SAMPLES:
-                    slices.extend(split_update(message))
+                    slices.extend(split_update(message, MAX_TURN_SAMPLES))
                     message = slices.popleft()
                 self._handle(message)
                 count += 1
@@ -239,18 +215,15 @@ class DaqProtocol(Protocol):
             # The machine's previous connection may just have processed its remaining messages.
             self._arrival = self._daq.clock.now()
         elif self.machine is not None and self._arrival is not None:
-            self._daq.message(self, self.machine, message, self._arrival)
+            self._daq.messages.publish(self.machine, self.peer, message, self._arrival)
 
 
 class DaqFactory(Factory):
     """All connections of DAQ programs.
 
-    :param most: maximum open connections, held ones included.
-    :param most_machines: maximum known machines; a connection of one more is refused.
-    :param most_sensors: maximum known sensors of all machines; further ones are left out of their messages.
-    :param most_machine_sensors: maximum known sensors of one machine.
-    :param most_new_sensors: maximum new sensors in one minute.
-    :param places: function that returns where input of other protocols should be sent instead.
+    :param max_connections: maximum open connections, held ones included.
+    :ivar machines: registry of the machines and their sensors.
+    :ivar find_ports: function that returns the ports where other protocols are served; called at the first connection.
     :ivar cpu_seconds: CPU time of the reactor's thread.
     """
 
@@ -263,60 +236,49 @@ class DaqFactory(Factory):
         clock: WallClock,
         counters: Counters,
         warnings: LimitedLog,
-        *,
-        max_frame_bytes: int,
-        most: int,
-        most_machines: int,
-        most_sensors: int,
-        most_machine_sensors: int,
-        most_new_sensors: int = 5000,
-        places: Callable[[], ServedPorts] = ServedPorts,
+        settings: DaqSettings,
+        max_connections: int,
     ) -> None:
         self.reactor = reactor
         self._bus = bus
         self.clock = clock
         self.cpu_seconds = time.thread_time
         self._warnings = warnings
-        self._max_frame_bytes = max_frame_bytes
-        self._most = most
-        self._find_places = places
-        self._places: ServedPorts | None = None
-        bounds = Bounds(most_machines, most_sensors, most_machine_sensors, most_new_sensors)
-        self.admission = Admission(bounds, clock.monotonic)
-        self._left_out = LeftOutSensors(counters, warnings, clock.monotonic)
+        self._max_frame_bytes = settings.max_frame_bytes
+        self._max_connections = max_connections
+        self.find_ports: Callable[[], ServedPorts] = ServedPorts
+        self._ports: ServedPorts | None = None
+        self.machines = MachineRegistry(settings, clock.monotonic)
+        self.messages = MachineMessages(bus, self.machines, clock, counters, warnings)
+        self._takeovers = TakeoverHistory(clock.monotonic)
         self.holding = HeldConnections(reactor)
         self._open: set[DaqProtocol] = set()
         #: Open connections without a name yet, the oldest first.
         self._nameless: dict[DaqProtocol, None] = {}
         #: Open connections that are being closed in favour of others.
         self._leaving: set[DaqProtocol] = set()
-        #: The one connection of each machine that is connected.
-        self._speaking: dict[str, DaqProtocol] = {}
-        #: By machine, in order of the last takeover: number of takeovers in a row, and the time of the last one.
-        self._takeovers: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        #: The current connection of each connected machine.
+        self._connected: dict[str, DaqProtocol] = {}
         self._paused = False
         self._connections = counters.connections.labels("daq")
         self._connections_refused = counters.connections_refused.labels("daq")
-        self._messages = {event: counters.daq_messages.labels(event) for event in ("name", "DataUpdate", "FaultDetect")}
-        self._samples = counters.daq_samples
-        self._dropped = counters.daq_dropped
         self._refused = counters.daq_refused
         self._pauses = counters.daq_pauses
         self._taken_over = counters.daq_takeovers
 
     def buildProtocol(self, addr: IAddress | None) -> DaqProtocol | None:
-        if len(self._open) - len(self._leaving) >= self._most and not self._make_room():
+        if len(self._open) - len(self._leaving) >= self._max_connections and not self._make_room():
             self._connections_refused.inc()
             self._warnings.warn(
                 "connections",
-                "DAQ: a connection is refused: limits.connections ({most}) are open",
-                most=self._most,
+                "DAQ: a connection is refused: limits.connections ({max_connections}) are open",
+                max_connections=self._max_connections,
             )
             return None
-        if self._places is None:
+        if self._ports is None:
             # Port numbers are known only once connections arrive.
-            self._places = self._find_places()
-        return DaqProtocol(self, FrameReader(self._max_frame_bytes, self._places))
+            self._ports = self.find_ports()
+        return DaqProtocol(self, FrameReader(self._max_frame_bytes, self._ports))
 
     def _make_room(self) -> bool:
         """Close the oldest connection without a name; return whether there was one."""
@@ -325,7 +287,7 @@ class DaqFactory(Factory):
             return False
         del self._nameless[protocol]
         self._leaving.add(protocol)
-        protocol.give_way(f"limits.connections ({self._most}) are open, and it has not sent its name")
+        protocol.give_way(f"limits.connections ({self._max_connections}) are open, and it has not sent its name")
         return True
 
     def close(self) -> None:
@@ -335,7 +297,7 @@ class DaqFactory(Factory):
 
     def problems(self) -> list[str]:
         """Return the problems with refused machines and left-out sensors, for ``/healthz``."""
-        return [*self.admission.problems(), *self._left_out.problems()]
+        return [*self.machines.problems(), *self.messages.problems()]
 
     def pause(self, paused: bool) -> None:
         """Pause or resume reading from all connections; TCP's flow control makes the senders wait."""
@@ -378,23 +340,23 @@ class DaqFactory(Factory):
                 peer=protocol.peer,
                 unread=unread,
             )
-        if machine is not None and self._speaking.get(machine) is protocol:
-            del self._speaking[machine]
-            self.admission.leave(machine)
+        if machine is not None and self._connected.get(machine) is protocol:
+            del self._connected[machine]
+            self.machines.leave(machine)
             self._warnings.info(
                 f"presence {machine}", "machine {machine} is disconnected{unread}", machine=machine, unread=unread
             )
             self._bus.publish(Presence("machine", machine, connected=False))
 
     def named(self, protocol: DaqProtocol, machine: str) -> None:
-        problem = self.admission.enter(machine)
+        problem = self.machines.enter(machine)
         if problem is not None:
             protocol.refuse(problem)
             return
         self._nameless.pop(protocol, None)
-        self._messages["name"].inc()
-        before = self._speaking.get(machine)
-        self._speaking[machine] = protocol
+        self.messages.count_name()
+        before = self._connected.get(machine)
+        self._connected[machine] = protocol
         if before is not None:
             self._take_over(machine, before, protocol)
             return
@@ -406,12 +368,7 @@ class DaqFactory(Factory):
     def _take_over(self, machine: str, before: DaqProtocol, protocol: DaqProtocol) -> None:
         """Hold the connection that another of the same machine took over, longer for repeated takeovers."""
         self._taken_over.inc()
-        now = self.clock.monotonic()
-        count, last = self._takeovers.pop(machine, (0, now))
-        count = 1 if now - last > REPEATED else count + 1
-        self._takeovers[machine] = count, now
-        if len(self._takeovers) > _MAX_TAKEOVERS:
-            self._takeovers.popitem(last=False)
+        count = self._takeovers.add(machine)
         if count == 1:
             self._warnings.info(
                 f"presence {machine}", "machine {machine}: {peer} takes over", machine=machine, peer=protocol.peer
@@ -428,38 +385,6 @@ class DaqFactory(Factory):
             )
         before.hold(min(HOLD * 2 ** min(count - 1, 10), MAX_HOLD))
 
-    def message(self, protocol: DaqProtocol, machine: str, message: DaqMessage, time: datetime) -> None:
-        match message:
-            case DataUpdate():
-                self._update(protocol, machine, message, time)
-            case FaultDetect(score=score, threshold=threshold):
-                self._messages["FaultDetect"].inc()
-                fault = Fault(machine, score, threshold, time)
-                if fault.is_anomaly:
-                    self.admission.keep(machine)
-                self._bus.publish(fault, time=time)
-            case InvalidMessage(left_out=[_, *_] as left_out):
-                self._dropped.inc()
-                self._left_out.add(machine, protocol.peer, left_out)
-            case InvalidMessage(reason=reason):
-                self._drop(protocol, machine, reason)
-
-    def _update(self, protocol: DaqProtocol, machine: str, update: DataUpdate, time: datetime) -> None:
-        sensors, size = update.sensors, update.size
-        taken, refused = self.admission.admit(machine, sensors)
-        left_out: list[OmittedSensor] = [*update.left_out, *refused]
-        if taken is not sensors:
-            size = sum(len(sensor.samples) for sensor in taken.values())
-        self._left_out.taken(machine, taken)
-        if left_out:
-            self._left_out.add(machine, protocol.peer, left_out)
-            if not taken:
-                self._dropped.inc()
-                return
-        self._messages["DataUpdate"].inc()
-        self._samples.inc(size)
-        self._bus.publish(Batch(machine, taken, time), time=time)
-
     def refused(self, protocol: DaqProtocol, reason: str) -> None:
         self._refused.inc()
         self._warnings.warn(
@@ -467,15 +392,5 @@ class DaqFactory(Factory):
             "DAQ connection of {peer}{machine} is closed: {reason}",
             peer=protocol.peer,
             machine="" if protocol.machine is None else f" (machine {protocol.machine})",
-            reason=reason,
-        )
-
-    def _drop(self, protocol: DaqProtocol, machine: str, reason: str) -> None:
-        self._dropped.inc()
-        self._warnings.warn(
-            f"dropped {machine}",
-            "DAQ message of machine {machine}, {peer}, is dropped: {reason}",
-            machine=machine,
-            peer=protocol.peer,
             reason=reason,
         )

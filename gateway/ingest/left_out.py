@@ -99,8 +99,8 @@ class LeftOutSensors:
         while len(named) > _MAX_NAMED:
             del named[next(iter(named))]
 
-    def taken(self, machine: str, sensors: Iterable[str]) -> None:
-        """Forget sensors that were taken."""
+    def remove(self, machine: str, sensors: Iterable[str]) -> None:
+        """Remove sensors that are admitted now."""
         found = self._machines.get(machine)
         if found is not None:
             for sensor in sensors:

@@ -2,7 +2,7 @@
 
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
@@ -173,3 +173,24 @@ def _fault_detect(data: Value) -> DaqMessage:
             return InvalidMessage(f"FaultDetect: {name} must be finite, this is {value[0]}")
         found.append(value[0])
     return FaultDetect(*found)
+
+
+def split_update(update: DataUpdate, max_samples: int) -> Iterator[DataUpdate]:
+    """Split a message into messages of at most ``max_samples`` samples each, in order."""
+    sensors: dict[str, SensorBatch] = {}
+    left_out = update.left_out
+    remaining = max_samples
+    for name, sensor in update.sensors.items():
+        samples = sensor.samples
+        start = 0
+        while len(samples) - start > remaining:
+            yield DataUpdate(
+                {**sensors, name: SensorBatch(sensor.type, samples[start : start + remaining])}, max_samples, left_out
+            )
+            start += remaining
+            sensors = {}
+            left_out = ()
+            remaining = max_samples
+        sensors[name] = SensorBatch(sensor.type, samples[start:]) if start else sensor
+        remaining -= len(samples) - start
+    yield DataUpdate(sensors, max_samples - remaining, left_out)

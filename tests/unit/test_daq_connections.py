@@ -5,25 +5,29 @@ from typing import Any, ClassVar
 
 from twisted.internet.testing import StringTransport
 
+from gateway.config.settings import DaqSettings
 from gateway.ingest import daq as daq_module
 from gateway.ingest import holding as holding_module
-from gateway.ingest.daq import HOLD, MAX_HOLD, MAX_TURN_MESSAGES, NAME_TIMEOUT, REPEATED, DaqFactory
+from gateway.ingest.daq import HOLD, MAX_HOLD, MAX_TURN_MESSAGES, NAME_TIMEOUT, DaqFactory
+from gateway.ingest.machines import REPEATED
 from gateway.model.records import Batch, Presence
 from gateway.wire.other_protocols import ServedPorts
 from tests.unit.test_ingest import Ingest, frame, update
 
 
 class Connections(Ingest):
-    def factory(self, **bounds: Any) -> DaqFactory:
-        given = {
-            "max_frame_bytes": 10**7,
-            "most": 10,
-            "most_machines": 3,
-            "most_sensors": 50,
-            "most_machine_sensors": 30,
-            "most_new_sensors": 1000,
-        }
-        return DaqFactory(self.reactor, self.bus, self.clock, self.counters, self.warnings, **{**given, **bounds})
+    def factory(self, max_connections: int = 10, **limits: int) -> DaqFactory:
+        settings = DaqSettings(
+            **{
+                "max_frame_bytes": 10**7,
+                "max_machines": 3,
+                "max_sensors": 50,
+                "max_machine_sensors": 30,
+                "max_new_sensors_per_minute": 1000,
+                **limits,
+            }
+        )
+        return DaqFactory(self.reactor, self.bus, self.clock, self.counters, self.warnings, settings, max_connections)
 
     def named(self, factory: DaqFactory, machine: str) -> tuple[Any, StringTransport]:
         protocol, transport = self.connect(factory)
@@ -158,7 +162,7 @@ class HeldTests(Connections):
             self.assertTrue(transport.disconnecting)
 
     def test_held_connections_count_against_the_limit_and_end_with_the_daemon_at_once(self) -> None:
-        factory = self.factory(most=3)
+        factory = self.factory(max_connections=3)
         held = [self.named(factory, "M")]
         held.append(self.named(factory, "M"))
         held.append(self.named(factory, "M"))
@@ -171,7 +175,7 @@ class HeldTests(Connections):
         self.assertEqual(self.counters.connections.labels("daq")._value.get(), 0)
 
     def test_a_held_peer_that_closes_itself_frees_its_place(self) -> None:
-        factory = self.factory(most=1)
+        factory = self.factory(max_connections=1)
         protocol, _ = self.named(factory, "Press#1")
         self.lose(protocol)
         self.assertIsNotNone(factory.buildProtocol(None))
@@ -201,7 +205,7 @@ class HeldTests(Connections):
         self.assertEqual([transport.disconnecting for transport in transports], [False, True])
 
     def test_silent_connections_give_way_where_the_limit_is_reached(self) -> None:
-        factory = self.factory(most=3)
+        factory = self.factory(max_connections=3)
         _, talks = self.named(factory, "M")
         first, silent = self.connect(factory)
         self.reactor.advance(1)
@@ -213,7 +217,7 @@ class HeldTests(Connections):
         self.assertEqual(self.value(self.counters.daq_refused), 1)
 
     def test_a_refused_connection_that_gives_way_is_counted_once(self) -> None:
-        factory = self.factory(most=1)
+        factory = self.factory(max_connections=1)
         wrong, silent = self.connect(factory)
         wrong.dataReceived(b"nonsense\0")
         self.assertEqual(self.value(self.counters.daq_refused), 1)
@@ -222,14 +226,15 @@ class HeldTests(Connections):
         self.assertEqual(self.value(self.counters.daq_refused), 1)
 
     def test_connections_with_a_name_give_way_to_none(self) -> None:
-        factory = self.factory(most=2)
+        factory = self.factory(max_connections=2)
         for machine in ("A", "B"):
             self.named(factory, machine)
         self.assertIsNone(factory.buildProtocol(None))
         self.assertEqual(self.counters.connections_refused.labels("daq")._value.get(), 1)
 
     def test_what_is_no_frame_is_told_where_it_belongs(self) -> None:
-        factory = self.factory(places=lambda: ServedPorts("; HTTP is served on port 8080", ": its port is 4001"))
+        factory = self.factory()
+        factory.find_ports = lambda: ServedPorts("; HTTP is served on port 8080", ": its port is 4001")
         for stream, words in (
             (b"GET / HTTP/1.1\r\n\r\n", "HTTP request; HTTP is served on port 8080"),
             (b"ST,GS,+1.0kg\r\n", "line of a scale: its port is 4001"),
@@ -251,7 +256,7 @@ class PlacesTests(Connections):
         self.assertEqual(factory.problems(), [])
 
     def test_sensors_without_samples_take_no_place(self) -> None:
-        factory = self.factory(most_machine_sensors=2)
+        factory = self.factory(max_machine_sensors=2)
         protocol, _ = self.named(factory, "M")
         protocol.dataReceived(frame("DataUpdate", {f"junk {n}": {"type": "VIB", "data": []} for n in range(20)}))
         for sensor in "ab":
@@ -265,9 +270,9 @@ class PlacesTests(Connections):
         self.assertEqual(factory.problems(), [])
 
     def test_machines_with_stored_data_always_have_their_place(self) -> None:
-        factory = self.factory(most_machines=2, most_sensors=2, most_machine_sensors=1, most_new_sensors=1)
+        factory = self.factory(max_machines=2, max_sensors=2, max_machine_sensors=1, max_new_sensors_per_minute=1)
         for machine in "ABCD":
-            factory.admission.remember(machine, ["v", "w"])
+            factory.machines.remember(machine, ["v", "w"])
         connected = [self.named(factory, machine) for machine in "ABCD"]
         for protocol, transport in connected:
             self.assertEqual(transport.producerState, "producing")
@@ -281,7 +286,7 @@ class PlacesTests(Connections):
         self.assertEqual(factory.problems(), [])
 
     def test_a_machine_that_has_sent_data_keeps_its_place(self) -> None:
-        factory = self.factory(most_machines=1)
+        factory = self.factory(max_machines=1)
         protocol, _ = self.named(factory, "M")
         protocol.dataReceived(update(1.0))
         self.lose(protocol)
@@ -289,7 +294,7 @@ class PlacesTests(Connections):
         self.assertEqual(transport.producerState, "paused")
 
     def test_a_machine_with_anomalies_only_keeps_its_place(self) -> None:
-        factory = self.factory(most_machines=1)
+        factory = self.factory(max_machines=1)
         for score, kept in ((0.5, False), (1.5, True)):
             protocol, _ = self.named(factory, f"M{score}")
             protocol.dataReceived(frame("FaultDetect", {"score": score, "threshold": 1.0}))
@@ -299,14 +304,14 @@ class PlacesTests(Connections):
             self.lose(_)
 
     def test_an_older_name_that_is_decomposed_is_the_same_machine(self) -> None:
-        factory = self.factory(most_machines=1)
-        factory.admission.remember("\u110c\u1175\u11ab", ["\u110c\u1175\u11ab"])
+        factory = self.factory(max_machines=1)
+        factory.machines.remember("\u110c\u1175\u11ab", ["\u110c\u1175\u11ab"])
         protocol, _ = self.named(factory, "진")
         protocol.dataReceived(update(1.0, sensor="\u110c\u1175\u11ab"))
         self.assertEqual(self.batches(), [["진"]])
 
     def test_new_sensors_beyond_the_bound_of_a_minute_are_taken_in_the_next(self) -> None:
-        factory = self.factory(most_new_sensors=3)
+        factory = self.factory(max_new_sensors_per_minute=3)
         protocol, _ = self.named(factory, "M")
         message = frame("DataUpdate", {n: {"type": "VIB", "data": [1.0]} for n in "abcde"})
         protocol.dataReceived(message)
@@ -324,7 +329,7 @@ class PlacesTests(Connections):
         self.assertEqual(self.counters.daq_samples.value, 3 + 3 + 5)
 
     def test_sensors_beyond_the_bounds_are_left_out_and_the_known_ones_taken(self) -> None:
-        factory = self.factory(most_sensors=3, most_machine_sensors=2)
+        factory = self.factory(max_sensors=3, max_machine_sensors=2)
         for machine, taken in (("M", ["a", "b"]), ("N", ["a"])):
             protocol, _ = self.named(factory, machine)
             for _ in range(2):
@@ -392,7 +397,7 @@ class LeftOutTests(Connections):
             protocol.dataReceived(frame("DataUpdate", {name: {"type": "V", "data": [1.0]} for name in names}))
             self.reactor.advance(30)
         self.assertLess(len(self.log.lines), 20 * 12)
-        (machine,) = factory._left_out._machines.values()
+        (machine,) = factory.messages._left_out._machines.values()
         self.assertLessEqual(len(machine.sensors), 20)
         self.assertLessEqual(len(machine.named), 200)
 
@@ -418,7 +423,7 @@ class LeftOutTests(Connections):
         self.assertEqual(len(factory.problems()), 1)
 
     def test_what_is_told_of_many_sensors_and_machines_is_bounded(self) -> None:
-        factory = self.factory(most=100, most_machines=100)
+        factory = self.factory(max_connections=100, max_machines=100)
         for number in range(30):
             protocol, _ = self.named(factory, f"M{number}")
             for start in range(0, 200, 100):

@@ -14,15 +14,16 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from gateway.bus.bus import Bus
+from gateway.config.settings import DaqSettings
 from gateway.ingest import daq as daq_module
-from gateway.ingest.daq import HOLD, NAME_TIMEOUT, DaqFactory, split_update
+from gateway.ingest.daq import HOLD, NAME_TIMEOUT, DaqFactory
 from gateway.ingest.scale import MAX_LINE, ScaleFactory
 from gateway.ingest.serial import SerialLine, SerialService
 from gateway.model.records import Batch, Fault, Presence, Reading, SensorBatch
 from gateway.runtime.clock import WallClock
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.metrics import Counters
-from gateway.wire.messages import DataUpdate
+from gateway.wire.messages import DataUpdate, split_update
 from gateway.wire.scale import parse_line
 
 
@@ -235,9 +236,9 @@ def update(*samples: float, sensor: str = "v") -> bytes:
 
 
 class DaqTests(Ingest):
-    def factory(self, **bounds: int) -> DaqFactory:
-        given = {"max_frame_bytes": 10**7, "most": 10, "most_machines": 3, "most_sensors": 5, "most_machine_sensors": 3}
-        return DaqFactory(self.reactor, self.bus, self.clock, self.counters, self.warnings, **{**given, **bounds})
+    def factory(self) -> DaqFactory:
+        settings = DaqSettings(max_frame_bytes=10**7, max_machines=3, max_sensors=5, max_machine_sensors=3)
+        return DaqFactory(self.reactor, self.bus, self.clock, self.counters, self.warnings, settings, 10)
 
     def events(self) -> list[Any]:
         return [
@@ -359,15 +360,16 @@ class DaqTests(Ingest):
         factory.pause(False)
         self.assertEqual(transport.producerState, "producing")
 
-    def test_slices(self) -> None:
-        self.patch(daq_module, "MAX_TURN_SAMPLES", 10)
+    def test_split_update(self) -> None:
 
         def sensor(first: int, count: int) -> SensorBatch:
             return SensorBatch("VIB", array("d", range(first, first + count)))
 
         for counts in ((), (0,), (10,), (11,), (3, 4), (9, 1, 1), (25, 0, 7), (10, 10), (1, 100)):
             whole = {f"s{index}": sensor(100 * index, count) for index, count in enumerate(counts)}
-            pieces = list(split_update(DataUpdate(whole, sum(map(len, (sensor.samples for sensor in whole.values()))))))
+            pieces = list(
+                split_update(DataUpdate(whole, sum(map(len, (sensor.samples for sensor in whole.values())))), 10)
+            )
             joined: dict[str, array[float]] = {}
             for piece in pieces:
                 self.assertLessEqual(sum(len(its.samples) for its in piece.sensors.values()), 10)

@@ -1,47 +1,41 @@
-"""Admission of machines and sensors: those with stored data always, others within bounds."""
+"""The registry of machines: admission of machines and sensors, and repeated takeovers.
 
-from collections import deque
+Machines and sensors with stored data are always admitted, others within the bounds of the configuration.
+"""
+
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Final
 
+from gateway.config.settings import DaqSettings
 from gateway.model.names import name_of
 from gateway.model.records import SensorBatch
 from gateway.wire.errors import shown_text
 from gateway.wire.messages import OmittedSensor
 
-#: Period of the bound on new sensors, and how long ``/healthz`` shows a refusal, in seconds.
+#: Period of the limit on new sensors, and time for which ``/healthz`` shows a refusal, in seconds.
 _MINUTE: Final = 60.0
-_TOLD: Final = 300.0
+_SHOWN: Final = 300.0
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """Bounds on machines and sensors of DAQ programs.
+#: Maximum seconds between takeovers of a machine that count as repeated.
+REPEATED: Final = 60.0
 
-    :ivar machines: maximum machines, with and without data; further ones are refused.
-    :ivar sensors: maximum sensors of all machines; further ones are left out.
-    :ivar machine_sensors: maximum sensors of one machine.
-    :ivar new_sensors: maximum new sensors in a minute.
-    """
-
-    machines: int
-    sensors: int
-    machine_sensors: int
-    new_sensors: int
+#: Maximum machines with remembered takeovers.
+_MAX_TAKEOVERS: Final = 10_000
 
 
-class Admission:
-    """Register of the machines and sensors that count towards the bounds.
+class MachineRegistry:
+    """Registry of the machines and sensors that count towards the limits.
 
     A machine without data counts only while it is connected, and a sensor counts from its first sample on. So names
-    that come and go use up nothing that machines with data need.
+    without data do not use up the limits.
 
     :param seconds: monotonic clock.
     """
 
-    def __init__(self, bounds: Bounds, seconds: Callable[[], float]) -> None:
-        self._bounds = bounds
+    def __init__(self, settings: DaqSettings, seconds: Callable[[], float]) -> None:
+        self._settings = settings
         self._seconds = seconds
         self._machines: dict[str, set[str]] = {}
         #: Machines with stored data; some may have no sensors.
@@ -53,7 +47,7 @@ class Admission:
         self._refused: tuple[str, float] | None = None
 
     def remember(self, machine: str, sensors: Iterable[str] = ()) -> None:
-        """Register a machine with stored data and its known sensors, regardless of the bounds."""
+        """Register a machine with stored data and its known sensors, regardless of the limits."""
         name = name_of(machine)
         if name is not None:
             known = self._machines.setdefault(name, set())
@@ -65,9 +59,11 @@ class Admission:
     def enter(self, machine: str) -> str | None:
         """Register a machine that connects; return the reason if it is refused."""
         if machine not in self._machines:
-            if len(self._machines) >= self._bounds.machines:
+            if len(self._machines) >= self._settings.max_machines:
                 self._refused = machine, self._seconds()
-                return f"machine {shown_text(machine)} is one more than daq.max_machines ({self._bounds.machines})"
+                return (
+                    f"machine {shown_text(machine)} is one more than daq.max_machines ({self._settings.max_machines})"
+                )
             self._machines[machine] = set()
         return None
 
@@ -90,12 +86,12 @@ class Admission:
         taken: dict[str, SensorBatch] = {}
         left_out: list[OmittedSensor] = []
         new = 0
-        room = self._bounds.new_sensors - self._count_new()
+        remaining = self._settings.max_new_sensors_per_minute - self._count_new()
         for name, batch in sensors.items():
             if name not in known:
                 if not batch.samples:
                     continue
-                reason = self._reason(len(known), new >= room)
+                reason = self._reason(len(known), new >= remaining)
                 if reason is not None:
                     left_out.append(OmittedSensor(shown_text(name), reason))
                     continue
@@ -107,20 +103,20 @@ class Admission:
             self._new.append((self._seconds(), new))
         return taken, left_out
 
-    def _reason(self, count: int, is_late: bool) -> str | None:
+    def _reason(self, count: int, is_minute_full: bool) -> str | None:
         """Return the reason to leave out a new sensor, or ``None`` to admit it.
 
         :param count: sensors that its machine already has.
-        :param is_late: whether this minute's bound on new sensors is reached.
+        :param is_minute_full: whether this minute's limit on new sensors is reached.
         """
-        bounds = self._bounds
-        if count >= bounds.machine_sensors:
-            return f"it is one more than daq.max_machine_sensors ({bounds.machine_sensors})"
-        if self._sensors >= bounds.sensors:
-            return f"it is one more than daq.max_sensors ({bounds.sensors})"
-        if is_late:
+        settings = self._settings
+        if count >= settings.max_machine_sensors:
+            return f"it is one more than daq.max_machine_sensors ({settings.max_machine_sensors})"
+        if self._sensors >= settings.max_sensors:
+            return f"it is one more than daq.max_sensors ({settings.max_sensors})"
+        if is_minute_full:
             return (
-                f"more new sensors came than daq.max_new_sensors_per_minute ({bounds.new_sensors});"
+                f"more new sensors came than daq.max_new_sensors_per_minute ({settings.max_new_sensors_per_minute});"
                 " it is taken within a minute"
             )
         return None
@@ -134,8 +130,29 @@ class Admission:
 
     def problems(self) -> list[str]:
         """Return the last refusal of a machine, if it is recent, for ``/healthz``."""
-        if self._refused is None or self._seconds() - self._refused[1] > _TOLD:
+        if self._refused is None or self._seconds() - self._refused[1] > _SHOWN:
             return []
-        return [
-            f"daq.max_machines ({self._bounds.machines}) is reached: machine {shown_text(self._refused[0])} was refused"
-        ]
+        machine = shown_text(self._refused[0])
+        return [f"daq.max_machines ({self._settings.max_machines}) is reached: machine {machine} was refused"]
+
+
+class TakeoverHistory:
+    """Record of the machines whose connection was taken over by another one of the same name.
+
+    :param seconds: monotonic clock.
+    """
+
+    def __init__(self, seconds: Callable[[], float]) -> None:
+        self._seconds = seconds
+        #: By machine, in order of the last takeover: number of takeovers in a row, and the time of the last one.
+        self._takeovers: OrderedDict[str, tuple[int, float]] = OrderedDict()
+
+    def add(self, machine: str) -> int:
+        """Record a takeover; return the number of takeovers in a row."""
+        now = self._seconds()
+        count, last = self._takeovers.pop(machine, (0, now))
+        count = 1 if now - last > REPEATED else count + 1
+        self._takeovers[machine] = count, now
+        if len(self._takeovers) > _MAX_TAKEOVERS:
+            self._takeovers.popitem(last=False)
+        return count
