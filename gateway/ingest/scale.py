@@ -3,9 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Final
 
-from twisted.internet.interfaces import (
-    IAddress,
-)
+from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
@@ -17,47 +15,31 @@ from gateway.runtime.clock import WallClock
 from gateway.runtime.limited_log import LimitedLog, shown
 from gateway.runtime.metrics import Counters
 from gateway.wire.errors import WireError
-from gateway.wire.scale import HTTP_OVERLAP, ScaleLine, has_http_request, is_tls_handshake, parse_line, read_lines
-
-#: Maximum length of a line, in bytes; A&D's are 20.
-MAX_LINE: Final = 1024
-
+from gateway.wire.lines import MAX_LINE, LineReader
+from gateway.wire.scale import ScaleLine, is_tls_handshake, parse_line, read_lines
 
 #: Seconds within which a dialled connection or serial line that ends without a reading counts as a failed attempt.
 _GOOD_AFTER: Final = 5.0
 
-
-_SLASH: Final = ord("/")
-
-
-#: Web browsers send requests to any port that a page names, with bytes of the page's choice in them.
-HTTP: Final = "an HTTP request"
-
-
-TLS: Final = "a TLS handshake"
-
-
-#: Maximum log lines a minute about connections of one scale and host. Only endless reconnecting exceeds it.
+#: Maximum log lines a minute about connections of one scale and host; only endless reconnecting exceeds it.
 _CONNECTION_LINES: Final = 30
 
-
-#: Maximum log lines in ten minutes about failed attempts of one scale with one reason.
+#: Maximum log lines about failed attempts of one scale for one reason, and the period in which they count, in seconds.
 _RETRY_LINES: Final = 5
-
-
 _RETRY_PERIOD: Final = 600.0
 
 
 class ScaleLineProtocol(LineReceiver):
     """One connection of one scale.
 
+    A :class:`~gateway.wire.lines.LineReader` splits the lines, because :class:`LineReceiver` takes them out of its
+    buffer one by one, which costs more than parsing them.
+
     :param peer: name for log lines; by default the transport's peer.
     :param lost: called when the connection has ended. The argument is true if the connection was good: it sent a
         reading, or lasted for some seconds.
     """
 
-    delimiter = b"\n"
-    MAX_LENGTH = MAX_LINE
     transport: Any
 
     def __init__(
@@ -71,8 +53,7 @@ class ScaleLineProtocol(LineReceiver):
         self._lost = lost
         #: Handler of whole lines; a different one until the first reading.
         self.take = scale.lines_of_unproven
-        #: The last skipped bytes of a line that is too long; ``None`` outside such a line.
-        self._skipped: bytes | None = None
+        self._reader = LineReader()
         self._refused = False
 
     def connectionMade(self) -> None:
@@ -86,46 +67,34 @@ class ScaleLineProtocol(LineReceiver):
             self._lost(was_good)
 
     def dataReceived(self, data: bytes) -> None:
-        if self._skipped is not None:
-            data = self._skip(data)
-        data = self.clearLineBuffer() + data
-        # Searching for a single byte takes a tenth of the time, and hardly any line of a scale has a slash.
-        if _SLASH in data and has_http_request(data):
-            # A web page can make a browser send any bytes with its request, so the whole read is discarded.
-            self.refuse(HTTP)
-            return
-        if data.endswith(b"\n"):
-            self.take(self, data)
-            return
-        end_of_lines = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
-        if end_of_lines:
-            self.take(self, data[:end_of_lines])
-        # LineReceiver takes lines out of its buffer one by one, which costs more than parsing them. So it gets only an
-        # incomplete line, to buffer it and to check its length.
-        if end_of_lines < len(data):
-            if not end_of_lines and self._scale.is_tls(self, data):
-                return
-            super().dataReceived(data[end_of_lines:])
-
-    def lineLengthExceeded(self, line: bytes) -> None:
-        if self._scale.is_tls(self, line):
-            return
-        self._skipped = line[-HTTP_OVERLAP:]
-        self._scale.overlong(self.peer, line)
-
-    def _skip(self, data: bytes) -> bytes:
-        """Skip the rest of a line that is too long, or all bytes of a refused connection; return the bytes after it."""
         if self._refused:
-            return b""
-        seen = self._skipped or b""
-        skipped, end, rest = data.replace(b"\r", b"\n").partition(b"\n")
-        # A request line may be longer than any line of a scale, and bytes of the page's choice follow it.
-        if has_http_request(seen + skipped):
-            self.refuse(HTTP)
-            return b""
-        self._skipped = None if end else (seen + skipped)[-HTTP_OVERLAP:]
-        self._scale.stirred(self)
-        return rest
+            return
+        reader = self._reader
+        if reader.is_skipping:
+            self._scale.note_activity(self)
+        try:
+            lines = reader.receive_data(data)
+        except WireError as error:
+            # A web page can make a browser send any bytes with its request, so the whole read is discarded.
+            self.refuse(str(error))
+            return
+        if lines:
+            self.take(self, lines)
+        if reader.rest and not self._refused:
+            self._check_rest(is_first=not lines)
+
+    def _check_rest(self, *, is_first: bool) -> None:
+        """Check an incomplete line for a TLS handshake, and for its length.
+
+        :param is_first: whether the read held no complete line.
+        """
+        reader, scale = self._reader, self._scale
+        is_overlong = len(reader.rest) > MAX_LINE
+        if (is_first or is_overlong) and scale.is_tls(self, reader.rest):
+            return
+        if is_overlong:
+            scale.overlong(self.peer, reader.rest)
+            reader.skip_rest()
 
     def refuse(self, what: str) -> None:
         """Close the connection, and read nothing more from it.
@@ -133,7 +102,6 @@ class ScaleLineProtocol(LineReceiver):
         :param what: input that came instead of a scale's line.
         """
         self._refused = True
-        self._skipped = b""
         self._scale.refused(self.peer, what)
         self.transport.loseConnection()
 
@@ -264,7 +232,7 @@ class ScaleFactory(Factory):
             self._bus.publish(Presence("scale", self.scale_id, connected=False))
         return was_good
 
-    def stirred(self, protocol: ScaleLineProtocol) -> None:
+    def note_activity(self, protocol: ScaleLineProtocol) -> None:
         """Note that a connection has sent bytes, but no reading yet."""
         if protocol in self._unproven:
             del self._unproven[protocol]
@@ -278,9 +246,9 @@ class ScaleFactory(Factory):
         if protocol not in self._unproven:
             return False
         if is_tls_handshake(data):
-            protocol.refuse(TLS)
+            protocol.refuse("a TLS handshake")
             return True
-        self.stirred(protocol)
+        self.note_activity(protocol)
         return False
 
     def lines_of_unproven(self, protocol: ScaleLineProtocol, data: bytes) -> None:
@@ -293,7 +261,7 @@ class ScaleFactory(Factory):
             protocol.take = self.lines
             self._unproven.pop(protocol, None)
         else:
-            self.stirred(protocol)
+            self.note_activity(protocol)
 
     def lines(self, protocol: ScaleLineProtocol, data: bytes) -> None:
         """Process whole lines from one read of a connection, until the connection is being closed."""

@@ -17,12 +17,13 @@ from gateway.bus.bus import Bus
 from gateway.config.settings import DaqSettings
 from gateway.ingest import daq as daq_module
 from gateway.ingest.daq import HOLD, NAME_TIMEOUT, DaqFactory
-from gateway.ingest.scale import MAX_LINE, ScaleFactory
+from gateway.ingest.scale import ScaleFactory
 from gateway.ingest.serial import SerialLine, SerialService
 from gateway.model.records import Batch, Fault, Presence, Reading, SensorBatch
 from gateway.runtime.clock import WallClock
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.metrics import Counters
+from gateway.wire.lines import MAX_LINE
 from gateway.wire.messages import DataUpdate, split_update
 from gateway.wire.scale import parse_line
 
@@ -105,7 +106,7 @@ class ScaleTests(Ingest):
         protocol, _ = self.connect(self.factory)
         for _ in range(1000):
             protocol.dataReceived(b"x" * 1000)
-        self.assertLess(len(protocol.clearLineBuffer()), 2 * MAX_LINE)
+        self.assertLess(len(protocol._reader.rest), 2 * MAX_LINE)
 
     def test_presence_is_of_the_first_and_the_last(self) -> None:
         first, _ = self.connect(self.factory)

@@ -19,10 +19,11 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from gateway.ingest.dialer import dialled
-from gateway.ingest.scale import MAX_LINE, ScaleFactory
+from gateway.ingest.scale import ScaleFactory
 from gateway.ingest.serial import SerialLine, SerialService, check_parity, open_serial_port
 from gateway.ingest.transport import end_reason, failure_reason, host_of
 from gateway.model.records import Presence, Reading
+from gateway.wire.lines import MAX_LINE
 from tests.unit.test_ingest import Ingest
 
 REQUESTS = [
