@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Final
 
 from twisted.application.service import IService
 from twisted.internet.endpoints import clientFromString, serverFromString
@@ -27,6 +26,7 @@ from gateway.ingest.daq import DaqFactory
 from gateway.ingest.dialer import dialled
 from gateway.ingest.scale import ScaleFactory
 from gateway.ingest.serial import SerialLine, SerialService, open_serial_port
+from gateway.ingest.transport import served_ports
 from gateway.live.state import LiveState
 from gateway.model.records import Batch, Presence
 from gateway.parts import Ingest, Paths, Pipeline, Runtime, StoreParts, Web
@@ -45,7 +45,7 @@ from gateway.runtime.metrics import Counters
 from gateway.runtime.open_files import SPARE, SPARE_OF_HTTP, OpenFiles
 from gateway.runtime.paths import effective_user, explain_unusable
 from gateway.runtime.ports import SharedPorts
-from gateway.runtime.process import Process
+from gateway.runtime.process import Process, import_late_modules
 from gateway.runtime.reactor import IReactor
 from gateway.runtime.threads import pool_of
 from gateway.stats.rollup import Rollup
@@ -69,23 +69,6 @@ from gateway.web.schema.asyncapi import AsyncApiResource
 from gateway.web.socketio.engine import EngineServer
 from gateway.web.socketio.server import SocketServer
 from gateway.web.socketio.session import EngineSettings
-from gateway.wire.other_protocols import ServedPorts
-
-if TYPE_CHECKING:
-    pass
-
-#: Modules that are otherwise imported after ``twistd`` has changed its user or its root directory: the new user may
-#: have no right to read them, or may not find them.
-_IMPORTED_LATE: Final = (
-    "encodings.idna",
-    "gateway.store.postgres.schema",
-    "gateway.store.spool.schema",
-    "gateway.store.sqlite.schema",
-    "gateway.timeseries.numpy_sums",
-    "idna",
-    "importlib.readers",
-    "importlib.resources.readers",
-)
 
 
 def build_runtime(reactor: IReactor, settings: Settings, clock: WallClock | None = None) -> Runtime:
@@ -204,17 +187,8 @@ def build_daq(runtime: Runtime, settings: Settings, ports: PortDirectory) -> Daq
     warnings = LimitedLog(Logger("gateway.ingest.daq"), clock, counters)
     limit = settings.limits.connections
     factory = DaqFactory(runtime.reactor, runtime.bus, clock, counters, warnings, settings.daq, limit)
-    factory.find_ports = partial(_served_ports, ports)
+    factory.find_ports = partial(served_ports, ports)
     return factory
-
-
-def _served_ports(ports: PortDirectory) -> ServedPorts:
-    scales = [str(port) for port in ports.scales]
-    if len(scales) == 1:
-        scale = f": its port is {scales[0]}"
-    else:
-        scale = f": ports of scales are {', '.join(scales)}" if scales else ""
-    return ServedPorts("" if ports.http is None else f"; HTTP is served on port {ports.http}", scale)
 
 
 def build_ingest(runtime: Runtime, settings: Settings, ports: PortDirectory) -> Ingest:
@@ -386,7 +360,7 @@ def build_gateway(
     :param accept_empty: whether to start although the file of commits is lost.
     """
     if process.changes_identity:
-        _import_late_modules(settings)
+        import_late_modules(["gateway.alert.firebase", "firebase_admin"] if settings.fcm.cred_path else [])
     for problem in warnings:
         Logger("gateway.config").warn("configuration: {problem}", problem=problem)
     paths = Paths.of(settings, process.folder)
@@ -418,9 +392,3 @@ def build_gateway(
         ],
     )
     return Gateway(reactor, stages, process, log_control)
-
-
-def _import_late_modules(settings: Settings) -> None:
-    firebase = ["gateway.alert.firebase", "firebase_admin"] if settings.fcm.cred_path else []
-    for module in [*_IMPORTED_LATE, *firebase]:
-        import_module(module)

@@ -7,6 +7,9 @@ from typing import Any, Final
 from twisted.internet import error as errors
 from twisted.internet.interfaces import ITCPTransport
 
+from gateway.runtime.listener import PortDirectory
+from gateway.wire.other_protocols import ServedPorts
+
 #: TCP keep-alive: a peer that vanishes (a cable, a power cut) is noticed after 15 + 3 x 5 seconds of silence.
 KEEP_ALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 
@@ -83,3 +86,13 @@ def end_reason(error: BaseException | None) -> str:
     # "Connection to the other side was lost in a non-clean fashion: Connection reset by peer."
     text = str(error).rpartition(": ")[2].rstrip(".")
     return text[:1].lower() + text[1:] if text else type(error).__name__
+
+
+def served_ports(ports: PortDirectory) -> ServedPorts:
+    """Return where other protocols are served, as the ends of log lines about clients on the wrong port."""
+    scales = [str(port) for port in ports.scales]
+    if len(scales) == 1:
+        scale = f": its port is {scales[0]}"
+    else:
+        scale = f": ports of scales are {', '.join(scales)}" if scales else ""
+    return ServedPorts("" if ports.http is None else f"; HTTP is served on port {ports.http}", scale)

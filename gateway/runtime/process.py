@@ -1,11 +1,25 @@
 """Options of ``twistd`` that matter after the process has become a daemon."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from importlib import import_module
+from typing import Any, Final
 
 from gateway.runtime.paths import working_directory
 from gateway.runtime.signals import Signals
+
+#: Modules that are otherwise imported after ``twistd`` has changed its user or its root directory: the new user may
+#: have no right to read them, or may not find them.
+_IMPORTED_LATE: Final = (
+    "encodings.idna",
+    "gateway.store.postgres.schema",
+    "gateway.store.spool.schema",
+    "gateway.store.sqlite.schema",
+    "gateway.timeseries.numpy_sums",
+    "idna",
+    "importlib.readers",
+    "importlib.resources.readers",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +65,12 @@ class Process:
     def changes_identity(self) -> bool:
         """True if modules that are imported later may be unreadable, or not be found."""
         return self.uid is not None or self.gid is not None or self.changes_root
+
+
+def import_late_modules(further: Iterable[str]) -> None:
+    """Import the modules that would otherwise be imported after a change of the user or the root directory.
+
+    :param further: modules that only this configuration needs.
+    """
+    for module in (*_IMPORTED_LATE, *further):
+        import_module(module)

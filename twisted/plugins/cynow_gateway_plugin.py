@@ -1,3 +1,5 @@
+"""Plugin ``twistd cynow-gateway``."""
+
 from twisted.application.service import ServiceMaker
 
 serviceMaker = ServiceMaker(

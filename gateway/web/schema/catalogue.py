@@ -1,4 +1,4 @@
-"""Catalogue of the messages of the live interfaces, the source of ``/asyncapi.json`` and of ``docs/reference/events.rst``.
+"""Catalogue of the messages of the live interfaces: the source of ``/asyncapi.json``, and of the page on events.
 
 Schemas are JSON Schema, draft 7, as in AsyncAPI. The schema of a message from the gateway lists its exact keys.
 """
