@@ -1,4 +1,4 @@
-"""The bus: numbers, delivery, what fails and what was missed."""
+"""The bus: numbers, delivery, failures and missed events."""
 
 import json
 from array import array
@@ -22,7 +22,7 @@ NOW = datetime(2025, 12, 18, 10, 11, 12, 345000, SEOUL)
 
 
 class Plant:
-    """A bus and what it counts."""
+    """A bus and its counters."""
 
     def __init__(self, **bounds: int) -> None:
         self.counters = Counters()
@@ -31,14 +31,14 @@ class Plant:
     def counted(self, name: str, **labels: str) -> float:
         return self.counters.registry.get_sample_value(name, labels) or 0.0
 
-    def subscriber(self, *topics: str, on_event: Callable[[Event], None] | None = None) -> "Follower":
-        follower = Follower(on_event)
+    def subscriber(self, *topics: str, on_event: Callable[[Event], None] | None = None) -> "RecordingSubscriber":
+        follower = RecordingSubscriber(on_event)
         self.bus.subscribe(follower, patterns(*topics))
         return follower
 
 
-class Follower:
-    """A subscriber that keeps what it is given."""
+class RecordingSubscriber:
+    """A subscriber that keeps its events."""
 
     def __init__(self, on_event: Callable[[Event], None] | None = None) -> None:
         self.events: list[Event] = []
@@ -54,8 +54,8 @@ class Follower:
 
 
 @dataclass
-class Asked:
-    """A record that counts how often its JSON form was made."""
+class CountingRecord:
+    """A record that counts the calls of its payload."""
 
     topic: str = "machine/A"
     event: str = "update"
@@ -106,7 +106,7 @@ def seqs(events: list[Event] | None) -> list[int] | None:
         ("*/A/samples", ("*", "A", "samples")),
     ],
 )
-def test_topics(text: str, segments: tuple[str, ...]) -> None:
+def test_parse_topic_returns_its_segments(text: str, segments: tuple[str, ...]) -> None:
     assert parse_topic(text) == segments
 
 
@@ -139,7 +139,7 @@ def test_topics(text: str, segments: tuple[str, ...]) -> None:
         "machine\\A",
     ],
 )
-def test_no_topics(text: str) -> None:
+def test_parse_topic_of_an_invalid_text_raises(text: str) -> None:
     with pytest.raises(ValueError, match="a topic is"):
         parse_topic(text)
 
@@ -152,7 +152,7 @@ def test_no_topics(text: str) -> None:
         ("*/A", {"machine/A", "scale/A"}),
         ("*/*", {"machine/A", "machine/B", "scale/A"}),
         ("scale/*", {"scale/A"}),
-        # A segment is never two: samples are asked for by name, or by a star of their own.
+        # A star stands for one segment: samples need their name, or a star of their own.
         ("machine/A/samples", {"machine/A/samples"}),
         ("machine/*/samples", {"machine/A/samples"}),
         ("machine/A/*", {"machine/A/samples"}),
@@ -160,13 +160,13 @@ def test_no_topics(text: str) -> None:
         ("machine/a", set()),
     ],
 )
-def test_what_a_pattern_matches(pattern: str, matches: set[str]) -> None:
+def test_pattern_gets_the_events_of_matching_topics(pattern: str, matches: set[str]) -> None:
     plant = Plant()
     follower = plant.subscriber(pattern)
     for record in (machine("A"), machine("B"), scale("A"), samples(1)):
         plant.bus.publish(record)
     assert {event.topic for event in follower.events} == matches
-    # What was missed is chosen by the same rule.
+    # Missed events are selected by the same rule.
     missed = plant.bus.missed(0, patterns(pattern))
     assert missed == follower.events
 
@@ -174,7 +174,7 @@ def test_what_a_pattern_matches(pattern: str, matches: set[str]) -> None:
 # -- numbers
 
 
-def test_seq_rises_by_one_an_event_whoever_listens() -> None:
+def test_seq_rises_by_one_with_each_event() -> None:
     plant = Plant()
     follower = plant.subscriber("machine/A")
     for name in ("A", "B", "A", "B", "A"):
@@ -184,7 +184,7 @@ def test_seq_rises_by_one_an_event_whoever_listens() -> None:
     assert plant.counted("cynow_events_total") == 5
 
 
-def test_numbers_go_on_from_where_they_are_told_to() -> None:
+def test_number_from_sets_the_next_number() -> None:
     plant = Plant()
     given: list[int] = []
     plant.bus.number_from(5001, given.append)
@@ -194,7 +194,7 @@ def test_numbers_go_on_from_where_they_are_told_to() -> None:
     assert follower.seqs() == given == [5001, 5002]
 
 
-def test_a_number_is_watched_before_anybody_sees_it() -> None:
+def test_watch_gets_a_number_before_any_subscriber() -> None:
     plant = Plant()
     order: list[str] = []
     plant.bus.number_from(1, lambda seq: order.append(f"watched {seq}"))
@@ -204,7 +204,7 @@ def test_a_number_is_watched_before_anybody_sees_it() -> None:
     assert order == ["watched 1", "sink", "subscriber"]
 
 
-def test_an_event_as_json() -> None:
+def test_event_has_its_json_form() -> None:
     plant = Plant()
     follower = plant.subscriber("*/*")
     minute_end = datetime(2025, 12, 18, 10, 12, tzinfo=SEOUL)
@@ -219,12 +219,12 @@ def test_an_event_as_json() -> None:
     }
 
 
-def test_an_event_is_encoded_once_however_many_ask() -> None:
+def test_event_is_encoded_once_for_all_subscribers() -> None:
     plant = Plant()
     texts: list[bytes] = []
     for _ in range(3):
         plant.subscriber("machine/A", on_event=lambda event: texts.append(event.text()))
-    record = Asked()
+    record = CountingRecord()
     plant.bus.publish(record)
     missed = plant.bus.missed(0, patterns("machine/*"))
     assert missed is not None
@@ -235,11 +235,11 @@ def test_an_event_is_encoded_once_however_many_ask() -> None:
     assert json.loads(texts[0])["data"] == {"쇼트": 1.5}
 
 
-def test_an_event_that_nobody_asks_for_is_not_encoded() -> None:
+def test_event_without_subscribers_is_not_encoded() -> None:
     plant = Plant()
     plant.subscriber("machine/A")
     plant.subscriber("machine/B", on_event=lambda event: event.text() and None)
-    record = Asked()
+    record = CountingRecord()
     plant.bus.publish(record)
     assert record.times == []
 
@@ -247,7 +247,7 @@ def test_an_event_that_nobody_asks_for_is_not_encoded() -> None:
 # -- delivery
 
 
-def test_overlapping_patterns_deliver_once() -> None:
+def test_overlapping_patterns_deliver_an_event_once() -> None:
     plant = Plant()
     follower = plant.subscriber("machine/A", "machine/*", "*/A", "*/*")
     plant.bus.subscribe(follower, patterns("machine/A", "scale/A"))
@@ -259,12 +259,12 @@ def test_overlapping_patterns_deliver_once() -> None:
     assert follower.seqs() == [1, 2, 3], "machine/* is left"
 
 
-def test_patterns_of_a_subscriber() -> None:
+def test_patterns_of_a_subscriber_follow_its_subscriptions() -> None:
     plant = Plant()
     follower = plant.subscriber("machine/A")
     plant.bus.subscribe(follower, patterns("machine/B", "machine/A"))
     assert plant.bus.patterns_of(follower) == patterns("machine/A", "machine/B")
-    # What it never followed is no error.
+    # Topics without a subscription are not an error.
     plant.bus.unsubscribe(follower, patterns("machine/A", "scale/*"))
     assert plant.bus.patterns_of(follower) == patterns("machine/B")
     plant.bus.unsubscribe(follower)
@@ -284,7 +284,7 @@ def test_subscribers_are_counted() -> None:
     assert plant.counted("cynow_subscribers") == 0
 
 
-def test_a_sink_gets_its_type_only_and_before_subscribers() -> None:
+def test_sink_gets_its_type_only_and_before_subscribers() -> None:
     plant = Plant()
     order: list[str] = []
     plant.subscriber("*/*", on_event=lambda event: order.append("subscriber"))
@@ -295,7 +295,7 @@ def test_a_sink_gets_its_type_only_and_before_subscribers() -> None:
     assert order == ["first", "second", "subscriber"]
 
 
-def test_a_failing_sink_stops_nobody_and_is_counted() -> None:
+def test_failing_sink_is_counted_and_does_not_stop_the_others() -> None:
     plant = Plant()
     seen: list[Presence] = []
 
@@ -315,7 +315,7 @@ def test_a_failing_sink_stops_nobody_and_is_counted() -> None:
     assert seqs(plant.bus.missed(0, patterns("*/*"))) == [1, 2, 3]
 
 
-def test_a_failing_subscriber_stops_nobody_and_is_counted() -> None:
+def test_failing_subscriber_is_counted_and_does_not_stop_the_others() -> None:
     plant = Plant()
 
     def fail(event: Event) -> None:
@@ -333,22 +333,22 @@ def test_a_failing_subscriber_stops_nobody_and_is_counted() -> None:
     assert seqs(plant.bus.missed(0, patterns("*/*"))) == [1, 2]
 
 
-def test_a_record_that_has_no_json_form_stops_nobody() -> None:
+def test_record_without_a_json_form_does_not_stop_the_others() -> None:
     plant = Plant()
 
-    class Broken(Asked):
+    class Broken(CountingRecord):
         def payload(self) -> Mapping[str, Any]:
             return {"data": object()}
 
     texts: list[bytes] = []
     plant.subscriber("machine/A", on_event=lambda event: texts.append(event.text()))
     plant.bus.publish(Broken())
-    plant.bus.publish(Asked())
+    plant.bus.publish(CountingRecord())
     assert [json.loads(text)["seq"] for text in texts] == [2]
     assert plant.counted("cynow_sink_failures_total", sink="subscriber") == 1
 
 
-def test_what_a_sink_publishes_comes_after_for_everybody() -> None:
+def test_record_published_by_a_sink_follows_the_current_one() -> None:
     plant = Plant()
     first: list[str] = []
     second: list[str] = []
@@ -369,7 +369,7 @@ def test_what_a_sink_publishes_comes_after_for_everybody() -> None:
     assert follower.seqs() == [1, 2, 3, 4, 5, 6]
 
 
-def test_what_a_subscriber_publishes_comes_after_for_everybody() -> None:
+def test_record_published_by_a_subscriber_follows_the_current_one() -> None:
     plant = Plant()
 
     def answer(event: Event) -> None:
@@ -383,7 +383,7 @@ def test_what_a_subscriber_publishes_comes_after_for_everybody() -> None:
     assert [event.topic for event in other.events] == ["scale/x", "machine/A"]
 
 
-def test_publishing_goes_on_after_a_sink_that_published_and_failed() -> None:
+def test_sink_that_publishes_and_fails_does_not_block_the_bus() -> None:
     plant = Plant()
 
     def fail(record: Presence) -> None:
@@ -398,7 +398,7 @@ def test_publishing_goes_on_after_a_sink_that_published_and_failed() -> None:
     assert [event.topic for event in follower.events] == ["scale/x", "machine/A", "scale/y", "machine/A"]
 
 
-def test_unsubscribing_oneself_during_delivery() -> None:
+def test_subscriber_can_unsubscribe_itself_during_delivery() -> None:
     plant = Plant()
     before = plant.subscriber("machine/A")
     leaving = plant.subscriber("machine/A", "*/*", on_event=lambda event: plant.bus.unsubscribe(leaving))
@@ -409,9 +409,9 @@ def test_unsubscribing_oneself_during_delivery() -> None:
     assert before.seqs() == after.seqs() == [1, 2]
 
 
-def test_unsubscribing_all_during_delivery() -> None:
+def test_subscriber_can_unsubscribe_all_during_delivery() -> None:
     plant = Plant()
-    followers: list[Follower] = []
+    followers: list[RecordingSubscriber] = []
 
     def clear(event: Event) -> None:
         for follower in followers:
@@ -420,15 +420,15 @@ def test_unsubscribing_all_during_delivery() -> None:
     followers += [plant.subscriber("machine/A", "*/*", on_event=clear) for _ in range(3)]
     plant.bus.publish(machine("A"))
     plant.bus.publish(machine("A"))
-    # Whether those behind the first still get the event that is going round is open; that it ends is not.
+    # The later subscribers may still get the current event; but delivery ends.
     assert followers[0].seqs() == [1]
     assert all(set(follower.seqs()) <= {1} and len(follower.events) <= 1 for follower in followers)
     assert plant.counted("cynow_sink_failures_total", sink="subscriber") == 0
 
 
-def test_subscribing_during_delivery() -> None:
+def test_subscriber_can_subscribe_during_delivery() -> None:
     plant = Plant()
-    newcomer = Follower()
+    newcomer = RecordingSubscriber()
 
     def invite(event: Event) -> None:
         plant.bus.subscribe(newcomer, patterns("machine/A", "machine/*", "*/*"))
@@ -442,10 +442,10 @@ def test_subscribing_during_delivery() -> None:
     assert plant.counted("cynow_sink_failures_total", sink="subscriber") == 0
 
 
-# -- what was missed
+# -- missed events
 
 
-def test_what_was_missed_comes_in_order() -> None:
+def test_missed_events_are_returned_in_order() -> None:
     plant = Plant()
     for name in ("A", "B", "A", "C", "A"):
         plant.bus.publish(machine(name))
@@ -468,20 +468,20 @@ def test_what_was_missed_comes_in_order() -> None:
 
 
 @pytest.mark.parametrize("since", [-1, 4, 1_000_000])
-def test_numbers_that_never_were(since: int) -> None:
+def test_backlog_does_not_hold_unused_numbers(since: int) -> None:
     plant = Plant()
     for _ in range(3):
         plant.bus.publish(machine("A"))
     assert not plant.bus.holds(since, patterns("*/*"))
 
 
-def test_nothing_was_published_yet() -> None:
+def test_backlog_without_events_holds_number_zero() -> None:
     plant = Plant()
     assert plant.bus.missed(0, patterns("*/*")) == []
     assert not plant.bus.holds(1, patterns("*/*"))
 
 
-def test_events_from_before_a_restart_are_not_held() -> None:
+def test_backlog_does_not_hold_events_of_an_earlier_start() -> None:
     plant = Plant()
     plant.bus.number_from(5001, lambda seq: None)
     assert not plant.bus.holds(4000, patterns("*/*"))
@@ -491,7 +491,7 @@ def test_events_from_before_a_restart_are_not_held() -> None:
     assert seqs(plant.bus.missed(5000, patterns("*/*"))) == [5001]
 
 
-def test_the_backlog_is_bounded_by_count() -> None:
+def test_backlog_is_bounded_by_count() -> None:
     plant = Plant(backlog_events=1000)
     for _ in range(1500):
         plant.bus.publish(machine("A"))
@@ -500,7 +500,7 @@ def test_the_backlog_is_bounded_by_count() -> None:
 
 
 @pytest.mark.parametrize("encoded", [False, True])
-def test_the_last_thousand_small_events_are_held_by_default(encoded: bool) -> None:
+def test_backlog_holds_the_last_thousand_events_by_default(encoded: bool) -> None:
     plant = Plant()
     if encoded:
         plant.subscriber("*/*", on_event=lambda event: event.text() and None)
@@ -509,16 +509,16 @@ def test_the_last_thousand_small_events_are_held_by_default(encoded: bool) -> No
     assert seqs(plant.bus.missed(2000, patterns("*/*"))) == list(range(2001, 3001))
 
 
-def test_batches_of_samples_are_bounded_by_bytes() -> None:
+def test_backlog_of_batches_is_bounded_by_bytes() -> None:
     plant = Plant(backlog_bytes=2_500_000)
     for _ in range(100):
-        plant.bus.publish(samples(5000))  # 48 bytes a sample with its text and its frame
+        plant.bus.publish(samples(5000))  # 48 bytes for each sample with its text and its frame
     held = [since for since in range(101) if plant.bus.holds(since, patterns("*/*/*"))]
     assert held == list(range(held[0], 101)), "the oldest go first"
     assert 8 <= 100 - held[0] <= 12
 
 
-def test_large_batches_push_nothing_else_out() -> None:
+def test_large_batches_do_not_displace_other_events() -> None:
     plant = Plant(backlog_bytes=1_000_000)
     for _ in range(10):
         plant.bus.publish(machine("A"))
@@ -528,7 +528,7 @@ def test_large_batches_push_nothing_else_out() -> None:
     assert seqs(plant.bus.missed(18, patterns("machine/A", "*/*/samples"))) == [19, 20]
 
 
-def test_a_batch_larger_than_the_whole_backlog_is_the_only_one_held() -> None:
+def test_backlog_holds_a_batch_larger_than_its_bound_alone() -> None:
     plant = Plant(backlog_bytes=1000)
     plant.bus.publish(samples(5000))
     plant.bus.publish(samples(5000))

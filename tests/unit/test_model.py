@@ -44,7 +44,7 @@ NOW = datetime(2025, 12, 18, 10, 11, 12, 123456, SEOUL)
     ],
     ids=ascii,
 )
-def test_names(name: str) -> None:
+def test_valid_names_are_accepted(name: str) -> None:
     assert is_name(name)
 
 
@@ -78,7 +78,7 @@ def test_names(name: str) -> None:
         "a\u00a0b",  # NO-BREAK SPACE
         "a\u2028b",
         "\ufeffa",
-        "\u00b2",  # SUPERSCRIPT TWO: a number, no digit
+        "\u00b2",  # SUPERSCRIPT TWO: a number, but not a digit
         "\u2167",  # ROMAN NUMERAL EIGHT
         "\u0301",  # a combining accent alone
         "\U0001f600",
@@ -92,13 +92,13 @@ def test_names(name: str) -> None:
     ],
     ids=ascii,
 )
-def test_no_names(text: str) -> None:
+def test_invalid_names_are_rejected(text: str) -> None:
     assert not is_name(text)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(st.one_of(st.text(max_size=70), st.text("ab. -_:/\0가\U00010400", min_size=1, max_size=70)))
-def test_whatever_is_a_name_is_a_file_name_and_a_topic_segment(text: str) -> None:
+def test_name_is_valid_as_file_name_and_topic_segment(text: str) -> None:
     if not is_name(text):
         return
     # NAME_MAX of Linux.
@@ -181,15 +181,17 @@ def test_whatever_is_a_name_is_a_file_name_and_a_topic_segment(text: str) -> Non
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_live_events(record: Record, topic: str, event: str, payload: dict[str, object]) -> None:
+def test_record_has_its_topic_event_and_payload(
+    record: Record, topic: str, event: str, payload: dict[str, object]
+) -> None:
     assert (record.topic, record.event) == (topic, event)
     assert record.payload() == payload
-    # JSON has no NaN, and a client may look at the order.
+    # JSON has no NaN; clients may depend on the order.
     assert json.loads(json.dumps(record.payload(), allow_nan=False)) == payload
     assert list(record.payload()) == list(payload)
 
 
-def test_a_commit_answers_without_the_scale() -> None:
+def test_commit_answer_does_not_name_the_scale() -> None:
     commit = Commit(1, CommitEntry("dock-1", "CY1", "RETURN", Decimal("0.10"), "ST", NOW, NOW))
     assert commit.answer() == {
         "ok": True,
@@ -211,25 +213,25 @@ def test_a_commit_answers_without_the_scale() -> None:
         ("OL", "gross", False),
     ],
 )
-def test_only_a_stable_gross_weight_settles(status: str, kind: str, settled: bool) -> None:
+def test_only_a_stable_gross_reading_is_settled(status: str, kind: str, settled: bool) -> None:
     assert Reading("default", status, Decimal(1), kind, "", NOW).settled is settled
 
 
 @pytest.mark.parametrize(("score", "is_anomaly"), [(1.1, True), (1.0, False), (0.9, False)])
-def test_an_anomaly_is_above_its_threshold(score: float, is_anomaly: bool) -> None:
+def test_fault_above_its_threshold_is_an_anomaly(score: float, is_anomaly: bool) -> None:
     assert Fault("A", score, 1.0, NOW).is_anomaly is is_anomaly
 
 
-def test_times_are_wall_clock_in_their_zone() -> None:
+def test_wall_time_is_in_the_zone_of_the_time() -> None:
     assert rfc3339(NOW) == "2025-12-18T10:11:12+09:00"
     assert rfc3339(NOW, "milliseconds") == "2025-12-18T10:11:12.123+09:00"
     assert rfc3339(NOW.astimezone(ZoneInfo("Asia/Kolkata"))) == "2025-12-18T06:41:12+05:30"
     assert wall_time(NOW) == "2025-12-18 10:11:12"
-    # What a format by %f would leave out where it is zero.
+    # Microseconds must not be left out if they are zero.
     assert wall_time(NOW.replace(microsecond=0), "microseconds") == "2025-12-18 10:11:12.000000"
 
 
-def test_finite_gives_the_same_object_where_nothing_is_left_out() -> None:
+def test_finite_returns_the_same_object_if_all_samples_are_finite() -> None:
     samples = array("d", [1.0, -2.0, 0.0])
     assert finite(samples) is samples
     empty = array("d")
@@ -243,12 +245,12 @@ def test_finite_gives_the_same_object_where_nothing_is_left_out() -> None:
         ([1.0, math.nan, 2.0], [1.0, 2.0]),
         ([math.inf, 1.0, -math.inf], [1.0]),
         ([math.inf, -math.inf, math.nan], []),
-        # A sum beyond a double is no reason to leave its addends out.
+        # A sum may exceed a double although all samples are finite.
         ([1.7e308, 1.7e308], [1.7e308, 1.7e308]),
         ([1.7e308, 1.7e308, -1.7e308, math.nan], [1.7e308, 1.7e308, -1.7e308]),
     ],
 )
-def test_finite_leaves_nan_and_infinities_out(samples: list[float], expected: list[float]) -> None:
+def test_finite_leaves_out_nan_and_infinities(samples: list[float], expected: list[float]) -> None:
     given_samples = array("d", samples)
     assert list(finite(given_samples)) == expected
     assert len(given_samples) == len(samples), "the samples themselves stay as they are, for the raw file"

@@ -1,4 +1,4 @@
-"""Names of machines and sensors: which there are, in which form they are kept, and where they come in."""
+"""Names of machines and sensors: validity, stored form, and use in topics and files."""
 
 import unicodedata
 
@@ -20,7 +20,7 @@ NFD = unicodedata.normalize("NFD", NFC)
         *("é".join("ab"), "e\u0301", "a\u0301\u0302", "๑๒๓", "१२३", "a" * 64, "가" * 64),
     ],
 )
-def test_a_name_is_letters_with_their_marks_and_digits_of_any_script(name: str) -> None:
+def test_name_may_have_letters_marks_and_digits_of_any_script(name: str) -> None:
     assert is_name(name)
     assert name_problem(name) is None
     kept = name_of(name)
@@ -39,7 +39,7 @@ def test_a_name_is_letters_with_their_marks_and_digits_of_any_script(name: str) 
         "a" * 100_000,
     ],
 )
-def test_text_that_is_no_name_says_why(text: str) -> None:
+def test_name_problem_says_the_reason(text: str) -> None:
     assert not is_name(text)
     assert name_of(text) is None
     problem = name_problem(text)
@@ -48,32 +48,32 @@ def test_text_that_is_no_name_says_why(text: str) -> None:
     assert len(problem) < 100
 
 
-def test_characters_are_counted_in_nfc() -> None:
+def test_characters_of_a_name_are_counted_in_nfc() -> None:
     assert len(unicodedata.normalize("NFD", "각" * 64)) == 192
     assert name_of(unicodedata.normalize("NFD", "각" * 64)) == "각" * 64
     assert not is_name(unicodedata.normalize("NFD", "각" * 65))
 
 
-def test_the_name_of_the_longest_file_fits() -> None:
+def test_longest_name_fits_into_a_file_name() -> None:
     for character in ("가", "\U00010400", "a", "é"):
         longest = max((character * count for count in range(1, 65) if is_name(character * count)), key=len)
         assert len(f"20251218_{longest}.csv.gz~".encode()) <= 255
 
 
-def test_forms_of_a_name_are_those_in_which_files_may_be_named() -> None:
+def test_forms_of_a_name_are_nfc_and_nfd() -> None:
     assert forms_of("ShotBlast") == ("ShotBlast",)
     assert forms_of(NFC) == (NFC, NFD)
     assert forms_of("振动") == ("振动",)
 
 
-def test_topics_are_of_the_machine_that_is_kept() -> None:
+def test_topic_has_the_stored_name_of_the_machine() -> None:
     assert parse_topic(f"machine/{NFD}") == ("machine", NFC)
     assert parse_topic(f"machine/{NFD}/samples") == ("machine", NFC, "samples")
-    # A scale's id is as the configuration has it.
+    # The id of a scale stays as it is configured.
     assert parse_topic(f"scale/{NFD}") == ("scale", NFD)
 
 
-def test_raw_files_of_an_older_version_are_found_under_the_name_that_is_kept(
+def test_raw_files_of_an_older_version_are_found_by_the_stored_name(
     tmp_path: "files.os.PathLike[str]",
 ) -> None:
     folder = files.os.path.join(tmp_path, NFD)
@@ -84,6 +84,6 @@ def test_raw_files_of_an_older_version_are_found_under_the_name_that_is_kept(
     assert files.machines(str(tmp_path)) == [NFC]
     (found,) = files.raw_files(str(tmp_path), NFC)
     assert (found.machine, found.sensor, found.path) == (NFC, NFC, old)
-    # What comes today goes on in the same file.
+    # New lines are appended to the same file.
     assert files.path_of(folder, NFC, "20251218_{}.csv") == old
     assert files.path_of(folder, NFC, "20251219_{}.csv") == files.os.path.join(folder, f"20251219_{NFC}.csv")

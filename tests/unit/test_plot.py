@@ -1,4 +1,4 @@
-"""Points of a plot against the samples one by one: no peak is lost, and nothing is counted twice."""
+"""Points of a plot, compared with all samples: no peak is lost, and no sample counts twice."""
 
 import gzip
 import math
@@ -29,20 +29,20 @@ BERLIN = ZoneInfo("Europe/Berlin")
 
 DAY = datetime(2025, 12, 18, tzinfo=SEOUL)
 
-#: A time is given in milliseconds, and a double of today tells a quarter of a microsecond.
+#: Times have milliseconds; a double has a resolution of a quarter of a microsecond today.
 ROUNDING = 0.001 + 2e-6
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample and when it is taken to have come, in seconds since 1970."""
+    """A sample and its assumed time of arrival, in seconds since 1970."""
 
     time: Fraction
     value: float
 
 
 class Folder:
-    """Raw files of one sensor, and what they hold."""
+    """Raw files of one sensor and their samples."""
 
     def __init__(self, path: Path, zone: tzinfo = SEOUL) -> None:
         self.path = path
@@ -53,7 +53,7 @@ class Folder:
     def write(
         self, day: date, seconds: Iterable[tuple[datetime, Sequence[float]]], *, compressed: bool = False
     ) -> None:
-        """A day's file: for each second its samples."""
+        """Write the file of a day with the samples of each second."""
         text = bytearray(HEADER)
         for second, values in seconds:
             clock = f"{second.astimezone(self.zone):%H:%M:%S}"
@@ -74,13 +74,13 @@ class Folder:
         return [point for page in self.pages(begin, end, most) for point in page]
 
     def within(self, begin: datetime, end: datetime) -> list[Sample]:
-        """The finite samples of a range, by time."""
+        """Return the finite samples of a range, by time."""
         first, last = exactly(begin), exactly(end)
         its = (sample for sample in self.samples if first <= sample.time < last and math.isfinite(sample.value))
         return sorted(its, key=lambda sample: sample.time)
 
     def check(self, begin: datetime, end: datetime, most: int) -> list[dict[str, Any]]:
-        """The points, each compared to the samples that it stands for."""
+        """Return the points, after comparing each with the samples of its interval."""
         points = self.points(begin, end, most)
         samples = self.within(begin, end)
         assert sum(point["count"] for point in points) == len(samples)
@@ -105,7 +105,7 @@ def exactly(time: datetime) -> Fraction:
 
 
 def spread(random: Random, first: int, last: int, groups: int, per_second: int) -> dict[int, list[float]]:
-    """Some samples in some seconds of a range of seconds."""
+    """Return a strategy of samples in some seconds of a range."""
     seconds = sorted(random.sample(range(first, last), min(groups, last - first)))
     return {second: [random.gauss(0, 1) for _ in range(random.randint(1, per_second))] for second in seconds}
 
@@ -123,7 +123,7 @@ def two_days(folder: Folder, random: Random, groups: int, per_second: int, *, co
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
-def test_points_stand_for_all_samples_of_their_stretch(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
+def test_points_cover_all_samples_of_their_intervals(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     random = data.draw(st.randoms(use_true_random=True))
     folder = Folder(tmp_path_factory.mktemp("raw"))
     groups, per_second = data.draw(st.sampled_from([(0, 1), (3, 3), (400, 1), (60, 40), (5, 700)]))
@@ -138,7 +138,7 @@ def test_points_stand_for_all_samples_of_their_stretch(tmp_path_factory: pytest.
 
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("block", [16, 100, 257, 4096])
-def test_a_second_that_a_blocks_end_cuts_in_two_is_one(
+def test_second_that_the_end_of_a_block_divides_is_joined(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, compressed: bool
 ) -> None:
     folder = Folder(tmp_path)
@@ -149,12 +149,12 @@ def test_a_second_that_a_blocks_end_cuts_in_two_is_one(
         compressed=compressed,
     )
     monkeypatch.setattr(lines, "_BLOCK", block)
-    # An eighth of a second a point: its samples are the right ones only if the second is known as a whole.
+    # A point is an eighth of a second, so its samples are right only if the second is joined.
     points = folder.check(second, second + timedelta(seconds=4), 32)
     assert [point["count"] for point in points] == [8] * 32
 
 
-def test_samples_that_are_not_finite_are_left_out_and_keep_their_place(tmp_path: Path) -> None:
+def test_infinite_samples_are_left_out_and_keep_their_time(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     second = DAY + timedelta(hours=10)
     nan, inf = math.nan, math.inf
@@ -173,7 +173,7 @@ def test_samples_that_are_not_finite_are_left_out_and_keep_their_place(tmp_path:
     assert (whole["min"], whole["max"], whole["count"]) == (-1.7e308, 1.7e308, 5)
 
 
-def test_each_sample_is_a_point_of_its_own_in_a_short_range(tmp_path: Path) -> None:
+def test_short_range_has_one_point_per_sample(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     second = DAY + timedelta(hours=10)
     folder.write(DAY.date(), [(second + timedelta(seconds=n), [n + k / 30 for k in range(30)]) for n in range(10)])
@@ -184,7 +184,7 @@ def test_each_sample_is_a_point_of_its_own_in_a_short_range(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("per_second", [3, 5, 10, 30, 50])
-def test_ranges_that_follow_each_other_share_no_sample_and_lose_none(tmp_path: Path, per_second: int) -> None:
+def test_adjacent_ranges_have_each_sample_once(tmp_path: Path, per_second: int) -> None:
     folder = Folder(tmp_path)
     second = DAY + timedelta(hours=10)
     folder.write(DAY.date(), [(second + timedelta(seconds=n), [float(n)] * per_second) for n in range(3)])
@@ -194,7 +194,7 @@ def test_ranges_that_follow_each_other_share_no_sample_and_lose_none(tmp_path: P
         assert sum(counts) == 3 * per_second, (step, counts)
 
 
-def test_a_range_begins_and_ends_within_a_second(tmp_path: Path) -> None:
+def test_range_may_begin_and_end_within_a_second(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     second = DAY + timedelta(hours=10)
     folder.write(DAY.date(), [(second, [0.0, 1.0, 2.0, 3.0])])
@@ -203,7 +203,7 @@ def test_a_range_begins_and_ends_within_a_second(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_an_hour_that_comes_twice_is_told_apart_by_its_offset(tmp_path: Path, compressed: bool) -> None:
+def test_repeated_hour_is_distinguished_by_its_offset(tmp_path: Path, compressed: bool) -> None:
     folder = Folder(tmp_path, BERLIN)
     midnight = datetime(2025, 10, 26, tzinfo=BERLIN)
     hours = [datetime.fromtimestamp(midnight.timestamp() + 3600 * n, BERLIN) for n in range(25)]
@@ -223,12 +223,12 @@ def test_an_hour_that_comes_twice_is_told_apart_by_its_offset(tmp_path: Path, co
         assert point["time"] == hour.isoformat("T", "milliseconds")
     assert [hours[n].isoformat()[11:] for n in (2, 3)] == ["02:00:00+02:00", "02:00:00+01:00"]
     assert len(folder.check(midnight, datetime(2025, 10, 27, tzinfo=BERLIN), 25)) == 25
-    # What is asked for in the time of another zone is told in this one's.
+    # A range in another zone gives points in the configured zone.
     (point,) = folder.check(datetime(2025, 10, 26, 1, tzinfo=UTC), datetime(2025, 10, 26, 2, tzinfo=UTC), 1)
     assert (point["max"], point["time"]) == (3.0, "2025-10-26T02:00:00.000+01:00")
 
 
-def test_a_day_of_23_hours(tmp_path: Path) -> None:
+def test_range_of_a_day_of_23_hours(tmp_path: Path) -> None:
     folder = Folder(tmp_path, BERLIN)
     midnight = datetime(2025, 3, 30, tzinfo=BERLIN)
     hours = [datetime.fromtimestamp(midnight.timestamp() + 3600 * n, BERLIN) for n in range(23)]
@@ -237,8 +237,8 @@ def test_a_day_of_23_hours(tmp_path: Path) -> None:
     assert [point["time"][11:13] for point in points] == ["00", "01", *(f"{hour:02}" for hour in range(3, 24))]
 
 
-def test_a_clock_that_was_set_back_within_the_range(tmp_path: Path) -> None:
-    """What the clock showed twice is one stretch of time, with the samples of both."""
+def test_clock_set_back_within_the_range_merges_repeated_times(tmp_path: Path) -> None:
+    """Repeated times are one interval with the samples of both."""
     folder = Folder(tmp_path)
     hour = DAY + timedelta(hours=10)
     minutes = [*range(30), *range(10, 40)]
@@ -251,17 +251,17 @@ def test_a_clock_that_was_set_back_within_the_range(tmp_path: Path) -> None:
         assert times == sorted(times)
 
 
-def test_a_range_that_ends_before_the_clock_was_set_back_has_what_came_after(tmp_path: Path) -> None:
+def test_range_includes_samples_after_the_clock_was_set_back(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     hour = DAY + timedelta(hours=10)
     minutes = [*range(30), *range(10, 40)]
     folder.write(DAY.date(), [(hour + timedelta(minutes=n), [float(k)]) for k, n in enumerate(minutes)])
     points = folder.points(hour + timedelta(minutes=5), hour + timedelta(minutes=20), 1)
-    # 15 minutes at first, 10 of them again.
+    # 15 minutes, of which 10 repeat.
     assert [(point["count"], point["max"]) for point in points] == [(25, 39.0)]
 
 
-def test_lines_that_came_after_a_file_was_compressed_follow_it(tmp_path: Path) -> None:
+def test_lines_after_the_compression_of_a_file_are_read_too(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     folder.write(DAY.date(), [(DAY + timedelta(hours=n), [float(n)]) for n in range(12)], compressed=True)
     folder.write(DAY.date(), [(DAY + timedelta(hours=n), [float(n)]) for n in range(12, 24)])
@@ -270,7 +270,7 @@ def test_lines_that_came_after_a_file_was_compressed_follow_it(tmp_path: Path) -
         assert len(points) == most
 
 
-def test_ranges_without_samples(tmp_path: Path) -> None:
+def test_range_without_samples_has_no_points(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     hour = DAY + timedelta(hours=10)
     assert folder.points(hour, hour + timedelta(hours=1), 10) == []
@@ -284,7 +284,7 @@ def test_ranges_without_samples(tmp_path: Path) -> None:
         assert folder.points(begin, end, 10) == []
 
 
-def test_what_is_no_line_of_a_sample_is_passed_over(tmp_path: Path) -> None:
+def test_other_lines_are_skipped(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     path = tmp_path / "M" / "20251218_v.csv"
     torn = b"10:00:01,10:00:02,5.0\n\n25:00:00,1.0\nrubbish\n\xff\xfe\n10:00:03,3.0\n10:00:03,9"
@@ -298,7 +298,7 @@ def test_what_is_no_line_of_a_sample_is_passed_over(tmp_path: Path) -> None:
     assert folder.points(DAY, DAY + timedelta(days=1), 10) == []
 
 
-def test_other_days_are_not_opened(tmp_path: Path) -> None:
+def test_files_of_other_days_are_not_opened(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     folder.write(DAY.date(), [(DAY, [1.0])])
     (tmp_path / "M" / "20251217_v.csv.gz").write_bytes(b"broken")
@@ -309,7 +309,9 @@ def test_other_days_are_not_opened(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("most", [10, 100_000])
-def test_a_day_is_never_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compressed: bool, most: int) -> None:
+def test_plot_of_a_day_has_bounded_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compressed: bool, most: int
+) -> None:
     folder = Folder(tmp_path)
     monkeypatch.setattr(lines, "_BLOCK", 16 * 1024)
     monkeypatch.setattr(plot, "_SAMPLES_PER_TURN", 1000)
@@ -338,5 +340,5 @@ def test_a_day_is_never_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert count == 7200
     assert sum(sizes) == (10 if most == 10 else 7200)
     assert max(sizes) <= 1000
-    # A page of points, some blocks as lines and what may still grow; all points would be 2.5 MiB.
+    # One turn of points, some blocks of lines, and the arrays; all points would take 2.5 MiB.
     assert peak < 1.2 * 2**20

@@ -1,4 +1,4 @@
-"""Raw CSV files by name, and their lines read back."""
+"""Raw files: names, and reading of their lines."""
 
 import gzip
 import io
@@ -25,7 +25,7 @@ DAY = date(2025, 12, 18)
 
 
 def read(content: bytes, begin: int = 0) -> list[tuple[str, list[float]]]:
-    """The runs of a file with this content, each checked against it."""
+    """Return the runs of a file with this content, after checking each against it."""
     file = io.BytesIO(content)
     found = list(lines.runs(file, begin))
     for run in found:
@@ -41,7 +41,7 @@ def samples_of(content: bytes, begin: int = 0) -> list[tuple[str, float]]:
 
 
 def line_by_line(content: bytes) -> list[tuple[str, float]]:
-    """The same by the plainest means: whole lines, ``HH:MM:SS,number``."""
+    """Return the same by the simplest means: whole lines, ``HH:MM:SS,number``."""
     found = []
     for line in content.split(b"\n")[:-1]:
         clock, comma, number = line.partition(b",")
@@ -58,7 +58,7 @@ def line_by_line(content: bytes) -> list[tuple[str, float]]:
 # -- runs
 
 
-def test_lines_of_a_second_are_a_run() -> None:
+def test_runs_join_the_lines_of_a_second() -> None:
     content = HEADER + b"10:00:00,1.5\n10:00:00,-2\n10:00:01,3e-7\n10:00:00,4\n"
     assert read(content) == [("10:00:00,", [1.5, -2.0]), ("10:00:01,", [3e-7]), ("10:00:00,", [4.0])]
     first, second, third = lines.runs(io.BytesIO(content))
@@ -66,7 +66,7 @@ def test_lines_of_a_second_are_a_run() -> None:
     assert first == LineRun(10, 35, b"10:00:00,", array("d", [1.5, -2.0]))
 
 
-def test_from_some_line_on() -> None:
+def test_runs_begin_at_an_offset() -> None:
     content = HEADER + b"10:00:00,1.5\n10:00:00,2.5\n10:00:01,3.5\n"
     assert read(content, 23) == [("10:00:00,", [2.5]), ("10:00:01,", [3.5])]
     (run,) = lines.runs(io.BytesIO(content), 36)
@@ -76,32 +76,32 @@ def test_from_some_line_on() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", HEADER, b"time,da", b"\n", b"\n\n\n", b"10:00:00,1.5"])
-def test_files_without_samples(content: bytes) -> None:
+def test_runs_of_files_without_samples_are_empty(content: bytes) -> None:
     assert read(content) == []
 
 
-def test_a_header_that_is_missing() -> None:
+def test_runs_do_not_need_a_header() -> None:
     assert read(b"10:00:00,1.5\n") == [("10:00:00,", [1.5])]
 
 
-def test_a_torn_last_line_is_passed_over() -> None:
+def test_runs_skip_a_torn_last_line() -> None:
     whole = HEADER + b"10:00:00,1.5\n"
     for torn in (b"1", b"10:00:0", b"10:00:00,", b"10:00:01,2.", b"10:00:01,2.5"):
         assert read(whole + torn) == [("10:00:00,", [1.5])]
 
 
-def test_a_torn_line_in_the_middle_costs_itself_and_what_sticks_to_it() -> None:
+def test_runs_skip_a_torn_line_with_the_line_glued_to_it() -> None:
     for torn in (b"1", b"10:00:0", b"10:00:00,", b"10:00:01,2.", b"10:00:01,2.5"):
         content = HEADER + b"10:00:00,1.5\n" + torn + b"10:00:02,3.5\n10:00:03,4.5\n"
         assert samples_of(content) == [("10:00:00,", 1.5), ("10:00:03,", 4.5)], torn
 
 
-def test_lines_of_the_old_server_end_with_cr_lf() -> None:
+def test_runs_accept_cr_lf_of_the_old_server() -> None:
     content = b"time,data\r\n10:00:00,1.5\r\n10:00:00,2.5\r\n10:00:01,-3\r\n"
     assert read(content) == [("10:00:00,", [1.5, 2.5]), ("10:00:01,", [-3.0])]
 
 
-def test_what_is_not_finite_reads_back() -> None:
+def test_runs_read_nan_and_infinities() -> None:
     samples = array("d", [1.0, math.nan, math.inf, -math.inf, -0.0, 5e-324, 1.7976931348623157e308])
     content = bytearray(HEADER)
     add_lines(content, b"10:11:12,", samples)
@@ -133,12 +133,12 @@ def test_what_is_not_finite_reads_back() -> None:
     ],
     ids=lambda garbage: ascii(garbage[:20]),
 )
-def test_garbage_is_passed_over(garbage: bytes) -> None:
+def test_runs_skip_other_lines(garbage: bytes) -> None:
     content = HEADER + b"10:00:00,1.5\n" + garbage + b"10:00:00,2.5\n" + garbage
     assert samples_of(content) == [("10:00:00,", 1.5), ("10:00:00,", 2.5)]
 
 
-def test_an_overlong_line_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_skip_a_line_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     for block in (16, 1000, 256 * 1024):
         monkeypatch.setattr(lines, "_BLOCK", block)
         for length in (4000, 5000, 100_000):
@@ -148,7 +148,7 @@ def test_an_overlong_line_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
             assert begins == [10, 10 + 13 + length + 1]
 
 
-def test_an_overlong_line_without_an_end_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_an_endless_line_have_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "_BLOCK", 512)
     reads: list[int] = []
 
@@ -176,7 +176,7 @@ LINES = st.one_of(
 
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(st.lists(LINES, max_size=30), st.integers(1, 60))
-def test_blocks_smaller_than_a_line(lines: list[bytes], block: int) -> None:
+def test_runs_with_blocks_smaller_than_a_line(lines: list[bytes], block: int) -> None:
     content = b"".join(lines)
     with pytest.MonkeyPatch.context() as patch:
         whole = samples_of(content)
@@ -185,7 +185,7 @@ def test_blocks_smaller_than_a_line(lines: list[bytes], block: int) -> None:
     assert list(map(repr, pieces)) == list(map(repr, whole)) == list(map(repr, line_by_line(content)))
 
 
-def test_a_run_across_blocks_is_given_in_pieces_that_join(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_across_blocks_is_yielded_in_adjacent_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     content = HEADER + b"".join(b"10:00:00,%d.5\n" % number for number in range(100))
     monkeypatch.setattr(lines, "_BLOCK", 64)
     found = list(lines.runs(io.BytesIO(content)))
@@ -204,7 +204,7 @@ def raw(folder: Path, name: str, content: bytes, machine: str = "M") -> RawFile:
 
 
 @pytest.mark.parametrize("name", ["20251218_v.csv", "20251218_v.csv.gz"])
-def test_plain_and_compressed_files(tmp_path: Path, name: str) -> None:
+def test_runs_of_plain_and_compressed_files(tmp_path: Path, name: str) -> None:
     content = HEADER + b"".join(b"10:%02d:00,%d\n" % (minute, minute) for minute in range(60)) + b"11:00:0"
     with raw(tmp_path, name, content).open() as file:
         assert files.size_of(file) == len(content)
@@ -219,7 +219,7 @@ def test_plain_and_compressed_files(tmp_path: Path, name: str) -> None:
         assert lines.last_clock(file, len(content)) == b"10:59:00,"
 
 
-def test_a_broken_compressed_file_raises_what_it_says(tmp_path: Path) -> None:
+def test_runs_of_a_broken_compressed_file_raise_read_error(tmp_path: Path) -> None:
     content = HEADER + b"10:00:00,1.5\n" * 10_000
     file = raw(tmp_path, "20251218_v.csv.gz", content)
     whole = Path(file.path).read_bytes()
@@ -236,7 +236,7 @@ def test_a_broken_compressed_file_raises_what_it_says(tmp_path: Path) -> None:
 
 
 def linear(content: bytes, clock: bytes) -> list[tuple[str, float]]:
-    """The samples from the first line of a time on, one line after the other."""
+    """Return the samples from the first line of a time on, line by line."""
     found = line_by_line(content)
     first = next((index for index, (time, _) in enumerate(found) if time.encode() >= clock), len(found))
     return found[first:]
@@ -266,7 +266,7 @@ NUMBERS = st.sampled_from([b"1", b"-0.1", b"123456.789", b"nan", b"1e-300"])
     st.sampled_from([b"", b"1", b"23:59:59,1.", b"garbage"]),
     st.lists(st.tuples(st.integers(0, 60), st.sampled_from([b"\n", b"garbage\n", b"10:0\n", b"x" * 200 + b"\n"]))),
 )
-def test_the_place_of_a_time(
+def test_offset_of_a_time_is_found_by_bisection(
     gaps: Sequence[tuple[int, bytes]],
     second: int,
     header: bool,
@@ -276,7 +276,7 @@ def test_the_place_of_a_time(
 ) -> None:
     lines, clocks = [], [0, 86_399]
     for gap, number in gaps:
-        # Many lines are of one second.
+        # Many lines share a second.
         second += gap // 3
         clocks += [second - 1, second, second + 1]
         lines.append(clock_of(second) + number + end)
@@ -289,11 +289,11 @@ def test_the_place_of_a_time(
 
 @pytest.mark.parametrize("content", [b"", HEADER, b"x", b"\n\n", b"10:00:00,1.5"])
 @pytest.mark.parametrize("clock", [b"00:00:00,", b"10:00:00,", b"23:59:59,"])
-def test_the_place_of_a_time_in_a_file_without_samples(content: bytes, clock: bytes) -> None:
+def test_offset_of_a_time_in_a_file_without_samples(content: bytes, clock: bytes) -> None:
     assert bisected(content, clock) == []
 
 
-def test_the_place_of_a_time_exactly() -> None:
+def test_offset_of_a_time_is_the_begin_of_its_first_line() -> None:
     content = HEADER + b"10:00:00,1\n10:00:00,2\n10:00:02,3\n"
     file = io.BytesIO(content)
     assert lines.offset_of(file, len(content), b"10:00:01,") == content.index(b"10:00:02")
@@ -304,26 +304,26 @@ def test_the_place_of_a_time_exactly() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 1000])
-def test_all_lines_of_one_time(count: int) -> None:
+def test_offset_of_a_time_that_all_lines_have(count: int) -> None:
     content = HEADER + b"10:00:00,1.5\n" * count
     for clock, kept in ((b"09:59:59,", count), (b"10:00:00,", count), (b"10:00:01,", 0)):
         assert len(bisected(content, clock)) == kept
 
 
-def test_only_the_file_up_to_its_size_counts() -> None:
-    # It may grow meanwhile.
+def test_offset_is_within_the_given_size() -> None:
+    # The file may grow meanwhile.
     content = HEADER + b"10:00:00,1\n"
     file = io.BytesIO(content + b"10:00:01,2\n" * 1000)
     assert lines.offset_of(file, len(content), b"10:00:01,") == len(content)
 
 
-def test_the_last_time_is_that_of_the_file_up_to_its_size() -> None:
+def test_last_clock_is_within_the_given_size() -> None:
     content = HEADER + b"10:00:00,1\n"
     file = io.BytesIO(content + b"10:00:01,2\n" * 1000)
     assert lines.last_clock(file, len(content)) == b"10:00:00,"
 
 
-def test_bisection_reads_little() -> None:
+def test_offset_of_a_time_reads_few_bytes() -> None:
     content = HEADER + b"".join(clock_of(second // 10) + b"0.123456789\n" for second in range(10 * 36_000))
 
     class Counted(io.BytesIO):
@@ -343,7 +343,7 @@ def test_bisection_reads_little() -> None:
 # -- lines
 
 
-def test_where_lines_begin() -> None:
+def test_begins_line_is_true_after_a_line_end() -> None:
     content = b"time,data\n10:00:00,1\n10:0"
     file = io.BytesIO(content)
     assert [place for place in range(len(content) + 1) if lines.begins_line(file, place)] == [0, 10, 21]
@@ -367,11 +367,11 @@ def test_where_lines_begin() -> None:
     ],
     ids=lambda value: ascii(value[-24:]) if isinstance(value, bytes) else None,
 )
-def test_the_last_time(content: bytes, clock: bytes | None) -> None:
+def test_last_clock_is_that_of_the_last_sample_line(content: bytes, clock: bytes | None) -> None:
     assert lines.last_clock(io.BytesIO(content), len(content)) == clock
 
 
-def test_the_sizes_of_lines_and_the_last_time() -> None:
+def test_last_clock_of_lines_of_any_size() -> None:
     for length in range(4000, 4200):
         line = b"10:00:01," + b"0" * (length - 10) + b"\n"
         content = HEADER + b"10:00:00,1\n" + line + b"10:00:02,1\n"
@@ -381,7 +381,7 @@ def test_the_sizes_of_lines_and_the_last_time() -> None:
 # -- names
 
 
-def test_names_of_raw_files() -> None:
+def test_raw_file_parses_its_name() -> None:
     for name, expected in (
         ("20251218_v.csv", RawFile(DAY, False, "M", "v", "/d/20251218_v.csv")),
         ("20251218_v.csv.gz", RawFile(DAY, True, "M", "v", "/d/20251218_v.csv.gz")),
@@ -418,11 +418,11 @@ def test_names_of_raw_files() -> None:
         "",
     ],
 )
-def test_names_of_other_files(name: str) -> None:
+def test_raw_file_of_another_name_is_none(name: str) -> None:
     assert files.raw_file("M", f"/d/{name}") is None
 
 
-def test_raw_files_of_a_machine_by_day(tmp_path: Path) -> None:
+def test_raw_files_of_a_machine_are_sorted_by_day(tmp_path: Path) -> None:
     expected = [
         raw(tmp_path, "20251216_v.csv.gz", HEADER),
         raw(tmp_path, "20251217_w.csv", HEADER),
@@ -438,7 +438,7 @@ def test_raw_files_of_a_machine_by_day(tmp_path: Path) -> None:
     assert files.raw_files(str(tmp_path), "N") == []
 
 
-def test_a_file_in_the_place_of_a_folder_is_no_machine(tmp_path: Path) -> None:
+def test_file_instead_of_a_folder_is_not_a_machine(tmp_path: Path) -> None:
     (tmp_path / "나").mkdir()
     (tmp_path / "가").mkdir()
     (tmp_path / "a~").mkdir()
@@ -449,7 +449,7 @@ def test_a_file_in_the_place_of_a_folder_is_no_machine(tmp_path: Path) -> None:
         files.machines(str(tmp_path / "missing"))
 
 
-def test_of_a_file_and_a_compressed_one_that_holds_all_of_it_the_latter_is_given(tmp_path: Path) -> None:
+def test_raw_files_omit_a_file_with_a_complete_compressed_one(tmp_path: Path) -> None:
     plain = raw(tmp_path, "20251218_v.csv", HEADER)
     compressed = raw(tmp_path, "20251218_v.csv.gz", HEADER)
     other = raw(tmp_path, "20251218_w.csv.gz", HEADER)
@@ -459,13 +459,13 @@ def test_of_a_file_and_a_compressed_one_that_holds_all_of_it_the_latter_is_given
     assert set(files.raw_files(str(tmp_path), "M")) == {compressed, other}
 
 
-def test_of_a_file_and_a_compressed_one_of_another_time_both_are_given(tmp_path: Path) -> None:
+def test_raw_files_include_a_file_and_an_older_compressed_one(tmp_path: Path) -> None:
     plain = raw(tmp_path, "20251218_v.csv", HEADER)
     compressed = raw(tmp_path, "20251218_v.csv.gz", HEADER)
     os.utime(plain.path, ns=(0, 1_700_000_000_123_456_789))
     os.utime(compressed.path, ns=(0, 1_700_000_000_123_456_788))
     assert not files.is_complete(compressed.path, plain.path)
-    # The compressed one was there before a clock that was set back brought more.
+    # The file was compressed before the clock was set back, so that lines were added.
     assert files.raw_files(str(tmp_path), "M") == [compressed, plain]
     Path(plain.path).unlink()
     assert not files.is_complete(compressed.path, plain.path)
@@ -479,7 +479,7 @@ def times(clock: LineClock, *lines: str) -> list[str]:
     return [clock.time(f"{line},".encode()).isoformat() for line in lines]
 
 
-def test_times_of_a_day() -> None:
+def test_line_clock_of_an_ordinary_day() -> None:
     clock = LineClock(DAY, BERLIN)
     assert times(clock, "00:00:00", "10:11:12", "23:59:59") == [
         "2025-12-18T00:00:00+01:00",
@@ -491,7 +491,7 @@ def test_times_of_a_day() -> None:
 FALL_BACK = date(2025, 10, 26)
 
 
-def test_an_hour_that_comes_twice() -> None:
+def test_line_clock_of_a_repeated_hour() -> None:
     clock = LineClock(FALL_BACK, BERLIN)
     assert times(clock, "01:59:59", "02:00:00", "02:59:59", "02:00:00", "02:30:00", "02:30:00", "02:59:59") == [
         "2025-10-26T01:59:59+02:00",
@@ -505,7 +505,7 @@ def test_an_hour_that_comes_twice() -> None:
     assert times(clock, "03:00:00") == ["2025-10-26T03:00:00+01:00"]
 
 
-def test_an_hour_of_which_only_the_second_has_lines() -> None:
+def test_line_clock_of_the_second_hour_only() -> None:
     assert times(LineClock(FALL_BACK, BERLIN, second=True), "01:59:59", "02:30:00", "03:00:00") == [
         "2025-10-26T01:59:59+02:00",
         "2025-10-26T02:30:00+01:00",
@@ -513,7 +513,7 @@ def test_an_hour_of_which_only_the_second_has_lines() -> None:
     ]
 
 
-def test_lines_after_a_time_in_the_hour_that_comes_twice() -> None:
+def test_line_clock_after_a_time_in_a_repeated_hour() -> None:
     second = datetime(2025, 10, 26, 2, tzinfo=BERLIN, fold=1)
     assert times(LineClock(FALL_BACK, BERLIN, second), "02:00:00", "02:59:59", "03:00:00") == [
         "2025-10-26T02:00:00+01:00",
@@ -528,7 +528,7 @@ def test_lines_after_a_time_in_the_hour_that_comes_twice() -> None:
     ]
 
 
-def test_a_clock_that_was_set_back() -> None:
+def test_line_clock_after_the_clock_was_set_back() -> None:
     clock = LineClock(DAY, BERLIN)
     assert times(clock, "10:00:00", "08:00:00", "08:00:01", "10:00:00") == [
         "2025-12-18T10:00:00+01:00",
@@ -538,9 +538,9 @@ def test_a_clock_that_was_set_back() -> None:
     ]
 
 
-def test_a_clock_that_was_set_back_over_the_hour_that_comes_twice() -> None:
+def test_line_clock_after_the_clock_was_set_back_over_a_repeated_hour() -> None:
     clock = LineClock(FALL_BACK, BERLIN)
-    # From after both to within: which of the two it was nobody can tell, and the first is as good as the second.
+    # From after both hours to within them: it is unknown which of the two it was; the first is taken.
     assert times(clock, "10:00:00", "02:30:00", "02:30:01") == [
         "2025-10-26T10:00:00+01:00",
         "2025-10-26T02:30:00+02:00",
@@ -556,11 +556,11 @@ def test_a_clock_that_was_set_back_over_the_hour_that_comes_twice() -> None:
         [("Europe/Berlin", "2025-10-26"), ("Australia/Lord_Howe", "2025-04-06"), ("Asia/Seoul", "2025-04-06")]
     ),
 )
-def test_times_that_ascend_are_found_again(gaps: list[int], first: int, where: tuple[str, str]) -> None:
+def test_line_clock_restores_ascending_times(gaps: list[int], first: int, where: tuple[str, str]) -> None:
     zone, day = ZoneInfo(where[0]), date.fromisoformat(where[1])
     midnight = datetime(day.year, day.month, day.day, tzinfo=zone)
     clock = LineClock(day, zone)
-    # From the first hour on, something comes at least every half hour, so that the lines tell which hour it is.
+    # There is a line at least every half hour, so that the lines show which hour it is.
     moment = midnight.timestamp() + first % 1800
     for gap in [*([1500] * (first // 1800)), *gaps]:
         moment += min(gap, 1799 if zone.key != "Australia/Lord_Howe" else 899)

@@ -1,4 +1,4 @@
-"""Hours, days, months and years of the wall clock, in zones whose clocks do what clocks do."""
+"""Hours, days, months and years of the wall clock, in zones with all kinds of clock changes."""
 
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -48,7 +48,7 @@ def moment(text: str) -> datetime:
     return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
 
-def test_which_is_made_of_which() -> None:
+def test_made_of_names_the_shorter_periods() -> None:
     assert list(MADE_OF) == list(PERIODS[1:])
     assert list(MADE_OF.values()) == list(PERIODS[:-1]) == list(FULL_MINUTES)
 
@@ -63,7 +63,7 @@ def test_which_is_made_of_which() -> None:
         ("year", "2024-01-01 00:00:00", "2025-01-01 00:00:00", 366 * 24 * 60),
     ],
 )
-def test_a_leap_day(zone: ZoneInfo, period: str, start: str, end: str, minutes: int) -> None:
+def test_periods_of_a_leap_day(zone: ZoneInfo, period: str, start: str, end: str, minutes: int) -> None:
     time = at("2024-02-29 10:11:12.345678", zone)
     assert start_of(period, time) == at(start, zone)
     assert end_of(period, at(start, zone)) == at(end, zone)
@@ -83,12 +83,12 @@ def test_a_leap_day(zone: ZoneInfo, period: str, start: str, end: str, minutes: 
         ("year", "2023-06-01 00:00:00", "2023-01-01 00:00:00", "2024-01-01 00:00:00"),
     ],
 )
-def test_boundaries(period: str, time: str, start: str, end: str) -> None:
+def test_periods_have_their_boundaries(period: str, time: str, start: str, end: str) -> None:
     assert start_of(period, at(time, SEOUL)) == at(start, SEOUL)
     assert end_of(period, at(start, SEOUL)) == at(end, SEOUL)
 
 
-def test_hours_of_a_half_hour_zone_are_its_own() -> None:
+def test_hours_of_a_half_hour_zone_begin_by_its_wall_clock() -> None:
     start = start_of("hour", at("2025-12-18 10:11:12", KOLKATA))
     assert utc(start) == moment("2025-12-18 04:30:00")
     assert utc(end_of("hour", start)) == moment("2025-12-18 05:30:00")
@@ -100,7 +100,7 @@ def test_hours_of_a_half_hour_zone_are_its_own() -> None:
 @pytest.mark.parametrize(
     ("day", "hours"), [("2025-03-30", 23), ("2025-10-26", 25), ("2025-03-29", 24), ("2025-03-31", 24)]
 )
-def test_days_of_berlin(day: str, hours: int) -> None:
+def test_days_of_berlin_have_23_24_or_25_hours(day: str, hours: int) -> None:
     start = at(f"{day} 00:00:00", BERLIN)
     assert minutes_of("day", start) == hours * 60
     assert end_of("day", start) == at(f"{day} 00:00:00", BERLIN) + timedelta(days=1)
@@ -117,7 +117,7 @@ def test_months_and_years_with_a_change_of_the_clock() -> None:
     assert minutes_of("year", at("2025-01-01 00:00:00", BERLIN)) == 365 * 24 * 60
 
 
-def test_an_hour_that_comes_twice_has_two_starts() -> None:
+def test_repeated_hour_has_two_starts() -> None:
     first = start_of("hour", at("2025-10-26 02:30:00", BERLIN))
     second = start_of("hour", at("2025-10-26 02:30:00", BERLIN, fold=1))
     assert (utc(first), utc(second)) == (moment("2025-10-26 00:00:00"), moment("2025-10-26 01:00:00"))
@@ -126,7 +126,7 @@ def test_an_hour_that_comes_twice_has_two_starts() -> None:
     assert start_of("day", second) == at("2025-10-26 00:00:00", BERLIN)
 
 
-def test_an_hour_that_is_skipped() -> None:
+def test_skipped_hour_has_no_length() -> None:
     start = at("2025-03-30 01:00:00", BERLIN)
     end = end_of("hour", start)
     assert utc(end) == moment("2025-03-30 01:00:00")
@@ -136,7 +136,7 @@ def test_an_hour_that_is_skipped() -> None:
 # -- half-hour shifts
 
 
-def test_an_hour_of_ninety_minutes() -> None:
+def test_hour_of_ninety_minutes() -> None:
     start = at("2025-04-06 01:00:00", LORD_HOWE)
     for minute, fold in ((0, 0), (29, 0), (30, 0), (59, 0), (30, 1), (59, 1)):
         found = start_of("hour", at(f"2025-04-06 01:{minute:02}:30", LORD_HOWE, fold))
@@ -146,8 +146,8 @@ def test_an_hour_of_ninety_minutes() -> None:
     assert minutes_of("day", at("2025-04-06 00:00:00", LORD_HOWE)) == 24 * 60 + 30
 
 
-def test_an_hour_of_thirty_minutes() -> None:
-    # 02:00 is skipped: the hour begins with the moment of the skip.
+def test_hour_of_thirty_minutes() -> None:
+    # 02:00 is skipped, so the hour begins with the skip.
     start = start_of("hour", at("2025-10-05 02:45:00", LORD_HOWE))
     assert utc(start) == moment("2025-10-04 15:30:00")
     assert utc(end_of("hour", at("2025-10-05 01:00:00", LORD_HOWE))) == utc(start)
@@ -164,7 +164,7 @@ def test_an_hour_of_thirty_minutes() -> None:
     [(SAO_PAULO, "2018-11-04", "2018-11-04 03:00:00"), (BEIRUT, "2025-03-30", "2025-03-29 22:00:00")],
     ids=str,
 )
-def test_a_midnight_that_is_skipped(zone: ZoneInfo, day: str, begins: str) -> None:
+def test_day_with_a_skipped_midnight_begins_with_the_skip(zone: ZoneInfo, day: str, begins: str) -> None:
     start = start_of("day", at(f"{day} 12:00:00", zone))
     assert (start.date().isoformat(), utc(start)) == (day, moment(begins))
     assert utc(start_of("hour", at(f"{day} 01:00:00", zone))) == utc(start)
@@ -175,8 +175,8 @@ def test_a_midnight_that_is_skipped(zone: ZoneInfo, day: str, begins: str) -> No
     assert minutes_of("day", before) == 24 * 60
 
 
-def test_a_midnight_that_comes_twice() -> None:
-    # Havana sets its clocks back at one: from midnight to one comes twice, and is one day.
+def test_day_with_a_repeated_midnight_is_one_day() -> None:
+    # Havana sets its clocks back at 01:00, so the hour from midnight repeats within one day.
     first, second = at("2025-11-02 00:30:00", HAVANA), at("2025-11-02 00:30:00", HAVANA, fold=1)
     assert utc(start_of("day", first)) == utc(start_of("day", second)) == moment("2025-11-02 04:00:00")
     assert utc(start_of("hour", second)) == moment("2025-11-02 05:00:00")
@@ -184,7 +184,7 @@ def test_a_midnight_that_comes_twice() -> None:
     assert utc(end_of("day", at("2025-11-01 00:00:00", HAVANA))) == moment("2025-11-02 04:00:00")
 
 
-def test_the_last_hour_of_a_day_that_comes_twice() -> None:
+def test_repeated_last_hour_of_a_day() -> None:
     # Beirut sets its clocks back at midnight, to 23:00 of the same day.
     first, second = at("2025-10-25 23:30:00", BEIRUT), at("2025-10-25 23:30:00", BEIRUT, fold=1)
     assert utc(end_of("hour", start_of("hour", first))) == utc(start_of("hour", second))
@@ -201,12 +201,12 @@ def test_the_last_hour_of_a_day_that_comes_twice() -> None:
     st.sampled_from(ZONES),
     st.floats(moment("2012-01-01 00:00:00").timestamp(), moment("2038-01-01 00:00:00").timestamp()),
 )
-def test_any_time_lies_in_its_period(period: str, zone: ZoneInfo, seconds: float) -> None:
+def test_any_time_is_within_its_period(period: str, zone: ZoneInfo, seconds: float) -> None:
     holds(period, datetime.fromtimestamp(seconds, zone))
 
 
 @pytest.mark.parametrize("zone", ZONES, ids=str)
-def test_times_around_every_change_of_the_clock(zone: ZoneInfo) -> None:
+def test_times_around_clock_changes_are_within_their_periods(zone: ZoneInfo) -> None:
     time = moment("2016-01-01 00:00:00")
     offset = time.astimezone(zone).utcoffset()
     while time.year < 2020:
@@ -219,7 +219,7 @@ def test_times_around_every_change_of_the_clock(zone: ZoneInfo) -> None:
 
 
 def holds(period: str, time: datetime) -> None:
-    """A period begins at or before each of its times, ends behind it, and the next begins there."""
+    """Check that a period contains its time, and that the next one begins at its end."""
     start = start_of(period, time)
     assert start.timestamp() <= time.timestamp()
     assert utc(start_of(period, start)) == utc(start)
@@ -227,7 +227,7 @@ def holds(period: str, time: datetime) -> None:
     assert end.timestamp() > time.timestamp()
     assert minutes_of(period, start) > 0
     assert utc(start_of(period, end)) == utc(end)
-    # Contiguous: the last moment before the end, and the first, are of this period, the last before it is not.
+    # Periods are contiguous: the first moment and the last one are in the period, the one before is not.
     for seconds, inside in ((end.timestamp() - 1, True), (start.timestamp(), True), (start.timestamp() - 1, False)):
         other = start_of(period, datetime.fromtimestamp(seconds, time.tzinfo))
         assert (utc(other) == utc(start)) is inside

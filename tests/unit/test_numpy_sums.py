@@ -1,4 +1,4 @@
-"""Sums of many samples by numpy: to the last bit what exact sums are."""
+"""Sums of many samples by numpy, which equal exact sums to the last bit."""
 
 import math
 import random
@@ -15,7 +15,7 @@ from gateway.timeseries.numpy_sums import json_list, sums
 
 QUIET = settings(max_examples=300, deadline=None, derandomize=True, database=None)
 
-#: What sensors send, and doubles whose bits lie far apart.
+#: Typical values of sensors, and doubles with very different exponents.
 samples_of = st.lists(
     st.floats(-100.0, 100.0, width=32) | st.floats(-10.0, 10.0) | st.integers(-32768, 32767).map(float) | st.just(-0.0),
     min_size=1,
@@ -25,7 +25,7 @@ samples_of = st.lists(
 
 @given(samples_of)
 @QUIET
-def test_they_are_exact(values: list[float]) -> None:
+def test_numpy_sums_are_exact(values: list[float]) -> None:
     found = sums(array("d", values))
     if found is None:
         return
@@ -39,7 +39,7 @@ def test_they_are_exact(values: list[float]) -> None:
 
 @pytest.mark.parametrize("count", [1, 255, 1024, 4096, 8192])
 @pytest.mark.parametrize("shift", [-1e6, -5.0, 0.0, 5.0, 1e6])
-def test_they_are_what_the_other_way_gives(count: int, shift: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numpy_sums_equal_those_without_numpy(count: int, shift: float, monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(count)
     samples = array("d", [shift + chance.gauss(0.0, 1.0) for _ in range(count)])
     found = sums(samples)
@@ -60,7 +60,7 @@ def test_they_are_what_the_other_way_gives(count: int, shift: float, monkeypatch
     ],
     ids=["zeros", "large", "small", "wide", "many"],
 )
-def test_what_is_beyond_them_is_summed_in_the_other_way(values: list[float]) -> None:
+def test_samples_outside_the_bounds_are_summed_without_numpy(values: list[float]) -> None:
     samples = array("d", values)
     assert sums(samples) is None
     found = bucket._sums(samples)
@@ -70,5 +70,5 @@ def test_what_is_beyond_them_is_summed_in_the_other_way(values: list[float]) -> 
 
 @given(st.lists(st.floats(width=64), max_size=50))
 @QUIET
-def test_text_is_the_same_as_of_a_list(values: list[float]) -> None:
+def test_json_list_equals_that_of_a_list(values: list[float]) -> None:
     assert json_list(array("d", values)) == orjson.dumps(values)
