@@ -1,4 +1,4 @@
-"""Rows of periods: the columns behind a mean, and what longer periods make of them. The same for every backend."""
+"""Rows of periods, the same for every backend: columns of a bucket, and the computation of longer periods."""
 
 import contextlib
 import math
@@ -15,7 +15,7 @@ from gateway.store.interface import Encode
 from gateway.timeseries.bucket import Bucket
 from gateway.timeseries.calendar import FULL_MINUTES, MADE_OF, minutes_of
 
-#: Columns that hold a bucket, in the order of :func:`values_of`, and their types in SQL.
+#: Columns of a bucket in the order of :func:`values_of`, and their types in SQL.
 BUCKET_COLUMNS: Final = {
     "count": "INTEGER",
     "minutes": "INTEGER",
@@ -32,19 +32,19 @@ BUCKET_COLUMNS: Final = {
 }
 
 
-#: Items that are encoded at a time. So few use the memory of those before them; all of a page at once are hundreds of
-#: new pages of memory, which take longer than the encoding.
-PIECE: Final = 256
+#: Number of items that are encoded at a time. So few reuse the memory of those before them; a whole page would need
+#: hundreds of new pages of memory, which take longer than the encoding.
+CHUNK: Final = 256
 
 _NOTHING: Final = dict.fromkeys(("count", "min", "min_time", "max", "max_time", "rms", "std", "coverage"))
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What a period's row says.
+    """Row of a period.
 
-    :ivar mean: its ``data``.
-    :ivar bucket: of its samples; ``None`` where only the mean is known.
+    :ivar mean: mean, the column ``data``.
+    :ivar bucket: bucket of the samples; ``None`` if only the mean is known.
     """
 
     mean: float
@@ -56,14 +56,14 @@ StoredHour: TypeAlias = tuple[Bucket | None, int | None]
 
 
 def encoded(items: list[dict[str, Any]], encode: Encode | None) -> list[Any]:
-    """The ``items`` of a page."""
+    """Return the ``items`` of a page."""
     if encode is None:
         return items
-    return [encode(items[begin : begin + PIECE]) for begin in range(0, len(items), PIECE)]
+    return [encode(items[begin : begin + CHUNK]) for begin in range(0, len(items), CHUNK)]
 
 
 def values_of(bucket: Bucket | None) -> tuple[Any, ...]:
-    """The values of :data:`BUCKET_COLUMNS`."""
+    """Return the values of :data:`BUCKET_COLUMNS`."""
     if bucket is None:
         return (None,) * len(BUCKET_COLUMNS)
     return (
@@ -83,7 +83,7 @@ def values_of(bucket: Bucket | None) -> tuple[Any, ...]:
 
 
 def bucket_of(values: Sequence[Any]) -> Bucket | None:
-    """The bucket of some values of :data:`BUCKET_COLUMNS`; ``None`` where the row has no count."""
+    """Return the bucket with some values of :data:`BUCKET_COLUMNS`; ``None`` if the row has no count."""
     return Bucket(*values) if values[0] is not None else None
 
 
@@ -93,7 +93,7 @@ def merge_hour(hour: ClosedHour, stored: StoredHour | None) -> tuple[Row, int | 
     If the hour has a row already because the clock was set back, its samples are added to that row. An hour that
     replaces its row says nothing new about the raw file.
 
-    :param stored: bucket and ``raw_end`` of the stored row; ``None`` if there is no row.
+    :param stored: bucket and ``raw_end`` of the stored row; ``None`` if the row is missing.
     """
     bucket, raw_end = stored or (None, hour.raw_end)
     if hour.replaces or bucket is None:
@@ -108,11 +108,12 @@ def merge_hour(hour: ClosedHour, stored: StoredHour | None) -> tuple[Row, int | 
 
 
 def made_of(period: str, mode: str, rows: Sequence[Row]) -> Row:
-    """The row of a day, a month or a year, made of the rows in it, of which there is at least one.
+    """Return the row of a day, a month or a year, computed from the rows in it.
 
-    A row without a count, as the old server wrote them, weighs as one full period at the pace of those that have one;
-    the result has no count then either.
+    A row without a count, as the old server wrote them, weighs as one full period at the mean rate of the others; then
+    the result has no count either.
 
+    :param rows: at least one row.
     :raises OverflowError: a sum is beyond a double.
     """
     counted = [(row.mean, row.bucket) for row in rows if row.bucket is not None]
@@ -130,9 +131,9 @@ def made_of(period: str, mode: str, rows: Sequence[Row]) -> Row:
 
 
 def detail_of(period: str, start: float | None, bucket: Bucket | None, zone: tzinfo) -> dict[str, Any]:
-    """What ``?detail=1`` adds to an item.
+    """Return the fields that ``?detail=1`` adds to an item.
 
-    :param start: of the period, in seconds since 1970; ``None`` where that is not known.
+    :param start: start of the period, in seconds since 1970; ``None`` if it is not known.
     """
     if start is None:
         return {**_NOTHING, "start": None}
@@ -154,6 +155,6 @@ def detail_of(period: str, start: float | None, bucket: Bucket | None, zone: tzi
 
 @lru_cache(maxsize=4096)
 def _extent(period: str, start: float, zone: tzinfo) -> tuple[str, float]:
-    """When a period began, and its minutes; all sensors of a machine ask for the same."""
+    """Return the start and the minutes of a period; cached, because all sensors of a machine have the same periods."""
     began = datetime.fromtimestamp(start, zone)
     return rfc3339(began), minutes_of(period, began)

@@ -85,7 +85,7 @@ def told(standing: RollupProgress | None) -> dict[tuple[str, str], Any]:
 class SpoolCase(TestCase):
     wall = NOON.timestamp()
     zone: tzinfo = UTC
-    most_bytes = 4 * MEGABYTE
+    max_bytes = 4 * MEGABYTE
 
     def setUp(self) -> None:
         self.folder = new_folder(self, "spool")
@@ -95,7 +95,7 @@ class SpoolCase(TestCase):
 
     def open(self) -> Spool:
         clock = WallClock(self.zone, lambda: self.wall, lambda: self.wall)
-        spool = Spool(reactor, clock, self.counters, str(self.folder), self.most_bytes)
+        spool = Spool(reactor, clock, self.counters, str(self.folder), self.max_bytes)
         spool.open()
         return spool
 
@@ -297,7 +297,7 @@ class RoundTripTests(SynchronousTestCase):
 class BoundTests(SpoolCase):
     """What happens when there is no room."""
 
-    most_bytes = 100_000
+    max_bytes = 100_000
 
     async def fill(self, entry: StoreEntry) -> int:
         """Append until nothing is taken any more; how many were."""
@@ -386,7 +386,7 @@ class DiskTests(SpoolCase):
                 await self.spool.done(found[-1][0])
             self.assertEqual(self.spool._used, 0)
         # The write-ahead log comes to 4 MB, and its index to 32 KB.
-        self.assertLess(max(sizes), 1.3 * self.most_bytes + 5 * MEGABYTE)
+        self.assertLess(max(sizes), 1.3 * self.max_bytes + 5 * MEGABYTE)
         self.assertLess(sizes[-1], 1.05 * sizes[1])
 
     async def test_space_is_used_again_while_there_is_always_something_that_waits(self) -> None:

@@ -9,11 +9,11 @@ from gateway.model.entries import ClosedHour, ClosedPeriod, Sighting, StoreEntry
 from gateway.model.records import Fault
 from gateway.timeseries.bucket import Bucket
 
-#: What an entry takes beside its texts, in bytes: the head of its row, its kind and its numbers.
+#: Cost of an entry beside its texts, in bytes: the head of its row, its kind and its numbers.
 ENTRY_BYTES: Final = 32
 
 
-#: How bodies are written: a float in the fewest digits that give the same again, an infinity as a word, any integer.
+#: Version of the form of bodies: shortest digits that restore a float, an infinity as a word, any integer.
 _FORM: Final = 1
 
 
@@ -28,20 +28,21 @@ _KINDS: Final[dict[str, type[StoreEntry]]] = {
 }
 
 
-_KIND_OF: Final = {its: kind for kind, its in _KINDS.items()}
+_KIND_OF: Final = {entry_type: kind for kind, entry_type in _KINDS.items()}
 
 
-#: Entries that wait: the number, form, kind, machine, sensor, cost and body of each.
+#: Waiting entry: number, form, kind, machine, sensor, cost and body.
 SpoolRow: TypeAlias = tuple[int, int, str, str, str | None, int, str]
 
 
+#: Selects all waiting entries as :data:`SpoolRow`.
 ROWS: Final = "SELECT number, form, kind, machine, sensor, cost, body FROM entry ORDER BY number"
 
 
 def row_of(entry: StoreEntry) -> tuple[Any, ...]:
-    """Form, kind, machine, sensor, cost and body.
+    """Return the form, kind, machine, sensor, cost and body of an entry.
 
-    :raises ValueError: a text in it is none.
+    :raises ValueError: a text is not valid Unicode.
     """
     fields = {name: _plain(getattr(entry, name)) for name in type(entry).__slots__}
     machine, sensor = fields.pop("machine"), fields.pop("sensor", None)
@@ -52,13 +53,13 @@ def row_of(entry: StoreEntry) -> tuple[Any, ...]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, datetime):
-        # What the wall clock showed, for it may never have shown that: a day begins at midnight where that is skipped.
+        # The wall time as it is, for it may not exist: a day begins at midnight although clocks may skip that.
         return [value.isoformat(), value.fold]
     return {name: getattr(value, name) for name in Bucket.__slots__} if isinstance(value, Bucket) else value
 
 
-def read_entry(rows: Iterable[SpoolRow], zone: tzinfo) -> Iterator[tuple[SpoolRow, StoreEntry | None]]:
-    """The entries of rows; ``None`` for a row that is none."""
+def read_entries(rows: Iterable[SpoolRow], zone: tzinfo) -> Iterator[tuple[SpoolRow, StoreEntry | None]]:
+    """Yield rows with their entries; ``None`` for a row that cannot be read."""
     for row in rows:
         try:
             entry = _entry_of(row, zone)
@@ -74,10 +75,10 @@ def _entry_of(row: SpoolRow, zone: tzinfo) -> StoreEntry:
     fields = json.loads(body) | {"machine": machine} | ({} if sensor is None else {"sensor": sensor})
     for name in {"start", "received_at"} & fields.keys():
         text, fold = fields[name]
-        told = datetime.fromisoformat(text).replace(fold=fold)
-        time = told.replace(tzinfo=zone)
-        # Where the zone of the configuration was another one then, the moment stays.
-        fields[name] = time if time.utcoffset() == told.utcoffset() else told
+        written = datetime.fromisoformat(text).replace(fold=fold)
+        local = written.replace(tzinfo=zone)
+        # If the zone of the configuration has changed since, the moment stays.
+        fields[name] = local if local.utcoffset() == written.utcoffset() else written
     if "bucket" in fields:
         fields["bucket"] = Bucket(**fields["bucket"])
     return _KINDS[kind](**fields)

@@ -5,13 +5,14 @@ from datetime import date, tzinfo
 from typing import Any
 
 from gateway.model.entries import StoreEntry
-from gateway.store.spool.codec import ROWS, SpoolRow, read_entry
+from gateway.store.spool.codec import ROWS, SpoolRow, read_entries
 from gateway.store.spool.marks import count_entry
 
 
 def insert_entries(
     connection: sqlite3.Connection, admitted: "list[tuple[StoreEntry, tuple[Any, ...]]]", zone: tzinfo, today: date
 ) -> None:
+    """Append entries with their rows, and update the progress of their sensors."""
     connection.executemany(
         "INSERT INTO entry (form, kind, machine, sensor, cost, body) VALUES (?, ?, ?, ?, ?, ?)",
         [row for _, row in admitted],
@@ -21,17 +22,17 @@ def insert_entries(
 
 
 def oldest_entries(
-    connection: sqlite3.Connection, most: int, zone: tzinfo
+    connection: sqlite3.Connection, limit: int, zone: tzinfo
 ) -> tuple[list[tuple[int, StoreEntry]], int, int]:
-    """The oldest entries; how many before them were none and are removed, and what these cost."""
+    """Return the oldest entries, and the number and cost of unreadable rows before them, which are removed."""
     found: list[tuple[int, StoreEntry]] = []
     broken: list[SpoolRow] = []
-    while not found and (rows := connection.execute(ROWS + " LIMIT ?", (most,)).fetchall()):
-        for row, entry in read_entry(rows, zone):
+    while not found and (rows := connection.execute(ROWS + " LIMIT ?", (limit,)).fetchall()):
+        for row, entry in read_entries(rows, zone):
             if entry is not None:
                 found.append((row[0], entry))
             else:
-                # One that nobody can read must not keep the others waiting for ever.
+                # An unreadable row must not block the entries after it.
                 broken.append(row)
                 connection.execute("DELETE FROM entry WHERE number = ?", row[:1])
     return found, len(broken), sum(row[5] for row in broken)

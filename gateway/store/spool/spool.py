@@ -1,8 +1,8 @@
-"""Local queue of statistics for a PostgreSQL server that may be away.
+"""Local queue of entries for a PostgreSQL server that may be unavailable.
 
-``cynow-gateway-spool.sqlite3`` under ``database.path`` holds numbered entries that wait for the server, the event
-numbers that were reserved, and where each sensor's statistics stand: after a kill the recovery asks for that, whether
-the server is there or not. It is kept in one transaction with the entries that change it.
+``cynow-gateway-spool.sqlite3`` under ``database.path`` holds numbered entries that wait for the server, the reserved
+event numbers, and the progress of each sensor's statistics, which the recovery after a kill needs even without the
+server. The progress is written in one transaction with the entries that change it.
 """
 
 import contextlib
@@ -43,15 +43,16 @@ T = TypeVar("T")
 _NOTE: Final = "spool"
 
 
-#: The write-ahead log is cut to so many bytes once it is in the database.
-_LOG_BYTES: Final = 4 * 1024 * 1024
+#: Size in bytes to which the write-ahead log is truncated once it is in the database.
+_MAX_LOG_BYTES: Final = 4 * 1024 * 1024
 
 
 @dataclass(slots=True)
 class _Spell:
-    """A period in which entries are given up, and their number.
+    """A spell in which entries are given up.
 
-    :ivar text: reason; ``None`` outside such a period.
+    :ivar text: reason; ``None`` outside such a spell.
+    :ivar given_up: number of entries that were given up.
     """
 
     text: str | None = None
@@ -59,65 +60,54 @@ class _Spell:
 
 
 class Spool(EntrySpool, EventNumberStore):
-    """Entries that wait, event numbers, and where statistics stand.
+    """Waiting entries, event numbers, and progress of statistics, in one SQLite file.
 
-    Statistics may take nine tenths of the space: they can be made again from raw files. The last tenth is for anomalies
-    and sightings, which cannot. What comes when there is no room is given up, as is what the disk does not take: it is
-    counted and logged once a spell. It moves no mark, so that a start may find it in the raw files again.
-
-    What a method asks of the file may fail: all but :meth:`append` then raise :class:`StoreUnavailable`.
+    Statistics may use nine tenths of the space: they can be computed again from raw files. The last tenth is for
+    anomalies and sightings. Entries that have no space, or that the disk refuses, are given up: they are counted, and
+    logged once a spell. They change no mark, so that the next start finds their samples in the raw files.
 
     :param directory: ``database.path``; it exists, and no other gateway uses it.
-    :param most_bytes: that may wait.
-    :ivar first_seq: the first event number to give out; above any that was.
-    :ivar reserved: the last event number that may be given out before :meth:`reserve` has granted more.
-    :ivar identity: tells this file's numbers from those of one that was in its place.
-    :ivar waiting: entries that wait.
+    :param max_bytes: maximum cost of waiting entries, in bytes.
     """
 
     def __init__(
-        self, reactor: IReactorFromThreads, clock: WallClock, counters: Counters, directory: str, most_bytes: int
+        self, reactor: IReactorFromThreads, clock: WallClock, counters: Counters, directory: str, max_bytes: int
     ) -> None:
         self._reactor = reactor
         self._clock = clock
         self._counters = counters
         self._path = os.path.join(directory, SPOOL_FILE)
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
         self._pool = pool_of(1, "spool")
         self._is_open = False
         self.waiting = 0
-        #: Of the space, in bytes; what is being written has its share already.
+        #: Used space in bytes, running writes included.
         self._used = 0
         self._full = _Spell()
         self._failing = _Spell()
         self._warnings = LimitedLog(log, clock, counters)
         self._writer: GroupWriter | None = None
-        #: The loss that was found at the start, for `/healthz`.
-        self._lost: str | None = None
+        #: Loss of an earlier file, for `/healthz`.
+        self._loss: str | None = None
 
     @property
     def problem(self) -> str | None:
-        """The current problem, for ``/healthz``; ``None`` if all is well."""
-        found = self._failing.text or self._full.text
-        if found is None and self._writer is not None and self._writer.problem is not None:
-            found = f"the spool cannot be written: {self._writer.problem}"
-        return found or self._lost
+        problem = self._failing.text or self._full.text
+        if problem is None and self._writer is not None and self._writer.problem is not None:
+            problem = f"cannot write the spool: {self._writer.problem}"
+        return problem or self._loss
 
     def open(self) -> None:
-        """Open the spool, and create it if it is missing. This may block: the reactor is not running yet.
-
-        :raises StoreUnavailable: the gateway cannot start with this spool.
-        """
         directory = os.path.dirname(self._path)
         note = read_note(directory, _NOTE)
         try:
-            found = self._lost_file(note)
+            found = self._find_loss(note)
             connection = sqlite3.connect(self._path, timeout=LOCK_WAIT, isolation_level=None, check_same_thread=False)
             try:
                 _prepare(connection)
                 self.identity, reserved = connection.execute("SELECT identity, reserved FROM state").fetchone()
                 if not reserved:
-                    # The gateway may have been on the embedded store before: numbers of events do not go back.
+                    # The gateway may have used the embedded store before, and event numbers never go back.
                     reserved = reserved_in(os.path.join(directory, GATEWAY_FILE))
                     embedded = read_note(directory, STORE_NOTE)
                     reserved = max(reserved, 0 if embedded is None else embedded.reserved)
@@ -131,36 +121,36 @@ class Spool(EntrySpool, EventNumberStore):
             raise DirectoryUnusable(self._unusable(error)) from error
         if found is not None:
             log.error("{problem}", problem=found)
-            # If nothing waited, nothing is lost.
-            self._lost = found if note is None or note.waiting else None
+            # Without waiting entries nothing is lost.
+            self._loss = found if note is None or note.waiting else None
         self.first_seq = reserved + 1
         self.reserved = reserved + SEQ_BLOCK
         self._note = Note(self.identity, 0, self.reserved, waiting)
         write_note(directory, _NOTE, self._note)
-        self._wait(waiting)
+        self._add_waiting(waiting)
         self._pool.start()
         watch = Watch("writes to the spool", _check, _touch, self._note_waiting, logs=False)
         self._writer = GroupWriter(self._reactor, self._pool, connection, self._path, watch, self._warnings)
         self._is_open = True
 
-    def _lost_file(self, note: Note | None) -> str | None:
-        """Return the loss of an earlier file, in words; ``None`` if the file exists, or never did."""
+    def _find_loss(self, note: Note | None) -> str | None:
+        """Return the loss of an earlier file, in words; ``None`` if the file exists, or never existed."""
         try:
             size = os.stat(self._path).st_size
         except OSError:
             size = None
         if size or (size is None and note is None):
             return None
-        waited = "" if note is None else f", in which {note.waiting} entries waited when it was last looked at"
+        waited = "" if note is None else f"; {note.waiting} entries waited in it at the last check"
         state = "missing" if size is None else "empty (0 bytes)"
         return (
-            f"{SPOOL_FILE} was {state} at the start{waited}: what waited in it for PostgreSQL is lost, and a new one is"
-            " made; python -m gateway.recompute makes statistics again"
+            f"{SPOOL_FILE} was {state} at the start{waited}; its entries are lost, and a new file was created;"
+            " python -m gateway.recompute restores statistics"
         )
 
     def _unusable(self, error: sqlite3.Error) -> str:
         text = explained(error, self._path)
-        return f"{text}; {_todo(self._path)}" if is_damage(error) else text
+        return f"{text}; {_remedy(self._path)}" if is_damage(error) else text
 
     def _note_waiting(self, connection: sqlite3.Connection) -> None:
         """Write the number of waiting entries into the note outside the file, in the writer's thread."""
@@ -185,41 +175,41 @@ class Spool(EntrySpool, EventNumberStore):
         today = self._clock.now().date()
         try:
             await self._run(lambda connection: insert_entries(connection, admitted, self._clock.zone, today))
-        except Exception as error:  # whatever it is, who brings entries has to go on
+        except Exception as error:  # the writer must go on, whatever the error
             self._used -= sum(cost for _, (*_, cost, _) in admitted)
-            text = f"the spool cannot be written, and what comes is given up: {error}"
+            text = f"cannot write the spool, and entries are given up: {error}"
             self._give_up(self._failing, text, len(admitted))
         else:
             self._end(self._failing)
-            self._wait(len(admitted))
-        self._look()
+            self._add_waiting(len(admitted))
+        self._end_if_space()
 
     def _admit(self, entries: Sequence[StoreEntry]) -> "list[tuple[StoreEntry, tuple[Any, ...]]]":
-        """Those that there is room for, with their rows."""
+        """Return the entries for which there is space, with their rows; give up the others."""
         admitted = []
         for entry in entries:
             try:
                 row = row_of(entry)
             except (TypeError, ValueError) as error:
-                log.error("an entry is lost, for it cannot be written down: {error}", error=error)
+                log.error("an entry cannot be encoded, and is lost: {error}", error=error)
                 self._counters.store_lost.inc()
                 continue
             *_, cost, _ = row
-            bound = self._most_bytes if isinstance(entry, Fault | Sighting) else self._most_bytes * 9 // 10
+            bound = self._max_bytes if isinstance(entry, Fault | Sighting) else self._max_bytes * 9 // 10
             if self._used + cost <= bound:
                 self._used += cost
                 admitted.append((entry, row))
             else:
-                text = "the spool is full (database.spool_mb), and what comes is given up"
+                text = "the spool is full, and entries are given up; raise database.spool_mb"
                 self._give_up(self._full, text, 1)
         return admitted
 
     async def first(self, limit: int) -> Sequence[tuple[int, StoreEntry]]:
         found, broken, cost = await self._run(lambda connection: oldest_entries(connection, limit, self._clock.zone))
         if broken:
-            log.error("{count} entries of the spool cannot be read, and are lost", count=broken)
+            log.error("{count} entries of the spool cannot be decoded, and are lost", count=broken)
             self._counters.store_lost.inc(broken)
-            self._forget(broken, cost)
+            self._remove(broken, cost)
         return found
 
     async def done(self, number: int) -> None:
@@ -230,35 +220,35 @@ class Spool(EntrySpool, EventNumberStore):
             connection.execute("DELETE FROM entry WHERE number <= ?", (number,))
             return count, cost
 
-        self._forget(*await self._run(job))
+        self._remove(*await self._run(job))
 
-    def _forget(self, count: int, cost: int) -> None:
+    def _remove(self, count: int, cost: int) -> None:
         self._used -= cost
-        self._wait(-count)
-        self._look()
+        self._add_waiting(-count)
+        self._end_if_space()
 
-    def _wait(self, count: int) -> None:
+    def _add_waiting(self, count: int) -> None:
         self.waiting += count
         self._counters.spool_waiting.set(self.waiting)
 
     def _give_up(self, spell: _Spell, text: str, count: int) -> None:
         self._counters.store_lost.inc(count)
         if spell.text is None:
-            log.error("{text}; python -m gateway.recompute makes statistics again", text=text)
+            log.error("{text}; python -m gateway.recompute restores statistics", text=text)
         spell.text = text
         spell.given_up += count
 
-    def _look(self) -> None:
-        """Say when there is room again: not at the first byte, or there would be a spell for every entry."""
-        if self._used <= self._most_bytes * 3 // 4:
+    def _end_if_space(self) -> None:
+        """End the spell of a full spool once a quarter is free; with less, each entry could begin a spell."""
+        if self._used <= self._max_bytes * 3 // 4:
             self._end(self._full)
 
     def _end(self, spell: _Spell) -> None:
         if spell.text is not None:
-            log.info("the spool takes entries again; {count} were given up", count=spell.given_up)
+            log.info("the spool accepts entries again; {count} were given up", count=spell.given_up)
             spell.text, spell.given_up = None, 0
 
-    # -- where statistics stand
+    # -- progress of statistics
 
     async def rollup_progress(self) -> RollupProgress | None:
         return await self._run(lambda connection: stored_progress(connection, self._clock.zone))
@@ -295,30 +285,31 @@ def _touch(connection: sqlite3.Connection) -> None:
     connection.execute("UPDATE state SET reserved = reserved")
 
 
-def _todo(path: str) -> str:
+def _remedy(path: str) -> str:
+    """Return the remedy for a damaged spool."""
     return (
-        f"restore {path} from a backup, or move it away with its -wal: what waits in it is lost then, and"
-        " python -m gateway.recompute makes statistics again"
+        f"restore {path} from a backup; or move it away with its -wal, which loses the waiting entries, and restore"
+        " statistics by python -m gateway.recompute"
     )
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
-    """Look whether it is whole, and apply the numbered steps of schema that it has not seen.
+    """Check the file, and apply the numbered steps of the schema that it lacks.
 
-    :raises StoreUnavailable: it is damaged, or of a later gateway.
+    :raises DirectoryUnusable: the file is damaged, or was written by a later version.
     """
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
-    connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
+    connection.execute(f"PRAGMA journal_size_limit = {_MAX_LOG_BYTES}")
     (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if found != "ok":
         path = connection.execute("PRAGMA database_list").fetchone()[2]
-        raise DirectoryUnusable(f"{SPOOL_FILE}: the file is damaged ({found.splitlines()[-1]}); {_todo(path)}")
+        raise DirectoryUnusable(f"{SPOOL_FILE}: the file is damaged ({found.splitlines()[-1]}); {_remedy(path)}")
     folder = importlib.resources.files("gateway.store.spool.schema")
     (done,) = connection.execute("PRAGMA user_version").fetchone()
     steps = {int(step.name[:2]): step for step in folder.iterdir() if step.name.endswith(".sql")}
     if done > max(steps):
-        raise DirectoryUnusable(f"{SPOOL_FILE}: a later version of the gateway has written it")
+        raise DirectoryUnusable(f"{SPOOL_FILE}: written by a later version of the gateway; install that version")
     for number in sorted(steps):
         if number > done:
             text = steps[number].read_text("utf-8")

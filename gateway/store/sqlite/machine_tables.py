@@ -151,7 +151,7 @@ class MachineTables:
         return folded(self.means(sensor, period)) in self._names
 
     def _find(self, table: str, start: datetime, of_old_server: bool) -> tuple[int, Bucket | None, int | None] | None:
-        """Return the id, the bucket and the ``raw_end`` of a period's row; ``None`` if there is no row.
+        """Return the id, the bucket and the ``raw_end`` of a period's row; ``None`` if the row is missing.
 
         :param of_old_server: whether to find a row of the old server too.
         """

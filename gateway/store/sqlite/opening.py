@@ -247,7 +247,7 @@ def _continue_above(connection: sqlite3.Connection, note: Note) -> None:
 
 
 def _restore_event_seq(connection: sqlite3.Connection, directory: str, note: Note | None, wall: float) -> None:
-    """Restore the table of event numbers if it is missing, which is no reason to refuse commits."""
+    """Restore the table of event numbers if it is missing; commits need not be refused for that."""
     if _has_table(connection, "event_seq") and connection.execute("SELECT 1 FROM event_seq").fetchone():
         return
     reserved = _unused_number(directory, wall) if note is None else note.reserved

@@ -1,4 +1,4 @@
-"""Questions to a machine's database: pages of means and anomalies, positions of sensors."""
+"""Queries of a machine's database: pages of means and anomalies, progress of sensors."""
 
 import re
 import sqlite3
@@ -10,42 +10,45 @@ from unicodedata import normalize
 
 from gateway.model.timestamps import wall_time
 from gateway.store.interface import DayMark, MeansQuery, Page, PageRequest
-from gateway.store.rows import BUCKET_COLUMNS, PIECE, bucket_of, detail_of, encoded
+from gateway.store.rows import BUCKET_COLUMNS, CHUNK, bucket_of, detail_of, encoded
 from gateway.timeseries.calendar import PERIODS, start_of
 
-#: What a table's name may add to its sensor's: see :meth:`MachineTables.means`. No sensor's name holds a tilde.
+#: Additions to a sensor's name in the name of its table, see :meth:`MachineTables.means`. Sensors' names have no tilde.
 ADDED_COLUMNS: Final = re.compile(r"^~|~[0-9]+$")
 
 
-#: What every table of means has.
+#: Columns of every table of means.
 _OLD_COLUMNS: Final = {"id", "time", "data"}
 
 
+#: Columns of a bucket in a SELECT.
 BUCKET_SELECT: Final = ", ".join(BUCKET_COLUMNS)
 
 
-#: Items of a page.
+#: Maximum number of items of a page.
 PAGE: Final = 10_000
 
 
-#: Stand before and behind every id of a row.
+#: Number below the ids of all rows.
 BEFORE_IDS: Final = -(2**63)
 
 
+#: Number above the ids of all rows.
 BEHIND_IDS: Final = 2**63 - 1
 
 
 def quoted(name: str) -> str:
-    """An identifier in SQL."""
+    """Return an identifier quoted for SQL."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def folded(table: str) -> str:
-    """Return a table's name in its compared form: composed, and in lower case."""
+    """Return a table's name as SQLite compares it: composed, and in lower case."""
     return normalize("NFC", table).lower()
 
 
 def row_key(start: datetime) -> tuple[str, int]:
+    """Return the columns ``time`` and ``start`` of a period's row."""
     return wall_time(start), int(start.timestamp())
 
 
@@ -63,7 +66,7 @@ def rollup_progress(
     select = f"SELECT time, {further} FROM {quoted(hours)} WHERE "  # noqa: S608 - quoted
     marks: dict[date, DayMark] = {}
     for day in days:
-        # The row with the highest id says how much is counted.
+        # The row with the highest id has the number of counted bytes.
         for time, start, raw_end in connection.execute(
             f"{select} time >= ? AND time < ? ORDER BY id DESC", (day.isoformat(), f"{day.isoformat()}~")
         ):
@@ -72,7 +75,7 @@ def rollup_progress(
                 seen = marks.get(day, DayMark(moment, raw_end))
                 marks[day] = DayMark(max(seen.last, moment, key=datetime.timestamp), seen.raw_end)
     last_hours = [mark.last for mark in marks.values()]
-    # A clock that was ahead may have left rows of the future: the last before now are looked for too.
+    # A clock that was ahead may have left rows in the future, so the last row before now is needed too.
     for bound in (f"{wall_time(now)}~", ":"):
         row = connection.execute(f"{select} time < ? ORDER BY time DESC, id DESC LIMIT 1", (bound,)).fetchone()
         moment = None if row is None else _moment(row[0], row[1], zone)
@@ -161,7 +164,7 @@ class _Selection:
             f"SELECT {self.columns} {self.where} ORDER BY {self.order} LIMIT ?",
             (*self.arguments, limit),
         )
-        while rows := cursor.fetchmany(PIECE):
+        while rows := cursor.fetchmany(CHUNK):
             yield rows
 
     def position(self, connection: sqlite3.Connection, index: int) -> Any:
@@ -190,9 +193,9 @@ def bounds_of(start: date, end: date) -> tuple[str, str]:
 def anomalies(
     connection: sqlite3.Connection, bounds: tuple[str, str], after: tuple[Any, int], limit: int | None = None
 ) -> list[Any]:
-    """A page of anomalies, ascending in time: of each its time, id, score and threshold.
+    """Return the time, id, score and threshold of a page of anomalies, ascending in time.
 
-    :param after: the time and id of the row before the first; one of ``BEFORE_IDS`` where there is none.
+    :param after: time and id of the last row of the previous page; for the first page with the id ``BEFORE_IDS``.
     """
     time, number = after
     return connection.execute(
@@ -205,11 +208,13 @@ def anomalies(
 def newest_anomalies(
     connection: sqlite3.Connection, since: Any, after: tuple[Any, int], limit: int | None = None
 ) -> list[Any]:
-    """A page of anomalies as :func:`anomalies`, but newest first; of those of one time, the last written first.
+    """Return the time, id, score and threshold of a page of anomalies, newest first.
 
-    :param since: none is before this time.
-    :param after: the time and id of the row before the first; one of ``BEFORE_IDS`` leaves out all of that time, one
-        of ``BEHIND_IDS`` none.
+    Of the rows of one time, the last written comes first.
+
+    :param since: earliest time.
+    :param after: time and id of the last row of the previous page; the id ``BEFORE_IDS`` excludes all rows of that
+        time, ``BEHIND_IDS`` includes them.
     """
     time, number = after
     return connection.execute(
@@ -225,7 +230,7 @@ def _detail(period: str, zone: tzinfo, further: list[Any]) -> dict[str, Any]:
 
 
 def _moment(time: Any, start: int | None, zone: tzinfo) -> datetime | None:
-    """When a row's period began; ``None`` where it does not say, or says what cannot be."""
+    """Return the start of a row's period; ``None`` if the row has no valid time."""
     try:
         if start is not None:
             return datetime.fromtimestamp(start, zone)
@@ -236,18 +241,19 @@ def _moment(time: Any, start: int | None, zone: tzinfo) -> datetime | None:
 
 
 def columns_of(connection: sqlite3.Connection, table: str) -> set[str]:
-    """The names of a table's columns."""
+    """Return the names of a table's columns."""
     return {row[1] for row in connection.execute(f"PRAGMA table_info({quoted(table)})")}
 
 
 def sensors(connection: sqlite3.Connection, period: str) -> list[tuple[str, str]]:
-    """Every sensor with means of a period and its table, sorted by sensor."""
+    """Return the sensors with means of a period, and their tables, sorted by sensor."""
     suffix = f"_{period}_avg"
     tables = table_names(connection, suffix)
     return sorted((normalize("NFC", ADDED_COLUMNS.sub("", table.removesuffix(suffix))), table) for table in tables)
 
 
 def table_names(connection: sqlite3.Connection, suffix: str) -> Iterator[str]:
+    """Yield the names of tables that end with a suffix."""
     for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
         if table.endswith(suffix):
             yield table

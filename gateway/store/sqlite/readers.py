@@ -83,7 +83,7 @@ class Readers:
 
 
 def content_of(path: str) -> Content | None:
-    """Return a value that changes with a file's content; ``None`` if there is no file."""
+    """Return a value that changes with a file's content; ``None`` if the file is missing."""
     try:
         status = os.stat(path)
     except OSError:

@@ -1,7 +1,7 @@
 """Notes on the content of a database file, kept outside it, so that the loss of the file is noticed.
 
 A note is an extended attribute of the directory (``user.cynow-gateway.*``), so that no additional file lies among those
-named after machines. There is no note if the file system does not support attributes, or a copy of the directory lost
+named after machines. A note is absent if the file system does not support attributes, or a copy of the directory lost
 them.
 """
 
