@@ -22,7 +22,7 @@ class EntrySpool(ABC):
     @property
     @abstractmethod
     def problem(self) -> str | None:
-        """Current problem, for ``/healthz``; ``None`` if there is none."""
+        """Current problem, for ``/healthz``; ``None`` if the spool works."""
 
     @abstractmethod
     def open(self) -> None:

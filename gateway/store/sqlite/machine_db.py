@@ -163,8 +163,8 @@ class MachineDatabases:
         for entry in entries:
             by_machine.setdefault(entry.machine, []).append(entry)
         again: list[StoreEntry] = []
-        for machine, its in by_machine.items():
-            again += self._try_to_write(machine, its)
+        for machine, of_machine in by_machine.items():
+            again += self._try_to_write(machine, of_machine)
         return again
 
     def _try_to_write(self, machine: str, entries: list[StoreEntry]) -> list[StoreEntry]:

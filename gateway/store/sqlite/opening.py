@@ -76,15 +76,15 @@ def open_store(directory: str, wall: float, *, accept: bool, gives_numbers: bool
     note = read_note(directory, STORE_NOTE)
     accept = accept and gives_numbers
     try:
-        found = _find_loss(path, note)
-        if found is not None and not accept:
-            if found.prevents_start:
-                raise StoreUnavailable(f"{found.text}; {_remedy(directory)}")
-            opened = _open_without(directory, found.text, note, wall)
+        loss = _find_loss(path, note)
+        if loss is not None and not accept:
+            if loss.prevents_start:
+                raise StoreUnavailable(f"{loss.text}; {_remedy(directory)}")
+            opened = _open_without(directory, loss.text, note, wall)
         else:
-            if found is not None:
-                _set_aside(path, found.text)
-            opened = _open(path, note, wall, accept=accept, is_lost=found is not None)
+            if loss is not None:
+                _set_aside(path, loss.text)
+            opened = _open(path, note, wall, accept=accept, is_lost=loss is not None)
         reserved = opened.reserved
         opened.note = Note(opened.note.identity, opened.note.commit, reserved + SEQ_BLOCK)
         if gives_numbers:
@@ -171,9 +171,9 @@ def _is_of_gateway(path: str) -> bool:
     return found is not None
 
 
-def _open_without(directory: str, found: str, note: Note | None, wall: float) -> OpenedStore:
+def _open_without(directory: str, loss: str, note: Note | None, wall: float) -> OpenedStore:
     """Return a store without the file, which refuses commits."""
-    problem = f"{found}; {_remedy(directory)}"
+    problem = f"{loss}; {_remedy(directory)}"
     log.error("commits are refused: {problem}", problem=problem)
     if note is None:
         note = Note("", 0, _unused_number(directory, wall))
@@ -257,8 +257,8 @@ def _restore_event_seq(connection: sqlite3.Connection, directory: str, note: Not
 
 
 def _has_table(connection: sqlite3.Connection, name: str) -> bool:
-    found = connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,)).fetchone()
-    return found is not None
+    row = connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,)).fetchone()
+    return row is not None
 
 
 def _unused_number(directory: str, wall: float) -> int:
@@ -305,10 +305,10 @@ def _create(path: str) -> None:
         raise StoreUnavailable(reason.replace(f"{GATEWAY_FILE}.new", GATEWAY_FILE)) from error
 
 
-def _set_aside(path: str, found: str) -> None:
+def _set_aside(path: str, loss: str) -> None:
     """Rename the file and its log: nothing is ever removed."""
     stamp = time.strftime("%Y%m%dT%H%M%S")
-    log.warn("{found}; accepted because of {option}: creating a new file", option=ACCEPT, found=found)
+    log.warn("{loss}; accepted because of {option}: creating a new file", option=ACCEPT, loss=loss)
     for suffix in ("", "-wal", "-shm"):
         if os.path.lexists(path + suffix):
             aside = f"{path}.set-aside-{stamp}{suffix}"
@@ -335,9 +335,9 @@ def _version_of(connection: sqlite3.Connection) -> int:
     """Return the last step of a database without a version: ``.dump`` and ``.recover`` leave the version out."""
     if not all(_has_table(connection, name) for name in ("scale_weight_log", "idempotency", "event_seq")):
         return 0
-    found = 3 if _has_table(connection, "store") else 2 if _has_table(connection, "sensor") else 1
-    connection.execute(f"PRAGMA user_version = {found}")
-    return found
+    version = 3 if _has_table(connection, "store") else 2 if _has_table(connection, "sensor") else 1
+    connection.execute(f"PRAGMA user_version = {version}")
+    return version
 
 
 def _size_of(path: str) -> int:
