@@ -111,7 +111,7 @@ class GroupWriter:
 
     @property
     def problem(self) -> str | None:
-        """Return why nothing is written now; ``None`` if all is well."""
+        """Return why nothing is written now; ``None`` if the file can be written."""
         return self._damage or self._problem
 
     @property
@@ -172,7 +172,7 @@ class GroupWriter:
             each.done.errback(Failure(error(TOO_SLOW)))
 
     def _request_check(self) -> None:
-        """Have the next run check the file, and start a run if there is none."""
+        """Have the next run check the file, and begin one unless one is running."""
         if self._damage is not None:
             return
         self._check_call = self._reactor.callLater(_CHECK_INTERVAL, self._request_check)
