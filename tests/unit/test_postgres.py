@@ -56,7 +56,7 @@ CREATE INDEX "scale_weigh_cylinde_3ee03f_idx" ON "scale_weight_log" ("cylinder_n
 CREATE INDEX "scale_weigh_event_t_f501d7_idx" ON "scale_weight_log" ("event_type", "committed_at" DESC);
 """
 
-#: Connections of a store: for entries, commits and questions.
+#: Connections of a store: for entries, commits and queries.
 CONNECTIONS = 5
 
 ROW = """

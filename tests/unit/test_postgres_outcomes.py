@@ -13,7 +13,7 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from gateway.store.interface import IdempotencyKey, OutcomeUnknown, RejectedByDatabase, StoreUnavailable
-from gateway.store.postgres.commit_batches import LIMIT, CommitQueue
+from gateway.store.postgres.commit_batches import MAX_ANSWER_TIME, CommitQueue
 from gateway.store.postgres.commits import PendingCommit
 from gateway.store.postgres.notify import PostgresChannel
 from gateway.store.postgres.refusals import explain
@@ -57,7 +57,7 @@ class LateTests(SynchronousTestCase):
         done = self.queue.write(order)
         self.pump(1)
         order.is_sent = True
-        self.pump(LIMIT - 2)
+        self.pump(MAX_ANSWER_TIME - 2)
         self.assertNoResult(done)
         self.pump(2)
         self.failureResultOf(done, OutcomeUnknown)
@@ -72,7 +72,7 @@ class LateTests(SynchronousTestCase):
         first.is_sent = True
         second = self.order()
         answers.append(self.queue.write(second))
-        self.pump(LIMIT + 1)
+        self.pump(MAX_ANSWER_TIME + 1)
         self.failureResultOf(answers[0], OutcomeUnknown)
         self.failureResultOf(answers[1], StoreUnavailable)
         self.work[0][1].callback(None)
@@ -81,7 +81,7 @@ class LateTests(SynchronousTestCase):
 
     def test_commit_that_was_withdrawn_before_it_was_sent_is_not_sent(self) -> None:
         done = self.queue.write(self.order())
-        self.pump(LIMIT + 1)
+        self.pump(MAX_ANSWER_TIME + 1)
         self.failureResultOf(done, StoreUnavailable)
 
         class Silent:
@@ -309,10 +309,10 @@ class ReadOnlyTests(CommitCase):
 
     async def test_commits_are_looked_at_where_they_are_written(self) -> None:
         store = await self.ready()
-        await until(lambda: all(link.is_ready for link in store._questions._links), "it can be asked")
+        await until(lambda: all(link.is_ready for link in store._query_pool._links), "it can be asked")
         # The past may be asked of another server.
-        await gatherResults([store._questions.run(_elsewhere) for _ in store._questions._links])
-        await store._health._look()
+        await gatherResults([store._query_pool.run(_elsewhere) for _ in store._query_pool._links])
+        await store._health._check()
         self.assertIsNone(store._health.problem)
         await store.commit(NEW, None)
 
@@ -343,7 +343,7 @@ class EntryTests(CommitCase):
         store = await self.ready()
         self.trigger("RAISE EXCEPTION 'not now'", table="cynow_anomaly")
         await store.write([fault("GOOD", 1)])
-        await self.said(store, "does not take statistics", "P0001")
+        await self.said(store, "does not accept statistics", "P0001")
         self.server.sql("DROP TRIGGER plant ON cynow_anomaly")
         await store.drained().addTimeout(PATIENCE, reactor)
         self.assertEqual(self.machines(), ["GOOD"])

@@ -71,7 +71,7 @@ class ConnectionTests(RefusalCase):
     async def test_database_that_does_not_exist(self) -> None:
         store = self.opened(self.server.url_of("nowhere"))
         text = await self.said(store, "PostgreSQL refuses", "nowhere")
-        self.assertNotIn("away", text)
+        self.assertNotIn("unavailable", text)
         statement = text.partition("create it: ")[2]
         self.assertEqual(statement, "CREATE DATABASE \"nowhere\" ENCODING 'UTF8' TEMPLATE template0;")
         with self.assertRaisesRegex(StoreUnavailable, "refuses"):
@@ -227,9 +227,9 @@ class ConnectionTests(RefusalCase):
     async def test_session_that_became_read_only_is_replaced(self) -> None:
         store = self.opened()
         await store.commit(ENTRY, None)
-        await until(lambda: all(link.is_ready for link in store._commits._links), "both are connected")
+        await until(lambda: all(link.is_ready for link in store._commit_pool._links), "both are connected")
         # At once, so that each has one.
-        await gatherResults([store._commits.run(_read_only) for _ in store._commits._links])
+        await gatherResults([store._commit_pool.run(_read_only) for _ in store._commit_pool._links])
         await store.commit(ENTRY, None)
         self.assertEqual(len(self.cylinders()), 2)
 
@@ -403,7 +403,7 @@ class CommitTests(RefusalCase):
     async def test_outcome_is_unknown_where_the_server_falls_silent_at_the_commit(self) -> None:
         store = await self.ready()
         key = IdempotencyKey("k", "f")
-        ask, writing, paused = store._commits._links[0].session.__class__.ask, set[Any](), []
+        ask, writing, paused = store._commit_pool._links[0].session.__class__.ask, set[Any](), []
 
         async def pausing(session: Any, statement: str, *rest: Any, **more: Any) -> Any:
             if SECRET in str(rest):
@@ -414,14 +414,14 @@ class CommitTests(RefusalCase):
                 self.server.pause()
             return await ask(session, statement, *rest, **more)
 
-        self.patch(store._commits._links[0].session.__class__, "ask", pausing)
+        self.patch(store._commit_pool._links[0].session.__class__, "ask", pausing)
         try:
             with capturedLogs() as events, self.assertRaises(OutcomeUnknown):
                 await store.commit(replace(ENTRY, cylinder_no=SECRET), key)
         finally:
             self.server.resume()
         text = "\n".join(f"{formatEvent(event)}" for event in events)
-        self.assertIn("may have been written or not", text)
+        self.assertIn("the outcome of a commit is unknown", text)
         self.assertNotIn(SECRET, text)
         await until(lambda: not store.problems, "it is back")
         # The same request with the same key tells, and there is one row in any case.

@@ -1,16 +1,16 @@
-"""Rows as one array a column: a statement has as many as one likes, whatever the number of its parameters."""
+"""Rows as one array for each column, so that a statement can have any number of rows."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 
 def array(values: Iterable[Any]) -> str:
-    """An array's literal, which the driver need not take apart: twenty times as fast. A double is to its last bit."""
+    """Return the literal of an array, with exact doubles. The driver sends a literal twenty times as fast as a list."""
     return "{" + ",".join(map(_element, values)) + "}"
 
 
 def _element(value: Any) -> str:
-    # The time of an extreme that is not known is an empty text; no name and no period is one.
+    # An empty text is the unknown time of an extreme; names and periods are never empty.
     if value is None or value == "":
         return "NULL"
     if isinstance(value, str):
@@ -19,10 +19,16 @@ def _element(value: Any) -> str:
 
 
 def unnest(columns: dict[str, str]) -> str:
-    """Rows of some columns, for which an array each is given."""
+    """Return SQL for rows, with one array parameter for each column.
+
+    :param columns: types by name.
+    """
     return f"unnest({', '.join(f'%s::{kind}[]' for kind in columns.values())})"
 
 
 def arrays(columns: dict[str, str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    """What :func:`unnest` is given."""
+    """Return the parameters of :func:`unnest`.
+
+    :param columns: types by name.
+    """
     return [array(column) for column in zip(*rows, strict=True)] if rows else ["{}"] * len(columns)

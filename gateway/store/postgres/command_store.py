@@ -1,4 +1,4 @@
-"""PostgreSQL for a command, beside a gateway or without one: what is written is on the server when a write is done."""
+"""PostgreSQL store for a command, which runs beside a gateway or without one; a write ends when the server has it."""
 
 import contextlib
 import tempfile
@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import date, datetime
 from typing import Any, Final
 
-from twisted.internet.defer import TimeoutError as TookTooLong
+from twisted.internet.defer import TimeoutError as DrainTimeout
 
 from gateway.model.entries import StoreEntry
 from gateway.runtime.clock import WallClock
@@ -20,7 +20,7 @@ _PATIENCE: Final = 60.0
 
 
 class CommandPostgresStore(PostgresStore):
-    """The store of a command.
+    """Store of a command.
 
     :param make_spool: function that returns a spool in a directory; the directory is temporary.
     :param writer: name of the gateway and the command, which distinguishes the entries from those of others.
@@ -40,20 +40,22 @@ class CommandPostgresStore(PostgresStore):
         super().__init__(reactor, clock, counters, make_spool(directory), url, writer)
 
     async def rollup_progress(self, days: Mapping[tuple[str, str], Collection[date]], now: datetime) -> RollupProgress:
-        # This raises if the server is away; a gateway would go on without it.
+        # This raises if the server is unavailable; a gateway would go on without it.
         await self.machines()
         return await super().rollup_progress(days, now)
 
     async def write(self, entries: Sequence[StoreEntry]) -> list[StoreEntry]:
         """Write entries, and return when the server has them.
 
-        :raises StoreUnavailable: the server does not take them.
+        :raises StoreUnavailable: the server does not accept them.
         """
         await super().write(entries)
         try:
             await self.drained().addTimeout(_PATIENCE, self._reactor)
-        except TookTooLong as error:
-            raise StoreUnavailable("; ".join(self.problems) or "PostgreSQL takes too long") from error
+        except DrainTimeout as error:
+            raise StoreUnavailable(
+                "; ".join(self.problems) or f"PostgreSQL has not accepted the entries within {_PATIENCE:g} s"
+            ) from error
         return []
 
     async def close(self) -> None:

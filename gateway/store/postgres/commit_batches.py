@@ -29,21 +29,21 @@ from gateway.store.postgres.session import Session, Work
 
 log = Logger()
 
-#: Maximum commits in one transaction; the server's time limit holds for all of them together.
-_BATCH: Final = 50
+#: Maximum commits in one transaction; the server's time limit applies to all of them together.
+_MAX_BATCH: Final = 50
 
 #: Seconds after which a transaction counts as slow: the next one has half as many commits, so that all of its rows can
 #: be written within the server's time limit.
-_LONG: Final = 1.0
+_SLOW: Final = 1.0
 
-#: Seconds that an order may wait once earlier ones were refused; the pool lets work wait as long.
-_WAIT: Final = 5.0
+#: Maximum seconds that a commit waits once earlier ones were refused; work waits in the pool as long.
+_MAX_WAIT: Final = 5.0
 
 _OUTCOMES: Final = "SELECT key, fingerprint, request, answer, made_at FROM cynow_idempotency WHERE key = ANY(%(keys)s)"
 
 #: Errors that one commit may cause for its whole transaction: its row cannot be written, a trigger or a policy refuses
-#: it, or its text cannot be encoded. Transactions with the same keys in different orders may also deadlock.
-_OF_ONE: Final = (
+#: it, or its text cannot be encoded. Transactions with the same keys in another order may also deadlock.
+_SINGLE_COMMIT_ERRORS: Final = (
     psycopg2.IntegrityError,
     psycopg2.DataError,
     psycopg2.InternalError,
@@ -53,178 +53,178 @@ _OF_ONE: Final = (
     ValueError,
 )
 
-#: Seconds within which a commit is answered, whatever its outcome; and seconds between checks for late ones.
-LIMIT: Final = 10.0
-_LOOK: Final = 0.5
+#: Maximum seconds until a commit is answered, whatever its outcome; and seconds between checks for late commits.
+MAX_ANSWER_TIME: Final = 10.0
+_CHECK_EVERY: Final = 0.5
 
 
-def _may_be_of_one(error: Exception) -> bool:
-    return isinstance(error, _OF_ONE) or (isinstance(error, psycopg2.Error) and is_of_the_row(error))
+def _may_concern_one_commit(error: Exception) -> bool:
+    return isinstance(error, _SINGLE_COMMIT_ERRORS) or (isinstance(error, psycopg2.Error) and is_of_the_row(error))
 
 
 class CommitQueue:
-    """Queue of orders for the connections of a pool.
+    """Queue of commits for the connections of a pool.
 
-    Orders that are added in one turn of the reactor share a transaction.
+    Commits that are added in one turn of the reactor share a transaction.
 
     :param run: runs work on one of these connections, and again if that connection is lost.
     :param size: number of connections.
-    :param most: maximum waiting orders; further ones are refused.
+    :param max_waiting: maximum waiting commits; further ones are refused.
     """
 
     def __init__(
-        self, reactor: IReactorTime, run: Callable[[Work[None]], "Deferred[None]"], size: int, most: int = 1000
+        self, reactor: IReactorTime, run: Callable[[Work[None]], "Deferred[None]"], size: int, max_waiting: int = 1000
     ) -> None:
         self._reactor = reactor
         self._run = run
-        self._free = size
-        self._batch = _BATCH
-        self._most = most
+        self._free_connections = size
+        self._max_batch = _MAX_BATCH
+        self._max_waiting = max_waiting
         self._waiting: deque[tuple[PendingCommit, Deferred[CommitResult], float]] = deque()
-        self._turn: IDelayedCall | None = None
-        #: Orders without an answer, the oldest first; while there are any, they are checked regularly.
-        self._open: dict[str, tuple[PendingCommit, Deferred[CommitResult], float]] = {}
-        self._looking: IDelayedCall | None = None
+        self._next_turn: IDelayedCall | None = None
+        #: Commits without an answer by request, oldest first; while there are any, they are checked regularly.
+        self._unanswered: dict[str, tuple[PendingCommit, Deferred[CommitResult], float]] = {}
+        self._check_call: IDelayedCall | None = None
 
-    def write(self, order: PendingCommit) -> "Deferred[CommitResult]":
-        """Write an order together with others that wait. Cancelling the Deferred does not withdraw the order.
+    def write(self, pending: PendingCommit) -> "Deferred[CommitResult]":
+        """Write a commit together with others that wait. Cancelling the Deferred does not withdraw the commit.
 
         :raises IdempotencyConflict: its key was used for another request.
-        :raises StoreUnavailable: it cannot be written now, or too many wait.
+        :raises StoreUnavailable: it cannot be written now, or too many commits wait.
         :raises OutcomeUnknown: it was sent to the server, which has not reported the outcome in time.
         :raises RejectedByDatabase: it will never be written.
         :raises psycopg2.Error: the server has refused it.
         """
         done: Deferred[CommitResult] = Deferred()
-        if len(self._waiting) >= self._most:
-            done.errback(Failure(StoreUnavailable("too many wait")))
+        if len(self._waiting) >= self._max_waiting:
+            done.errback(Failure(StoreUnavailable(f"{self._max_waiting} commits wait already")))
         else:
-            self._waiting.append((order, done, self._reactor.seconds()))
-            self._open[order.request] = self._waiting[-1]
-            if self._looking is None:
-                self._looking = self._reactor.callLater(_LOOK, self._look)
-            if self._free and self._turn is None:
-                self._turn = self._reactor.callLater(0, self._next)
+            self._waiting.append((pending, done, self._reactor.seconds()))
+            self._unanswered[pending.request] = self._waiting[-1]
+            if self._check_call is None:
+                self._check_call = self._reactor.callLater(_CHECK_EVERY, self._check_late)
+            if self._free_connections and self._next_turn is None:
+                self._next_turn = self._reactor.callLater(0, self._start_batches)
         return done
 
-    def _look(self) -> None:
-        """Answer the orders that are late; withdraw those that were not sent."""
-        self._looking = None
-        before = self._reactor.seconds() - LIMIT
-        for order, done, since in list(self._open.values()):
+    def _check_late(self) -> None:
+        """Answer the commits that are late; withdraw those that were not sent."""
+        self._check_call = None
+        before = self._reactor.seconds() - MAX_ANSWER_TIME
+        for pending, done, since in list(self._unanswered.values()):
             if since > before:
                 break
-            order.is_withdrawn = True
-            late = OutcomeUnknown if order.is_sent else StoreUnavailable
-            self._answer(order, done, Failure(late(f"PostgreSQL has not written it within {LIMIT:g} s")))
+            pending.is_withdrawn = True
+            error = OutcomeUnknown if pending.is_sent else StoreUnavailable
+            self._answer(
+                pending, done, Failure(error(f"PostgreSQL has not written the commit within {MAX_ANSWER_TIME:g} s"))
+            )
         while self._waiting and self._waiting[0][0].is_withdrawn:
             self._waiting.popleft()
-        if self._open:
-            self._looking = self._reactor.callLater(_LOOK, self._look)
+        if self._unanswered:
+            self._check_call = self._reactor.callLater(_CHECK_EVERY, self._check_late)
 
-    def _answer(self, order: PendingCommit, done: "Deferred[CommitResult]", outcome: Any) -> None:
-        if self._open.pop(order.request, None) is None:
+    def _answer(self, pending: PendingCommit, done: "Deferred[CommitResult]", outcome: Any) -> None:
+        if self._unanswered.pop(pending.request, None) is None:
             return
-        if not self._open and self._looking is not None:
-            self._looking.cancel()
-            self._looking = None
+        if not self._unanswered and self._check_call is not None:
+            self._check_call.cancel()
+            self._check_call = None
         if isinstance(outcome, CommitResult):
             done.callback(outcome)
         else:
             done.errback(outcome)
 
-    def _next(self) -> None:
-        self._turn = None
-        while self._free and self._waiting:
-            self._free -= 1
-            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._batch))]
-            together = _CommitBatch(self._reactor, [order for order, _, _ in batch])
-            self._run(together.write).addBoth(
-                self._finish, together, [done for _, done, _ in batch], self._reactor.seconds()
-            )
+    def _start_batches(self) -> None:
+        self._next_turn = None
+        while self._free_connections and self._waiting:
+            self._free_connections -= 1
+            taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch))]
+            batch = _CommitBatch(self._reactor, [pending for pending, _, _ in taken])
+            self._run(batch.write).addBoth(self._finish, batch, [done for _, done, _ in taken], self._reactor.seconds())
 
     def _finish(
-        self, result: Any, together: "_CommitBatch", waiting: "list[Deferred[CommitResult]]", began: float
+        self, result: Any, batch: "_CommitBatch", waiting: "list[Deferred[CommitResult]]", began: float
     ) -> None:
-        self._free += 1
-        if self._reactor.seconds() - began > _LONG:
-            self._batch = max(1, min(self._batch, len(waiting)) // 2)
-        elif len(waiting) == self._batch:
-            self._batch = min(_BATCH, self._batch * 2)
+        self._free_connections += 1
+        if self._reactor.seconds() - began > _SLOW:
+            self._max_batch = max(1, min(self._max_batch, len(waiting)) // 2)
+        elif len(waiting) == self._max_batch:
+            self._max_batch = min(_MAX_BATCH, self._max_batch * 2)
         if isinstance(result, Failure):
-            self._refuse_late(result)
-        # The next transaction runs while these answers are given.
-        if self._turn is None:
-            self._next()
-        for order, done in zip(together.orders, waiting, strict=True):
-            outcome = together.outcomes.get(order.request, result)
-            self._answer(order, done, outcome)
+            self._refuse_old(result)
+        # The next transaction runs while the callers of this one continue.
+        if self._next_turn is None:
+            self._start_batches()
+        for pending, done in zip(batch.commits, waiting, strict=True):
+            outcome = batch.outcomes.get(pending.request, result)
+            self._answer(pending, done, outcome)
 
-    def _refuse_late(self, failure: Failure) -> None:
-        """Refuse the orders that have waited too long; the server may be back in time for the others."""
-        since = self._reactor.seconds() - _WAIT
+    def _refuse_old(self, failure: Failure) -> None:
+        """Refuse the commits that have waited too long; the server may be back in time for the others."""
+        since = self._reactor.seconds() - _MAX_WAIT
         while self._waiting and self._waiting[0][2] <= since:
-            order, done, _ = self._waiting.popleft()
-            self._answer(order, done, failure)
+            pending, done, _ = self._waiting.popleft()
+            self._answer(pending, done, failure)
 
 
 class _CommitBatch:
-    """Orders of one transaction.
+    """Commits of one transaction.
 
-    :ivar outcomes: outcomes by request, of the orders that have one.
+    :ivar outcomes: outcomes so far, by request.
     """
 
-    def __init__(self, reactor: IReactorTime, orders: list[PendingCommit]) -> None:
-        self.orders = orders
+    def __init__(self, reactor: IReactorTime, commits: list[PendingCommit]) -> None:
+        self.commits = commits
         self._reactor = reactor
-        self._until = reactor.seconds() + _WAIT
+        self._deadline = reactor.seconds() + _MAX_WAIT
         self.outcomes: dict[str, CommitResult | Failure] = {}
 
     async def write(self, session: Session) -> None:
-        """Write the orders without an outcome.
+        """Write the commits without an outcome.
 
-        :raises psycopg2.Error: the server has refused all of them, or is away; none is known to be written.
+        :raises psycopg2.Error: the server has refused all of them, or is unavailable; none is known to be written.
         """
-        orders = [order for order in self.orders if self._is_wanted(order)]
-        if len(orders) > 1:
+        commits = [pending for pending in self.commits if self._must_write(pending)]
+        if len(commits) > 1:
             try:
-                await self._write_all(session, orders)
+                await self._write_all(session, commits)
             except (psycopg2.Error, CommitSkipped, ValueError) as error:
-                if not _may_be_of_one(error) or session.is_lost(error):
+                if not _may_concern_one_commit(error) or session.is_lost(error):
                     raise
-                # Written one by one, only the order that caused the error fails.
-                log.debug("{count} commits are written one by one", count=len(orders))
-        for order in orders:
-            if not self._is_wanted(order):
+                # Written one by one, only the commit that caused the error fails.
+                log.debug("writing {count} commits one by one", count=len(commits))
+        for pending in commits:
+            if not self._must_write(pending):
                 continue
-            if self._reactor.seconds() > self._until:
-                raise StoreUnavailable("PostgreSQL takes too long")
-            await self._write_one(session, order)
+            if self._reactor.seconds() > self._deadline:
+                raise StoreUnavailable(f"PostgreSQL has not written the commit within {_MAX_WAIT:g} s")
+            await self._write_one(session, pending)
 
-    def _is_wanted(self, order: PendingCommit) -> bool:
-        return order.request not in self.outcomes and not order.is_withdrawn
+    def _must_write(self, pending: PendingCommit) -> bool:
+        return pending.request not in self.outcomes and not pending.is_withdrawn
 
-    async def _write_one(self, session: Session, order: PendingCommit) -> None:
+    async def _write_one(self, session: Session, pending: PendingCommit) -> None:
         try:
-            self.outcomes[order.request] = await order.write(session)
+            self.outcomes[pending.request] = await pending.write(session)
         except (IdempotencyConflict, RejectedByDatabase):
-            self.outcomes[order.request] = Failure()
+            self.outcomes[pending.request] = Failure()
         except (psycopg2.Error, ValueError) as error:
-            if not _may_be_of_one(error) or session.is_lost(error):
+            if not _may_concern_one_commit(error) or session.is_lost(error):
                 raise
-            self.outcomes[order.request] = Failure()
+            self.outcomes[pending.request] = Failure()
 
-    async def _write_all(self, session: Session, orders: list[PendingCommit]) -> None:
+    async def _write_all(self, session: Session, commits: list[PendingCommit]) -> None:
         statements: list[str] = []
-        values: dict[str, Any] = {"keys": [order.key.key for order in orders]}
-        for number, order in enumerate(orders):
-            order.is_sent = True
+        values: dict[str, Any] = {"keys": [pending.key.key for pending in commits]}
+        for number, pending in enumerate(commits):
+            pending.is_sent = True
             statements.append(COMMIT.replace("%(", f"%({number} "))
-            values |= {f"{number} {name}": value for name, value in order.values().items()}
+            values |= {f"{number} {name}": value for name, value in pending.values().items()}
 
         async def insert(session: Session) -> list[tuple[Any, ...]]:
             rows = await session.ask(";".join([*statements, _OUTCOMES]), values)
-            if {order.key.key for order in orders} - {row[0] for row in rows}:
+            if {pending.key.key for pending in commits} - {row[0] for row in rows}:
                 raise CommitSkipped
             return rows
 
@@ -232,19 +232,21 @@ class _CommitBatch:
             rows = await session.transaction(insert)
         except psycopg2.Error as error:
             if session.is_committing and session.is_lost(error):
-                for order in orders:
-                    order.is_in_doubt = True
+                for pending in commits:
+                    pending.is_in_doubt = True
             raise
-        found = {row[0]: row[1:] for row in rows}
-        for order in orders:
-            order.is_in_doubt = False
-            fingerprint, request, answer, made_at = found.get(order.key.key, (None,) * 4)
-            # The key has expired: the order is written by itself, which removes expired keys.
-            if fingerprint is None or made_at.timestamp() < order.now - KEY_LIFE:
+        records = {row[0]: row[1:] for row in rows}
+        for pending in commits:
+            pending.is_in_doubt = False
+            fingerprint, request, answer, made_at = records.get(pending.key.key, (None,) * 4)
+            # The key has expired: the commit is written by itself, which removes expired keys.
+            if fingerprint is None or made_at.timestamp() < pending.now - KEY_LIFE:
                 continue
-            if fingerprint != order.key.fingerprint:
-                self.outcomes[order.request] = Failure(IdempotencyConflict())
+            if fingerprint != pending.key.fingerprint:
+                self.outcomes[pending.request] = Failure(IdempotencyConflict())
                 continue
-            told = orjson.loads(answer)
-            is_ours = request == order.request
-            self.outcomes[order.request] = CommitResult(told, Commit(told["id"], order.entry) if is_ours else None)
+            content = orjson.loads(answer)
+            is_ours = request == pending.request
+            self.outcomes[pending.request] = CommitResult(
+                content, Commit(content["id"], pending.entry) if is_ours else None
+            )

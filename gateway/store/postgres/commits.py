@@ -12,13 +12,13 @@ from gateway.model.records import Commit, CommitEntry
 from gateway.store.interface import CommitResult, IdempotencyConflict, IdempotencyKey, RejectedByDatabase
 from gateway.store.postgres.session import Session
 
-#: An answer is kept for its Idempotency-Key so long, in seconds; the contract says a day at least.
+#: Seconds for which an answer is kept for its Idempotency-Key; the contract promises at least a day.
 KEY_LIFE: Final = 48 * 3600.0
 
-#: Before a key of the gateway's own; no client's has a control character.
-_OWN: Final = "\x01"
+#: Prefix of the gateway's own keys; those of clients contain no control character.
+_OWN_KEY: Final = "\x01"
 
-#: Writes a commit and its record, unless there is a record of its key.
+#: Statement that writes a commit and its record, unless there is a record of its key.
 COMMIT: Final = """
 WITH made AS (
     INSERT INTO scale_weight_log (scale_id, cylinder_no, event_type, gross_kg, raw_line, received_at, committed_at,
@@ -35,17 +35,17 @@ FROM made RETURNING answer
 
 
 class CommitSkipped(Exception):
-    """Error for a commit that was neither written nor refused and has no record of its key; nothing of it may stay."""
+    """Error for a commit that was neither written nor refused and has no record of its key; it must be rolled back."""
 
 
 @dataclass(slots=True)
 class PendingCommit:
-    """One commit, which may be tried again and again: it is written once.
+    """Commit that is written at most once, however often it is tried.
 
-    :ivar key: the client's, or one of its own.
-    :ivar request: tells it from others with the same key.
-    :ivar now: in seconds since 1970.
-    :ivar is_in_doubt: whether it may have been written and nobody knows.
+    :ivar key: key of the client, or of the gateway.
+    :ivar request: identifier of the request, unlike that of other requests with the same key.
+    :ivar now: time of the request, in seconds since 1970.
+    :ivar is_in_doubt: whether it may have been written, and the outcome is unknown.
     :ivar is_sent: whether it was sent to the server.
     :ivar is_withdrawn: whether it must no longer be sent.
     """
@@ -60,9 +60,9 @@ class PendingCommit:
 
     @classmethod
     def of(cls, entry: CommitEntry, key: IdempotencyKey | None, now: float) -> "PendingCommit":
-        """A new one."""
+        """Return a new pending commit."""
         request = uuid4().hex
-        return cls(entry, key or IdempotencyKey(_OWN + request, ""), request, now)
+        return cls(entry, key or IdempotencyKey(_OWN_KEY + request, ""), request, now)
 
     def values(self) -> dict[str, Any]:
         """Return the parameters of :data:`COMMIT`.
@@ -88,25 +88,25 @@ class PendingCommit:
         values = self.values()
         for _ in range(3):
             try:
-                rows = await self._ask(session, values)
+                rows = await self._insert(session, values)
             except CommitSkipped:
-                # Its key may have expired in between, so try again; this cannot happen three times.
+                # Its key may have expired in between: try again. This cannot happen three times.
                 continue
             if rows:
                 answer = orjson.loads(rows[0][0])
                 return CommitResult(answer, Commit(answer["id"], self.entry))
-            found = await first_answer(session, self.key, self.now - KEY_LIFE)
+            earlier = await find_answer(session, self.key, self.now - KEY_LIFE)
             self.is_in_doubt = False
-            if found is not None:
-                answer, request = found
-                # An earlier try whose answer was lost has written it.
+            if earlier is not None:
+                answer, request = earlier
+                # An earlier attempt has written it, and its answer was lost.
                 is_ours = request == self.request
                 return CommitResult(answer, Commit(answer["id"], self.entry) if is_ours else None)
-            await prune(session, self.now - KEY_LIFE)
-        # A trigger that returns NULL drops the row, or writes it elsewhere, with an id that cannot be known.
+            await remove_old_keys(session, self.now - KEY_LIFE)
+        # A trigger that returns NULL drops the row, or writes it elsewhere with an unknown id.
         raise RejectedByDatabase("a trigger of scale_weight_log returns NULL instead of the row")
 
-    async def _ask(self, session: Session, values: dict[str, Any]) -> list[tuple[Any, ...]]:
+    async def _insert(self, session: Session, values: dict[str, Any]) -> list[tuple[Any, ...]]:
         async def insert(session: Session) -> list[tuple[Any, ...]]:
             rows = await session.ask(COMMIT, values)
             if not rows and not await session.ask("SELECT FROM cynow_idempotency WHERE key = %s", [self.key.key]):
@@ -114,11 +114,10 @@ class PendingCommit:
             return rows
 
         try:
-            # A statement that commits itself would be done by a server that was silent when it speaks again, long
-            # after the request was refused.
+            # Without a transaction, a silent server could execute the statement later, after the request was refused.
             return await session.transaction(insert)
         except UniqueViolation as error:
-            # Another request with this key has come first.
+            # Another request with this key was written first.
             if error.diag.table_name != "cynow_idempotency":
                 raise
             return []
@@ -127,9 +126,10 @@ class PendingCommit:
             raise
 
 
-async def first_answer(session: Session, key: IdempotencyKey, since: float) -> tuple[dict[str, Any], str] | None:
-    """The first answer to a key that was used since then, and which request it was.
+async def find_answer(session: Session, key: IdempotencyKey, since: float) -> tuple[dict[str, Any], str] | None:
+    """Return the first answer to a key that was used since a time, and its request; ``None`` if it was not used.
 
+    :param since: earliest time, in seconds since 1970.
     :raises IdempotencyConflict: the key was used for another request.
     """
     rows = await session.ask(
@@ -144,6 +144,6 @@ async def first_answer(session: Session, key: IdempotencyKey, since: float) -> t
     return orjson.loads(answer), request
 
 
-async def prune(session: Session, before: float) -> None:
-    """Forget keys that were used before then."""
+async def remove_old_keys(session: Session, before: float) -> None:
+    """Remove the records of keys that were used before a time, in seconds since 1970."""
     await session.ask("DELETE FROM cynow_idempotency WHERE made_at < to_timestamp(%s)", [before])

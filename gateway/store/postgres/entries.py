@@ -1,7 +1,7 @@
-"""Entries as rows of PostgreSQL: closed periods, anomalies and sightings, many in each statement.
+"""Writer of entries as rows of PostgreSQL: closed periods, anomalies and sightings, many in each statement.
 
-The rules are those of :class:`gateway.store.sqlite.machine_tables.MachineTables`. Rows are found by their keys, which
-include the machine, and are written in an order that all gateways share.
+The rules are those of :class:`gateway.store.sqlite.machine_tables.MachineTables`. Rows are written in the order of
+their keys, the same on all gateways, to avoid deadlocks.
 """
 
 import contextlib
@@ -17,15 +17,15 @@ from gateway.model.entries import ClosedHour, ClosedPeriod, Sighting, StoreEntry
 from gateway.model.records import Fault
 from gateway.model.timestamps import wall_time
 from gateway.store.postgres.arrays import array, arrays, unnest
-from gateway.store.postgres.entry_order import MOST, EntryKey, end_key, hour_key, phases
+from gateway.store.postgres.entry_order import MAX_ROWS, EntryKey, end_key, hour_key, phases
 from gateway.store.postgres.session import Session
 from gateway.store.rows import BUCKET_COLUMNS, Row, bucket_of, made_of, merge_hour, values_of
 from gateway.timeseries.calendar import MADE_OF, PERIODS, end_of, start_of
 
-#: Calls a function with arguments in a thread.
+#: Function that calls a function with arguments in a thread.
 InThread: TypeAlias = Callable[..., Awaitable[Any]]
 
-#: What stands in ``origin``.
+#: Values of ``origin``: rows of gateways, and rows of the old server.
 OURS: Final = 0
 OLD: Final = -1
 
@@ -41,37 +41,39 @@ _COLUMNS: Final = {
     "raw_end": "bigint",
 }
 
-#: Columns of a bucket as :func:`gateway.store.rows.bucket_of` takes them.
+#: Columns of a bucket, as :func:`gateway.store.rows.bucket_of` expects them.
 BUCKET: Final = ", ".join(
     f"m.{name}::text" if kind == "TIMESTAMP" else f"m.{name}" for name, kind in BUCKET_COLUMNS.items()
 )
 
-#: Locks that keep two gateways from changing rows of one machine at a time; of any machine there is one.
+#: Number of locks. The rows of a machine are changed under the lock that its name maps to, by one gateway at a time.
 _LOCKS: Final = 64
 _LOCK_CLASS: Final = 0x63796E6F
 
-#: Whether a row has the key that is looked for.
+#: Condition for a row with the requested key.
 _SAME: Final = " AND ".join(f"m.{name} = d.{name}" for name in _KEY)
 
 
 @dataclass(slots=True)
 class WrittenKeys:
-    """What is known to stand in the tables of machines and sensors, so that it is not written with every hour."""
+    """Machines and sensors that are in the tables already, so that they are not written with every hour."""
 
     machines: set[str] = field(default_factory=set)
     sensors: set[tuple[str, str]] = field(default_factory=set)
 
     def add(self, other: "WrittenKeys") -> None:
+        """Add the machines and sensors of another set."""
         self.machines |= other.machines
         self.sensors |= other.sensors
 
 
 class EntryWriter:
-    """Writes entries in the transaction of a session.
+    """Writer of entries in the transaction of a session.
 
-    :param gateway: whose they are.
-    :param known: what is there already.
-    :param in_thread: for what would hold up the reactor.
+    :param gateway: name of the gateway that the entries belong to.
+    :param known: machines and sensors that are in the tables already.
+    :param in_thread: runs long computations.
+    :ivar new: machines and sensors that were written; they count as known once the transaction is committed.
     """
 
     def __init__(self, session: Session, gateway: str, known: WrittenKeys, in_thread: InThread) -> None:
@@ -79,27 +81,26 @@ class EntryWriter:
         self._gateway = gateway
         self._known = known
         self._in_thread = in_thread
-        #: What there is since; to be remembered once the transaction is committed.
         self.new = WrittenKeys()
 
     async def write(self, numbered: Sequence[tuple[int, StoreEntry]]) -> None:
         """Write entries.
 
-        :raises psycopg2.Error: nothing is to be committed then; as with any other exception.
+        :raises psycopg2.Error: the transaction must be rolled back, as after any other exception.
         """
-        await self._see([entry for _, entry in numbered])
-        for kind, its in phases(numbered):
+        await self._write_names([entry for _, entry in numbered])
+        for kind, members in phases(numbered):
             if kind is Fault:
-                await self._faults(its)
+                await self._write_faults(members)
             elif kind is Sighting:
-                await self._types([entry for _, entry in its])
+                await self._write_types([entry for _, entry in members])
             elif kind is ClosedHour:
-                await self._hours([entry for _, entry in its])
+                await self._write_hours([entry for _, entry in members])
             else:
-                await self._periods([entry for _, entry in its])
+                await self._write_periods([entry for _, entry in members])
 
-    async def _see(self, entries: Sequence[StoreEntry]) -> None:
-        """Know machines, and sensors without their types."""
+    async def _write_names(self, entries: Sequence[StoreEntry]) -> None:
+        """Write new machines, and new sensors without their types."""
         machines = {entry.machine for entry in entries} - self._known.machines
         sensors = {(entry.machine, entry.sensor) for entry in entries if not isinstance(entry, Fault)}
         sensors -= self._known.sensors
@@ -115,15 +116,15 @@ class EntryWriter:
             )
         self.new.add(WrittenKeys(machines, sensors))
 
-    async def _types(self, sightings: Sequence[Sighting]) -> None:
+    async def _write_types(self, sightings: Sequence[Sighting]) -> None:
         columns = {"machine": "text", "sensor": "text", "type": "text"}
         await self._session.ask(
             "INSERT INTO cynow_sensor (machine, sensor, type) SELECT d.m, d.s, coalesce(d.t, '')"  # noqa: S608 - fixed text
             f" FROM {unnest(columns)} AS d (m, s, t) ON CONFLICT (machine, sensor) DO UPDATE SET type = EXCLUDED.type",
-            arrays(columns, sorted((each.machine, each.sensor, each.type) for each in sightings)),
+            arrays(columns, sorted((seen.machine, seen.sensor, seen.type) for seen in sightings)),
         )
 
-    async def _faults(self, numbered: Sequence[tuple[int, Fault]]) -> None:
+    async def _write_faults(self, numbered: Sequence[tuple[int, Fault]]) -> None:
         columns = {"machine": "text", "time": "timestamp", "entry": "bigint", "threshold": "float8", "score": "float8"}
         await self._session.ask(
             "INSERT INTO cynow_anomaly (gateway, machine, time, entry, threshold, score)"  # noqa: S608 - fixed text
@@ -133,36 +134,42 @@ class EntryWriter:
                 *arrays(
                     columns,
                     [
-                        (each.machine, wall_time(each.received_at, "microseconds"), number, each.threshold, each.score)
-                        for number, each in numbered
+                        (
+                            fault.machine,
+                            wall_time(fault.received_at, "microseconds"),
+                            number,
+                            fault.threshold,
+                            fault.score,
+                        )
+                        for number, fault in numbered
                     ],
                 ),
             ],
         )
 
-    async def _hours(self, hours: Sequence[ClosedHour]) -> None:
-        """Write hours, each of another row."""
+    async def _write_hours(self, hours: Sequence[ClosedHour]) -> None:
+        """Write hours with different keys."""
         new = {hour_key(hour): hour for hour in hours if not hour.replaces}
-        made = set(await self._insert([_row_of(hour) for hour in new.values()]))
-        there = [hour for hour in hours if hour.replaces or hour_key(hour) not in made]
-        if there:
-            await self._merge(there)
-        await self._tell_ends(new.values())
-        await self._make_again(hours)
+        inserted = set(await self._insert([_row_of(hour) for hour in new.values()]))
+        existing = [hour for hour in hours if hour.replaces or hour_key(hour) not in inserted]
+        if existing:
+            await self._merge(existing)
+        await self._write_raw_ends(new.values())
+        await self._update_longer_periods(hours)
 
     async def _merge(self, hours: Sequence[ClosedHour]) -> None:
-        """Write hours of which rows may be there."""
+        """Write hours that may have rows already."""
         await self._lock({hour.machine for hour in hours})
-        found = await self._find([hour_key(hour) for hour in hours])
+        old_rows = await self._find([hour_key(hour) for hour in hours])
         rows = []
         for hour in hours:
-            row, raw_end = merge_hour(hour, found.get(hour_key(hour)))
+            row, raw_end = merge_hour(hour, old_rows.get(hour_key(hour)))
             rows.append((*hour_key(hour), *_values(hour.start, row), raw_end))
-        await self._remove_old([("hour", hour) for hour in hours if hour.replaces and hour_key(hour) not in found])
-        await self._put(rows)
+        await self._remove_old([("hour", hour) for hour in hours if hour.replaces and hour_key(hour) not in old_rows])
+        await self._replace(rows)
 
-    async def _tell_ends(self, hours: Iterable[ClosedHour]) -> None:
-        """How much of a day is counted is said by its last row, whichever hour was written last."""
+    async def _write_raw_ends(self, hours: Iterable[ClosedHour]) -> None:
+        """Write the counted bytes of each day to its last row, regardless of the order in which hours were written."""
         columns = {"machine": "text", "sensor": "text", "day": "timestamp", "raw_end": "bigint"}
         last = {(hour.machine, hour.sensor, hour.start.date().isoformat()): hour.raw_end for hour in hours}
         if last:
@@ -176,8 +183,8 @@ class EntryWriter:
                 arrays(columns, [(*key, raw_end) for key, raw_end in sorted(last.items(), key=lambda item: item[0])]),
             )
 
-    async def _make_again(self, hours: Sequence[ClosedHour]) -> None:
-        """Make longer periods again that have rows: the clock was set back into them."""
+    async def _update_longer_periods(self, hours: Sequence[ClosedHour]) -> None:
+        """Compute longer periods again that have rows already: the clock was set back into them."""
         ends = {
             end_key(end): end
             for hour in hours
@@ -186,22 +193,22 @@ class EntryWriter:
                 for period in PERIODS[1:]
             )
         }
-        found = await self._session.ask(
+        keys = await self._session.ask(
             f"SELECT m.machine, m.sensor, m.period, m.start FROM {unnest(_KEY)} AS d ({', '.join(_KEY)})"  # noqa: S608 - fixed text
             f" JOIN cynow_mean AS m ON {_SAME} AND m.origin = {OURS}",
             arrays(_KEY, sorted(ends)),
         )
         for period in PERIODS[1:]:
-            its = [ends[key] for key in found if key[2] == period]
-            for begin in range(0, len(its), MOST[ClosedPeriod]):
-                await self._periods(its[begin : begin + MOST[ClosedPeriod]])
+            periods = [ends[key] for key in keys if key[2] == period]
+            for begin in range(0, len(periods), MAX_ROWS[ClosedPeriod]):
+                await self._write_periods(periods[begin : begin + MAX_ROWS[ClosedPeriod]])
 
-    async def _periods(self, ends: Sequence[ClosedPeriod]) -> None:
-        """Write rows of days, of months or of years, each of another."""
+    async def _write_periods(self, ends: Sequence[ClosedPeriod]) -> None:
+        """Write days, months or years with different keys."""
         await self._lock({end.machine for end in ends})
-        ours = await self._keys(ends)
-        old = await self._old([(end.period, end) for end in ends if end_key(end) not in ours])
-        # What the old server reported stays.
+        own_keys = await self._find_keys(ends)
+        old = await self._find_old([(end.period, end) for end in ends if end_key(end) not in own_keys])
+        # Rows of the old server stay.
         ends = [end for end in ends if end.replaces or end_key(end) not in old]
         columns = {"machine": "text", "sensor": "text", "first": "timestamp", "behind": "timestamp"}
         if not ends:
@@ -222,10 +229,10 @@ class EntryWriter:
                 MADE_OF[ends[0].period],
             ],
         )
-        made = await self._in_thread(_made, ends, rows)
-        written = {row[:4] for row in made}
+        new_rows = await self._in_thread(_compute_rows, ends, rows)
+        written = {row[:4] for row in new_rows}
         await self._remove_old([(end.period, end) for end in ends if end_key(end) in old and end_key(end) in written])
-        await self._put(made)
+        await self._replace(new_rows)
 
     # -- rows
 
@@ -237,7 +244,7 @@ class EntryWriter:
         )
 
     async def _insert(self, rows: list[tuple[Any, ...]]) -> list[Any]:
-        """Make rows that are not there; the keys of those that were made."""
+        """Insert rows without a row of the same key; return their keys."""
         if not rows:
             return []
         rows.sort(key=lambda row: row[:4])
@@ -247,8 +254,8 @@ class EntryWriter:
             arrays(_COLUMNS, rows),
         )
 
-    async def _put(self, rows: list[tuple[Any, ...]]) -> None:
-        """Make rows, and have them take the place of those that are there."""
+    async def _replace(self, rows: list[tuple[Any, ...]]) -> None:
+        """Insert rows; replace existing rows with the same keys."""
         if rows:
             rows.sort(key=lambda row: row[:4])
             changes = ", ".join(f"{name} = EXCLUDED.{name}" for name in _COLUMNS if name not in _KEY)
@@ -259,7 +266,7 @@ class EntryWriter:
             )
 
     async def _find(self, keys: Sequence[EntryKey]) -> dict[Any, tuple[Any, int | None]]:
-        """The buckets and ends of rows that are there."""
+        """Return the buckets and counted bytes of the existing rows, by key."""
         rows = await self._session.ask(
             f"SELECT m.machine, m.sensor, m.period, m.start, m.raw_end, {BUCKET}"  # noqa: S608 - fixed text
             f" FROM {unnest(_KEY)} AS d ({', '.join(_KEY)}) JOIN cynow_mean AS m ON {_SAME} AND m.origin = {OURS}",
@@ -267,8 +274,8 @@ class EntryWriter:
         )
         return {row[:4]: (bucket_of(row[5:]), row[4]) for row in rows}
 
-    async def _keys(self, ends: Sequence[ClosedPeriod]) -> set[Any]:
-        """Those of which rows are there."""
+    async def _find_keys(self, ends: Sequence[ClosedPeriod]) -> set[Any]:
+        """Return the keys of the periods that have rows."""
         rows = await self._session.ask(
             f"SELECT m.machine, m.sensor, m.period, m.start FROM {unnest(_KEY)} AS d ({', '.join(_KEY)})"  # noqa: S608 - fixed text
             f" JOIN cynow_mean AS m ON {_SAME} AND m.origin = {OURS}",
@@ -276,19 +283,19 @@ class EntryWriter:
         )
         return set(rows)
 
-    async def _old(self, wanted: Sequence[tuple[str, ClosedHour | ClosedPeriod]]) -> dict[Any, Any]:
-        """Rows of the old server, by the keys of those that would take their places."""
+    async def _find_old(self, wanted: Sequence[tuple[str, ClosedHour | ClosedPeriod]]) -> dict[Any, Any]:
+        """Return the starts of rows of the old server, by the keys of the rows that would replace them."""
         columns = {"machine": "text", "sensor": "text", "period": "text", "time": "timestamp"}
         by_time = {
-            (each.machine, each.sensor, period, wall_time(each.start)): int(each.start.timestamp())
-            for period, each in wanted
+            (end.machine, end.sensor, period, wall_time(end.start)): int(end.start.timestamp())
+            for period, end in wanted
         }
         if not by_time:
             return {}
         rows = await self._session.ask(
             f"SELECT m.machine, m.sensor, m.period, d.time::text, m.start FROM {unnest(columns)}"  # noqa: S608 - fixed text
             f" AS d ({', '.join(columns)}) JOIN cynow_mean AS m ON m.machine = d.machine AND m.sensor = d.sensor"
-            # Some of its rows have fractions of a second.
+            # Some rows of the old server have fractions of a second.
             " AND m.period = d.period AND m.time >= d.time AND m.time < d.time + interval '1 second'"
             f" AND m.origin = {OLD}",
             arrays(columns, sorted(by_time)),
@@ -296,8 +303,8 @@ class EntryWriter:
         return {(*row[:3], by_time[row[:4]]): row[4] for row in rows}
 
     async def _remove_old(self, wanted: Sequence[tuple[str, ClosedHour | ClosedPeriod]]) -> None:
-        """Remove rows of the old server whose places others take."""
-        old = await self._old(wanted)
+        """Remove rows of the old server that other rows replace."""
+        old = await self._find_old(wanted)
         if old:
             await self._session.ask(
                 f"DELETE FROM cynow_mean AS m USING {unnest(_KEY)} AS d ({', '.join(_KEY)}) WHERE {_SAME}"  # noqa: S608 - fixed text
@@ -306,8 +313,11 @@ class EntryWriter:
             )
 
 
-def _made(ends: Sequence[ClosedPeriod], rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Rows of longer periods, made of the rows below them, each of which has the number of its period before it."""
+def _compute_rows(ends: Sequence[ClosedPeriod], rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Return rows of longer periods.
+
+    :param rows: rows of the shorter periods, each after the number of its longer period, counted from 1.
+    """
     below: dict[int, list[Row]] = defaultdict(list)
     for number, data, *values in rows:
         if math.isfinite(data):

@@ -1,4 +1,4 @@
-"""In which order entries are written, so that many of a kind stand in one statement."""
+"""Order of entries in which many of one kind are written in one statement."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -7,52 +7,54 @@ from typing import Any, Final, TypeAlias
 from gateway.model.entries import ClosedHour, ClosedPeriod, Sighting, StoreEntry
 from gateway.model.records import Fault
 
-#: A row of ``cynow_mean`` but for its origin: machine, sensor, period, start.
+#: Key of a row of ``cynow_mean`` without its origin: machine, sensor, period, start.
 EntryKey: TypeAlias = tuple[str, str, str, int]
 
-#: Rows at a time: longer periods are made of up to 31 others each, and the reactor reads what the server sends.
-MOST: Final = {ClosedHour: 500, ClosedPeriod: 200, Fault: 1000, Sighting: 1000}
+#: Maximum rows of a statement: a longer period is computed from up to 31 rows, which the reactor must read.
+MAX_ROWS: Final = {ClosedHour: 500, ClosedPeriod: 200, Fault: 1000, Sighting: 1000}
 
 
 def hour_key(hour: ClosedHour) -> EntryKey:
-    """Of the row of an hour."""
+    """Return the key of the row of an hour."""
     return hour.machine, hour.sensor, "hour", int(hour.start.timestamp())
 
 
 def end_key(end: ClosedPeriod) -> EntryKey:
-    """Of the row of a longer period."""
+    """Return the key of the row of a longer period."""
     return end.machine, end.sensor, end.period, int(end.start.timestamp())
 
 
 def phases(numbered: Sequence[tuple[int, StoreEntry]]) -> list[tuple[type[StoreEntry], list[tuple[int, Any]]]]:
-    """Entries in an order in which many of a kind stand together, and those of a sensor as they were.
+    """Return entries grouped by kind, with those of each sensor in their original order.
 
-    In a phase no row is written twice, and longer periods are of one length.
+    A phase writes no row twice, and its longer periods have one length.
+
+    :param numbered: entries and their numbers, in the original order.
     """
     phases: list[tuple[Any, set[Any], list[tuple[int, Any]]]] = []
-    #: By sensor: before which phase nothing of it may be put any more.
+    #: First phase that may take another entry, by sensor.
     earliest: dict[Any, int] = defaultdict(int)
     for number, entry in numbered:
-        whose: tuple[str, ...]
+        owner: tuple[str, ...]
         kind: Any
         row: Any
         match entry:
             case Fault():
-                whose, kind, row = (entry.machine,), (Fault, ""), number
+                owner, kind, row = (entry.machine,), (Fault, ""), number
             case Sighting():
-                whose, kind, row = (entry.machine, entry.sensor, ""), (Sighting, ""), (entry.machine, entry.sensor)
+                owner, kind, row = (entry.machine, entry.sensor, ""), (Sighting, ""), (entry.machine, entry.sensor)
             case ClosedHour():
-                whose, kind, row = (entry.machine, entry.sensor), (ClosedHour, ""), hour_key(entry)
+                owner, kind, row = (entry.machine, entry.sensor), (ClosedHour, ""), hour_key(entry)
             case ClosedPeriod():
-                whose, kind, row = (entry.machine, entry.sensor), (ClosedPeriod, entry.period), end_key(entry)
-        index = earliest[whose]
+                owner, kind, row = (entry.machine, entry.sensor), (ClosedPeriod, entry.period), end_key(entry)
+        index = earliest[owner]
         while index < len(phases) and (
-            phases[index][0] != kind or row in phases[index][1] or len(phases[index][2]) >= MOST[kind[0]]
+            phases[index][0] != kind or row in phases[index][1] or len(phases[index][2]) >= MAX_ROWS[kind[0]]
         ):
             index += 1
         if index == len(phases):
             phases.append((kind, set(), []))
         phases[index][1].add(row)
         phases[index][2].append((number, entry))
-        earliest[whose] = index
-    return [(kind[0], its) for kind, _, its in phases]
+        earliest[owner] = index
+    return [(kind[0], members) for kind, _, members in phases]

@@ -1,4 +1,4 @@
-"""The gateway's tables in PostgreSQL, made where they are missing."""
+"""The gateway's tables in PostgreSQL, created if they are missing."""
 
 import importlib.resources
 import re
@@ -12,14 +12,15 @@ from gateway.store.postgres.session import Session
 
 log = Logger()
 
-#: Held while steps are applied, so that two gateways may start at once; any number that nobody else is likely to take.
+#: Lock that is held while steps are applied, so that two gateways can start at once; an arbitrary number.
 _LOCK: Final = 0x63796E6F77_01
 
+#: Tables that a step creates.
 _CREATED: Final = re.compile(r"CREATE TABLE (?:IF NOT EXISTS )?(\w+)")
 
 
 class SchemaMigration:
-    """Numbered steps, applied once in each database; ``cynow_schema`` has those that were."""
+    """Numbered steps, applied once in each database; ``cynow_schema`` contains those that were applied."""
 
     def __init__(self) -> None:
         folder = importlib.resources.files("gateway.store.postgres.schema")
@@ -28,19 +29,19 @@ class SchemaMigration:
         }
 
     async def ensure(self, session: Session) -> None:
-        """Apply the steps that this database lacks; it may not be the same database as before.
+        """Apply the steps that the database of a session lacks; it may be another database than before.
 
-        :raises psycopg2.Error: tables are missing, and cannot be created now.
+        :raises psycopg2.Error: tables are missing and cannot be created now.
         :raises DatabaseRefuses: this database cannot be used: another encoding, or the schema of a later version.
         """
         await self._check(session)
         try:
-            if not await self._lacking(session):
+            if not await self._missing_steps(session):
                 return
             await session.transaction(self._apply)
         except InsufficientPrivilege:
             # Another session may have created the tables meanwhile.
-            if await self._missing(session):
+            if await self._missing_tables(session):
                 raise
 
     async def _check(self, session: Session) -> None:
@@ -51,43 +52,43 @@ class SchemaMigration:
         ((database, encoding),) = await session.ask("SELECT current_database(), current_setting('server_encoding')")
         if encoding != "UTF8":
             raise DatabaseRefuses(
-                f"database {database} has the encoding {encoding}, and the gateway needs UTF8: create another, move the"
-                " data there, and name it in database.url: CREATE DATABASE cynow_utf8 ENCODING 'UTF8' LOCALE 'C'"
-                " TEMPLATE template0;"
+                f"database {database} has the encoding {encoding}, but the gateway needs UTF8: create another database,"
+                " move the data there, and name it in database.url: CREATE DATABASE cynow_utf8 ENCODING 'UTF8'"
+                " LOCALE 'C' TEMPLATE template0;"
             )
 
     async def _apply(self, session: Session) -> None:
         await session.ask("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
-        lacking = await self._lacking(session)
-        if not lacking:
+        steps = await self._missing_steps(session)
+        if not steps:
             return
         await session.ask("CREATE TABLE IF NOT EXISTS cynow_schema (step integer NOT NULL PRIMARY KEY)")
-        for number in lacking:
+        for number in steps:
             await session.ask(self._steps[number])
             await session.ask("INSERT INTO cynow_schema (step) VALUES (%s)", [number])
-            log.info("step {number} of the schema is applied", number=number)
+            log.info("applied step {number} of the database schema", number=number)
 
-    async def _lacking(self, session: Session) -> list[int]:
+    async def _missing_steps(self, session: Session) -> list[int]:
         """Return the steps that this database lacks.
 
         :raises DatabaseRefuses: it has steps of a later version.
         """
         done: set[int] = set()
-        if not await _absent(session, ["cynow_schema"]):
+        if not await _find_missing(session, ["cynow_schema"]):
             done = {step for (step,) in await session.ask("SELECT step FROM cynow_schema")}
         if max(done, default=0) > max(self._steps):
             raise DatabaseRefuses(
-                f"the schema of the database is at step {max(done)}, and this version knows {max(self._steps)}: install"
-                " the gateway's newer version"
+                f"the database schema is at step {max(done)}, but this version knows only {max(self._steps)} steps:"
+                " install the newer version of the gateway"
             )
         return sorted(set(self._steps) - done)
 
-    async def _missing(self, session: Session) -> list[str]:
+    async def _missing_tables(self, session: Session) -> list[str]:
         tables = sorted({table for text in self._steps.values() for table in _CREATED.findall(text)})
-        return await _absent(session, tables)
+        return await _find_missing(session, tables)
 
 
-async def _absent(session: Session, tables: list[str]) -> list[str]:
+async def _find_missing(session: Session, tables: list[str]) -> list[str]:
     # Locking a table makes the server see the changes of other sessions: here, the lock of pg_class.
     rows = await session.ask(
         "SELECT t FROM unnest(%s) AS t WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = to_regclass(t))",

@@ -30,7 +30,7 @@ class PostgresChannel:
 
     @property
     def is_connected(self) -> bool:
-        """Whether payloads can be sent and are received."""
+        """Return whether payloads can be sent and are received."""
         return self._pool is not None and self._pool.is_connected
 
     @property

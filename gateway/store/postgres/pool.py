@@ -65,7 +65,7 @@ class Pool:
     :param prepare: run on each new connection, before any work.
     :param max_waiting: maximum waiting jobs; more are refused.
     :param on_notify: called with the payload of each notification; must not raise. ``prepare`` must LISTEN.
-    :ivar problem: why there is no connection; ``None`` if there is one.
+    :ivar problem: why the server cannot be used; ``None`` if a connection is ready.
     :ivar refuses: whether the server is reachable, but refuses.
     """
 
@@ -108,12 +108,12 @@ class Pool:
 
     @property
     def state(self) -> str:
-        """Return why there is no connection, in a sentence."""
+        """Return why the server cannot be used, in a sentence."""
         return f"PostgreSQL {'refuses' if self.refuses else 'is unavailable'}: {self.problem}"
 
     @property
     def is_connected(self) -> bool:
-        """Whether a connection is ready."""
+        """Return whether a connection is ready."""
         return any(link.is_ready for link in self._links)
 
     async def close(self, patience: float = 0.0) -> None:
@@ -252,7 +252,7 @@ class Pool:
         self._refusal = self._reactor.callLater(PATIENCE, self._refuse_waiting)
 
     def _set_problem(self, error: BaseException | None) -> None:
-        """Remember why there is no connection, and log the reason if it is new."""
+        """Remember why the server cannot be used, and log the reason if it is new."""
         if error is None:
             return
         before = self.state

@@ -1,8 +1,8 @@
-"""What PostgreSQL is asked about statistics: items, page by page, and where sensors stand."""
+"""Queries for statistics in PostgreSQL: pages of items, and the progress of sensors."""
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import date, datetime, timedelta, tzinfo
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from gateway.model.timestamps import wall_time
 from gateway.store.interface import DayMark, MeansQuery, PageRequest, SensorState
@@ -12,11 +12,14 @@ from gateway.store.postgres.session import Session
 from gateway.store.rows import bucket_of, detail_of
 from gateway.timeseries.calendar import PERIODS, start_of
 
-#: Items of a page.
+#: Machine and sensor.
+SensorKey: TypeAlias = tuple[str, str]
+
+#: Maximum items of a page.
 PAGE: Final = 10_000
 
-#: Sensors in one question about where they stand.
-_SENSORS: Final = 2_000
+#: Maximum sensors in one query for their progress.
+_MAX_SENSORS: Final = 2_000
 
 
 def page_size(limit: int | None) -> int:
@@ -32,7 +35,7 @@ async def means(session: Session, query: MeansQuery, page: PageRequest) -> list[
 
     A position is the first four columns of a row.
     """
-    # Within its second, and fractions of it that the old server wrote: the time as text has them all.
+    # The time as text has all digits: rows of the old server have fractions of a second.
     where = "m.machine = %s AND m.period = %s AND m.time >= %s AND m.time < %s::date + 1"
     arguments: list[Any] = [query.machine, query.period, query.start, query.end]
     if query.sensor is not None:
@@ -99,44 +102,59 @@ async def newest_anomalies(session: Session, bounds: tuple[date, date], page: Pa
 
 
 async def machines(session: Session) -> list[str]:
-    """Every machine with stored data, sorted."""
+    """Return every machine with stored data, sorted."""
     return [machine for (machine,) in await session.ask("SELECT machine FROM cynow_machine ORDER BY machine")]
 
 
 async def rollup_progress(
-    session: Session, days: Mapping[tuple[str, str], Collection[date]], now: datetime, zone: tzinfo
+    session: Session, days: Mapping[SensorKey, Collection[date]], now: datetime, zone: tzinfo
 ) -> list[SensorState]:
     """Return the progress of all sensors; see :meth:`gateway.store.interface.Store.rollup_progress`."""
     sensors = await session.ask("SELECT machine, sensor, type FROM cynow_sensor ORDER BY machine, sensor")
     states: list[SensorState] = []
-    for begin in range(0, len(sensors), _SENSORS):
-        states += await _states(session, sensors[begin : begin + _SENSORS], days, now, zone)
+    for begin in range(0, len(sensors), _MAX_SENSORS):
+        group = sensors[begin : begin + _MAX_SENSORS]
+        keys = [(machine, sensor) for machine, sensor, _ in group]
+        marks = await _day_marks(session, keys, days, zone)
+        hours = await _last_hours(session, keys, now, zone)
+        for key, marked in marks.items():
+            hours[key] += [mark.last for mark in marked.values()]
+        opened = await _open_periods(session, hours)
+        states += [
+            SensorState(machine, sensor, kind, marks[machine, sensor], opened[machine, sensor])
+            for machine, sensor, kind in group
+        ]
     return states
 
 
-async def _states(
-    session: Session,
-    sensors: Sequence[tuple[Any, ...]],
-    days: Mapping[tuple[str, str], Collection[date]],
-    now: datetime,
-    zone: tzinfo,
-) -> list[SensorState]:
-    keys = [(machine, sensor) for machine, sensor, _ in sensors]
-    marks: dict[tuple[str, str], dict[date, DayMark]] = {key: {} for key in keys}
+async def _day_marks(
+    session: Session, keys: Sequence[SensorKey], days: Mapping[SensorKey, Collection[date]], zone: tzinfo
+) -> dict[SensorKey, dict[date, DayMark]]:
+    """Return the marks of the requested days that have hours, by sensor."""
+    marks: dict[SensorKey, dict[date, DayMark]] = {key: {} for key in keys}
     columns = {"machine": "text", "sensor": "text", "day": "timestamp"}
-    asked = [(*key, day.isoformat()) for key in keys for day in days.get(key, ())]
-    # How much of a day is counted is said by the last of its hours that the gateway wrote.
+    requested = [(*key, day.isoformat()) for key in keys for day in days.get(key, ())]
+    # The last hour of a gateway has the number of bytes that are counted.
     for machine, sensor, day, last, raw_end in await session.ask(
         f"SELECT d.machine, d.sensor, d.day, m.last, m.raw_end FROM {unnest(columns)} AS d ({', '.join(columns)})"  # noqa: S608 - fixed text
         " CROSS JOIN LATERAL (SELECT max(x.start) AS last,"
         " (array_agg(x.raw_end ORDER BY x.origin DESC, x.start DESC))[1] AS raw_end FROM cynow_mean AS x"
         " WHERE x.machine = d.machine AND x.sensor = d.sensor AND x.period = 'hour'"
         " AND x.time >= d.day AND x.time < d.day + interval '1 day') AS m WHERE m.last IS NOT NULL",
-        arrays(columns, asked),
+        arrays(columns, requested),
     ):
         marks[machine, sensor][day.date()] = DayMark(datetime.fromtimestamp(last, zone), raw_end)
-    hours: dict[tuple[str, str], list[datetime]] = {key: [mark.last for mark in marks[key].values()] for key in keys}
-    # A clock that was ahead may have left rows of the future: the last before now are looked for too.
+    return marks
+
+
+async def _last_hours(
+    session: Session, keys: Sequence[SensorKey], now: datetime, zone: tzinfo
+) -> dict[SensorKey, list[datetime]]:
+    """Return the starts of the last hour up to now and of the last hour at all, by sensor.
+
+    They differ if the clock was ahead, and rows of the future were written.
+    """
+    hours: dict[SensorKey, list[datetime]] = {key: [] for key in keys}
     columns = {"machine": "text", "sensor": "text"}
     for bound in (wall_time(now + timedelta(seconds=1)), "infinity"):
         for machine, sensor, start in await session.ask(
@@ -147,29 +165,28 @@ async def _states(
             [*arrays(columns, keys), bound],
         ):
             hours[machine, sensor].append(datetime.fromtimestamp(start, zone))
+    return hours
+
+
+async def _open_periods(
+    session: Session, hours: Mapping[SensorKey, Collection[datetime]]
+) -> dict[SensorKey, list[tuple[str, datetime]]]:
+    """Return the longer periods around some hours that have no row, by sensor."""
     candidates = [
         (*key, period, start)
-        for key in keys
+        for key in hours
         for period in PERIODS[1:]
         for start in sorted({start_of(period, hour) for hour in hours[key]})
     ]
-    opened: dict[tuple[str, str], list[tuple[str, datetime]]] = {key: [] for key in keys}
-    for number in await _without_row(session, candidates):
-        *key, period, start = candidates[number]
-        opened[key[0], key[1]].append((period, start))
-    return [
-        SensorState(machine, sensor, kind, marks[machine, sensor], opened[machine, sensor])
-        for machine, sensor, kind in sensors
-    ]
-
-
-async def _without_row(session: Session, periods: Sequence[tuple[str, str, str, datetime]]) -> list[int]:
-    """The indexes of those periods that have no row."""
     columns = {"machine": "text", "sensor": "text", "period": "text", "time": "timestamp"}
     rows = await session.ask(
         f"SELECT d.n - 1 FROM {unnest(columns)} WITH ORDINALITY AS d ({', '.join(columns)}, n)"  # noqa: S608 - fixed text
         " WHERE NOT EXISTS (SELECT 1 FROM cynow_mean AS x WHERE x.machine = d.machine AND x.sensor = d.sensor"
         " AND x.period = d.period AND x.time >= d.time AND x.time < d.time + interval '1 second') ORDER BY d.n",
-        arrays(columns, [(*key, wall_time(start)) for *key, start in periods]),
+        arrays(columns, [(*key, wall_time(start)) for *key, start in candidates]),
     )
-    return [number for (number,) in rows]
+    opened: dict[SensorKey, list[tuple[str, datetime]]] = {key: [] for key in hours}
+    for (number,) in rows:
+        machine, sensor, period, start = candidates[number]
+        opened[machine, sensor].append((period, start))
+    return opened

@@ -1,8 +1,8 @@
-"""Explanations of PostgreSQL's refusals for an operator, with the statement that fixes them; never a row's values.
+"""Explanations of PostgreSQL's refusals for an operator, with the statement that fixes them, and without row values.
 
-A server that refuses is not away. While a connection is being made, the driver gives no SQLSTATE, and only the text is
-available; afterwards the SQLSTATE decides (PostgreSQL's documentation, appendix A). DETAIL, HINT and CONTEXT are never
-shown, because they hold the row. Neither are messages that quote the values to be written.
+A server that refuses is not unavailable. While a connection is made, the driver gives no SQLSTATE, and only the text is
+known; afterwards the SQLSTATE decides (PostgreSQL's documentation, appendix A). DETAIL, HINT and CONTEXT are never
+shown, because they contain the row. Neither are messages that quote the values to be written.
 """
 
 import getpass
@@ -19,8 +19,7 @@ _OF_THE_SERVER: Final = frozenset(
     {"08", "0B", "25", "28", "2D", "3D", "3F", "40", "42", "53", "54", "55", "57", "58", "F0", "XX"}
 )
 
-#: Prefixes of SQLSTATEs of a server that is going away, or too busy, and will take the same again: lost connections,
-#: deadlocks, shutdown and start.
+#: Prefixes of SQLSTATEs that pass without an operator: lost connections, deadlocks, shutdown and start of the server.
 _PASSING: Final = ("08", "40", "57P")
 
 _SEVERITY: Final = re.compile(r"(?:failed: |^)[^\s:]+:  (.+)")
@@ -45,9 +44,9 @@ class DatabaseRefuses(Exception):
 
 
 class Explanation(NamedTuple):
-    """The reason why there is no connection.
+    """Reason why the server cannot be used.
 
-    :ivar refuses: whether the server is reachable and has refused; otherwise it is away.
+    :ivar refuses: whether the server is reachable and has refused; otherwise it is unavailable.
     """
 
     refuses: bool
@@ -88,7 +87,7 @@ def error_text(error: BaseException) -> str:
         if is_of_the_row(error):
             return f"{_rule_of(error)} ({error.pgcode})"
         if _is_number_taken(error):
-            return "the sequence of scale_weight_log gives out ids that rows have already (23505)"
+            return "the sequence of scale_weight_log returns ids that rows have already (23505)"
         if error.diag.context:
             # A function's text may quote the row, whatever SQLSTATE it has.
             return f"{type(error).__name__}, inside a trigger or a function of the database ({error.pgcode})"
@@ -111,14 +110,14 @@ def explain(error: BaseException, parameters: Mapping[str, str]) -> Explanation:
     database = parameters.get("dbname") or os.environ.get("PGDATABASE") or user
     code = "sequence" if _is_number_taken(error) else error.pgcode or _code_of(text)
     if _is_of_a_function(error):
-        # Whatever SQLSTATE it has: a right or a table that is missing there is not one of the gateway's.
+        # Regardless of its SQLSTATE: a right or a table that is missing there is not the gateway's.
         code = "function"
     advice = _advice(code, text, database, user)
     if advice is None:
-        # A server's message before there is a session has a severity, in any language.
-        is_said = bool(error.pgcode or _SEVERITY.search(str(error)))
-        return Explanation(is_said and not code.startswith(_PASSING), text)
-    return Explanation(True, f"{text if error.pgcode else _said(str(error))}; {advice}")
+        # Before the session starts, only messages of a server have a severity, in any language.
+        has_severity = bool(error.pgcode or _SEVERITY.search(str(error)))
+        return Explanation(has_severity and not code.startswith(_PASSING), text)
+    return Explanation(True, f"{text if error.pgcode else _server_message(str(error))}; {advice}")
 
 
 def _advice(code: str, text: str, database: str, user: str) -> str | None:
@@ -156,7 +155,7 @@ _REMEDIES: Final = {
     ),
     "42P01": "it was dropped, renamed, or is not in the role's search_path: restore it",
     "42703": "a column was dropped or renamed: restore it",
-    "53100": "the server's disk is full: make room there",
+    "53100": "the server's disk is full: free space there",
     "function": (
         "find it: SELECT evtname FROM pg_event_trigger; SELECT tgrelid::regclass, tgname FROM pg_trigger WHERE NOT"
         " tgisinternal;"
@@ -173,7 +172,7 @@ _REMEDIES: Final = {
     "55P03": "another session has locked the table: find it with SELECT * FROM pg_locks WHERE NOT granted;",
     "57014": "the statement took too long: look for locks and slow triggers with SELECT * FROM pg_stat_activity;",
     "option": "correct database.url",
-    "ssl": "set sslmode in database.url to what the server has",
+    "ssl": "set sslmode in database.url to a mode that the server supports",
 }
 
 
@@ -188,10 +187,10 @@ _GRANTS: Final = {
 
 def _denied_object(text: str) -> tuple[str, str]:
     """Return the kind and the name of the object that a right is missing on; by default, the public schema."""
-    if (found := _TABLE.search(text)) is not None:
-        return found[1], found[2]
-    if (found := _KOREAN_TABLE.search(text)) is not None:
-        return _KOREAN[found[2]], found[1]
+    if (match := _TABLE.search(text)) is not None:
+        return match[1], match[2]
+    if (match := _KOREAN_TABLE.search(text)) is not None:
+        return _KOREAN[match[2]], match[1]
     return "schema", "public"
 
 
@@ -226,10 +225,10 @@ def _code_of(text: str) -> str:
     return next((code for words, code in _WORDS if words.search(text)), "")
 
 
-def _said(text: str) -> str:
+def _server_message(text: str) -> str:
     """Return the server's message, without the driver's text about the connection."""
-    found = _SEVERITY.search(text)
-    return _on_one_line(text if found is None else found[1])
+    match = _SEVERITY.search(text)
+    return _on_one_line(text if match is None else match[1])
 
 
 def _rule_of(error: psycopg2.Error) -> str:
@@ -238,9 +237,9 @@ def _rule_of(error: psycopg2.Error) -> str:
     if _breaks_policy(error):
         return "refused by a row-level security policy"
     names = [] if diag is None else [diag.constraint_name, diag.column_name, diag.table_name]
-    known = " of ".join(name for name in names if name)
-    if known:
-        return f"refused by {known}"
+    rule = " of ".join(name for name in names if name)
+    if rule:
+        return f"refused by {rule}"
     if error.pgcode == "P0001":
         return "refused by a trigger or a function of the database"
     return f"refused by the database: {type(error).__name__}"

@@ -1,6 +1,6 @@
 """The only module that relies on internals of txpostgres and of libpq's sockets.
 
-txpostgres is no longer maintained, so what it lacks is changed by overriding methods that its documentation does not
+txpostgres gets no further releases, so its behaviour is changed by overriding methods that its documentation does not
 describe. ``tests/unit/test_fence_txpostgres.py`` fails if the installed version lacks one of them.
 """
 
@@ -80,13 +80,13 @@ class Connection(txpostgres.Connection):  # type: ignore[misc]  # the base class
 
     @property
     def is_broken(self) -> bool:
-        """Whether the connection can no longer be used."""
+        """Return whether the connection is unusable."""
         raw = self.pollable()
         return raw is None or bool(raw.closed) or raw.info.transaction_status == TRANSACTION_STATUS_UNKNOWN
 
     @property
     def is_idle(self) -> bool:
-        """Whether no transaction is open."""
+        """Return whether no transaction is open."""
         return bool(self.pollable().info.transaction_status == TRANSACTION_STATUS_IDLE)
 
     def doRead(self) -> None:

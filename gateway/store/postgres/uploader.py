@@ -1,4 +1,4 @@
-"""From the spool to the server: what waits is brought in order, once each, however often either of them goes away."""
+"""Upload of spooled entries to the server: in order and once each, however often the server or the gateway fails."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -21,23 +21,23 @@ from gateway.store.spool_interface import EntrySpool
 
 log = Logger()
 
-#: Entries in one transaction.
-_BATCH: Final = 1000
+#: Maximum entries in one transaction.
+_MAX_BATCH: Final = 1000
 
-#: Seconds until entries that the server did not take are brought again.
-_AGAIN: Final = 0.5
+#: Seconds until entries that the server did not accept are uploaded again.
+_RETRY: Final = 0.5
 
-#: Number of tries, over five seconds, of an entry that a trigger refuses; the trigger may decide otherwise later.
-_TRIES: Final = 10
+#: Maximum attempts, over five seconds, for an entry that a trigger refuses; the trigger may accept it later.
+_MAX_ATTEMPTS: Final = 10
 
 
 class SpoolUploader:
-    """Brings entries to the server.
+    """Uploader of the entries of a spool.
 
-    :param gateway: ``gateway.name``: how far its entries are is kept on the server by it and the spool's identity.
-    :param in_thread: for what would hold up the reactor.
-    :ivar problem: why the server, which is there, does not take them.
-    :ivar lost: number of entries that it will never take, and why it refuses the last of them.
+    :param gateway: ``gateway.name``. The server keeps the number of the last entry by it and the spool's identity.
+    :param in_thread: runs long computations.
+    :ivar problem: why the server, though connected, does not accept entries; ``None`` if it does.
+    :ivar lost: number of entries that were given up, and the reason for the last of them.
     """
 
     def __init__(
@@ -57,147 +57,149 @@ class SpoolUploader:
         self._gateway = gateway
         self._in_thread = in_thread
         self._warnings = warnings
-        self._known = WrittenKeys()
-        self._closing = False
-        self._woken = False
-        #: While nothing waits: fires when something may.
+        self._written_keys = WrittenKeys()
+        self._is_closing = False
+        self._must_look = False
+        #: Fires when entries may wait; ``None`` unless the uploader rests.
         self._resting: Deferred[None] | None = None
-        #: While nothing can be brought.
+        #: Timer of a pause after a failure, and the Deferred that it fires.
         self._pausing: tuple[IDelayedCall, Deferred[None]] | None = None
         self._drained: list[Deferred[None]] = []
         self.problem: str | None = None
         self.lost: tuple[int, str] = 0, ""
-        #: The entry that a trigger refuses, and the number of refusals.
-        self._raised: tuple[int, int] = 0, 0
+        #: Number of the entry that a trigger refuses, and the number of refusals.
+        self._attempts: tuple[int, int] = 0, 0
 
     def start(self) -> None:
-        # It may be another database than it was.
-        self._pool.on_connect = self._forget
+        """Start uploading."""
+        # Each connection may be to another database.
+        self._pool.on_connect = self._forget_keys
         self._running = Deferred.fromCoroutine(self._run())
 
-    def _forget(self) -> None:
-        self._known = WrittenKeys()
+    def _forget_keys(self) -> None:
+        self._written_keys = WrittenKeys()
 
     def wake(self) -> None:
-        """Something waits, or soon will."""
-        self._woken = True
+        """Look for entries in the spool."""
+        self._must_look = True
         resting, self._resting = self._resting, None
         if resting is not None:
             resting.callback(None)
 
     def drained(self) -> "Deferred[None]":
-        """Fires when nothing waits for the server any more."""
+        """Return a Deferred that fires when no entry waits for the server."""
         drained: Deferred[None] = Deferred()
         self._drained.append(drained)
         self.wake()
         return drained
 
     def stop(self) -> None:
-        """Bring nothing more."""
-        self._closing = True
+        """Upload no further entries."""
+        self._is_closing = True
         self.wake()
         if self._pausing is not None:
             call, pausing = self._pausing
             call.cancel()
-            self._go_on(pausing)
+            self._resume(pausing)
 
     async def stopped(self) -> None:
-        """Wait for what was begun."""
+        """Wait for the running upload."""
         await self._running
 
     async def _run(self) -> None:
-        most = _BATCH
+        batch_size = _MAX_BATCH
         numbered: Sequence[tuple[int, StoreEntry]] = ()
-        while not self._closing:
+        while not self._is_closing:
             try:
-                self._woken = False
-                numbered = await self._spool.first(most)
+                self._must_look = False
+                numbered = await self._spool.first(batch_size)
                 if numbered:
-                    most = await self._bring(numbered)
+                    batch_size = await self._upload(numbered)
                 else:
                     await self._rest()
             except StoreUnavailable as error:
-                # The server is away, which its pool says, or the spool is, which that does.
-                log.debug("entries wait: {error}", error=error)
+                # The pool reports an unavailable server, and the spool its own failure.
+                log.debug("entries wait in the spool: {error}", error=error)
                 await self._pause()
             except psycopg2.Error as error:
-                self._refused(error_text(error))
-                # There may be too many for a statement's time limit.
-                most = max(1, len(numbered) // 2)
+                self._set_problem(error_text(error))
+                # There may be too many entries for a statement's time limit.
+                batch_size = max(1, len(numbered) // 2)
                 await self._pause()
 
     async def _rest(self) -> None:
         drained, self._drained = self._drained, []
-        for each in drained:
-            each.callback(None)
-        if not self._woken:
+        for done in drained:
+            done.callback(None)
+        if not self._must_look:
             resting: Deferred[None] = Deferred()
             self._resting = resting
             await resting
 
     async def _pause(self) -> None:
-        if not self._closing:
+        if not self._is_closing:
             pausing: Deferred[None] = Deferred()
-            self._pausing = self._reactor.callLater(_AGAIN, self._go_on, pausing), pausing
+            self._pausing = self._reactor.callLater(_RETRY, self._resume, pausing), pausing
             await pausing
 
-    def _go_on(self, pausing: "Deferred[None]") -> None:
+    def _resume(self, pausing: "Deferred[None]") -> None:
         self._pausing = None
         pausing.callback(None)
 
-    async def _bring(self, numbered: Sequence[tuple[int, StoreEntry]]) -> int:
-        """Bring some entries to the server; how many to bring at the next time.
+    async def _upload(self, numbered: Sequence[tuple[int, StoreEntry]]) -> int:
+        """Upload entries; return the maximum number of entries of the next batch.
 
-        :raises StoreUnavailable: not now.
-        :raises psycopg2.Error: the server refuses them, now.
+        :raises StoreUnavailable: the server is unavailable.
+        :raises psycopg2.Error: the server refuses the entries for now.
         """
         try:
-            self._known.add(await self._pool.run(partial(self._apply, numbered), is_repeatable=False))
-        except Exception as error:  # whatever is wrong with one entry must not keep the others waiting
+            self._written_keys.add(await self._pool.run(partial(self._apply, numbered), is_repeatable=False))
+        except Exception as error:  # an error of one entry must not block the others
             # Errors that do not depend on the entry may pass: a deadlock, a full disk, a dropped table.
             if isinstance(error, StoreUnavailable) or (isinstance(error, psycopg2.Error) and not is_of_the_row(error)):
                 raise
             if len(numbered) > 1:
                 return len(numbered) // 2
-            if isinstance(error, psycopg2.Error) and is_raised(error) and not self._has_tried_enough(numbered[0][0]):
+            if isinstance(error, psycopg2.Error) and is_raised(error) and not self._count_attempt(numbered[0][0]):
                 raise
             self.lost = self.lost[0] + 1, error_text(error)
-            self._warnings.warn("lost", "PostgreSQL refuses an entry for good: {error}", error=self.lost[1])
+            self._warnings.warn("lost", "PostgreSQL rejects an entry, which is lost: {error}", error=self.lost[1])
             self._counters.store_lost.inc()
         else:
-            self._refused(None)
+            self._set_problem(None)
         await self._spool.done(numbered[-1][0])
-        return min(_BATCH, 2 * len(numbered))
+        return min(_MAX_BATCH, 2 * len(numbered))
 
-    def _has_tried_enough(self, number: int) -> bool:
-        before, count = self._raised
-        self._raised = number, count + 1 if number == before else 1
-        return self._raised[1] >= _TRIES
+    def _count_attempt(self, number: int) -> bool:
+        """Count an attempt to write an entry that a trigger refuses; return whether it was the last."""
+        before, count = self._attempts
+        self._attempts = number, count + 1 if number == before else 1
+        return self._attempts[1] >= _MAX_ATTEMPTS
 
-    def _refused(self, why: str | None) -> None:
+    def _set_problem(self, why: str | None) -> None:
         if why is not None:
             self._counters.store_retries.inc()
             if why != self.problem:
-                log.warn("PostgreSQL does not take statistics, and they wait: {error}", error=why)
+                log.warn("PostgreSQL does not accept statistics; they wait in the spool: {error}", error=why)
         self.problem = why
 
     async def _apply(self, numbered: Sequence[tuple[int, StoreEntry]], session: Session) -> WrittenKeys:
         return await session.transaction(partial(self._write, numbered))
 
     async def _write(self, numbered: Sequence[tuple[int, StoreEntry]], session: Session) -> WrittenKeys:
-        """Write those entries that are not written yet, and how far they are."""
-        who = [self._gateway, self._spool.identity]
+        """Write the entries that are not written yet, and the number of the last."""
+        source = [self._gateway, self._spool.identity]
         await session.ask(
-            "INSERT INTO cynow_applied (gateway, spool, entry) VALUES (%s, %s, 0) ON CONFLICT DO NOTHING", who
+            "INSERT INTO cynow_applied (gateway, spool, entry) VALUES (%s, %s, 0) ON CONFLICT DO NOTHING", source
         )
         ((applied,),) = await session.ask(
-            "SELECT entry FROM cynow_applied WHERE gateway = %s AND spool = %s FOR UPDATE", who
+            "SELECT entry FROM cynow_applied WHERE gateway = %s AND spool = %s FOR UPDATE", source
         )
         new = [(number, entry) for number, entry in numbered if number > applied]
-        writer = EntryWriter(session, self._gateway, self._known, self._in_thread)
+        writer = EntryWriter(session, self._gateway, self._written_keys, self._in_thread)
         if new:
             await writer.write(new)
             await session.ask(
-                "UPDATE cynow_applied SET entry = %s WHERE gateway = %s AND spool = %s", [new[-1][0], *who]
+                "UPDATE cynow_applied SET entry = %s WHERE gateway = %s AND spool = %s", [new[-1][0], *source]
             )
         return writer.new
