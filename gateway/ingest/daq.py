@@ -16,7 +16,7 @@ from gateway.config.settings import DaqSettings
 from gateway.ingest.daq_messages import MachineMessages
 from gateway.ingest.holding import HeldConnections
 from gateway.ingest.machines import MachineRegistry, TakeoverHistory
-from gateway.ingest.transport import peer_of, prepare, read_by
+from gateway.ingest.transport import peer_of, prepare, set_read_size
 from gateway.model.records import Presence
 from gateway.runtime.clock import WallClock
 from gateway.runtime.limited_log import LimitedLog
@@ -54,6 +54,8 @@ class DaqProtocol(Protocol):
     """One connection of one DAQ program.
 
     :ivar machine: machine that its first frame named; ``None`` before that.
+    :ivar is_closing: whether it is being closed; nothing more is read.
+    :ivar is_busy: whether received messages are to be processed in a later turn; until then nothing is read.
     """
 
     transport: Any
@@ -64,9 +66,8 @@ class DaqProtocol(Protocol):
         self._name_timeout: IDelayedCall | None = None
         self.machine: str | None = None
         self.peer = ""
-        self.closing = False
-        #: Whether received messages are to be processed in a later turn; until then nothing is read.
-        self.busy = False
+        self.is_closing = False
+        self.is_busy = False
         self._next_turn: IDelayedCall | None = None
         #: The remaining parts of a large message.
         self._slices: deque[DataUpdate] = deque()
@@ -83,15 +84,15 @@ class DaqProtocol(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._finish()
-        self._stop_waiting()
+        self._cancel_name_timeout()
         self._daq.holding.forget(self.transport)
         self._daq.left(self)
 
     def dataReceived(self, data: bytes) -> None:
-        if self.closing:
+        if self.is_closing:
             return
         self._reader.receive_data(data)
-        if self.busy:
+        if self.is_busy:
             # Some transports deliver bytes that they read before they were paused.
             return
         self._arrival = self._daq.clock.now()
@@ -115,7 +116,7 @@ class DaqProtocol(Protocol):
             size = min(4 * size, _MAX_READ)
         if size != self._read_size:
             self._read_size = size
-            read_by(self.transport, size)
+            set_read_size(self.transport, size)
 
     def _process(self, *, to_end: bool = False) -> None:
         """Process the received messages; after many of them, continue in a later turn of the reactor.
@@ -125,7 +126,7 @@ class DaqProtocol(Protocol):
         reader, slices = self._reader, self._slices
         count = 0
         try:
-            while not self.closing:
+            while not self.is_closing:
                 message = slices.popleft() if slices else reader.next_message()
                 if message is NEED_DATA:
                     return
@@ -142,17 +143,17 @@ class DaqProtocol(Protocol):
 
     def _continue_later(self) -> None:
         """Pause reading, and process the remaining messages in a later turn of the reactor."""
-        if not self.closing:
-            self.busy = True
+        if not self.is_closing:
+            self.is_busy = True
             self._daq.steer(self)
             self._next_turn = self._daq.reactor.callLater(0, self._continue)
 
     def _continue(self, *, to_end: bool = False) -> None:
         self._next_turn = None
-        self.busy = False
+        self.is_busy = False
         self._arrival = self._daq.clock.now()
         self._process(to_end=to_end)
-        if not self.busy:
+        if not self.is_busy:
             self._daq.steer(self)
 
     def _finish(self) -> None:
@@ -178,9 +179,9 @@ class DaqProtocol(Protocol):
         else:
             self._daq.holding.close(self.transport)
 
-    def give_way(self, reason: str) -> None:
+    def evict(self, reason: str) -> None:
         """Close the connection at once to admit another one."""
-        if not self.closing:
+        if not self.is_closing:
             self._daq.refused(self, reason)
         self._end()
         self.transport.abortConnection()
@@ -188,28 +189,28 @@ class DaqProtocol(Protocol):
     def _end(self) -> bool:
         """Process the bytes received so far and stop; return false if the connection was already ending."""
         self._finish()
-        if self.closing:
+        if self.is_closing:
             return False
-        self.closing = True
-        self._stop_waiting()
+        self.is_closing = True
+        self._cancel_name_timeout()
         return True
 
     def unread(self) -> str:
-        """Return what its end leaves unread, as the end of a log line; empty if nothing, or if it was refused."""
-        unfinished = "" if self.closing else self._reader.unfinished()
+        """Return a description of the unread bytes, as the end of a log line; empty without any, or after a refusal."""
+        unfinished = "" if self.is_closing else self._reader.unfinished()
         return f"; {unfinished}" if unfinished else ""
 
     def _time_out(self) -> None:
         self._daq.refused(self, f"it has not sent its name in {NAME_TIMEOUT:.0f} s{self.unread()}")
         self.close()
 
-    def _stop_waiting(self) -> None:
+    def _cancel_name_timeout(self) -> None:
         if self._name_timeout is not None and self._name_timeout.active():
             self._name_timeout.cancel()
 
     def _handle(self, message: DaqMessage) -> None:
         if isinstance(message, Name):
-            self._stop_waiting()
+            self._cancel_name_timeout()
             self.machine = message.machine
             self._daq.named(self, message.machine)
             # The machine's previous connection may just have processed its remaining messages.
@@ -254,9 +255,9 @@ class DaqFactory(Factory):
         self.holding = HeldConnections(reactor)
         self._open: set[DaqProtocol] = set()
         #: Open connections without a name yet, the oldest first.
-        self._nameless: dict[DaqProtocol, None] = {}
+        self._unnamed: dict[DaqProtocol, None] = {}
         #: Open connections that are being closed in favour of others.
-        self._leaving: set[DaqProtocol] = set()
+        self._evicted: set[DaqProtocol] = set()
         #: The current connection of each connected machine.
         self._connected: dict[str, DaqProtocol] = {}
         self._paused = False
@@ -267,11 +268,11 @@ class DaqFactory(Factory):
         self._taken_over = counters.daq_takeovers
 
     def buildProtocol(self, addr: IAddress | None) -> DaqProtocol | None:
-        if len(self._open) - len(self._leaving) >= self._max_connections and not self._make_room():
+        if len(self._open) - len(self._evicted) >= self._max_connections and not self._evict_unnamed():
             self._connections_refused.inc()
             self._warnings.warn(
                 "connections",
-                "DAQ: a connection is refused: limits.connections ({max_connections}) are open",
+                "DAQ: connection refused: limits.connections ({max_connections}) is reached",
                 max_connections=self._max_connections,
             )
             return None
@@ -280,14 +281,14 @@ class DaqFactory(Factory):
             self._ports = self.find_ports()
         return DaqProtocol(self, FrameReader(self._max_frame_bytes, self._ports))
 
-    def _make_room(self) -> bool:
+    def _evict_unnamed(self) -> bool:
         """Close the oldest connection without a name; return whether there was one."""
-        protocol = next(iter(self._nameless), None)
+        protocol = next(iter(self._unnamed), None)
         if protocol is None:
             return False
-        del self._nameless[protocol]
-        self._leaving.add(protocol)
-        protocol.give_way(f"limits.connections ({self._max_connections}) are open, and it has not sent its name")
+        del self._unnamed[protocol]
+        self._evicted.add(protocol)
+        protocol.evict(f"limits.connections ({self._max_connections}) is reached, and it has not sent its name")
         return True
 
     def close(self) -> None:
@@ -304,39 +305,41 @@ class DaqFactory(Factory):
         self._paused = paused
         if paused:
             self._pauses.inc()
-            log.warn("the store is behind: DAQ connections are paused")
+            log.warn("DAQ: reading is paused: too many entries wait for the store")
         for protocol in self._open:
             self.steer(protocol)
 
     def steer(self, protocol: DaqProtocol) -> None:
         """Resume or pause reading of a connection; one that is ending is never read."""
-        if protocol.closing:
+        if protocol.is_closing:
             return
-        if self._paused or protocol.busy:
+        if self._paused or protocol.is_busy:
             protocol.transport.pauseProducing()
         else:
             protocol.transport.resumeProducing()
 
-    # -- what its connections say
+    # -- events of the connections
 
     def joined(self, protocol: DaqProtocol) -> None:
+        """Register a connection that was made."""
         self._open.add(protocol)
-        self._nameless[protocol] = None
+        self._unnamed[protocol] = None
         self._connections.inc()
         if self._paused:
             self.steer(protocol)
 
     def left(self, protocol: DaqProtocol) -> None:
+        """Forget a connection that has ended."""
         self._open.remove(protocol)
-        self._nameless.pop(protocol, None)
-        self._leaving.discard(protocol)
+        self._unnamed.pop(protocol, None)
+        self._evicted.discard(protocol)
         self._connections.dec()
         machine = protocol.machine
         unread = protocol.unread()
         if machine is None and unread:
             self._warnings.warn(
                 f"refused {protocol.peer.rpartition(':')[0]}",
-                "DAQ connection of {peer} has ended without a machine's name{unread}",
+                "DAQ connection of {peer}: closed before it sent a machine's name{unread}",
                 peer=protocol.peer,
                 unread=unread,
             )
@@ -344,16 +347,17 @@ class DaqFactory(Factory):
             del self._connected[machine]
             self.machines.leave(machine)
             self._warnings.info(
-                f"presence {machine}", "machine {machine} is disconnected{unread}", machine=machine, unread=unread
+                f"presence {machine}", "machine {machine}: disconnected{unread}", machine=machine, unread=unread
             )
             self._bus.publish(Presence("machine", machine, connected=False))
 
     def named(self, protocol: DaqProtocol, machine: str) -> None:
+        """Register the machine of a connection, or refuse it."""
         problem = self.machines.enter(machine)
         if problem is not None:
             protocol.refuse(problem)
             return
-        self._nameless.pop(protocol, None)
+        self._unnamed.pop(protocol, None)
         self.messages.count_name()
         before = self._connected.get(machine)
         self._connected[machine] = protocol
@@ -361,23 +365,31 @@ class DaqFactory(Factory):
             self._take_over(machine, before, protocol)
             return
         self._warnings.info(
-            f"presence {machine}", "machine {machine} is connected from {peer}", machine=machine, peer=protocol.peer
+            f"presence {machine}", "machine {machine}: connected from {peer}", machine=machine, peer=protocol.peer
         )
         self._bus.publish(Presence("machine", machine, connected=True))
 
     def _take_over(self, machine: str, before: DaqProtocol, protocol: DaqProtocol) -> None:
-        """Hold the connection that another of the same machine took over, longer for repeated takeovers."""
+        """Hold the connection that a new one of the same machine replaces; longer if this repeats.
+
+        :param before: the replaced connection.
+        :param protocol: the new connection.
+        """
         self._taken_over.inc()
         count = self._takeovers.add(machine)
         if count == 1:
             self._warnings.info(
-                f"presence {machine}", "machine {machine}: {peer} takes over", machine=machine, peer=protocol.peer
+                f"presence {machine}",
+                "machine {machine}: {peer} takes over from {before}",
+                machine=machine,
+                peer=protocol.peer,
+                before=before.peer,
             )
         else:
             self._warnings.warn(
                 f"takeover {machine}",
-                "machine {machine}: {peer} takes over from {before}, takeover {count} in a row: do two programs send"
-                " under one name? Give each its own",
+                "machine {machine}: {peer} takes over from {before}, takeover {count} in a row; if two programs send"
+                " under one name, give each its own name",
                 machine=machine,
                 peer=protocol.peer,
                 before=before.peer,
@@ -386,6 +398,7 @@ class DaqFactory(Factory):
         before.hold(min(HOLD * 2 ** min(count - 1, 10), MAX_HOLD))
 
     def refused(self, protocol: DaqProtocol, reason: str) -> None:
+        """Count and log a connection that is closed by the gateway."""
         self._refused.inc()
         self._warnings.warn(
             f"refused {protocol.peer.rpartition(':')[0]}",

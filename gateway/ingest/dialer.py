@@ -25,7 +25,7 @@ RETRY: Final = backoffPolicy(initialDelay=1.0, maxDelay=30.0, factor=1.5)
 
 
 class ConnectionAttempts:
-    """Failed attempts in a row to reach one scale, and the growing waits between them."""
+    """The failed attempts in a row to reach one scale, and the growing waits between them."""
 
     def __init__(self, factory: ScaleFactory) -> None:
         self._factory = factory
@@ -58,8 +58,8 @@ class ConnectionAttempts:
 
 
 @implementer(IStreamClientEndpoint)
-class _SpeakingEndpoint:
-    """An endpoint that reports why it could not connect."""
+class _ReportingEndpoint:
+    """An endpoint that reports the error if it cannot connect."""
 
     def __init__(self, endpoint: IStreamClientEndpoint, failed: Callable[[BaseException | None], None]) -> None:
         self._endpoint = endpoint
@@ -94,12 +94,12 @@ def dialled(
     :param address: the converter's address, for log lines.
     """
     attempts = ConnectionAttempts(factory)
-    speaking = _SpeakingEndpoint(
+    reporting = _ReportingEndpoint(
         endpoint, lambda error: attempts.failed(f"cannot connect to {address}: {failure_reason(error)}")
     )
     # ClientService treats every connection that is made as a success, so the attempts are counted here.
     service: ClientService = ClientService(
-        speaking,
+        reporting,
         _DialFactory(factory, partial(attempts.ended, address)),
         retryPolicy=lambda _: attempts.delay(),
         clock=reactor,

@@ -9,27 +9,27 @@ from typing import Any, Final
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-#: Seconds between checks for held connections that the peer has closed: nothing reads from them.
-_LOOK: Final = 0.1
+#: Seconds between checks for held connections that the peer has closed; nothing reads from them.
+_CHECK_INTERVAL: Final = 0.1
 
 #: Events that show a closed peer; POLLRDHUP does not exist on every system.
-_GONE: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
+_CLOSED_EVENTS: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
 
 class HeldConnections:
-    """Held connections, each kept until its time is up or its peer has closed."""
+    """The held connections, each until its time has passed or its peer has closed it."""
 
     def __init__(self, reactor: IReactorTime) -> None:
         self._reactor = reactor
         self._held: dict[Any, IDelayedCall] = {}
-        self._looking: IDelayedCall | None = None
+        self._next_check: IDelayedCall | None = None
 
     def hold(self, transport: Any, seconds: float) -> None:
         """Stop reading from a connection, and close it later."""
         transport.pauseProducing()
         self._held[transport] = self._reactor.callLater(seconds, self.close, transport)
-        if self._looking is None:
-            self._looking = self._reactor.callLater(_LOOK, self._look)
+        if self._next_check is None:
+            self._next_check = self._reactor.callLater(_CHECK_INTERVAL, self._check)
 
     def close(self, transport: Any) -> None:
         """Close a connection if it is held."""
@@ -41,14 +41,14 @@ class HeldConnections:
         call = self._held.pop(transport, None)
         if call is not None and call.active():
             call.cancel()
-        if not self._held and self._looking is not None:
-            self._looking.cancel()
-            self._looking = None
+        if not self._held and self._next_check is not None:
+            self._next_check.cancel()
+            self._next_check = None
         return call is not None
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         """Close the held connections that their peers have closed."""
-        self._looking = self._reactor.callLater(_LOOK, self._look)
+        self._next_check = self._reactor.callLater(_CHECK_INTERVAL, self._check)
         poll = select.poll()
         transports: dict[int, Any] = {}
         for transport in self._held:
@@ -56,6 +56,6 @@ class HeldConnections:
             fileno = getattr(transport, "fileno", lambda: -1)()
             if fileno >= 0:
                 transports[fileno] = transport
-                poll.register(fileno, _GONE)
+                poll.register(fileno, _CLOSED_EVENTS)
         for fileno, _ in poll.poll(0):
             self.close(transports[fileno])

@@ -61,9 +61,8 @@ class MachineRegistry:
         if machine not in self._machines:
             if len(self._machines) >= self._settings.max_machines:
                 self._refused = machine, self._seconds()
-                return (
-                    f"machine {shown_text(machine)} is one more than daq.max_machines ({self._settings.max_machines})"
-                )
+                limit = self._settings.max_machines
+                return f"machine {shown_text(machine)} is refused: daq.max_machines ({limit}) is reached"
             self._machines[machine] = set()
         return None
 
@@ -83,7 +82,7 @@ class MachineRegistry:
         known = self._machines[machine]
         if sensors.keys() <= known:
             return sensors, []
-        taken: dict[str, SensorBatch] = {}
+        admitted: dict[str, SensorBatch] = {}
         left_out: list[OmittedSensor] = []
         new = 0
         remaining = self._settings.max_new_sensors_per_minute - self._count_new()
@@ -91,33 +90,33 @@ class MachineRegistry:
             if name not in known:
                 if not batch.samples:
                     continue
-                reason = self._reason(len(known), new >= remaining)
+                reason = self._refusal(len(known), new >= remaining)
                 if reason is not None:
                     left_out.append(OmittedSensor(shown_text(name), reason))
                     continue
                 new += 1
                 known.add(name)
                 self._sensors += 1
-            taken[name] = batch
+            admitted[name] = batch
         if new:
             self._new.append((self._seconds(), new))
-        return taken, left_out
+        return admitted, left_out
 
-    def _reason(self, count: int, is_minute_full: bool) -> str | None:
-        """Return the reason to leave out a new sensor, or ``None`` to admit it.
+    def _refusal(self, count: int, is_minute_full: bool) -> str | None:
+        """Return the reason for leaving out a new sensor, or ``None`` to admit it.
 
         :param count: sensors that its machine already has.
         :param is_minute_full: whether this minute's limit on new sensors is reached.
         """
         settings = self._settings
         if count >= settings.max_machine_sensors:
-            return f"it is one more than daq.max_machine_sensors ({settings.max_machine_sensors})"
+            return f"daq.max_machine_sensors ({settings.max_machine_sensors}) is reached"
         if self._sensors >= settings.max_sensors:
-            return f"it is one more than daq.max_sensors ({settings.max_sensors})"
+            return f"daq.max_sensors ({settings.max_sensors}) is reached"
         if is_minute_full:
             return (
-                f"more new sensors came than daq.max_new_sensors_per_minute ({settings.max_new_sensors_per_minute});"
-                " it is taken within a minute"
+                f"daq.max_new_sensors_per_minute ({settings.max_new_sensors_per_minute}) is reached;"
+                " it will be admitted within a minute"
             )
         return None
 

@@ -36,8 +36,8 @@ class ScaleLineProtocol(LineReceiver):
     buffer one by one, which costs more than parsing them.
 
     :param peer: name for log lines; by default the transport's peer.
-    :param lost: called when the connection has ended. The argument is true if the connection was good: it sent a
-        reading, or lasted for some seconds.
+    :param lost: called when the connection has ended, with true if it was good: it sent a reading, or lasted for some
+        seconds.
     """
 
     transport: Any
@@ -52,7 +52,7 @@ class ScaleLineProtocol(LineReceiver):
         self._scale = scale
         self._lost = lost
         #: Handler of whole lines; a different one until the first reading.
-        self.take = scale.lines_of_unproven
+        self.take = scale.take_first_lines
         self._reader = LineReader()
         self._refused = False
 
@@ -111,14 +111,14 @@ class ScaleFactory(Factory):
 
     :param warnings: log for lines about bad input; lines about connections and failed attempts have limits of their
         own.
-    :param most: maximum open connections. At this bound, the connection that has been silent the longest and has never
-        sent a reading is closed in favour of a new one.
+    :param max_connections: maximum open connections. When it is reached, the connection that has been silent the
+        longest and has never sent a reading is closed in favour of a new one.
     """
 
     noisy = False
 
     def __init__(
-        self, scale_id: str, bus: Bus, clock: WallClock, counters: Counters, warnings: LimitedLog, most: int
+        self, scale_id: str, bus: Bus, clock: WallClock, counters: Counters, warnings: LimitedLog, max_connections: int
     ) -> None:
         self.scale_id = scale_id
         self._bus = bus
@@ -126,7 +126,7 @@ class ScaleFactory(Factory):
         self._warnings = warnings
         self._connection_log = warnings.limited(_CONNECTION_LINES)
         self._retry_log = warnings.limited(_RETRY_LINES, _RETRY_PERIOD)
-        self._most = most
+        self._max_connections = max_connections
         #: Open connections, and the monotonic time at which each was made.
         self._open: dict[ScaleLineProtocol, float] = {}
         #: Connections that have never sent a reading, the longest silent first.
@@ -152,14 +152,14 @@ class ScaleFactory(Factory):
 
         :param lost: see :class:`ScaleLineProtocol`.
         """
-        if len(self._open) - len(self._evicted) >= self._most and not self._close_silent():
+        if len(self._open) - len(self._evicted) >= self._max_connections and not self._close_silent():
             self._refused.inc()
             self._warnings.warn(
                 f"connections {self.scale_id}",
-                "scale {scale_id}: a connection is refused: limits.connections ({most}) are open and all have sent "
-                "readings",
+                "scale {scale_id}: connection refused: limits.connections ({max_connections}) is reached, and all have "
+                "sent readings",
                 scale_id=self.scale_id,
-                most=self._most,
+                max_connections=self._max_connections,
             )
             return None
         return ScaleLineProtocol(self, lost=lost)
@@ -174,11 +174,11 @@ class ScaleFactory(Factory):
         self._silent_closed.inc()
         self._warnings.warn(
             f"silent {self.scale_id}",
-            "scale {scale_id}: {peer} is closed for a new connection: it has sent no reading, and limits.connections "
-            "({most}) are open",
+            "scale {scale_id}: {peer} is closed for a new connection: limits.connections ({max_connections}) is "
+            "reached, and it has not sent a reading",
             scale_id=self.scale_id,
             peer=silent.peer,
-            most=self._most,
+            max_connections=self._max_connections,
         )
         silent.transport.loseConnection()
         return True
@@ -251,29 +251,29 @@ class ScaleFactory(Factory):
         self.note_activity(protocol)
         return False
 
-    def lines_of_unproven(self, protocol: ScaleLineProtocol, data: bytes) -> None:
+    def take_first_lines(self, protocol: ScaleLineProtocol, data: bytes) -> None:
         """Process whole lines of a connection that has not sent a reading yet."""
         if self.is_tls(protocol, data):
             return
-        before = sum(tally.value for tally in self._readings.values())
-        self.lines(protocol, data)
-        if sum(tally.value for tally in self._readings.values()) > before:
-            protocol.take = self.lines
+        before = sum(counter.value for counter in self._readings.values())
+        self.take_lines(protocol, data)
+        if sum(counter.value for counter in self._readings.values()) > before:
+            protocol.take = self.take_lines
             self._unproven.pop(protocol, None)
         else:
             self.note_activity(protocol)
 
-    def lines(self, protocol: ScaleLineProtocol, data: bytes) -> None:
+    def take_lines(self, protocol: ScaleLineProtocol, data: bytes) -> None:
         """Process whole lines from one read of a connection, until the connection is being closed."""
         transport = protocol.transport
-        # What was read together has come together.
+        # Lines of one read have the same time.
         now = self._clock.now()
-        for found in read_lines(data):
+        for line in read_lines(data):
             if transport.disconnecting:
                 return
-            says = self._parse(protocol.peer, found) if isinstance(found, bytes) else found
-            if says is not None:
-                status, weight, kind, raw = says
+            fields = self._parse(protocol.peer, line) if isinstance(line, bytes) else line
+            if fields is not None:
+                status, weight, kind, raw = fields
                 self._readings[status].inc()
                 self._bus.publish(Reading(self.scale_id, status, weight, kind, raw, now), time=now)
 
@@ -282,11 +282,11 @@ class ScaleFactory(Factory):
         if len(line) > MAX_LINE:
             self.overlong(peer, line)
             return None
-        # A blank line is nothing at all.
+        # A blank line is ignored.
         if not line.strip():
             return None
         try:
-            found = parse_line(line)
+            parsed = parse_line(line)
         except WireError as error:
             self._rejected.inc()
             self._warnings.warn(
@@ -298,19 +298,19 @@ class ScaleFactory(Factory):
                 line=shown(line),
             )
             return None
-        if found.status == "OL":
+        if parsed.status == "OL":
             self._warnings.warn(f"OL {self.scale_id}", "scale {scale_id}: overload", scale_id=self.scale_id)
-        return found
+        return parsed
 
     def overlong(self, peer: str, line: bytes) -> None:
         """Count and log a line that is too long."""
         self._overlong.inc()
         self._warnings.warn(
             f"line {host_of(peer)}",
-            "scale {scale_id}, {peer}: a line beyond {most} bytes is skipped: {line}",
+            "scale {scale_id}, {peer}: a line of more than {max_line} bytes is skipped: {line}",
             scale_id=self.scale_id,
             peer=peer,
-            most=MAX_LINE,
+            max_line=MAX_LINE,
             line=shown(line),
         )
 
@@ -319,7 +319,7 @@ class ScaleFactory(Factory):
         self._http_requests.inc()
         self._warnings.warn(
             f"http {host_of(peer)}",
-            "scale {scale_id}, {peer}: connection closed, nothing of it is read: this is {what}, not a scale",
+            "scale {scale_id}, {peer}: connection closed and its data discarded: this is {what}, not a scale",
             scale_id=self.scale_id,
             peer=peer,
             what=what,

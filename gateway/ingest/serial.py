@@ -18,7 +18,7 @@ from gateway.ingest.transport import failure_reason
 
 @dataclass(frozen=True, slots=True)
 class SerialLine:
-    """A serial port and its settings, in pyserial's words."""
+    """A serial port and its settings, named as in pyserial."""
 
     device: str
     baudrate: int
@@ -28,9 +28,9 @@ class SerialLine:
 
 
 class SerialService(Service):
-    """Keeps a serial line open: waits while it cannot be opened, and opens it again when it is lost.
+    """A service that keeps a serial line open, and opens it again after a failure or a loss.
 
-    :param open_port: makes a Twisted serial port of a protocol and a :class:`SerialLine`.
+    :param open_port: function that opens a Twisted serial port for a protocol and a :class:`SerialLine`.
     """
 
     def __init__(
@@ -66,9 +66,9 @@ class SerialService(Service):
         protocol = ScaleLineProtocol(self._factory, device, self._lost)
         try:
             self._open_port(protocol, self._line)
-        except (OSError, ValueError, termios.error) as error:  # pyserial's own is an OSError
+        except (OSError, ValueError, termios.error) as error:  # pyserial's own error is an OSError
             self._attempts.failed(f"{device} cannot be opened: {failure_reason(error)}")
-            self._try_again()
+            self._open_later()
             return
         self._protocol = protocol
 
@@ -76,9 +76,9 @@ class SerialService(Service):
         self._protocol = None
         self._attempts.ended(self._line.device, was_good)
         if self.running:
-            self._try_again()
+            self._open_later()
 
-    def _try_again(self) -> None:
+    def _open_later(self) -> None:
         self._retry = self._reactor.callLater(self._attempts.delay(), self._open)
 
 

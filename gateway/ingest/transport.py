@@ -1,4 +1,4 @@
-"""Functions for the transports of scales and DAQ programs, and words for their errors."""
+"""Settings of the transports of scales and DAQ programs, and descriptions of their errors."""
 
 import os
 import socket
@@ -14,21 +14,21 @@ from gateway.wire.other_protocols import ServedPorts
 KEEP_ALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 
 
-#: Maximum bytes of one read: 800 lines of a scale, a quarter of Twisted's default, so that a peer that floods the
-#: gateway with lines occupies the reactor for at most a tenth of a second at a time.
+#: Maximum bytes of one read: 800 lines of a scale, a quarter of Twisted's default. A peer that sends lines without
+#: pause then occupies the reactor for at most a tenth of a second at a time.
 READ_SIZE: Final = 16 * 1024
 
 
 def prepare(transport: Any, read_size: int = READ_SIZE) -> None:
-    """Let the operating system probe a silent TCP peer, and read in small pieces; other transports are left alone.
+    """Set keep-alive and the size of reads of a TCP transport; other transports are left as they are.
 
-    :param read_size: of a piece, in bytes.
+    :param read_size: maximum bytes of one read.
     """
     if not ITCPTransport.providedBy(transport):
         return
     transport.setTcpKeepAlive(True)
-    read_by(transport, read_size)
-    # Twisted's TCP transports have it, though their interface does not say so.
+    set_read_size(transport, read_size)
+    # Twisted's TCP transports have it, but their interface does not.
     handle: socket.socket = transport.getHandle()  # type: ignore[attr-defined]  # see above
     for option, seconds in KEEP_ALIVE:
         # Not every system has all three.
@@ -36,14 +36,14 @@ def prepare(transport: Any, read_size: int = READ_SIZE) -> None:
             handle.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), seconds)
 
 
-def read_by(transport: Any, size: int) -> None:
-    """Let a transport be read in pieces of so many bytes."""
-    # Of every transport that is a file descriptor.
+def set_read_size(transport: Any, size: int) -> None:
+    """Set the maximum bytes of one read."""
+    # Every transport that is a file descriptor has this attribute.
     transport.bufferSize = size
 
 
 def peer_of(transport: Any) -> str:
-    """The peer of a transport, for a log line."""
+    """Return the address of the peer of a transport, for a log line."""
     peer: Any = transport.getPeer()
     return f"{peer.host}:{peer.port}" if hasattr(peer, "port") else str(peer)
 
@@ -64,10 +64,10 @@ _REASONS: Final[tuple[tuple[type[BaseException], str], ...]] = (
 
 
 def failure_reason(error: BaseException | None) -> str:
-    """Return in plain words why a connection could not be made, or a device could not be opened."""
-    for kind, words in _REASONS:
+    """Return the reason in plain English why a connection could not be made, or a device could not be opened."""
+    for kind, reason in _REASONS:
         if isinstance(error, kind):
-            return words
+            return reason
     # Twisted's connection errors keep the operating system's error, or only its number.
     number = getattr(error, "osError", None)
     number = getattr(number, "errno", number) or getattr(error, "errno", None)
@@ -78,7 +78,7 @@ def failure_reason(error: BaseException | None) -> str:
 
 
 def end_reason(error: BaseException | None) -> str:
-    """Return in plain words why a connection ended that the gateway did not close itself."""
+    """Return the reason in plain English why a connection ended that the gateway did not close itself."""
     if isinstance(error, errors.ConnectionDone):
         return "closed by the peer"
     if isinstance(error, errors.ConnectionAborted):

@@ -1,4 +1,4 @@
-"""The one error that this package raises, and the way it quotes input."""
+"""The error of this package, and how it quotes input."""
 
 from typing import Final
 

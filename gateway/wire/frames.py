@@ -1,4 +1,4 @@
-"""Frames of DAQ programs: a pickle or JSON, and a separator.
+r"""Frames of DAQ programs: a pickle or JSON, and a separator.
 
 The contract of :class:`FrameReader`, one for each connection:
 
@@ -9,8 +9,8 @@ The contract of :class:`FrameReader`, one for each connection:
   returned. The reader must not be used after that.
 * More data may be received before :data:`NEED_DATA` was returned.
 
-``pickle.dumps((event, data))`` is followed by NUL, as the protocol's document says, or by the two bytes ``\\o``, which
-is what the programs in the field send: they write ``b"\\o"`` and mean ``b"\\0"``. Both occur inside pickles too, so a
+``pickle.dumps((event, data))`` is followed by NUL, as the protocol's document says, or by the two bytes ``\o``, which
+is what the programs in the field send: they write ``b"\o"`` and mean ``b"\0"``. Both occur inside pickles too, so a
 separator counts only after the pickle's STOP. JSON never contains a NUL. Line ends, blanks and a byte order mark
 between frames are skipped: some libraries write the mark before JSON, and pickles do not begin with any of these.
 """
@@ -147,7 +147,7 @@ class FrameReader:
             raise WireError(reason or str(error)) from error
 
     def unfinished(self) -> str:
-        """Return a description of an unfinished frame, for a log line; empty if there is none."""
+        """Return a description of an unfinished frame, for a log line; empty if there is nothing to describe."""
         size = self._size + len(self._data) - self._pos
         if not size:
             return ""

@@ -51,8 +51,8 @@ _BLANKS: Final = re.compile(rb"[ \t\r\n]*+")
 #: A run of list items, each followed by a comma.
 _RUN: Final = re.compile(rb"(?:[ \t\r\n]*+" + _ITEM + rb"[ \t\r\n]*+,)++")
 _ONE: Final = re.compile(_ITEM)
-#: Bytes that may continue a number or a word at the end of the input.
-_UNENDED: Final = re.compile(rb"[-+.0-9A-Za-z]*+")
+#: Bytes that may continue a number or a word at the end of the data.
+_CONTINUED: Final = re.compile(rb"[-+.0-9A-Za-z]*+")
 _WORD: Final = re.compile(rb"true|false|null")
 _WORDS: Final = {b"true": BOOLEAN, b"false": BOOLEAN, b"null": NOTHING}
 #: An integer; Python reads ``-0`` as one, without its sign.
@@ -74,7 +74,7 @@ _NOT_UTF_8: Final = f"{_UNREADABLE}: it is not UTF-8"
 _BAD_TEXT: Final = f"{_UNREADABLE}: a text with a control character or a broken escape"
 
 #: Number of digits of the smallest integer that exceeds a double, less one.
-_LEAST_HUGE: Final = 308
+_MIN_HUGE: Final = 308
 
 # Kinds of token that may come next.
 _VALUE: Final = 0
@@ -232,8 +232,8 @@ class JsonReader:
                 _add_items(self._stack[-1], run[0][:-1])
                 self._next = _VALUE
                 return run.end()
-        unended = _end_of(_UNENDED, data, pos, end)
-        if unended == end and end - pos <= _MAX_NUMBER:
+        continued = _end_of(_CONTINUED, data, pos, end)
+        if continued == end and end - pos <= _MAX_NUMBER:
             return pos
         one = _ONE.match(data, pos, end)
         if one is None:
@@ -322,7 +322,7 @@ def _misplaced(data: bytes, pos: int) -> WireError:
 
 
 def _end_of(pattern: "re.Pattern[bytes]", data: bytes, pos: int, end: int) -> int:
-    """Return the end of a match that begins at ``pos``; ``pos`` if there is no match."""
+    """Return the end of a match that begins at ``pos``; ``pos`` without a match."""
     found = pattern.match(data, pos, end)
     return pos if found is None else found.end()
 
@@ -373,7 +373,7 @@ def _numbers(run: bytes) -> tuple[Numbers, UnsupportedValue | None]:
         run = _NEGATIVE_ZERO.sub(b"0", run)
     tokens = run.split(b",")
     numbers = array("d", map(float, tokens))
-    if len(run) > _LEAST_HUGE and (math.inf in numbers or -math.inf in numbers):
+    if len(run) > _MIN_HUGE and (math.inf in numbers or -math.inf in numbers):
         for index, token in enumerate(tokens):
             # Python reads 1e999 as infinity, but an integer with as many digits exactly.
             if math.isinf(numbers[index]) and _INTEGER.fullmatch(token):

@@ -1,4 +1,4 @@
-"""What a DAQ program says: ``("name", ...)``, ``("DataUpdate", {...})``, ``("FaultDetect", {...})``."""
+"""Messages of DAQ programs: ``("name", ...)``, ``("DataUpdate", {...})``, ``("FaultDetect", {...})``."""
 
 import math
 from array import array
@@ -14,16 +14,16 @@ from gateway.wire.values import MAX_CONTAINERS, DictValue, ListValue, Value, des
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """The machine that is speaking."""
+    """The name of the machine that a connection belongs to."""
 
     machine: str
 
 
 class OmittedSensor(NamedTuple):
-    """A sensor that is left out of a message.
+    """A sensor that is left out of a message, with the reason.
 
-    :ivar sensor: its name as it was sent, for a log line.
-    :ivar reason: why it is left out.
+    :ivar sensor: name as it was sent, for a log line.
+    :ivar reason: reason for leaving it out.
     """
 
     sensor: str
@@ -34,7 +34,7 @@ class DataUpdate(NamedTuple):
     """Samples of one or more sensors.
 
     :ivar size: number of samples.
-    :ivar left_out: sensors that cannot be taken.
+    :ivar left_out: sensors with invalid data.
     """
 
     sensors: dict[str, SensorBatch]
@@ -44,7 +44,7 @@ class DataUpdate(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FaultDetect:
-    """A score of the DAQ's own fault detection, and the threshold it is held against."""
+    """A score of the DAQ program's own fault detection, and the threshold it is compared with."""
 
     score: float
     threshold: float
@@ -54,8 +54,8 @@ class FaultDetect:
 class InvalidMessage:
     """Plain data that is not a valid message, and must be dropped.
 
-    :ivar reason: why it is not valid, for the log.
-    :ivar left_out: sensors of a ``DataUpdate``, if none of them can be taken.
+    :ivar reason: reason, for a log line.
+    :ivar left_out: sensors of a ``DataUpdate``, if all of them have invalid data.
     """
 
     reason: str
@@ -64,14 +64,14 @@ class InvalidMessage:
 
 DaqMessage: TypeAlias = Name | DataUpdate | FaultDetect | InvalidMessage
 
-#: How many samples a frame of some bytes may stand for: as many as it has bytes, and a few. No number takes less than
-#: two, but a pickled list may be used by many sensors, and costs the disk as much as if it had been sent each time.
+#: Samples that a frame may have beyond its size in bytes. A number takes at least two bytes, but a pickled list may be
+#: shared by many sensors, and is then stored for each of them.
 MAX_SHARED_SAMPLES: Final = 10_000
 
 #: Maximum characters of a sensor's type.
 _MAX_TYPE: Final = 64
 
-_NO_PAIR: Final = 'a message is a pair of an event and its data, ("DataUpdate", {...})'
+_NOT_A_PAIR: Final = 'a message is a pair of an event and its data, ("DataUpdate", {...})'
 
 
 def message(value: Value, size: int) -> DaqMessage:
@@ -83,12 +83,12 @@ def message(value: Value, size: int) -> DaqMessage:
         case ListValue(others=[str(event), data]) if not value.numbers:
             pass
         case ListValue(others=[str(event)], numbers=array() as data) if len(data) == 1 and not value.odd_at:
-            # ("name", 5): the error below explains the number.
+            # ("name", 5): the reasons below describe the number.
             pass
         case DictValue(items={"event": str(event), "data": data}):
             pass
         case _:
-            return InvalidMessage(f"{_NO_PAIR}; this is {describe(value)}")
+            return InvalidMessage(f"{_NOT_A_PAIR}; this is {describe(value)}")
     if event == "DataUpdate":
         return _data_update(data, size)
     if event == "FaultDetect":
@@ -117,29 +117,29 @@ def _data_update(data: Value, size: int) -> DaqMessage:
     samples = 0
     if data.odd:
         left_out.append(OmittedSensor("without a name", "a sensor's name must be text"))
-    for given, sensor in data.items.items():
-        name = name_of(given)
-        found = _sensor(sensor)
+    for sent_name, sensor in data.items.items():
+        name = name_of(sent_name)
+        batch = _sensor_batch(sensor)
         if name is None:
-            left_out.append(OmittedSensor(shown_text(given), f"its name is not allowed: {name_problem(given)}"))
-        elif isinstance(found, str):
-            left_out.append(OmittedSensor(shown_text(name), found))
+            left_out.append(OmittedSensor(shown_text(sent_name), f"its name is not allowed: {name_problem(sent_name)}"))
+        elif isinstance(batch, str):
+            left_out.append(OmittedSensor(shown_text(name), batch))
         elif name in sensors:
             left_out.append(OmittedSensor(shown_text(name), "the message has the name twice, in two forms of Unicode"))
         else:
-            sensors[name] = found
-            samples += len(found.samples)
+            sensors[name] = batch
+            samples += len(batch.samples)
     if samples > size + MAX_SHARED_SAMPLES:
         return InvalidMessage(
             f"DataUpdate: it has {samples} samples in {size} bytes; lists must not be shared by sensors"
         )
     if left_out and not sensors:
         first = left_out[0]
-        return InvalidMessage(f"DataUpdate: no sensor of it can be taken; {first.sensor}: {first.reason}", left_out)
+        return InvalidMessage(f"DataUpdate: none of its sensors can be used; {first.sensor}: {first.reason}", left_out)
     return DataUpdate(sensors, samples, left_out)
 
 
-def _sensor(sensor: Value) -> SensorBatch | str:
+def _sensor_batch(sensor: Value) -> SensorBatch | str:
     """Return the samples of a sensor, or the reason to leave it out."""
     if not isinstance(sensor, DictValue):
         return f'a dict {{"type": ..., "data": [...]}} is needed, this is {describe(sensor)}'
@@ -162,7 +162,7 @@ def _fault_detect(data: Value) -> DaqMessage:
         return InvalidMessage(
             f'FaultDetect: a dict {{"score": ..., "threshold": ...}} is needed, this is {describe(data)}'
         )
-    found: list[float] = []
+    numbers: list[float] = []
     for name in ("score", "threshold"):
         value = data.items.get(name)
         if value is None:
@@ -171,8 +171,8 @@ def _fault_detect(data: Value) -> DaqMessage:
             return InvalidMessage(f"FaultDetect: {name} must be a number, this is {describe(value)}")
         if not math.isfinite(value[0]):
             return InvalidMessage(f"FaultDetect: {name} must be finite, this is {value[0]}")
-        found.append(value[0])
-    return FaultDetect(*found)
+        numbers.append(value[0])
+    return FaultDetect(*numbers)
 
 
 def split_update(update: DataUpdate, max_samples: int) -> Iterator[DataUpdate]:

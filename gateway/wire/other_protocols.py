@@ -1,4 +1,4 @@
-"""Identification of other protocols on the port of DAQ programs, in words for an operator."""
+"""Identification of other protocols on the port of DAQ programs, for log lines."""
 
 import re
 from typing import Final, NamedTuple
@@ -12,7 +12,7 @@ HEAD: Final = 64
 #: First bytes of a message, in a pickle or in JSON.
 _FRAME_STARTS: Final = frozenset(b"\x80(]}[{")
 
-#: Beginning of an HTTP request whose line is longer than the inspected bytes, has not come whole, or has no version.
+#: Beginning of an HTTP request whose line exceeds the inspected bytes, is incomplete, or has no version.
 _HTTP_START: Final = re.compile(
     rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|TRACE|CONNECT|PRI)[ \t]|[A-Z-]{3,}[ \t]+(?:/|\*[ \t]|https?://)",
     re.IGNORECASE,
@@ -31,11 +31,11 @@ _TLS: Final = b"\x16"
 _UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
 
 #: Minimum bytes that are identified as text.
-_LEAST_TEXT: Final = 4
+_MIN_TEXT: Final = 4
 
 
 class ServedPorts(NamedTuple):
-    """Ports where other protocols are served, as the end of a sentence: ``; HTTP is served on port 8080``."""
+    """The ports where other protocols are served, as the end of a sentence: ``; HTTP is served on port 8080``."""
 
     http: str = ""
     scale: str = ""
@@ -49,30 +49,30 @@ def is_scale_line(head: bytes) -> bool:
 
     ``US,`` also begins a pickled text of 83 bytes, so the reader would otherwise wait for more.
 
-    :param head: first bytes of the frame, as far as they have come.
+    :param head: first bytes of the frame, as far as they have arrived.
     """
     return bool(head) and head[0] not in _FRAME_STARTS and _SCALE.match(head.decode("latin-1")) is not None
 
 
-def identify_protocol(head: bytes, places: ServedPorts) -> str | None:
+def identify_protocol(head: bytes, ports: ServedPorts) -> str | None:
     """Identify a frame that cannot be read; return ``None`` if its beginning is not recognised.
 
-    :param head: first bytes of the frame, as far as they have come.
+    :param head: first bytes of the frame, as far as they have arrived.
     """
     if not head or head[0] in _FRAME_STARTS or _GLOBAL.match(head):
         return None
     if has_http_request(head) or _HTTP_START.match(head):
-        return f"this is an HTTP request{places.http}"
+        return f"this is an HTTP request{ports.http}"
     if head.startswith(_TLS):
         return "this is a TLS handshake; frames are sent without TLS"
     if is_scale_line(head):
-        return f"this is a line of a scale{places.scale}"
+        return f"this is a line of a scale{ports.scale}"
     if _TELNET.match(head):
-        return f"this is telnet, perhaps from the converter of a scale{places.scale}"
+        return f"this is telnet, perhaps from the converter of a scale{ports.scale}"
     if head.startswith(_UTF_16):
         return "this is text in UTF-16; JSON is sent in UTF-8"
     text = head.decode("utf-8", "replace")
     shown = text.partition("\r")[0].partition("\n")[0][:MAX_SHOWN]
-    if len(shown) >= _LEAST_TEXT and shown.rstrip("\ufffd").isprintable():
+    if len(shown) >= _MIN_TEXT and shown.rstrip("\ufffd").isprintable():
         return f"this is text, neither a pickle nor JSON: {shown_text(text)}"
     return None

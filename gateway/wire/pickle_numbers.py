@@ -55,8 +55,8 @@ _WIDTHS: Final = {ord("K"): 1, ord("M"): 2, ord("J"): 4, ord("G"): 8}
 
 def read_doubles(stack: PickleStack, data: bytes, pos: int) -> int:
     """Read a run of BINFLOAT."""
-    behind = data[pos + 9 : pos + 10]
-    if behind in _MIXED_OPCODES:
+    next_opcode = data[pos + 9 : pos + 10]
+    if next_opcode in _MIXED_OPCODES:
         return read_integers(stack, data, pos)
     end = pos + 9 * count_doubles(data, pos)
     if end > pos:

@@ -105,10 +105,10 @@ class PickleStack:
     def pop_result(self) -> Value:
         """Remove and return the only value: the value of the whole pickle."""
         if self._marks or len(self.values) != 1:
-            raise WireError("a pickle of no value or of several")
+            raise WireError("a pickle with no value or with several")
         value = self.pop()
         if self.values:
-            raise WireError("a pickle of no value or of several")
+            raise WireError("a pickle with no value or with several")
         return value
 
     # -- push

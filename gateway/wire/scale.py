@@ -4,7 +4,7 @@ The base is A&D's standard format (FG-K series instruction manual, "Data format"
 header, a signed number and a unit, separated by commas. Some devices add blanks, an underscore or a comma
 before the unit, an address (``@23``) or a decimal comma; CAS indicators add an ID and a lamp byte. Control bytes and
 telnet negotiation count as framing before the status and after the unit. Between them every byte must belong to a known
-form: no byte is ever removed there, so that a damaged line cannot become another weight.
+form: no byte is removed there, so that a damaged line cannot become another weight.
 """
 
 import re
@@ -89,7 +89,7 @@ _LINES: Final = re.compile(
     r"(?:((ST|US) ?, ?([+-]?[0-9]{1,7}+(?:\.[0-9]{1,9}+)?+) {0,9}+_?kg)|([^\r\n]*+))(?:\r\n?+|\n)"
 )
 
-_NO_TEXT: Final = re.compile(r"[^ -~]")
+_NOT_TEXT: Final = re.compile(r"[^ -~]")
 
 _HTTP_VERSION: Final = re.compile(rb"[ \t]HTTP/[0-9]", re.IGNORECASE)
 
@@ -144,7 +144,7 @@ def parse_line(line: bytes) -> ScaleLine:
     elif (found := _CAS_WEIGHT.fullmatch(text)) is not None:
         raw, status, header, sign, whole, fraction, unit = found.groups("")
     elif (found := _OVERLOAD.fullmatch(text) or _CAS_OVERLOAD.fullmatch(text)) is not None:
-        return ScaleLine("OL", None, _KINDS[(found[2] or "").upper()], _NO_TEXT.sub("\ufffd", found[1]))
+        return ScaleLine("OL", None, _KINDS[(found[2] or "").upper()], _NOT_TEXT.sub("\ufffd", found[1]))
     else:
         raise WireError("not a reading of a scale")
     number = Decimal(f"{sign}{whole}.{fraction}" if fraction else f"{sign}{whole}")
@@ -158,11 +158,11 @@ def parse_line(line: bytes) -> ScaleLine:
         with localcontext(prec=40):
             weight = number * KILOGRAMS[unit]
     if abs(weight) >= HEAVIEST_KG:
-        raise WireError("heavier than any scale weighs")
+        raise WireError("a weight of 99999999.995 kg or more")
     status = status.upper()
     kind = "hold" if status == "HD" else _KINDS[header.upper()]
     # Only a lamp byte may not be text; a printable ASCII line needs no replacement.
-    return ScaleLine(status, weight, kind, raw if raw.isascii() and raw.isprintable() else _NO_TEXT.sub("\ufffd", raw))
+    return ScaleLine(status, weight, kind, raw if raw.isascii() and raw.isprintable() else _NOT_TEXT.sub("\ufffd", raw))
 
 
 def has_http_request(data: bytes) -> bool:
@@ -170,13 +170,13 @@ def has_http_request(data: bytes) -> bool:
 
     A scale's line never contains a blank and ``HTTP/1``.
     """
-    # To look for plain bytes first takes next to no time, however many bytes they are.
+    # Searching for plain bytes first is fast, however many bytes there are.
     return b"http/" in data.lower() and _HTTP_VERSION.search(data) is not None
 
 
 def is_tls_handshake(data: bytes) -> bool:
     """Return whether bytes begin like a TLS ClientHello (RFC 8446, 5.1).
 
-    In it a browser repeats a session ticket from another server, which may contain line ends and whole lines.
+    A browser repeats a session ticket of another server in it, which may contain line ends and whole lines.
     """
     return data.startswith(b"\x16\x03") and b"\0" <= data[2:3] <= b"\x04"

@@ -1,8 +1,8 @@
-"""Plain data as it comes off the wire, pickled or in JSON: text, numbers, lists, tuples and dicts.
+"""Plain data of frames, pickled or in JSON: text, numbers, lists, tuples and dicts.
 
 Only data that a message can hold is kept. Numbers are kept as doubles in an array, eight bytes each; values that
 messages never hold (None, booleans, text too long for any name, numbers that exceed a double) become an
-:class:`UnsupportedValue`. So a frame costs a small multiple of its own size, whatever its content.
+:class:`UnsupportedValue`. So the memory of a frame is a small multiple of its size, whatever its content.
 """
 
 from array import array
@@ -10,10 +10,10 @@ from typing import Final, TypeAlias
 
 from gateway.wire.errors import WireError, shown_text
 
-#: ``("DataUpdate", {sensor: {"data": [...]}})`` is a tuple of a dict of dicts of lists.
+#: Maximum depth of nesting: ``("DataUpdate", {sensor: {"data": [...]}})`` is a tuple of a dict of dicts of lists.
 MAX_DEPTH: Final = 4
 
-#: Lists, tuples and dicts in one frame; a sensor takes two.
+#: Maximum lists, tuples and dicts in one frame; a sensor has two.
 MAX_CONTAINERS: Final = 4096
 
 TOO_DEEP: Final = "lists and dicts are nested deeper than any message needs"
@@ -21,7 +21,7 @@ TOO_MANY: Final = "more lists and dicts than any message needs"
 
 
 class UnsupportedValue:
-    """Placeholder for a value that messages never hold, and that is not kept.
+    """A placeholder for a value that messages never hold, and that is not kept.
 
     :ivar word: description of the value, for a log line.
     """
@@ -44,10 +44,11 @@ Value: TypeAlias = "str | Numbers | UnsupportedValue | ListValue | DictValue"
 class ListValue:
     """A list or a tuple.
 
-    :ivar numbers: the numbers in it, in order.
-    :ivar others: everything else in it, in order.
-    :ivar odd_at: number of numbers before the first of these.
-    :ivar frozen: nothing can be added any more, for it is a tuple or stands in another container.
+    :ivar numbers: numbers in it, in order.
+    :ivar others: other values in it, in order.
+    :ivar odd_at: number of numbers before the first other value.
+    :ivar depth: depth of nesting, 1 if it contains no list or dict.
+    :ivar frozen: whether nothing may be added: it is a tuple, or is contained in another list or dict.
     """
 
     __slots__ = ("depth", "frozen", "numbers", "odd_at", "others")
@@ -60,12 +61,13 @@ class ListValue:
         self.frozen = frozen
 
     def extend(self, values: list[Value]) -> None:
+        """Add values; an array stands for its numbers."""
         for value in values:
             if type(value) is array:
                 if self.numbers:
                     self.numbers.extend(value)
                 else:
-                    # Nobody else has it.
+                    # The array belongs to this list alone.
                     self.numbers = value
             else:
                 self.depth = max(self.depth, _depth_around(value))
@@ -77,8 +79,10 @@ class ListValue:
 class DictValue:
     """A dict.
 
-    :ivar items: what stands under text; a number alone is an array of one.
-    :ivar odd: whether anything stood under a key that is no text. It is not kept: chosen numbers would collide.
+    :ivar items: values by keys that are text; a single number is an array of length one.
+    :ivar depth: depth of nesting, 1 if it contains no list or dict.
+    :ivar frozen: whether nothing may be set: it is contained in another list or dict.
+    :ivar odd: whether there was a key that is not text. Its value is not kept, because chosen numbers could collide.
     """
 
     __slots__ = ("depth", "frozen", "items", "odd")
@@ -90,6 +94,7 @@ class DictValue:
         self.odd = False
 
     def set(self, key: Value, value: Value) -> None:
+        """Set one item."""
         self.depth = max(self.depth, _depth_around(value))
         if isinstance(key, str):
             self.items[key] = value
@@ -124,10 +129,10 @@ _CONTAINERS: Final = (ListValue, DictValue)
 
 
 def _depth_around(value: Value) -> int:
-    """The depth of a container that holds this value, which from here on stays as it is.
+    """Return the depth of a container that holds this value, and freeze the value.
 
-    That a container is frozen once it stands in another keeps depths true and cycles out. The pickler never adds
-    to a container that it has put away.
+    A container that is frozen once another one holds it keeps its depth, and cannot become part of a cycle. Picklers
+    never add to such a container.
     """
     if isinstance(value, _CONTAINERS):
         value.frozen = True

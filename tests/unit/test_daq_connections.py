@@ -61,11 +61,9 @@ class UnreadTests(Connections):
         size = len(update(1.0)) - 10
         timed_out, ended, connected, disconnected = self.log.lines
         self.assertIn("60 s; 14 bytes were left unread: JSON without its separator", timed_out)
-        self.assertIn("without a machine's name; 7 bytes of an unfinished frame were left unread", ended)
-        self.assertIn("is connected", connected)
-        self.assertEqual(
-            disconnected, f"machine M is disconnected; {size} bytes of an unfinished frame were left unread"
-        )
+        self.assertIn("before it sent a machine's name; 7 bytes of an unfinished frame were left unread", ended)
+        self.assertIn("machine M: connected from", connected)
+        self.assertEqual(disconnected, f"machine M: disconnected; {size} bytes of an unfinished frame were left unread")
 
     def test_an_end_with_nothing_unread_or_after_a_refusal_says_nothing_of_it(self) -> None:
         factory = self.factory()
@@ -281,7 +279,7 @@ class PlacesTests(Connections):
         _, transport = self.named(factory, "E")
         self.assertEqual(transport.producerState, "paused")
         self.assertEqual(factory.problems(), ["daq.max_machines (2) is reached: machine 'E' was refused"])
-        self.assertIn("machine 'E' is one more than daq.max_machines (2)", self.log.lines[-1])
+        self.assertIn("machine 'E' is refused: daq.max_machines (2) is reached", self.log.lines[-1])
         self.reactor.advance(301)
         self.assertEqual(factory.problems(), [])
 
@@ -321,7 +319,7 @@ class PlacesTests(Connections):
         self.assertEqual(self.value(self.counters.daq_left_out), 4)
         (problem,) = factory.problems()
         self.assertIn("daq.max_new_sensors_per_minute (3)", problem)
-        self.assertIn("of sensor 'e' are left out: more new sensors came", problem)
+        self.assertIn("of sensor 'e' are left out: daq.max_new_sensors_per_minute (3) is reached", problem)
         self.reactor.advance(1)
         protocol.dataReceived(message)
         self.assertEqual(self.batches()[-1], ["a", "b", "c", "d", "e"])

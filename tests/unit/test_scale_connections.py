@@ -145,7 +145,7 @@ class HttpTests(ScaleConnections):
         self.assertEqual(len(lines), 5)
         self.assertEqual(
             lines[0],
-            "scale dock, 192.168.1.1:54321: connection closed, nothing of it is read: this is an HTTP request, not a "
+            "scale dock, 192.168.1.1:54321: connection closed and its data discarded: this is an HTTP request, not a "
             "scale",
         )
         self.assertEqual(self.count(), 20)
@@ -265,7 +265,7 @@ class LimitTests(ScaleConnections):
         self.reactor.advance(3600)
         self.assertIsNone(self.factory.buildProtocol(None))
         self.assertEqual((self.closed(), self.refused()), (0, 1))
-        self.assertIn("a connection is refused: limits.connections (3) are open", self.log.lines[-1])
+        self.assertIn("connection refused: limits.connections (3) is reached", self.log.lines[-1])
 
     def test_silent_scale_stays_while_there_is_place(self) -> None:
         _, transport = self.from_peer("10.0.0.7", 1)
