@@ -1,0 +1,280 @@
+"""The commands and files of the how-to pages, run as the pages tell the reader to."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import sqlite3
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+import socketio
+import websocket
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from tests.conftest import ROOT
+from tests.daemon import PATIENCE, TWISTD, Daemon, free_ports, running, until
+from tests.postgres import Server
+
+#: Pages written for users, in both languages.
+PAGES = sorted(
+    [
+        *ROOT.glob("*.rst"),
+        ROOT / "docs" / "tutorial.rst",
+        *(ROOT / "docs" / "howto").glob("*.rst"),
+        *(ROOT / "docs" / "ko").glob("*.rst"),
+    ]
+)
+
+_BLOCK = re.compile(r"^\.\. code-block:: (\w+)\n\n((?:(?: {4}.*)?\n)+)", re.MULTILINE)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Return the code blocks of a page in one language."""
+    found = _BLOCK.findall(page.read_text("utf-8") + "\n")
+    return [re.sub(r"^ {4}", "", text, flags=re.MULTILINE).strip() + "\n" for kind, text in found if kind == language]
+
+
+# -- configuration
+
+
+YAML = [
+    pytest.param(text, id=f"{page.relative_to(ROOT)}:{number}")
+    for page in PAGES
+    for number, text in enumerate(blocks(page, "yaml"))
+]
+
+
+@pytest.mark.parametrize("text", YAML)
+def test_yaml_in_page_passes_check(text: str, tmp_path: Path) -> None:
+    config = tmp_path / "cynow-gateway.yaml"
+    config.write_text(text, "utf-8")
+    checked = subprocess.run(
+        [*TWISTD, "--config", str(config), "--check"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (checked.returncode, checked.stderr) == (0, "")
+
+
+# -- reverse proxy
+
+
+class Proxy:
+    """A running nginx with the configuration file of ``etc/``.
+
+    :ivar scheme: ``http`` or ``https``.
+    :ivar host: content of the ``Host`` header.
+    :ivar certificate: file with the certificate for TLS.
+    :ivar context: TLS settings of a client that trusts it.
+    :ivar tls_options: the same, for websocket-client.
+    """
+
+    def __init__(self, folder: Path, gateway: Daemon, *, is_tls: bool) -> None:
+        (self.port,) = free_ports(1)
+        self.gateway = gateway
+        self.scheme = "https" if is_tls else "http"
+        self.host = f"plant.example:{self.port}"
+        self.context = ssl.create_default_context()
+        self.certificate, key = _self_signed(folder)
+        self.tls_options = {"context": self.context} if is_tls else {}
+        site = (ROOT / "etc" / "nginx-cynow-gateway.conf").read_text("utf-8")
+        site = _replace(site, "proxy_pass http://127.0.0.1:8080;", f"proxy_pass http://127.0.0.1:{gateway.port};")
+        if is_tls:
+            self.context.load_verify_locations(self.certificate)
+            site = _replace(site, "    listen 80;\n", "")
+            site = re.sub(r"^    # (listen 443|ssl_)", r"    \1", site, flags=re.MULTILINE)
+            site = _replace(site, "listen 443 ssl;", f"listen 127.0.0.1:{self.port} ssl;")
+            site = _replace(site, "/etc/ssl/certs/plant.example.pem", str(self.certificate))
+            site = _replace(site, "/etc/ssl/private/plant.example.key", str(key))
+        else:
+            site = _replace(site, "listen 80;", f"listen 127.0.0.1:{self.port};")
+        (folder / "site.conf").write_text(site, "utf-8")
+        self.config = folder / "nginx.conf"
+        paths = "".join(f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi"))
+        self.config.write_text(
+            "daemon off; master_process off; worker_processes 1; worker_rlimit_nofile 1024;"
+            f"pid {folder}/nginx.pid; error_log {folder}/error.log; events {{ worker_connections 200; }}"
+            f"http {{ access_log off; {paths} uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;"
+            f" include {folder}/site.conf; }}\n",
+            "utf-8",
+        )
+
+    def request(
+        self, method: str, path: str, body: bytes | None = None, **headers: str
+    ) -> tuple[int, Any, http.client.HTTPMessage]:
+        """Return status, body (parsed if it is JSON) and headers of an answer."""
+        with closing(self.connect()) as connection:
+            connection.request(method, path, body, {"Host": self.host, **headers})
+            response = connection.getresponse()
+            content = response.read()
+            return response.status, json.loads(content) if content.startswith(b"{") else content, response.headers
+
+    def connect(self) -> http.client.HTTPConnection:
+        if self.scheme == "https":
+            return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=PATIENCE, context=self.context)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+
+    def websocket(self, path: str, origin: str | None = None) -> websocket.WebSocket:
+        url = f"{self.scheme.replace('http', 'ws')}://127.0.0.1:{self.port}{path}"
+        return websocket.create_connection(
+            url, timeout=PATIENCE, host=self.host, origin=origin, suppress_origin=origin is None, sslopt=self.tls_options
+        )
+
+
+def _replace(text: str, old: str, new: str) -> str:
+    assert old in text
+    return text.replace(old, new)
+
+
+def _self_signed(folder: Path) -> tuple[Path, Path]:
+    """Write a certificate and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "plant.example")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "plant.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    (folder / "plant.key").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return folder / "plant.pem", folder / "plant.key"
+
+
+@contextmanager
+def _serving(nginx: str, proxy: Proxy) -> Iterator[Proxy]:
+    with (proxy.config.parent / "nginx.txt").open("wb") as output:
+        process = subprocess.Popen([nginx, "-c", str(proxy.config)], stdout=output, stderr=output)
+    try:
+
+        def answers() -> bool:
+            assert process.poll() is None, (proxy.config.parent / "nginx.txt").read_text("utf-8")
+            try:
+                return proxy.request("GET", "/healthz")[0] == 200
+            except OSError:
+                return False
+
+        until(answers, "nginx answers")
+        yield proxy
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def nginx(tmp_path_factory: pytest.TempPathFactory) -> str:
+    from tests.conftest import program
+
+    # Debian has it in /usr/sbin, which the PATH of a user may lack.
+    sbin = Path("/usr/sbin/nginx")
+    return str(sbin) if sbin.exists() else program("nginx")
+
+
+@pytest.fixture(scope="module", params=["http", "https"])
+def proxy(request: pytest.FixtureRequest, nginx: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    """A gateway behind nginx, by HTTP and by TLS."""
+    folder = tmp_path_factory.mktemp("nginx")
+    (page,) = blocks(ROOT / "docs" / "howto" / "reverse-proxy.rst", "yaml")
+    settings = yaml.safe_load(page)
+    with running(tmp_path_factory.mktemp("gateway"), **settings) as gateway:
+        with _serving(nginx, Proxy(folder, gateway, is_tls=request.param == "https")) as serving:
+            yield serving
+
+
+def test_nginx_rest_answers_pass(proxy: Proxy) -> None:
+    proxy.gateway.weigh(b"ST , +000053.26 _kg")
+    until(proxy.gateway.latest_is(53.26), "the weight")
+    status, latest, _ = proxy.request("GET", "/api/scale-gateway/latest/")
+    assert (status, latest["weight"]) == (200, 53.26)
+    body = b'{"cylinder_no": "CY001", "event_type": "SHIP"}'
+    status, answer, _ = proxy.request("POST", "/api/scale-gateway/commit/", body)
+    assert (status, answer["gross_kg"]) == (200, 53.26)
+    assert proxy.request("POST", "/api/scale-gateway/commit/", bytes(70_000))[0] == 413
+    assert b"cynow_scale_readings_total" in proxy.request("GET", "/metrics")[1]
+
+
+def test_nginx_forwards_host_so_that_origins_are_checked(proxy: Proxy) -> None:
+    proxy.gateway.weigh(b"ST , +000053.26 _kg")
+    until(proxy.gateway.latest_is(53.26), "the weight")
+    body = b'{"cylinder_no": "CY001", "event_type": "SHIP"}'
+    own = f"{proxy.scheme}://{proxy.host}"
+    assert proxy.request("POST", "/api/scale-gateway/commit/", body, Origin=own)[0] == 200
+    foreign = proxy.request("POST", "/api/scale-gateway/commit/", body, Origin="http://evil.example")
+    assert (foreign[0], foreign[1]["error"]) == (403, "origin_not_allowed")
+    assert proxy.request("GET", "/api/scale-gateway/latest/", Host="evil.example")[0] == 421
+    with pytest.raises(websocket.WebSocketBadStatusException):
+        proxy.websocket("/ws", origin="http://evil.example")
+
+
+def test_nginx_upgrades_websockets(proxy: Proxy) -> None:
+    with closing(proxy.websocket("/ws", origin=f"{proxy.scheme}://{proxy.host}")) as client:
+        client.send(json.dumps({"type": "subscribe", "topics": ["scale/default"]}))
+        assert json.loads(client.recv())["type"] == "subscribed"
+        assert json.loads(client.recv())["event"] == "snapshot"
+        proxy.gateway.weigh(b"ST , +000012.34 _kg")
+        while json.loads(client.recv())["data"].get("weight") != 12.34:
+            pass
+
+
+def test_nginx_passes_server_sent_events_at_once(proxy: Proxy) -> None:
+    with closing(proxy.connect()) as connection:
+        connection.request("GET", "/events?topics=scale/default", headers={"Host": proxy.host})
+        response = connection.getresponse()
+        assert response.status == 200
+        proxy.gateway.weigh(b"ST , +000023.45 _kg")
+        # The answer does not end, so a line that waited in a buffer of nginx would never come.
+        while b'"weight":23.45' not in response.readline():
+            pass
+
+
+@pytest.mark.parametrize("transports", [["websocket"], ["polling"], ["polling", "websocket"]])
+def test_nginx_passes_socketio(proxy: Proxy, transports: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(proxy.certificate))
+    with socketio.SimpleClient(websocket_extra_options={"sslopt": proxy.tls_options}) as client:
+        client.connect(f"{proxy.scheme}://127.0.0.1:{proxy.port}", namespace="/sio/M", transports=transports)
+        assert client.call("initialize", timeout=PATIENCE) is None
+        proxy.gateway.daq(b'["name", "M"]\0["FaultDetect", {"score": 1.5, "threshold": 1}]\0')
+        assert client.receive(timeout=PATIENCE) == ["anomaly", {"score": 1.5, "threshold": 1.0}]
+
+
+def test_nginx_keeps_quiet_clients(proxy: Proxy) -> None:
+    """Each quiet connection gets a sign of life before the time limit of the proxy."""
+    site = (ROOT / "etc" / "nginx-cynow-gateway.conf").read_text("utf-8")
+    (limit,) = re.findall(r"proxy_read_timeout (\d+)s;", site)
+    with ExitStack() as stack:
+        quiet = stack.enter_context(closing(proxy.websocket("/ws")))
+        polls = stack.enter_context(closing(proxy.websocket("/socket.io/?EIO=4&transport=websocket")))
+        hello = json.loads(polls.recv()[1:])
+        polls.send("40/sio/M,")
+        assert polls.recv().startswith("40/sio/M,")
+        assert int(limit) * 1000 >= 2 * hello["pingInterval"]
+        connection = stack.enter_context(closing(proxy.connect()))
+        connection.request("GET", "/events?topics=machine/none", headers={"Host": proxy.host})
+        response = connection.getresponse()
+        while not response.readline().startswith(b":"):
+            pass
+        assert quiet.recv_data(control_frame=True)[0] == websocket.ABNF.OPCODE_PING
+        assert polls.recv() == "2"
