@@ -53,8 +53,9 @@ def rows(folder: Path, seconds: float) -> list[Row]:
 
 
 def fan_out(folder: Path, seconds: float) -> list[Row]:
-    """CPU for each delivery against a bare loop that writes as many bytes to as many sockets, in turn, and how long
-    the last of all subscribers waits for an event.
+    """Measure the CPU of a delivery against a bare loop, and how long the last subscriber waits for an event.
+
+    The bare loop writes as many bytes to as many sockets, in turn.
 
     What the daemon needs to take the same events in while nobody listens is not counted; pings of subscribers are.
     """

@@ -1,5 +1,6 @@
-"""Coverage-guided fuzzing of the frame reader, by hand: ``pip install atheris``, then
+"""Coverage-guided fuzzing of the frame reader, by hand.
 
+    pip install atheris
     python tests/fuzz_frames.py -max_total_time=600 [CORPUS_FOLDER]
 
 Nothing but WireError may come out, and a stream must mean the same however it is cut.

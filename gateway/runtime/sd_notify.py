@@ -18,7 +18,7 @@ class SystemdNotifier:
         self._address = "\0" + path[1:] if path.startswith("@") else path
 
     def notify(self, state: str) -> None:
-        """Send a state such as ``READY=1``. A manager that does not listen is no reason to stop."""
+        """Send a state such as ``READY=1``. A manager that does not listen is ignored."""
         if not self._address:
             return
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as to:

@@ -5,11 +5,10 @@ import json
 import os
 import re
 import signal
-import sqlite3
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
@@ -129,7 +128,12 @@ class Proxy:
     def websocket(self, path: str, origin: str | None = None) -> websocket.WebSocket:
         url = f"{self.scheme.replace('http', 'ws')}://127.0.0.1:{self.port}{path}"
         return websocket.create_connection(
-            url, timeout=PATIENCE, host=self.host, origin=origin, suppress_origin=origin is None, sslopt=self.tls_options
+            url,
+            timeout=PATIENCE,
+            host=self.host,
+            origin=origin,
+            suppress_origin=origin is None,
+            sslopt=self.tls_options,
         )
 
 
@@ -157,9 +161,7 @@ def _self_signed(folder: Path) -> tuple[Path, Path]:
     )
     (folder / "plant.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     (folder / "plant.key").write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return folder / "plant.pem", folder / "plant.key"
 

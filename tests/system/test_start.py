@@ -221,7 +221,7 @@ def test_too_many_connections_are_closed_and_counted(tmp_path: Path) -> None:
 
 
 def test_no_reactor_module_is_loaded_by_the_plugin() -> None:
-    """twistd must still be able to choose its reactor after reading the plugin."""
+    """``twistd`` must still be able to choose its reactor after reading the plugin."""
     code = "import sys, gateway.tap; print('twisted.internet.reactor' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
