@@ -1,7 +1,7 @@
-"""``twistd`` whose wall clock is so many seconds ahead: ``python tests/at_time.py SECONDS ARGUMENTS``.
+"""``twistd`` with a shifted wall clock: ``python tests/at_time.py SECONDS ARGUMENTS``.
 
-Instead of the seconds, a file that holds them, and in which they may change. The clock that measures ages, and with it
-every timer, is the machine's own.
+Instead of the seconds, the path of a file can be given; the seconds in it may change. The monotonic clock, and so every
+timer, is not shifted.
 """
 
 import sys

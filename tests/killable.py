@@ -1,7 +1,7 @@
-"""The way of samples from the bus to the store, on real parts, that can be killed at any moment and started again.
+"""The path of samples from the bus to the store, with real parts, which can be killed at any moment and started again.
 
-Time is a ``Clock``'s; the wall clock goes with it unless a test sets it. What a killed process would lose is lost:
-lines that no file has, entries that the store has not, and all memory.
+Time is that of a ``Clock``; the wall clock follows it unless a test sets it. A kill loses what a killed process would
+lose: lines that are not in a file, entries that are not in the store, and all memory.
 """
 
 import math
@@ -37,21 +37,21 @@ from gateway.store.sqlite.store import SqliteStore
 from gateway.store.writer import Writer
 from gateway.timeseries.calendar import PERIODS
 
-#: A whole line of a sample.
+#: A whole sample line.
 _LINE: Final = re.compile(
     rb"((?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d),(-?(?:0|[1-9]\d*)(?:\.\d+)?(?:e[+-]?\d+)?|-?inf|nan)\r*"
 )
 
-#: As in the configuration's default; any other type is REAL.
+#: Defaults of the configuration; any other type is REAL.
 MODES: Final = {"vib": "ABS", "temp": "REAL"}
 
 
 @dataclass(slots=True)
 class Sent:
-    """A batch as it was sent; samples that a kill took are taken from it.
+    """A batch as it was sent, without samples that a kill has lost.
 
-    :ivar types: by sensor.
-    :ivar samples: by sensor.
+    :ivar types: types by sensor.
+    :ivar samples: samples by sensor.
     """
 
     machine: str
@@ -61,12 +61,12 @@ class Sent:
 
 
 @dataclass(slots=True)
-class File:
-    """What a raw file should hold.
+class ExpectedFile:
+    """Expected content of a raw file.
 
-    :ivar sent: the batches that have lines in it, and which sensor's.
-    :ivar lines: how many, behind those that were there before.
-    :ivar before: lines that somebody else wrote.
+    :ivar sent: batches with lines in the file, and their sensor.
+    :ivar lines: number of lines after the earlier ones.
+    :ivar before: number of earlier lines, from another program.
     """
 
     before: int = 0
@@ -76,7 +76,7 @@ class File:
 
 
 class Gate:
-    """Between the writer and its store: what is written waits here until it is let through."""
+    """A gate between the writer and its store, at which entries wait until they are let through."""
 
     def __init__(self, store: SqliteStore) -> None:
         self._store = store
@@ -88,19 +88,19 @@ class Gate:
         return await done
 
     async def let_through(self) -> None:
-        """Write everything that waits, and what comes when that is acknowledged."""
+        """Write all waiting entries, and those that follow their acknowledgement."""
         while self.waiting:
             entries, done = self.waiting.pop(0)
             done.callback(await self._store.write(entries))
 
     async def let_some_through(self, count: int) -> None:
-        """Write the first entries of what is in hand, and acknowledge nothing."""
+        """Write the first waiting entries without an acknowledgement."""
         if self.waiting:
             await self._store.write(self.waiting[0][0][:count])
 
 
-class Unheld(WallClock):
-    """A wall clock that goes back as soon as it is set back."""
+class UnheldClock(WallClock):
+    """A wall clock that follows immediately when it is set back."""
 
     def now(self) -> datetime:
         return datetime.fromtimestamp(self.wall(), self.zone)
@@ -109,11 +109,11 @@ class Unheld(WallClock):
 class Killable:
     """The parts of one gateway, over several starts.
 
-    :param folder: for ``data`` and ``db``; made where they are missing.
-    :param begin: what the wall clock shows at first.
-    :param clock: the kind of clock.
-    :ivar sent: all batches, without what was lost.
-    :ivar heard: updates that were published while it ran.
+    :param folder: parent of ``data`` and ``db``, which are created if missing.
+    :param begin: initial time of the wall clock.
+    :param clock: type of the clock.
+    :ivar sent: all batches, without lost samples.
+    :ivar heard: published updates.
     """
 
     def __init__(self, folder: Path, begin: datetime, clock: type[WallClock] = WallClock) -> None:
@@ -121,13 +121,13 @@ class Killable:
         assert zone is not None
         self.zone: tzinfo = zone
         self.data, self.db = folder / "data", folder / "db"
-        for each in (self.data, self.db):
-            each.mkdir(parents=True, exist_ok=True)
+        for path in (self.data, self.db):
+            path.mkdir(parents=True, exist_ok=True)
         self.reactor = Clock()
         self.wall = begin.timestamp()
         self.sent: list[Sent] = []
         self.heard: list[Update] = []
-        self.files: dict[str, File] = {}
+        self.files: dict[str, ExpectedFile] = {}
         self.running = False
         self._clock_type = clock
 
@@ -137,13 +137,13 @@ class Killable:
         return self.clock.now()
 
     def advance(self, seconds: float) -> None:
-        """Let time pass; timers that are due run once, at its end."""
+        """Advance the time, then run the timers that are due, once."""
         self.wall += seconds
         self.reactor.advance(seconds)
         self._date_files()
 
     def sleep(self, seconds: float) -> None:
-        """Let time pass before any timer has a chance to run."""
+        """Advance the time without running any timer."""
         self.wall += seconds
         self.reactor.rightNow += seconds  # type: ignore[attr-defined]
 
@@ -154,7 +154,7 @@ class Killable:
         self.reactor.advance(max(0.0, seconds))
         self._date_files()
 
-    # -- life
+    # -- start and end
 
     async def start(self, *, entries: int | None = None) -> bool:
         """Start it as ``gateway.tap`` does.
@@ -197,10 +197,10 @@ class Killable:
         return True
 
     async def kill(self, tear: Callable[[int], int] = lambda _: 0, entries: int = 0) -> None:
-        """Kill it.
+        """Kill the gateway.
 
-        :param tear: how many bytes of so many that wait for a file have reached it all the same.
-        :param entries: how many of those in hand the store has taken; nobody has heard of it.
+        :param tear: returns the number of bytes that reach a file, of those that wait for it.
+        :param entries: number of waiting entries that reach the store without an acknowledgement.
         """
         self.running = False
         await self.gate.let_some_through(entries)
@@ -226,7 +226,7 @@ class Killable:
             Path(path).write_bytes((HEADER + lines)[:count])
 
     def _date_files(self) -> None:
-        """Give files that have grown the time of change that they would have."""
+        """Set the modification time of files that have grown to the wall clock."""
         for path, file in self.files.items():
             try:
                 size = os.stat(path).st_size
@@ -239,13 +239,13 @@ class Killable:
     def _forget_lost(self) -> None:
         for path, file in self.files.items():
             try:
-                there = max(0, len(readable(path)) - file.before)
+                count = max(0, len(readable(path)) - file.before)
             except FileNotFoundError:
-                there = 0
-            while file.lines > there:
+                count = 0
+            while file.lines > count:
                 batch, sensor = file.sent[-1]
                 samples = batch.samples[sensor]
-                lost = min(len(samples), file.lines - there)
+                lost = min(len(samples), file.lines - count)
                 del samples[len(samples) - lost :]
                 file.lines -= lost
                 if not samples:
@@ -254,14 +254,14 @@ class Killable:
     # -- samples
 
     def send(self, machine: str, types: Mapping[str, str], samples: Mapping[str, Iterable[float]]) -> None:
-        """Let a batch arrive."""
+        """Publish a batch."""
         sent = Sent(machine, self.clock.now(), types, {sensor: array("d", its) for sensor, its in samples.items()})
         self.sent.append(sent)
         for sensor, its in sent.samples.items():
             path = self.rawlog.path(machine, sensor, sent.time)
             file = self.files.get(path)
             if file is None:
-                file = self.files[path] = File()
+                file = self.files[path] = ExpectedFile()
                 if os.path.exists(path):
                     file.before = len(readable(path))
             if its:
@@ -279,24 +279,24 @@ class Killable:
         self.send(machine, {sensor: kind}, {sensor: samples})
 
     async def write(self) -> None:
-        """Let the store have what is over."""
+        """Let all waiting entries reach the store."""
         await self.gate.let_through()
 
     async def end(self, time: datetime) -> None:
-        """Let all periods end, and then the gateway."""
+        """Let all periods end, then end the gateway."""
         self.go_to(time)
         self.reactor.advance(1.0)
         await self.write()
         await self.kill(lambda count: count)
 
-    # -- what came of it
+    # -- results
 
     def snapshot(self, machine: str) -> dict[str, list[Any]]:
         found: dict[str, list[Any]] = self.live.machine_snapshot(machine)["sensors"]
         return found
 
     def rows(self) -> dict[tuple[str, str], list[dict[str, Any]]]:
-        """By machine and table: all rows in order, without what a kill may change."""
+        """Return all rows by machine and table, in order, without columns that a kill may change."""
         found = {}
         for path in sorted(self.db.glob("*.db")):
             connection = sqlite3.connect(path)
@@ -312,7 +312,7 @@ class Killable:
 
 
 def readable(path: str | Path) -> list[tuple[bytes, float]]:
-    """Return the samples of a raw file by the plainest means: whole lines, their times and numbers."""
+    """Return the samples of a raw file by the simplest means: times and numbers of whole lines."""
     found = []
     for line in Path(path).read_bytes().split(b"\n")[:-1]:
         match = _LINE.fullmatch(line)
@@ -322,8 +322,8 @@ def readable(path: str | Path) -> list[tuple[bytes, float]]:
 
 
 async def never_killed(killed: Killable, folder: Path, begin: datetime, end: datetime) -> Killable:
-    """A gateway that ran through and had exactly the samples that reached the files of another."""
-    reference = Killable(folder, begin, Unheld)
+    """Run a gateway without kills, on exactly the samples that reached the files of a killed one."""
+    reference = Killable(folder, begin, UnheldClock)
     await reference.start()
     for batch in killed.sent:
         samples = {sensor: its for sensor, its in batch.samples.items() if its}
@@ -335,7 +335,7 @@ async def never_killed(killed: Killable, folder: Path, begin: datetime, end: dat
 
 
 def means_of_files(data: Path, types: Mapping[tuple[str, str], str]) -> dict[tuple[str, str, str], tuple[int, float]]:
-    """By machine, table and time: how many samples and their mean, of what the files' lines say and no more."""
+    """Return number and mean of the samples by machine, table and time, computed from the lines of the files only."""
     samples: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
     for path in sorted(data.glob("*/*.csv")):
         day, _, sensor = path.stem.partition("_")

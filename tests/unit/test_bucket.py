@@ -235,7 +235,7 @@ def test_merge_that_exceeds_a_double_raises_and_changes_nothing(before: list[flo
     st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=8),
     st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=8),
 )
-def test_merge_of_any_samples_raises_or_is_exact(left: list[float], right: list[float]) -> None:
+def test_merge_of_any_samples_raises_or_gives_finite_values(left: list[float], right: list[float]) -> None:
     whole = Bucket()
     counted: list[float] = []
     for samples in (left, right, right):

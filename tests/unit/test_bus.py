@@ -475,7 +475,7 @@ def test_backlog_does_not_hold_unused_numbers(since: int) -> None:
     assert not plant.bus.holds(since, patterns("*/*"))
 
 
-def test_backlog_without_events_holds_number_zero() -> None:
+def test_backlog_without_events_returns_none() -> None:
     plant = Plant()
     assert plant.bus.missed(0, patterns("*/*")) == []
     assert not plant.bus.holds(1, patterns("*/*"))

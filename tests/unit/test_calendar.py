@@ -111,7 +111,7 @@ def test_days_of_berlin_have_23_24_or_25_hours(day: str, hours: int) -> None:
     assert {minutes_of("hour", hour) for hour in found} == {60}
 
 
-def test_months_and_years_with_a_change_of_the_clock() -> None:
+def test_months_and_years_include_clock_changes() -> None:
     assert minutes_of("month", at("2025-03-01 00:00:00", BERLIN)) == 31 * 24 * 60 - 60
     assert minutes_of("month", at("2025-10-01 00:00:00", BERLIN)) == 31 * 24 * 60 + 60
     assert minutes_of("year", at("2025-01-01 00:00:00", BERLIN)) == 365 * 24 * 60
@@ -126,7 +126,7 @@ def test_repeated_hour_has_two_starts() -> None:
     assert start_of("day", second) == at("2025-10-26 00:00:00", BERLIN)
 
 
-def test_skipped_hour_has_no_length() -> None:
+def test_hour_before_a_skipped_hour_ends_after_the_skip() -> None:
     start = at("2025-03-30 01:00:00", BERLIN)
     end = end_of("hour", start)
     assert utc(end) == moment("2025-03-30 01:00:00")

@@ -1,6 +1,6 @@
-"""Killed at any moment and started again, the gateway reports what it would have reported without that.
+"""Recovery: a gateway that is killed at any moment and started again reports the same means as without a kill.
 
-For all samples that reached the operating system: see :mod:`tests.killable`.
+This holds for all samples that reached the operating system; see :mod:`tests.killable`.
 """
 
 import gzip
@@ -35,10 +35,10 @@ KOLKATA = ZoneInfo("Asia/Kolkata")
 BERLIN = ZoneInfo("Europe/Berlin")
 LORD_HOWE = ZoneInfo("Australia/Lord_Howe")
 
-#: One of each kind: of magnitudes, of values, and of a type that the configuration does not know.
+#: One sensor of each mode, and one of a type that is not configured.
 SENSORS: Final = {("M", "vib"): "VIB", ("M", "온도 1"): "TEMP", ("N", "x.y"): "Flow"}
 
-#: Seconds of being down, up to weeks.
+#: Seconds between a kill and the next start, up to weeks.
 DOWN: Final = (0.0, 0.2, 5.0, 100.0, 4_000.0, 30_000.0, 300_000.0, 2_000_000.0)
 
 
@@ -57,10 +57,10 @@ def short_step(chance: random.Random) -> float:
 
 
 class RecoveryCase(TestCase):
-    """A folder, and the comparison with a run that was never killed."""
+    """A folder, and the comparison with a gateway that was never killed."""
 
     def setUp(self) -> None:
-        # Nothing here asks what a disk does, and a thousand starts would wait for it.
+        # These tests are not about disks, and a thousand starts would wait for them.
         self.folder = new_folder(self, "recovery", in_memory=True)
         self.addCleanup(self.stop)
         self.killables: list[Killable] = []
@@ -87,11 +87,11 @@ class RecoveryCase(TestCase):
         types: Mapping[tuple[str, str], str] = SENSORS,
         slack: float = 0.0,
     ) -> Killable:
-        """End it, and hold it against a run that was never killed, and against the files.
+        """End a gateway, and compare it with one that was never killed, and with the files.
 
-        :param what: names the run where that is not the test.
-        :param ran: whether it runs; else it is started after the end of all periods.
-        :param slack: by which means may differ from those of the files, as a share of the samples' magnitudes.
+        :param what: description of the run for messages.
+        :param ran: whether it is running; otherwise it is started after the end of all periods.
+        :param slack: allowed difference of means to those of the files, relative to the magnitudes of the samples.
         """
         if ran:
             await killed.end(end)
@@ -120,7 +120,7 @@ class RecoveryCase(TestCase):
         means = means_of_files(killed.data, types)
         self.assertEqual(sorted(found), sorted(means), what)
         for key, (count, mean) in means.items():
-            # An hour that comes twice has two rows.
+            # A repeated hour has two rows.
             rows = found[key]
             self.assertEqual(sum(row["count"] for row in rows), count, f"{what}: {key}")
             if len(rows) == 1:
@@ -131,7 +131,7 @@ class RecoveryCase(TestCase):
 
 
 class RandomKills(RecoveryCase):
-    """Random batches, killed at random moments."""
+    """Random batches, and kills at random moments."""
 
     async def run_seed(
         self,
@@ -145,12 +145,12 @@ class RandomKills(RecoveryCase):
         exact: bool = True,
         with_updates: bool = True,
     ) -> None:
-        """One run.
+        """Run once.
 
-        :param steps_of: seconds until the next batch.
-        :param everybody: whether every sensor sends every time, and the store is prompt.
-        :param exact: whether samples are such that every sum of them is exact.
-        :param with_updates: whether wall-clock arithmetic tells what the last updates were.
+        :param steps_of: returns the seconds until the next batch.
+        :param everybody: whether every sensor sends every time, and the store writes immediately.
+        :param exact: whether every sum of the samples is exact.
+        :param with_updates: whether wall-clock arithmetic gives the expected last updates.
         """
         chance = random.Random(seed)
         what = f"seed {seed} from {begin.isoformat()} in {begin.tzinfo}"
@@ -161,7 +161,7 @@ class RandomKills(RecoveryCase):
             self.move(killed, chance, steps_of)
             fresh = self.send(killed, chance, everybody, exact) - typed
             if fresh or everybody or chance.random() < 0.3 or killed.wall - written > 20 * 3600:
-                # A type that the store does not have is a case of its own.
+                # Types that the store does not have yet are tested elsewhere.
                 typed |= fresh
                 await killed.write()
                 written = killed.wall
@@ -182,7 +182,7 @@ class RandomKills(RecoveryCase):
     def move(self, killed: Killable, chance: random.Random, steps_of: Callable[[random.Random], float]) -> None:
         seconds = steps_of(chance)
         if chance.random() < 0.3:
-            # To the edge of a period that ends soon, or just over it.
+            # To the end of a period that ends soon, or just before or after it.
             now = datetime.fromtimestamp(killed.wall, killed.zone)
             edges = [end_of(period, start_of(period, now)).timestamp() - killed.wall for period in PERIODS]
             edges.append(60 - killed.wall % 60)
@@ -214,7 +214,7 @@ class RandomKills(RecoveryCase):
                 yield chance.randint(-(2**20), 2**20) / 2**12 if exact else chance.gauss(1.0, 2.0)
 
     def check_updates(self, killed: Killable, what: str) -> None:
-        """The restored updates are the last ones: those of an hour at least, without a gap, and none twice."""
+        """Check that the restored updates are the last ones: at least an hour, each once, without a gap."""
         minutes: dict[tuple[str, str], dict[datetime, bool]] = {}
         for batch in killed.sent:
             for sensor, its in batch.samples.items():
@@ -239,29 +239,29 @@ class RandomKills(RecoveryCase):
                 recent = [end for end in ends if end > last - timedelta(minutes=RECENT_UPDATES)]
                 self.assertGreaterEqual(len(restored), len(recent), f"{what}: updates of {machine}/{sensor}")
 
-    async def test_over_a_years_end_in_seoul(self) -> None:
+    async def test_random_kills_around_the_end_of_a_year(self) -> None:
         for seed in range(6):
             await self.run_seed(seed, at("2025-12-30 21:07:13"), steps=60, steps_of=any_step)
 
-    async def test_samples_with_any_digits(self) -> None:
+    async def test_random_kills_with_inexact_sums(self) -> None:
         for seed in range(4):
             await self.run_seed(seed, at("2025-12-31 22:07:13"), steps=60, steps_of=any_step, exact=False)
 
-    async def test_within_seconds_and_minutes(self) -> None:
+    async def test_random_kills_within_seconds_and_minutes(self) -> None:
         for seed in range(4):
             await self.run_seed(
                 seed, at("2025-12-31 23:55:13"), steps=80, steps_of=short_step, down=(0.0, 0.1, 1.0, 10.0, 70.0)
             )
 
-    async def test_in_a_zone_of_half_hours(self) -> None:
+    async def test_random_kills_in_a_half_hour_zone(self) -> None:
         for seed in range(3):
             await self.run_seed(seed, at("2025-12-30 21:07:13", KOLKATA), steps=60, steps_of=any_step)
 
-    async def test_over_the_hour_that_is_skipped(self) -> None:
+    async def test_random_kills_over_a_skipped_hour(self) -> None:
         for seed in range(3):
             await self.run_seed(seed, at("2025-03-29 22:07:13", BERLIN), steps=60, steps_of=any_step)
 
-    async def test_over_the_hour_that_comes_twice(self) -> None:
+    async def test_random_kills_over_a_repeated_hour(self) -> None:
         for seed in range(5):
             await self.run_seed(
                 seed,
@@ -273,7 +273,7 @@ class RandomKills(RecoveryCase):
                 with_updates=False,
             )
 
-    async def test_over_the_half_hours_of_lord_howe(self) -> None:
+    async def test_random_kills_over_clock_changes_of_lord_howe(self) -> None:
         for seed in range(3):
             for begin in ("2025-04-06 00:37:13", "2025-10-05 00:37:13"):
                 await self.run_seed(
@@ -291,13 +291,13 @@ V: Final = {("M", "v"): "VIB"}
 
 
 class NamedKills(RecoveryCase):
-    """One kill or two, at a moment of which there is something to say."""
+    """One or two kills at particular moments."""
 
     begin = at("2025-12-18 10:00:00")
     end = at("2026-02-01 00:00:00")
 
     async def run_through(self, killed: Killable, until: str, every: float = 20.0) -> None:
-        """Send samples up to a time, and let the store have what is over."""
+        """Send samples up to a time, and let all entries reach the store."""
         zone = killed.zone
         while killed.wall + every < datetime.fromisoformat(until).replace(tzinfo=zone).timestamp():
             killed.advance(every)
@@ -318,7 +318,7 @@ class NamedKills(RecoveryCase):
 
     # -- moments
 
-    async def test_at_the_end_of_a_minute_or_an_hour(self) -> None:
+    async def test_kill_at_the_end_of_a_minute_or_an_hour(self) -> None:
         for moment in ("2025-12-18 10:07:00", "2025-12-18 11:00:00"):
             for number, (before, after) in enumerate(
                 ((-0.3, 0.0), (-0.001, 0.002), (0.0, 0.0), (0.001, 5.0), (-9, 90))
@@ -335,7 +335,7 @@ class NamedKills(RecoveryCase):
                 killed.advance(0.25)
                 await self.compare(killed, self.begin, self.end, f"{moment} {before:+}", types=V)
 
-    async def test_between_the_rows_of_a_years_end(self) -> None:
+    async def test_kill_between_the_rows_of_the_end_of_a_year(self) -> None:
         begin = at("2025-12-31 23:50:00")
         for count in range(6):
             killed = await self.started(begin, f"{count}")
@@ -350,7 +350,7 @@ class NamedKills(RecoveryCase):
             await killed.start()
             await self.compare(killed, begin, at("2027-01-01"), f"{count} entries", types=V)
 
-    async def test_while_the_rows_of_a_recovery_are_written(self) -> None:
+    async def test_kill_while_rows_of_a_recovery_are_written(self) -> None:
         begin = at("2025-12-31 22:50:00")
         for count in range(6):
             killed = await self.started(begin, f"{count}")
@@ -363,7 +363,7 @@ class NamedKills(RecoveryCase):
             await killed.start()
             await self.compare(killed, begin, at("2027-01-01"), f"{count} entries", types=V)
 
-    async def test_twice_in_a_minute(self) -> None:
+    async def test_two_kills_in_a_minute(self) -> None:
         killed = await self.started(self.begin)
         for seconds in (10, 10, 10, 25, 10, 0.1, 0.1):
             killed.advance(seconds)
@@ -374,7 +374,7 @@ class NamedKills(RecoveryCase):
             await killed.start()
         await self.compare(killed, self.begin, self.end, types=V)
 
-    async def test_without_one_sample(self) -> None:
+    async def test_kill_without_a_sample(self) -> None:
         killed = await self.started(self.begin)
         await killed.kill()
         await killed.start()
@@ -383,7 +383,7 @@ class NamedKills(RecoveryCase):
 
     # -- samples
 
-    async def test_samples_that_are_no_numbers(self) -> None:
+    async def test_kill_with_samples_that_are_not_finite(self) -> None:
         killed = await self.started(self.begin)
         for _ in range(3):
             killed.advance(15)
@@ -403,7 +403,7 @@ class NamedKills(RecoveryCase):
             self.query(killed, "SELECT time, data, count FROM v_hour_avg"), [("2025-12-18 11:00:00", 2.5, 1)]
         )
 
-    async def test_many_samples_a_minute(self) -> None:
+    async def test_kill_with_many_samples_a_minute(self) -> None:
         killed = await self.started(self.begin)
         chance = random.Random(1)
         for _ in range(24):
@@ -415,19 +415,19 @@ class NamedKills(RecoveryCase):
                 await killed.start()
         await self.compare(killed, self.begin, self.end, types=V, slack=1e-15)
 
-    async def test_a_type_that_the_store_does_not_know(self) -> None:
+    async def test_kill_before_the_type_is_stored(self) -> None:
         killed = await self.started(self.begin)
         killed.advance(10)
         self.send(killed)
         killed.advance(1)
-        # The sighting is in hand.
+        # The entry with the type is waiting.
         await killed.kill()
         self.assertEqual(killed.rows(), {})
         await killed.start()
         self.send(killed)
         await self.compare(killed, self.begin, self.end, types=V)
 
-    async def test_a_type_behind_a_first_message_that_does_not_wait(self) -> None:
+    async def test_large_first_message_waits_for_its_type(self) -> None:
         killed = await self.started(self.begin)
         killed.send_one(*(-1.0 for _ in range(20_000)))
         await killed.kill()
@@ -441,14 +441,14 @@ class NamedKills(RecoveryCase):
         self.assertEqual(killed.recovered.samples, 20_001)
         await self.compare(killed, self.begin, self.end, types=V)
 
-    async def test_a_type_that_is_never_known(self) -> None:
+    async def test_sensor_without_a_stored_type_uses_the_default_mean(self) -> None:
         killed = await self.started(self.begin)
         killed.send_one(-1.0, 2.0)
         killed.advance(1)
         await killed.kill()
         await killed.start()
         await killed.end(self.end)
-        # The mean is that of a type without an entry in ``stat``; the sums of both kinds are there.
+        # The mean is that of a type without an entry in ``stat``; the row has both sums.
         self.assertEqual(self.query(killed, "SELECT data, count, magnitudes FROM v_hour_avg"), [(0.5, 2, 3.0)])
 
     # -- the store
@@ -460,7 +460,7 @@ class NamedKills(RecoveryCase):
         self.addCleanup(other.close)
         return other
 
-    async def test_a_store_that_could_not_be_written_for_hours(self) -> None:
+    async def test_store_that_could_not_be_written_for_hours(self) -> None:
         for is_free in (True, False):
             killed = await self.started(self.begin, f"free at the start: {is_free}")
             await self.run_through(killed, "2025-12-18 10:30:00", 300)
@@ -482,7 +482,7 @@ class NamedKills(RecoveryCase):
             await self.run_through(killed, "2025-12-19 02:30:00", 1200)
             await self.compare(killed, self.begin, self.end, f"free at the start: {is_free}", types=V)
 
-    async def test_a_row_whose_end_in_the_file_is_wrong(self) -> None:
+    async def test_row_with_a_wrong_raw_end(self) -> None:
         for text in ("NULL", "raw_end + 7", "raw_end - 7", "raw_end + 1000000"):
             killed = await self.started(self.begin, text)
             await self.run_through(killed, "2025-12-18 12:20:00", 55)
@@ -493,8 +493,8 @@ class NamedKills(RecoveryCase):
             await self.run_through(killed, "2025-12-18 13:20:00", 55)
             await self.compare(killed, self.begin, self.end, text, types=V)
 
-    async def test_the_ends_of_rows_are_where_later_lines_begin(self) -> None:
-        # What a kill tore stands in the file until the next line is written.
+    async def test_raw_end_of_rows_is_the_begin_of_later_lines(self) -> None:
+        # A torn line stays at the end of the file until the next line is written.
         killed = await self.started(self.begin)
         await self.run_through(killed, "2025-12-18 10:30:00")
         self.send(killed)
@@ -512,13 +512,13 @@ class NamedKills(RecoveryCase):
         await killed.start()
         await self.compare(killed, self.begin, self.end, types=V)
 
-    async def test_a_torn_line_as_long_as_the_one_in_its_place(self) -> None:
+    async def test_torn_line_as_long_as_the_next_line(self) -> None:
         killed = await self.started(self.begin)
         killed.advance(60)
         killed.send_one(1.5)
         await killed.write()
         killed.advance(60)
-        # Its last two bytes are lost: without them it is as long as the next line, which is of the next hour.
+        # Without its last two bytes, it is as long as the next line, which is in the next hour.
         killed.send_one(2.555)
         await killed.kill(lambda count: count - 2)
         await killed.start()
@@ -534,7 +534,7 @@ class NamedKills(RecoveryCase):
 
     # -- clocks
 
-    async def test_a_wall_clock_that_is_set_back_a_little(self) -> None:
+    async def test_clock_set_back_by_seconds(self) -> None:
         for number, (before, step) in enumerate(
             (("10:05:10", 20), ("11:00:05", 20), ("10:07:30", 5), ("11:00:50", 59))
         ):
@@ -559,7 +559,7 @@ class NamedKills(RecoveryCase):
                 await killed.start()
                 await self.compare(killed, self.begin, self.end, what, types=V)
 
-    async def test_a_wall_clock_that_is_set_back_by_hours(self) -> None:
+    async def test_clock_set_back_by_hours(self) -> None:
         for written in (True, False):
             killed = await self.started(self.begin, f"{written}")
             await self.run_through(killed, "2025-12-18 14:10:00", 300)
@@ -576,7 +576,7 @@ class NamedKills(RecoveryCase):
             await killed.start()
             await self.compare(killed, self.begin, self.end, f"written: {written}", types=V)
 
-    async def test_a_wall_clock_that_is_set_back_over_midnight(self) -> None:
+    async def test_clock_set_back_over_midnight(self) -> None:
         begin = at("2025-12-18 23:30:00")
         killed = await self.started(begin)
         await self.run_through(killed, "2025-12-19 00:00:05", 10)
@@ -587,17 +587,17 @@ class NamedKills(RecoveryCase):
         await killed.kill(lambda count: count)
         await killed.start()
         await killed.end(self.end)
-        # How many minutes had samples is not told by two files.
+        # Two files do not tell the number of minutes with samples.
         self.check_files(killed, "", V)
 
-    async def test_a_wall_clock_that_is_set_back_into_a_day_that_has_its_row(self) -> None:
+    async def test_clock_set_back_into_a_day_with_a_row(self) -> None:
         begin = at("2025-12-18 22:00:00")
         killed = await self.started(begin)
         await self.run_through(killed, "2025-12-19 00:10:00", 300)
         killed.wall -= 3 * 3600
         self.send(killed)
         await self.run_through(killed, "2025-12-18 22:05:00", 300)
-        # The hour from 21 on has its row, and the day's, of before, lacks it.
+        # The hour from 21:00 has its row; the earlier row of the day lacks it.
         await killed.write()
         await killed.kill()
         killed.sleep(2 * 86400)
@@ -605,9 +605,9 @@ class NamedKills(RecoveryCase):
         await killed.end(self.end)
         self.check_files(killed, "", V)
 
-    # -- an hour that comes twice
+    # -- repeated hours
 
-    async def test_within_the_hour_that_comes_twice(self) -> None:
+    async def test_kill_within_a_repeated_hour(self) -> None:
         begin = at("2025-10-26 01:10:00", BERLIN)
         for moments in (("02:30", 0), ("02:30", 1)), (("02:59", 0),), (("02:05", 1),), (("01:59", 0), ("03:01", 0)):
             killed = await self.started(begin, f"{moments}")
@@ -626,7 +626,7 @@ class NamedKills(RecoveryCase):
                 await killed.write()
             await self.compare(killed, begin, self.end.replace(tzinfo=BERLIN), f"killed at {moments}", types=V)
 
-    async def test_only_the_second_of_two_hours_has_samples(self) -> None:
+    async def test_kill_in_the_second_hour_without_samples_in_the_first(self) -> None:
         begin = at("2025-10-26 01:10:00", BERLIN)
         killed = await self.started(begin)
         self.send(killed)
@@ -644,8 +644,8 @@ class NamedKills(RecoveryCase):
         self.send(killed)
         await self.compare(killed, begin, self.end.replace(tzinfo=BERLIN), types=V)
 
-    async def test_the_second_of_two_hours_begins_no_earlier_on_the_clock_than_the_first_ended(self) -> None:
-        """Nothing but the first one's row tells the lines of the two."""
+    async def test_second_hour_is_found_by_the_row_of_the_first(self) -> None:
+        """Only the row of the first hour distinguishes the lines of the two."""
         begin = at("2025-10-26 01:10:00", BERLIN)
         for first, second in (("02:59:50", "02:59:55"), ("02:10:00", "02:40:00"), ("02:30:00", "02:30:00")):
             for kills in range(3):
@@ -673,8 +673,8 @@ class NamedKills(RecoveryCase):
                 counts = self.query(killed, "SELECT count FROM v_hour_avg ORDER BY start")
                 self.assertEqual(counts, [(5,), (5,), (3,)], what)
 
-    async def test_two_hours_at_the_end_of_a_day(self) -> None:
-        """In Cairo the clocks go back at midnight."""
+    async def test_repeated_hour_at_the_end_of_a_day(self) -> None:
+        """Clocks go back at midnight in Cairo."""
         zone = ZoneInfo("Africa/Cairo")
         begin = at("2025-10-30 22:10:00", zone)
         killed = await self.started(begin)
@@ -690,7 +690,7 @@ class NamedKills(RecoveryCase):
         await self.compare(killed, begin, self.end.replace(tzinfo=zone), types=V)
         self.assertEqual(self.query(killed, "SELECT count FROM v_hour_avg"), [(5,), (5,)])
 
-    async def test_the_end_of_the_first_of_two_hours_is_not_known(self) -> None:
+    async def test_repeated_hour_with_an_unknown_raw_end(self) -> None:
         begin = at("2025-10-26 01:50:00", BERLIN)
         killed = await self.started(begin)
         for _ in range(25):
@@ -704,7 +704,7 @@ class NamedKills(RecoveryCase):
 
     # -- updates
 
-    async def test_the_last_updates_over_midnight(self) -> None:
+    async def test_last_updates_over_midnight(self) -> None:
         killed = await self.started(at("2025-12-18 22:50:00"))
         for minutes in (50, 60, 45):
             for _ in range(minutes):
@@ -720,18 +720,18 @@ class NamedKills(RecoveryCase):
         self.assertEqual(len(expected), 60)
         self.assertEqual(expected[0]["time"], "2025-12-19 00:26:00.000000")
 
-    async def test_the_last_updates_where_the_newest_file_has_no_line(self) -> None:
+    async def test_last_updates_if_the_newest_file_has_no_line(self) -> None:
         killed = await self.started(at("2025-12-18 23:50:00"))
         await self.run_through(killed, "2025-12-19 00:00:00")
         killed.advance(1)
         await killed.write()
         self.send(killed)
-        # As far as into the first line.
+        # A kill has torn the first line.
         await killed.kill(lambda _: 15)
         await killed.start()
         self.assertEqual(killed.snapshot("M"), {"v": [update.payload() for update in killed.heard[-60:]]})
 
-    async def test_the_last_updates_behind_an_hour_that_comes_twice(self) -> None:
+    async def test_last_updates_after_a_repeated_hour(self) -> None:
         for until in ("2025-10-26 02:20:00", "2025-10-26 03:10:00"):
             killed = await self.started(at("2025-10-26 01:30:00", BERLIN), until)
             while killed.wall < at(until, BERLIN, 1).timestamp():
@@ -748,12 +748,12 @@ class NamedKills(RecoveryCase):
 
     # -- rows of other days
 
-    async def test_rows_that_were_added_later_count_nothing_again(self) -> None:
+    async def test_rows_added_later_do_not_repeat_samples(self) -> None:
         killed = await self.started(self.begin)
         await self.run_through(killed, "2025-12-18 11:30:00", 60)
         await killed.kill(lambda count: count)
         before = killed.rows()
-        # As recompute adds them: their ids are the highest.
+        # As the recompute command adds them, with the highest ids.
         with sqlite3.connect(killed.db / "M.db") as connection:
             tables = MachineTables(connection)
             for number in range(1, 150):
@@ -767,12 +767,12 @@ class NamedKills(RecoveryCase):
         hours = [row for row in killed.rows()["M", "v_hour_avg"] if row["time"] >= "2025-12-18"]
         self.assertEqual(hours, before["M", "v_hour_avg"])
 
-    async def test_a_clock_that_was_ahead_for_a_while(self) -> None:
+    async def test_clock_that_was_ahead_for_a_minute(self) -> None:
         counts = []
         for kills in (False, True):
             killed = await self.started(at("2025-12-18 22:30:00"), f"ahead {kills}")
             await self.run_through(killed, "2025-12-18 22:40:00")
-            # Over a year for a minute, and back.
+            # Ahead by more than a year for a minute, and back.
             killed.wall += 400 * 86400
             for _ in range(4):
                 killed.advance(20)
@@ -797,12 +797,12 @@ class NamedKills(RecoveryCase):
         self.assertEqual(counts[1], counts[0])
         self.assertIn("2025-12-18 23:00:00", {time for _, time, _, _ in counts[0]})
 
-    async def test_a_database_that_cannot_be_asked_counts_nothing_again(self) -> None:
+    async def test_unreadable_database_does_not_repeat_samples(self) -> None:
         killed = await self.started(self.begin)
         await self.run_through(killed, "2025-12-18 11:30:00", 60)
         await killed.kill(lambda count: count)
         before = killed.rows()["M", "v_hour_avg"]
-        # Somebody's own table is passed over; a file that is broken is left alone.
+        # A foreign table is skipped, and a broken file is not touched.
         self.query(killed, "CREATE TABLE notes_hour_avg (id, text)")
         await killed.start()
         await killed.kill(lambda count: count)
@@ -820,7 +820,7 @@ class NamedKills(RecoveryCase):
         await killed.start()
         self.assertEqual(killed.recovered.samples, 90)
 
-    async def test_a_strange_row_costs_no_other(self) -> None:
+    async def test_invalid_row_does_not_affect_the_others(self) -> None:
         killed = await self.started(self.begin)
         await self.run_through(killed, "2025-12-18 11:30:00", 60)
         self.query(
@@ -834,7 +834,7 @@ class NamedKills(RecoveryCase):
         self.assertGreater(days[0][1], 0)
         self.assertEqual(killed.counters.store_lost._value.get(), 0)
 
-    async def test_a_file_that_was_moved_away_and_grew_again(self) -> None:
+    async def test_raw_file_that_was_moved_and_written_again(self) -> None:
         killed = await self.started(self.begin)
         await self.run_through(killed, "2025-12-18 11:00:30", 60)
         path = killed.data / "M" / "20251218_v.csv"
@@ -847,10 +847,10 @@ class NamedKills(RecoveryCase):
         await killed.start()
         self.assertEqual(killed.recovered.samples, lines)
 
-    async def test_the_last_updates_are_found_in_what_was_sent_not_in_what_time_has_passed(self) -> None:
+    async def test_last_updates_are_found_over_gaps_without_samples(self) -> None:
         killed = await self.started(at("2025-12-17 15:00:00"))
         await self.run_through(killed, "2025-12-17 17:00:00", 60)
-        # A night without samples, and a few in the morning.
+        # No samples in the night, and a few in the morning.
         killed.go_to(at("2025-12-18 08:00:00"))
         await self.run_through(killed, "2025-12-18 08:10:30", 60)
         await killed.kill(lambda count: count)
@@ -859,7 +859,7 @@ class NamedKills(RecoveryCase):
 
     # -- files
 
-    async def test_a_machine_is_known_without_any_file(self) -> None:
+    async def test_machine_without_raw_files_is_known(self) -> None:
         killed = await self.started(self.begin)
         await self.run_through(killed, "2025-12-18 12:20:00", 60)
         await killed.kill(lambda count: count)
@@ -873,7 +873,7 @@ class NamedKills(RecoveryCase):
             counts, {"v_hour_avg": [177, 180], "v_day_avg": [357], "v_month_avg": [357], "v_year_avg": [357]}
         )
 
-    async def test_files_that_cannot_be_read_cost_nobody_else_anything(self) -> None:
+    async def test_unreadable_files_do_not_affect_the_others(self) -> None:
         whole = gzip.compress(b"time,data\n10:00:00,1\n" * 1000)
 
         def broken(path: Path) -> None:
@@ -912,10 +912,10 @@ class NamedKills(RecoveryCase):
             killed.send("M", types, {"v": [1.0], "w": [2.0]})
             await killed.end(self.end)
             self.assertEqual(self.query(killed, "SELECT count FROM w_hour_avg"), [(11,)], make.__name__)
-            # What cannot be read is the day before: the open hour is in a file that can be.
+            # The file of the day before is unreadable; that of the open hour is readable.
             self.assertEqual(self.query(killed, "SELECT count FROM v_hour_avg"), [(11,)], make.__name__)
 
-    async def test_a_folder_in_the_place_of_the_file(self) -> None:
+    async def test_folder_instead_of_a_raw_file(self) -> None:
         killed = await self.started(self.begin)
         (killed.data / "M" / "20251218_v.csv").mkdir(parents=True)
         for _ in range(2):
@@ -934,7 +934,7 @@ class NamedKills(RecoveryCase):
     def batch_of(self, killed: Killable) -> Batch:
         return Batch("M", {"v": SensorBatch("VIB", array("d", [1.0]))}, killed.now())
 
-    async def test_a_file_that_was_compressed_is_complete(self) -> None:
+    async def test_compressed_file_is_not_read_again(self) -> None:
         killed = await self.started(self.begin)
         await self.run_through(killed, "2025-12-18 12:20:00", 60)
         await killed.kill(lambda count: count)
@@ -945,14 +945,14 @@ class NamedKills(RecoveryCase):
         with gzip.open(f"{path}.gz", "wb") as file:
             file.write(path.read_bytes())
         os.utime(f"{path}.gz", (path.stat().st_atime, path.stat().st_mtime))
-        # Killed before and after the file itself was removed.
+        # Kills before and after the removal of the file.
         for _ in range(2):
             await killed.start()
             self.assertEqual(killed.recovered.entries, [])
             await killed.kill()
             path.unlink(missing_ok=True)
 
-    async def test_more_files_without_rows_than_are_read(self) -> None:
+    async def test_more_files_without_rows_than_the_maximum_are_logged(self) -> None:
         killed = Killable(self.folder / "killed", at("2025-12-18 10:00:00"))
         self.killables.append(killed)
         (killed.data / "M").mkdir()
@@ -968,7 +968,7 @@ class NamedKills(RecoveryCase):
         days = self.query(killed, "SELECT time, data, count FROM v_day_avg")
         self.assertEqual(days, [(f"2025-12-{day} 00:00:00", 2.0, 2) for day in (16, 17, 18)])
 
-    async def test_lines_that_are_none(self) -> None:
+    async def test_lines_that_are_not_sample_lines(self) -> None:
         killed = Killable(self.folder / "killed", at("2025-12-18 10:30:00"))
         self.killables.append(killed)
         (killed.data / "M").mkdir()
@@ -1008,7 +1008,7 @@ class NamedKills(RecoveryCase):
         (killed.data / "M" / "20251218_v.csv").write_bytes(content)
         return content
 
-    async def test_an_old_servers_directory_is_continued(self) -> None:
+    async def test_directory_of_the_old_server_is_continued(self) -> None:
         killed = Killable(self.folder / "killed", at("2025-12-18 10:20:00"))
         self.killables.append(killed)
         before = self.old_directory(killed)
@@ -1036,7 +1036,7 @@ class NamedKills(RecoveryCase):
         hours = self.query(killed, "SELECT time, data, count, minutes FROM v_hour_avg WHERE count IS NOT NULL")
         mean = math.fsum(map(abs, samples)) / len(samples)
         self.assertEqual(hours, [("2025-12-18 10:00:00", mean, len(samples), 36), ("2025-12-18 11:00:00", 8.0, 1, 1)])
-        # An hour without a count weighs as one in which samples came as fast as in those that have one.
+        # An hour without a count has the weight of an hour with samples at the same rate as in the others.
         weight = 60 * (len(samples) + 1) / 37
         total = math.fsum([*map(abs, samples), 8.0, *((1.0 + hour / 4) * weight for hour in range(10))])
         (_, (time, data, count)) = self.query(killed, "SELECT time, data, count FROM v_day_avg ORDER BY id")

@@ -1,4 +1,4 @@
-"""Minutes, hours and what longer periods end: over all samples, on the wall clock's boundaries, exact."""
+"""Rollup: minutes, hours and the ends of longer periods, by the boundaries of the wall clock."""
 
 import itertools
 import math
@@ -29,8 +29,8 @@ def at(text: str, zone: tzinfo = SEOUL) -> datetime:
     return datetime.fromisoformat(text).replace(tzinfo=zone)
 
 
-class Station:
-    """A rollup behind a wall clock, and what came out of it."""
+class RollupPlant:
+    """A rollup with a wall clock, and its updates and entries."""
 
     def __init__(self, zone: tzinfo = SEOUL) -> None:
         self.wall = 0.0
@@ -40,7 +40,7 @@ class Station:
         self.entries: list[ClosedHour | ClosedPeriod] = []
 
     def now(self, shown: datetime) -> datetime:
-        """What time it is for the gateway while the wall clock shows this."""
+        """Set the wall clock, and return the time of the gateway."""
         self.wall = shown.timestamp()
         return self.clock.now()
 
@@ -52,14 +52,14 @@ class Station:
         self.entries += ended.entries
 
     def batch(self, shown: datetime, samples: Iterable[float], **other: str) -> None:
-        """One batch; ``other`` may name the machine, the sensor and the type."""
+        """Add a batch; ``other`` may name the machine, the sensor and the type."""
         now = self.now(shown)
         self.take(self.rollup.advance(now))
         sensor = SensorBatch(other.get("type", "TEMP"), array("d", samples))
         self.rollup.add(Batch(other.get("machine", "M"), {other.get("sensor", "s"): sensor}, now))
 
     def replay(self, shown: datetime, samples: Iterable[float], machine: str = "M", sensor: str = "s") -> None:
-        """Samples that a raw file holds."""
+        """Replay samples of a raw file."""
         self.take(self.rollup.replay(machine, sensor, shown.replace(microsecond=0), array("d", samples)))
 
     @property
@@ -77,7 +77,7 @@ class Station:
         return [(wall_time(hour.start), hour.bucket.mean(hour.mode)) for hour in self.means]
 
     def ends(self) -> list[str]:
-        """What is over, in its order: ``hour 2025-12-18 10:00:00``."""
+        """Return the ended periods in order, such as ``hour 2025-12-18 10:00:00``."""
         return [
             f"{entry.period if isinstance(entry, ClosedPeriod) else 'hour'} {wall_time(entry.start)}"
             for entry in self.entries
@@ -90,8 +90,8 @@ class Station:
 @pytest.mark.parametrize(
     ("kind", "mean"), [("VIB", 2.0), ("vib", 2.0), ("TEMP", -1.0), ("Temp", -1.0), ("RPM", -1.0), ("", -1.0)]
 )
-def test_abs_and_real_by_type(kind: str, mean: float) -> None:
-    station = Station()
+def test_mean_mode_depends_on_the_type(kind: str, mean: float) -> None:
+    station = RollupPlant()
     station.batch(at("2025-12-18 10:11:12"), [1.0, -3.0, -3.0], type=kind)
     station.batch(at("2025-12-18 10:11:13"), [1.0], type=kind)
     station.tick(at("2025-12-18 11:00:00"))
@@ -99,16 +99,16 @@ def test_abs_and_real_by_type(kind: str, mean: float) -> None:
     assert station.hours() == [("2025-12-18 10:00:00", mean)]
 
 
-def test_what_is_not_finite_is_left_out_and_counted() -> None:
-    station = Station()
+def test_infinite_samples_are_left_out_and_counted() -> None:
+    station = RollupPlant()
     station.batch(at("2025-12-18 10:11:12"), [math.nan, 1.0, math.inf, 2.0, -math.inf])
     assert station.left_out == 3
     station.tick(at("2025-12-18 10:12:00"))
     assert station.minutes() == [("2025-12-18 10:12:00", 1.5)]
 
 
-def test_a_sensor_with_nothing_finite_sends_no_update() -> None:
-    station = Station()
+def test_sensor_without_finite_samples_has_no_update() -> None:
+    station = RollupPlant()
     station.batch(at("2025-12-18 10:11:12"), [math.nan, math.nan])
     station.batch(at("2025-12-18 10:11:12"), [], sensor="silent")
     station.tick(at("2025-12-18 11:12:00"))
@@ -123,8 +123,8 @@ def test_a_sensor_with_nothing_finite_sends_no_update() -> None:
         ("2025-12-31 23:59:00", "2025-12-31 23:59:59.999999", "2026-01-01 00:00:00"),
     ],
 )
-def test_a_minute_ends_with_its_end_time(first: str, last: str, end: str) -> None:
-    station = Station()
+def test_update_has_the_end_of_its_minute(first: str, last: str, end: str) -> None:
+    station = RollupPlant()
     station.batch(at(first), [1.0])
     station.batch(at(last), [2.0])
     assert station.updates == []
@@ -135,17 +135,17 @@ def test_a_minute_ends_with_its_end_time(first: str, last: str, end: str) -> Non
     assert len(station.updates) == 1, "a minute without samples has no update"
 
 
-def test_a_late_tick_closes_the_minute_of_the_samples() -> None:
-    # As after a suspended machine: the update says which minute it was.
-    station = Station()
+def test_late_advance_closes_the_minute_of_the_samples() -> None:
+    # As after a suspend of the computer: the update has the time of its minute.
+    station = RollupPlant()
     station.batch(at("2025-12-18 10:11:12"), [1.0])
     station.batch(at("2025-12-18 13:45:01"), [2.0])
     assert station.minutes() == [("2025-12-18 10:12:00", 1.0)]
     assert station.hours() == [("2025-12-18 10:00:00", 1.0)]
 
 
-def test_sensors_and_machines_are_apart() -> None:
-    station = Station()
+def test_sensors_and_machines_are_separate() -> None:
+    station = RollupPlant()
     now = at("2025-12-18 10:11:12")
     station.batch(now, [1.0], machine="A", sensor="x")
     station.batch(now, [2.0], machine="B", sensor="x")
@@ -159,8 +159,8 @@ def test_sensors_and_machines_are_apart() -> None:
 # -- hours
 
 
-def test_an_hour_is_the_mean_over_all_samples_and_not_of_means() -> None:
-    station = Station()
+def test_hour_is_the_mean_of_all_samples() -> None:
+    station = RollupPlant()
     station.batch(at("2025-12-18 10:00:00"), [10.0])
     station.batch(at("2025-12-18 10:01:00"), [2.0, 2.0, 2.0])
     station.batch(at("2025-12-18 10:59:59"), [0.0])
@@ -175,16 +175,16 @@ def test_an_hour_is_the_mean_over_all_samples_and_not_of_means() -> None:
     assert station.hours()[1:] == [("2025-12-18 11:00:00", 7.0)]
 
 
-def test_an_hour_without_samples_has_no_mean() -> None:
-    station = Station()
+def test_hour_without_samples_has_no_entry() -> None:
+    station = RollupPlant()
     station.batch(at("2025-12-18 10:00:00"), [1.0])
     for hour in (11, 12, 13):
         station.tick(at(f"2025-12-18 {hour}:00:00"))
     assert station.hours() == [("2025-12-18 10:00:00", 1.0)]
 
 
-def test_the_same_hour_of_the_next_day_is_another() -> None:
-    station = Station()
+def test_same_hour_of_the_next_day_is_separate() -> None:
+    station = RollupPlant()
     station.batch(at("2025-12-18 10:30:00"), [1.0])
     station.batch(at("2025-12-19 10:30:00"), [2.0])
     station.tick(at("2025-12-19 11:00:00"))
@@ -195,22 +195,22 @@ def test_the_same_hour_of_the_next_day_is_another() -> None:
 
 
 def every_minute(zone: tzinfo, day: str, hours: int) -> Iterator[tuple[int, datetime]]:
-    """The minutes of a day: how many have passed since midnight, and the wall clock."""
+    """Yield each minute of a day: its number since midnight, and its time."""
     midnight = at(day, zone).timestamp()
     for minute in range(hours * 60):
         yield minute, datetime.fromtimestamp(midnight + 60 * minute + 30, zone)
 
 
-def a_day_of(zone: tzinfo, day: str, hours: int) -> Station:
-    """A day with a sample a minute, which says the how manieth hour it is."""
-    station = Station(zone)
+def a_day_of(zone: tzinfo, day: str, hours: int) -> RollupPlant:
+    """Return the rollup of a day with one sample a minute, whose value is the number of the hour."""
+    station = RollupPlant(zone)
     for minute, now in every_minute(zone, day, hours):
         station.batch(now, [float(minute // 60)])
     station.tick(datetime.fromtimestamp(at(day, zone).timestamp() + 3600 * hours, zone))
     return station
 
 
-def test_hours_of_a_half_hour_zone_begin_on_its_own_wall_clock() -> None:
+def test_hours_of_a_half_hour_zone_begin_by_its_wall_clock() -> None:
     station = a_day_of(KOLKATA, "2025-12-18", 24)
     assert station.hours() == [(f"2025-12-18 {hour:02}:00:00", float(hour)) for hour in range(24)]
     # 10:00 in Kolkata is 04:30 UTC.
@@ -218,7 +218,7 @@ def test_hours_of_a_half_hour_zone_begin_on_its_own_wall_clock() -> None:
     assert wall_time(station.updates[599].minute_end) == "2025-12-18 10:00:00"
 
 
-def test_a_day_of_23_hours() -> None:
+def test_day_of_23_hours() -> None:
     station = a_day_of(BERLIN, "2025-03-30", 23)
     clock = [hour for hour in range(24) if hour != 2]
     assert station.hours() == [(f"2025-03-30 {hour:02}:00:00", float(i)) for i, hour in enumerate(clock)]
@@ -227,7 +227,7 @@ def test_a_day_of_23_hours() -> None:
     assert wall_time(station.updates[119].minute_end) == "2025-03-30 03:00:00"
 
 
-def test_a_day_of_25_hours_has_one_hour_twice() -> None:
+def test_day_of_25_hours_has_a_repeated_hour() -> None:
     station = a_day_of(BERLIN, "2025-10-26", 25)
     clock = [0, 1, 2, *range(2, 24)]
     assert station.hours() == [(f"2025-10-26 {hour:02}:00:00", float(i)) for i, hour in enumerate(clock)]
@@ -236,9 +236,9 @@ def test_a_day_of_25_hours_has_one_hour_twice() -> None:
     assert all(later - earlier == timedelta(minutes=1) for earlier, later in itertools.pairwise(ends))
 
 
-def test_the_same_minute_an_hour_later_in_an_hour_that_comes_twice() -> None:
-    # 02:30 twice, with nothing between: only the offset tells them apart.
-    station = Station(BERLIN)
+def test_same_minute_of_a_repeated_hour_is_separate() -> None:
+    # 02:30 repeats without samples between: only the offset differs.
+    station = RollupPlant(BERLIN)
     station.batch(at("2025-10-26 02:30:10", BERLIN), [1.0])
     station.batch(at("2025-10-26 02:30:10", BERLIN).replace(fold=1), [2.0])
     station.tick(at("2025-10-26 03:00:00", BERLIN))
@@ -251,12 +251,12 @@ def test_the_same_minute_an_hour_later_in_an_hour_that_comes_twice() -> None:
 
 @pytest.mark.parametrize("step", [1, 30, 59])
 @pytest.mark.parametrize("moment", ["2025-12-18 10:05:00", "2025-12-18 11:00:00", "2025-12-19 00:00:00"])
-def test_a_small_step_back_loses_nothing_and_says_nothing_twice(moment: str, step: int) -> None:
+def test_small_step_back_neither_loses_nor_repeats_periods(moment: str, step: int) -> None:
     boundary = at(moment)
-    station = Station()
+    station = RollupPlant()
     station.batch(boundary - timedelta(seconds=90), [1.0])
     station.batch(boundary, [2.0])
-    # Back over the boundary, and on as before.
+    # The clock is set back over the boundary, and continues.
     station.batch(boundary - timedelta(seconds=step), [4.0])
     station.batch(boundary + timedelta(seconds=1), [8.0])
     station.batch(boundary + timedelta(seconds=60), [16.0])
@@ -271,8 +271,8 @@ def test_a_small_step_back_loses_nothing_and_says_nothing_twice(moment: str, ste
         assert station.hours() == [(before, 1.0), (moment, 30.0 / 4)]
 
 
-def test_a_large_step_back_does_not_stop_the_minutes() -> None:
-    station = Station()
+def test_large_step_back_does_not_stop_the_minutes() -> None:
+    station = RollupPlant()
     station.batch(at("2025-12-18 10:05:30"), [1.0])
     station.batch(at("2025-12-18 08:00:30"), [2.0])
     station.batch(at("2025-12-18 08:01:30"), [3.0])
@@ -285,14 +285,14 @@ def test_a_large_step_back_does_not_stop_the_minutes() -> None:
     assert station.hours() == [("2025-12-18 10:00:00", 1.0), ("2025-12-18 08:00:00", 2.5)]
 
 
-# -- beyond a double
+# -- sums that exceed a double
 
 
 @pytest.mark.parametrize("samples", [[1e308, 1e308], [1.7e308, 1.7e308, 1.7e308], [1.7e308, -1.7e308, 1.7e308]])
 @pytest.mark.parametrize("kind", ["VIB", "TEMP"])
-def test_finite_samples_whose_sum_is_beyond_a_double(samples: list[float], kind: str) -> None:
-    # Whether they are counted or left out: nothing is raised, no other sensor suffers, and no mean is NaN.
-    station = Station()
+def test_samples_with_a_sum_that_exceeds_a_double_are_left_out(samples: list[float], kind: str) -> None:
+    # Nothing is raised, no other sensor is affected, and no mean is NaN.
+    station = RollupPlant()
     now = at("2025-12-18 10:11:12")
     station.tick(now)
     both = {"huge": SensorBatch(kind, array("d", samples)), "other": SensorBatch("TEMP", array("d", [1.0, 2.0]))}
@@ -304,8 +304,8 @@ def test_finite_samples_whose_sum_is_beyond_a_double(samples: list[float], kind:
     assert all(math.isfinite(mean) for _, mean in station.hours())
 
 
-def test_single_huge_samples_in_many_batches_leave_the_mean_finite() -> None:
-    station = Station()
+def test_huge_samples_in_many_batches_keep_the_mean_finite() -> None:
+    station = RollupPlant()
     for second in range(4):
         station.batch(at(f"2025-12-18 10:11:0{second}"), [1.7e308])
     station.tick(at("2025-12-18 11:00:00"))
@@ -316,8 +316,8 @@ def test_single_huge_samples_in_many_batches_leave_the_mean_finite() -> None:
 # -- days, months, years
 
 
-def test_longer_periods_end_after_the_hour_the_shortest_first() -> None:
-    station = Station()
+def test_longer_periods_end_after_the_hour_shortest_first() -> None:
+    station = RollupPlant()
     station.batch(at("2025-12-31 22:10:00"), [1.0])
     station.batch(at("2025-12-31 23:10:00"), [2.0])
     station.tick(at("2026-01-01 00:00:00"))
@@ -333,8 +333,8 @@ def test_longer_periods_end_after_the_hour_the_shortest_first() -> None:
     assert len(station.entries) == 5
 
 
-def test_a_sensor_that_was_silent_ends_its_day_on_time_and_no_other() -> None:
-    station = Station()
+def test_silent_sensor_ends_its_day_on_time() -> None:
+    station = RollupPlant()
     station.batch(at("2025-12-18 03:10:00"), [1.0])
     station.tick(at("2025-12-18 23:59:59.999"))
     assert station.ends() == ["hour 2025-12-18 03:00:00"]
@@ -347,8 +347,8 @@ def test_a_sensor_that_was_silent_ends_its_day_on_time_and_no_other() -> None:
     assert station.ends()[2:] == ["month 2025-12-01 00:00:00", "year 2025-01-01 00:00:00"]
 
 
-def test_a_late_tick_ends_everything_that_is_over() -> None:
-    station = Station()
+def test_late_advance_closes_all_ended_periods() -> None:
+    station = RollupPlant()
     station.batch(at("2025-11-18 10:11:12"), [1.0])
     station.batch(at("2026-02-03 10:11:12"), [2.0])
     assert station.ends() == [
@@ -359,8 +359,8 @@ def test_a_late_tick_ends_everything_that_is_over() -> None:
     ]
 
 
-def test_a_sensor_without_finite_samples_has_no_days() -> None:
-    station = Station()
+def test_sensor_without_finite_samples_has_no_days() -> None:
+    station = RollupPlant()
     station.batch(at("2025-12-31 10:11:12"), [math.nan])
     station.tick(at("2026-01-01 00:00:00"))
     assert station.entries == []
@@ -377,7 +377,7 @@ def test_days_of_23_and_25_hours_end_at_midnight() -> None:
 @pytest.mark.parametrize(("day", "length"), [("2025-04-06", 24.5), ("2025-10-05", 23.5)])
 def test_hours_of_ninety_and_of_thirty_minutes(day: str, length: float) -> None:
     zone = ZoneInfo("Australia/Lord_Howe")
-    station = Station(zone)
+    station = RollupPlant(zone)
     for _, now in itertools.islice(every_minute(zone, day, 25), int(length * 60)):
         station.batch(now, [1.0])
     station.tick(datetime.fromtimestamp(at(day, zone).timestamp() + 3600 * length, zone))
@@ -388,10 +388,10 @@ def test_hours_of_ninety_and_of_thirty_minutes(day: str, length: float) -> None:
     assert station.ends()[-1] == f"day {day} 00:00:00"
 
 
-def test_clocks_that_are_set_back_amid_an_hour_lose_nothing() -> None:
-    # Chatham's, from a quarter to four to a quarter to three: both hours have a part before and one behind the change.
+def test_clock_change_within_an_hour_loses_no_sample() -> None:
+    # On the Chatham Islands, 03:45 becomes 02:45: both hours have a part before and after the change.
     zone = ZoneInfo("Pacific/Chatham")
-    station = Station(zone)
+    station = RollupPlant(zone)
     for _, now in every_minute(zone, "2026-04-05", 25):
         station.batch(now, [1.0])
     station.tick(datetime.fromtimestamp(at("2026-04-05", zone).timestamp() + 25 * 3600, zone))
@@ -407,9 +407,9 @@ def test_clocks_that_are_set_back_amid_an_hour_lose_nothing() -> None:
     assert station.ends().count("day 2026-04-05 00:00:00") == 1
 
 
-def test_a_day_whose_midnight_is_skipped() -> None:
+def test_day_with_a_skipped_midnight() -> None:
     zone = ZoneInfo("America/Sao_Paulo")
-    station = Station(zone)
+    station = RollupPlant(zone)
     station.batch(at("2018-11-03 23:30:00", zone), [1.0])
     station.batch(at("2018-11-04 01:00:00", zone), [2.0])
     assert station.ends() == ["hour 2018-11-03 23:00:00", "day 2018-11-03 00:00:00"]
@@ -417,8 +417,8 @@ def test_a_day_whose_midnight_is_skipped() -> None:
     assert station.ends()[2:] == ["hour 2018-11-04 01:00:00", "day 2018-11-04 00:00:00"]
 
 
-def test_extremes_and_when_they_came() -> None:
-    station = Station()
+def test_extremes_have_their_time() -> None:
+    station = RollupPlant()
     station.batch(at("2025-12-18 10:00:01.9"), [1.0, 5.0, math.nan, 5.0])
     station.batch(at("2025-12-18 10:00:02.1"), [math.inf, -7.0, 5.0])
     station.batch(at("2025-12-18 10:30:00"), [-7.0, 9.0])
@@ -429,10 +429,10 @@ def test_extremes_and_when_they_came() -> None:
     assert (hour.bucket.count, hour.bucket.minutes) == (7, 2)
 
 
-def test_when_extremes_came_in_batches_across_a_chunk() -> None:
-    station = Station()
+def test_extremes_in_batches_across_a_chunk_have_their_time() -> None:
+    station = RollupPlant()
     start = at("2025-12-18 10:00:00")
-    # 20 batches of 100: the eleventh lies in two chunks.
+    # Batches of 100 samples: one is divided between two chunks.
     for second in range(20):
         samples = [float(second)] * 100
         if second == 10:
@@ -448,22 +448,22 @@ def test_when_extremes_came_in_batches_across_a_chunk() -> None:
 # -- types that change
 
 
-def test_a_type_that_changes_counts_from_then_on_for_what_is_open() -> None:
-    station = Station()
+def test_changed_type_applies_to_open_periods() -> None:
+    station = RollupPlant()
     station.batch(at("2025-12-18 10:00:00"), [-1.0], type="TEMP")
     station.batch(at("2025-12-18 10:01:00"), [-1.0], type="VIB")
     station.batch(at("2025-12-18 10:02:00"), [-1.0], type="TEMP")
     station.batch(at("2025-12-18 10:03:00"), [-1.0], type="VIB")
     station.tick(at("2025-12-19 00:00:00"))
-    # A minute ends with the type it had; the sums of the hour hold both means.
+    # A minute ends with its last type; the sums of the hour hold both means.
     assert [mean for _, mean in station.minutes()] == [-1.0, 1.0, -1.0, 1.0]
     assert [hour.mode for hour in station.means] == ["ABS"]
     assert [entry.mode for entry in station.entries] == ["ABS", "ABS"]
     assert station.means[0].bucket.mean("REAL") == -1.0
 
 
-def test_a_batch_without_samples_tells_the_type() -> None:
-    station = Station()
+def test_batch_without_samples_sets_the_type() -> None:
+    station = RollupPlant()
     station.batch(at("2025-12-18 10:00:00"), [-1.0], type="TEMP")
     station.batch(at("2025-12-18 10:00:01"), [], type="VIB")
     station.tick(at("2025-12-18 10:01:00"))
@@ -475,8 +475,8 @@ def test_a_batch_without_samples_tells_the_type() -> None:
 
 @pytest.mark.parametrize("seconds", [61, 600, 3600, 86_400, 40 * 86_400])
 @pytest.mark.parametrize("forward", [0, 30, 600, 86_400])
-def test_a_large_step_back_and_forward_neither_loses_nor_doubles_a_sample(seconds: int, forward: int) -> None:
-    station = Station()
+def test_large_steps_neither_lose_nor_repeat_samples(seconds: int, forward: int) -> None:
+    station = RollupPlant()
     now = at("2025-12-31 23:50:00")
     number = 0
 
@@ -496,7 +496,7 @@ def test_a_large_step_back_and_forward_neither_loses_nor_doubles_a_sample(second
     assert sum(hour.bucket.count for hour in station.means) == 2 * 450
     total = math.fsum(hour.bucket.total for hour in station.means)
     assert total == 9 * (2.0**50 - 1) + 450 / 2
-    # All that have rows are over at last, and not before the hours in them.
+    # All periods end, and not before their hours.
     for period in PERIODS[1:]:
         found = [f"{period} {wall_time(start_of(period, hour.start))}" for hour in station.means]
         ends = station.ends()
@@ -505,8 +505,8 @@ def test_a_large_step_back_and_forward_neither_loses_nor_doubles_a_sample(second
             assert end in ends[place + 1 :], "the row is made again after the hour that came late"
 
 
-def test_a_step_forward_ends_what_is_behind() -> None:
-    station = Station()
+def test_step_forward_closes_earlier_periods() -> None:
+    station = RollupPlant()
     station.batch(at("2025-12-18 10:11:12"), [1.0])
     station.batch(at("2026-12-18 10:11:12"), [2.0])
     station.batch(at("2025-12-18 10:11:20"), [4.0])
@@ -518,16 +518,16 @@ def test_a_step_forward_ends_what_is_behind() -> None:
     ]
 
 
-# -- known again after a start
+# -- resumed after a start
 
 
 def open_at(time: str) -> dict[str, datetime]:
-    """The longer periods that are open at some time."""
+    """Return the starts of the longer periods that are open at a time."""
     return {period: start_of(period, at(time)) for period in PERIODS[1:]}
 
 
-def test_resume_ends_what_has_no_row() -> None:
-    station = Station()
+def test_resume_closes_periods_without_a_row() -> None:
+    station = RollupPlant()
     station.rollup.resume("M", "s", "VIB", open_at("2025-12-31 23:00:00"))
     station.tick(at("2026-01-01 00:00:30"))
     assert station.ends() == [
@@ -538,8 +538,8 @@ def test_resume_ends_what_has_no_row() -> None:
     assert {entry.mode for entry in station.entries} == {"ABS"}
 
 
-def test_resume_leaves_what_has_a_row() -> None:
-    station = Station()
+def test_resume_keeps_open_periods() -> None:
+    station = RollupPlant()
     longer = open_at("2025-12-31 23:00:00")
     del longer["day"]
     assert station.rollup.resume("M", "s", None, longer) == "REAL"
@@ -550,7 +550,7 @@ def test_resume_leaves_what_has_a_row() -> None:
 
 
 def test_resume_of_a_sensor_without_rows() -> None:
-    station = Station()
+    station = RollupPlant()
     station.rollup.resume("M", "s", "VIB", {})
     station.tick(at("2026-01-01 00:00:00"))
     assert station.entries == []
@@ -559,23 +559,23 @@ def test_resume_of_a_sensor_without_rows() -> None:
     assert station.hours() == [("2026-01-01 00:00:00", 1.0)]
 
 
-def test_resume_goes_on_with_the_day() -> None:
-    whole = Station()
+def test_resume_continues_the_day() -> None:
+    whole = RollupPlant()
     whole.batch(at("2025-12-18 10:00:00"), [1.0])
     whole.batch(at("2025-12-18 11:00:00"), [2.0])
     whole.tick(at("2025-12-19 00:00:00"))
-    station = Station()
+    station = RollupPlant()
     station.rollup.resume("M", "s", "TEMP", open_at("2025-12-18 10:00:00"))
     station.replay(at("2025-12-18 11:00:00"), [2.0])
     station.tick(at("2025-12-19 00:00:00"))
     assert station.entries == whole.entries[1:]
 
 
-# -- samples that are read back
+# -- replayed samples
 
 
 def cut(items: Sequence[tuple[int, float]], cuts: Iterable[int]) -> Iterator[Sequence[tuple[int, float]]]:
-    """Items in pieces that begin at these places."""
+    """Divide items into pieces that begin at the given indices."""
     places = sorted({0, len(items), *(place % (len(items) + 1) for place in cuts)})
     for begin, end in itertools.pairwise(places):
         yield items[begin:end]
@@ -589,26 +589,26 @@ SAMPLES = st.one_of(
 
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(
-    # Seconds since the one before, and how many samples.
+    # Seconds since the previous batch, and number of samples.
     st.lists(st.tuples(st.sampled_from([0, 0, 1, 1, 7, 59, 60, 1800, 86_400]), st.integers(1, 400)), max_size=14),
     st.lists(SAMPLES, min_size=1, max_size=30),
     st.lists(st.integers(0, 6000), max_size=10),
     st.sampled_from(["2025-12-18 10:11:12", "2025-12-31 22:58:30", "2025-10-26 02:50:00"]),
 )
-def test_replayed_samples_give_the_same_figures_to_the_last_bit(
+def test_replay_gives_the_same_means_to_the_last_bit(
     gaps: list[tuple[int, int]], values: list[float], cuts: list[int], begin: str
 ) -> None:
     seconds = at(begin, BERLIN).timestamp()
     stream: list[tuple[int, float]] = []
-    live = Station(BERLIN)
+    live = RollupPlant(BERLIN)
     for gap, count in gaps:
         seconds += gap
-        # Not a whole second: the file has only that.
+        # Not a whole second, although the file holds whole seconds only.
         time = datetime.fromtimestamp(seconds + 0.25, BERLIN)
         samples = list(itertools.islice(itertools.cycle(values[len(stream) % len(values) :] + values), count))
         stream += ((int(seconds), sample) for sample in samples)
         live.batch(time, samples)
-    replayed = Station(BERLIN)
+    replayed = RollupPlant(BERLIN)
     for piece in cut(stream, cuts):
         for second, group in itertools.groupby(piece, lambda item: item[0]):
             replayed.replay(datetime.fromtimestamp(second, BERLIN), [sample for _, sample in group])
@@ -618,8 +618,8 @@ def test_replayed_samples_give_the_same_figures_to_the_last_bit(
     assert figures(replayed) == figures(live)
 
 
-def figures(station: Station) -> list[str]:
-    """Everything that came out, every double by its repr."""
+def figures(station: RollupPlant) -> list[str]:
+    """Return all updates and entries, every double by its repr."""
     return [*map(repr, station.updates), *(repr(replaced(entry)) for entry in station.entries)]
 
 
@@ -630,9 +630,9 @@ def replaced(entry: ClosedHour | ClosedPeriod) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("count", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 5000])
 @pytest.mark.parametrize("size", [1, 7, 1000, CHUNK, 5000])
-def test_more_samples_a_minute_than_a_chunk(count: int, size: int) -> None:
+def test_minute_with_more_samples_than_a_chunk(count: int, size: int) -> None:
     samples = [math.sin(number) * 10.0 ** (number % 17 - 8) for number in range(count)]
-    whole, pieces, replayed = Station(), Station(), Station()
+    whole, pieces, replayed = RollupPlant(), RollupPlant(), RollupPlant()
     now = at("2025-12-18 10:11:12")
     whole.batch(now, samples)
     for begin in range(0, count, size):
@@ -647,9 +647,9 @@ def test_more_samples_a_minute_than_a_chunk(count: int, size: int) -> None:
     assert hour.bucket.mean("REAL") == pytest.approx(math.fsum(samples) / count, rel=1e-15)
 
 
-def test_a_start_between_two_lines_of_a_minute_changes_nothing() -> None:
+def test_start_within_a_minute_changes_no_mean() -> None:
     samples = [math.sin(number) for number in range(3000)]
-    whole, killed = Station(), Station()
+    whole, killed = RollupPlant(), RollupPlant()
     first, second = at("2025-12-18 10:11:12"), at("2025-12-18 10:11:47")
     for station in (whole, killed):
         station.tick(first)
@@ -663,7 +663,7 @@ def test_a_start_between_two_lines_of_a_minute_changes_nothing() -> None:
 
 
 def test_replay_is_of_one_sensor() -> None:
-    station = Station()
+    station = RollupPlant()
     station.replay(at("2025-12-18 10:59:00"), [1.0], sensor="a")
     station.replay(at("2025-12-18 10:58:00"), [2.0], sensor="b")
     station.replay(at("2025-12-18 11:01:00"), [3.0], sensor="a")
@@ -672,16 +672,16 @@ def test_replay_is_of_one_sensor() -> None:
     assert [(hour.sensor, hour.bucket.total) for hour in station.means] == [("a", 1.0), ("b", 2.0)]
 
 
-def test_replay_over_an_hour_that_comes_twice() -> None:
-    station = Station(BERLIN)
+def test_replay_over_a_repeated_hour() -> None:
+    station = RollupPlant(BERLIN)
     station.replay(at("2025-10-26 02:30:10", BERLIN), [1.0])
     station.replay(at("2025-10-26 02:30:10", BERLIN).replace(fold=1), [2.0])
     station.tick(at("2025-10-26 03:00:00", BERLIN))
     assert [(hour.start.astimezone(UTC).hour, hour.bucket.total) for hour in station.means] == [(0, 1.0), (1, 2.0)]
 
 
-def test_what_is_left_out_of_a_replay_is_not_in_the_figures() -> None:
-    station = Station()
+def test_replay_leaves_out_infinite_samples() -> None:
+    station = RollupPlant()
     station.replay(at("2025-12-18 10:11:12"), [math.nan, 1.0, math.inf])
     station.replay(at("2025-12-18 10:11:13"), [])
     station.replay(at("2025-12-18 10:11:14"), [2.0])
