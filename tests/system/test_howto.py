@@ -1,14 +1,20 @@
 """The commands and files of the how-to pages, run as the pages tell the reader to."""
 
+import argparse
 import http.client
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
+import sqlite3
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
+import textwrap
+import urllib.request
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
@@ -38,13 +44,13 @@ PAGES = sorted(
     ]
 )
 
-_BLOCK = re.compile(r"^\.\. code-block:: (\w+)\n\n((?:(?: {4}.*)?\n)+)", re.MULTILINE)
+_BLOCK = re.compile(r"^( *)\.\. code-block:: (\w+)\n\n((?:(?:\1 {4}.*)?\n)+)", re.MULTILINE)
 
 
 def blocks(page: Path, language: str) -> list[str]:
     """Return the code blocks of a page in one language."""
     found = _BLOCK.findall(page.read_text("utf-8") + "\n")
-    return [re.sub(r"^ {4}", "", text, flags=re.MULTILINE).strip() + "\n" for kind, text in found if kind == language]
+    return [textwrap.dedent(text).strip() + "\n" for _, kind, text in found if kind == language]
 
 
 # -- configuration
@@ -391,3 +397,231 @@ def test_postgresql_page_rights_suffice_for_migrate(server: Server, statements: 
     )
     assert copied.returncode == 0, copied
     assert server.sql("SELECT cylinder_no FROM scale_weight_log", database="cynow") == [("CY001",)]
+
+
+# -- shell commands and their output
+
+
+_EVER = "start=2000-01-01&end=2099-12-31"
+
+
+@pytest.fixture(scope="module")
+def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A gateway with a weight and a machine, as the pages assume."""
+    with running(tmp_path_factory.mktemp("plant"), server={"names": ["plant.example"]}) as gateway:
+        gateway.weigh(b"ST , +000053.26 _kg")
+        until(gateway.latest_is(53.26), "the weight")
+        gateway.daq(
+            b'["name", "ShotBlast"]\0["DataUpdate", {"shot_blast_vib1": {"type": "VIB", "data": [1, -2]}}]\0'
+            b'["FaultDetect", {"score": 2, "threshold": 1}]\0'
+        )
+        until(lambda: gateway.get(f"/stat/anomaly/all?{_EVER}")[1], "the anomaly is stored")
+        samples = "/api/v1/machines/ShotBlast/samples?sensor=shot_blast_vib1"
+        until(lambda: gateway.get(samples)[1].get("points"), "the samples can be read")
+        yield gateway
+
+
+def _curls() -> Iterator[tuple[str, str, str]]:
+    """Yield page, command and the first line of output of each ``curl`` command in the pages."""
+    for page in PAGES:
+        for block in blocks(page, "console"):
+            lines = block.splitlines()
+            for number, line in enumerate(lines):
+                if line.startswith("$ curl "):
+                    command = line[2:].partition(" | ")[0]
+                    output = lines[number + 1] if number + 1 < len(lines) else ""
+                    yield str(page.relative_to(ROOT)), command, output
+
+
+def _have_same_keys(real: Any, shown: Any) -> bool:
+    if isinstance(real, dict) and isinstance(shown, dict):
+        # Keys of "scales" are names.
+        return list(real) == list(shown) and all(_have_same_keys(real[key], shown[key]) for key in real)
+    if isinstance(real, list) and isinstance(shown, list):
+        return not real or not shown or _have_same_keys(real[0], shown[0])
+    return isinstance(real, type(shown))
+
+
+@pytest.mark.parametrize(("page", "command", "output"), list(_curls()))
+def test_curl_command_in_page_gives_such_answer(plant: Daemon, page: str, command: str, output: str) -> None:
+    options = argparse.ArgumentParser()
+    options.add_argument("url")
+    options.add_argument("-H", action="append", default=[])
+    options.add_argument("-d")
+    options.add_argument("-N", action="store_true")
+    options.add_argument("-s", action="store_true")
+    found = options.parse_args(shlex.split(command)[1:])
+    path = re.sub(r"^http://(127\.0\.0\.1:(8080|8000)|plant\.example)", "", found.url)
+    assert path.startswith("/"), "a host and port that the gateway has in the pages"
+    path = re.sub(r"start=[\d-]+&end=[\d-]+", _EVER, path)
+    headers = dict(header.split(": ", 1) for header in found.H)
+    if found.N:
+        with urllib.request.urlopen(f"http://127.0.0.1:{plant.port}{path}", timeout=PATIENCE) as response:
+            assert response.readline().strip().decode() == (output or "retry: 2000")
+        return
+    body = None if found.d is None else found.d.encode()
+    status, answer, _ = plant.request("GET" if body is None else "POST", path, body, **headers)
+    assert status == 200
+    if output.startswith(("{", "[")):
+        shown = json.loads(output.replace(",...]", "]"))
+        assert _have_same_keys(answer, shown), answer
+
+
+def test_daq_program_of_the_page_works(plant: Daemon, tmp_path: Path) -> None:
+    (program,) = blocks(ROOT / "docs" / "howto" / "connect-a-daq-program.rst", "python")
+    script = tmp_path / "daq.py"
+    script.write_text(_replace(program, "8082", str(plant.daq_port)).replace("ShotBlast", "FromThePage"), "utf-8")
+    subprocess.run([sys.executable, str(script)], check=True, timeout=PATIENCE)
+    anomaly = f"/stat/anomaly?machine=FromThePage&{_EVER}"
+    (found,) = until(lambda: plant.get(anomaly)[1], "the anomaly is stored")
+    assert (found["score"], found["threshold"]) == (1.5, 1.0)
+    samples = "/api/v1/machines/FromThePage/samples?sensor=shot_blast_vib1"
+    assert until(lambda: plant.get(samples)[1].get("points"), "the samples can be read")[0]["count"] == 3
+
+
+def test_backup_of_the_page_can_be_restored(tool: Callable[[str], str], tmp_path: Path) -> None:
+    tool("sqlite3")
+    state, backup = tmp_path / "state", tmp_path / "backup"
+    state.mkdir()
+    (script,) = blocks(ROOT / "docs" / "howto" / "backup-and-restore.rst", "sh")
+    with running(state) as gateway:
+        script = _replace(script, "/var/lib/cynow-gateway", str(state))
+        script = _replace(_replace(script, "/srv/backup", str(backup)), "/etc/cynow-gateway.yaml", str(gateway.config))
+        gateway.weigh(b"ST , +000053.26 _kg")
+        until(gateway.latest_is(53.26), "the weight")
+        first = gateway.commit("CY001", key="k")[1]
+        gateway.daq(b'["name", "Shot Blast"]\0["FaultDetect", {"score": 2, "threshold": 1}]\0')
+        until(lambda: gateway.get(f"/stat/anomaly/all?{_EVER}")[1], "the anomaly is stored")
+        subprocess.run(["sh", "-c", script], check=True, timeout=PATIENCE)
+        later = gateway.commit("CY002")[1]
+    (day,) = backup.glob("2*")
+    assert {file.name for file in day.iterdir()} == {"cynow-gateway.sqlite3", "Shot Blast.db", "cynow-gateway.yaml"}
+    database = state / "db" / "cynow-gateway.sqlite3"
+    database.unlink()
+    shutil.copy(day / database.name, database)
+    try:
+        gateway.start()
+        assert any(problem.startswith("commits are refused: ") for problem in gateway.get("/healthz")[1]["problems"])
+        assert gateway.terminate() == 0
+        accepting = Daemon(state, [*TWISTD, "--accept-empty-store"])
+        with closing(sqlite3.connect(database)) as connection:
+            assert connection.execute("SELECT cylinder_no FROM scale_weight_log").fetchall() == [("CY001",)]
+    finally:
+        gateway.end()
+    try:
+        accepting.start()
+        accepting.weigh(b"ST , +000010.00 _kg")
+        until(accepting.latest_is(10.0), "the weight")
+        assert accepting.commit("CY001", key="k")[1] == first
+        assert accepting.commit("CY003")[1]["id"] > later["id"]
+    finally:
+        accepting.end()
+
+
+# -- moves
+
+
+def test_both_old_apis_are_served_by_own_port(tmp_path: Path) -> None:
+    (page,) = blocks(ROOT / "docs" / "howto" / "move-from-scale-gateway.rst", "yaml")
+    assert yaml.safe_load(page)["server"]["own_port"] == 8000
+    (own_port,) = free_ports(1)
+    with running(tmp_path, server={"own_port": own_port}) as gateway:
+        gateway.weigh(b"ST , +000053.26 _kg")
+        until(gateway.latest_is(53.26), "the weight")
+        monitoring_port = gateway.port
+        for port in (monitoring_port, own_port):
+            gateway.port = port
+            assert gateway.get("/api/scale-gateway/latest/")[1]["weight"] == 53.26
+            assert gateway.get("/stat/machineList")[1] == {"machine_list": []}
+
+
+def test_nginx_in_move_page_is_valid(nginx: str, tmp_path: Path) -> None:
+    (site,) = blocks(ROOT / "docs" / "howto" / "move-from-scale-gateway.rst", "nginx")
+    (port,) = free_ports(1)
+    config = tmp_path / "nginx.conf"
+    temporary = " ".join(f"{kind}_temp_path {tmp_path}/{kind};" for kind in ("client_body", "proxy", "fastcgi"))
+    config.write_text(
+        f"pid {tmp_path}/pid; error_log {tmp_path}/error.log; events {{}} http {{ access_log off; {temporary}"
+        f" uwsgi_temp_path {tmp_path}/uwsgi; scgi_temp_path {tmp_path}/scgi;"
+        f" {_replace(site, 'listen 8000;', f'listen 127.0.0.1:{port};')} }}\n",
+        "utf-8",
+    )
+    checked = subprocess.run([nginx, "-t", "-c", str(config)], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+
+
+# -- troubleshooting
+
+
+def _without_details(text: str) -> str:
+    """Replace the parts of a line that differ each time: addresses, ports, folders and seconds."""
+    text = re.sub(r"\d+\.\d+\.\d+\.\d+(:\d+)?", "ADDRESS", text)
+    text = re.sub(r"port (is )?\d+", "port", text)
+    text = re.sub(r"/\S+/db\b", "FOLDER", text)
+    return re.sub(r"retrying in \d+ s", "retrying", text)
+
+
+def test_lines_of_troubleshoot_page_are_real(server: Server, tmp_path: Path) -> None:
+    """Each line that the page shows is written by a gateway in that situation."""
+    shown = {
+        _without_details(line)
+        for block in blocks(ROOT / "docs" / "howto" / "troubleshoot.rst", "text")
+        for line in block.splitlines()
+    }
+    dock, dead = free_ports(2)
+    gateway = Daemon(
+        tmp_path,
+        scales={
+            "dock-1": {"listen": f"tcp:{dock}:interface=127.0.0.1"},
+            "dock-2": {"connect": f"tcp:127.0.0.1:{dead}"},
+            "bench": {"serial": "/dev/ttyUSB0"},
+        },
+        database={"url": server.url_of("nowhere")},
+    )
+    tree = yaml.safe_load(gateway.config.read_text("utf-8"))
+    del tree["scale"]
+    gateway.config.write_text(yaml.safe_dump(tree), "utf-8")
+    gateway.scale_port = dock
+
+    def starting_fails(name: str, **changes: Any) -> str:
+        config = tmp_path / name
+        config.write_text(yaml.safe_dump({**tree, **changes}), "utf-8")
+        done = subprocess.run(
+            [*TWISTD, "--config", str(config)], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1
+        return done.stderr.strip()
+
+    found = []
+    try:
+        gateway.start()
+        scale = gateway.scale()
+        scale.sendall(b"ST , +0000\r\nOL , +9999999E+19\r\n")
+        gateway.scale().sendall(b"GET / HTTP/1.1\r\n\r\n")
+        for frames in (
+            b'["name", "Press#1"]\0',
+            b'["name", "Q"]\n["x"]\n',
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"ST , +000053.26 _kg\r\n",
+            b'["name", "P"]\0["Foo", 1]\0["DataUpdate", {"v": {"type": "VIB", "data": [1, null]}}]\0',
+        ):
+            gateway.daq(frames)
+        until(lambda: "sensor 'v'" in gateway.log(), "the sensor is left out")
+        for number in range(2):
+            gateway.daq(b'["name", "P"]\0')
+            takeovers = number + 1
+            until(lambda: gateway.metric("cynow_daq_takeovers_total") >= takeovers, "it takes over")  # noqa: B023
+        assert gateway.request("POST", "/api/scale-gateway/commit/", b"{}", Origin="http://evil.example")[0] == 403
+        until(lambda: any("nowhere" in problem for problem in gateway.get("/healthz")[1]["problems"]), "it refuses")
+        found += gateway.get("/healthz")[1]["problems"]
+        found.append(starting_fails("port.yaml"))
+        ports = free_ports(3)
+        server_section = {"port": ports[0], "tcp_port": ports[1]}
+        found.append(starting_fails("folder.yaml", server=server_section, scales={"a": {"listen": f"tcp:{ports[2]}"}}))
+        found.append(starting_fails("key.yaml", server={"prot": 8080}))
+        until(lambda: "this is a line of a scale" in gateway.log(), "the last line")
+    finally:
+        gateway.end()
+    found += re.findall(r"\[[\w.#-]+\] (.*)", gateway.log())
+    missing_lines = shown - {_without_details(line) for line in found}
+    assert not missing_lines
