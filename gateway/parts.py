@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from twisted.application.service import IService
 
@@ -13,7 +14,6 @@ from gateway.ingest.scale import ScaleFactory
 from gateway.live.state import LiveState
 from gateway.raw.damage import DamageLog
 from gateway.raw.log import RawLog
-from gateway.relay.service import Relay
 from gateway.runtime.clock import WallClock
 from gateway.runtime.health import Health
 from gateway.runtime.listener import Listener
@@ -27,6 +27,9 @@ from gateway.store.writer import Writer
 from gateway.web.clients.registry import LiveClients
 from gateway.web.http.request import Traffic
 from gateway.web.http.site import GatewaySite
+
+if TYPE_CHECKING:
+    from gateway.relay.service import Relay
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,15 @@
 """Plain explanations of invalid endpoint strings; Twisted's own errors name parameters of its functions."""
 
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from twisted.internet.endpoints import clientFromString, serverFromString
 from twisted.internet.protocol import Factory
-from twisted.internet.testing import MemoryReactorClock
 
 from gateway.config.hosts import host_problem
+
+if TYPE_CHECKING:
+    from twisted.internet.testing import MemoryReactorClock
 
 #: The forms of endpoints, by kind of line and kind of endpoint; the first of a kind of line stands for the others.
 _FORMS: Final = {
@@ -56,7 +58,7 @@ def tcp_address(kind: str, text: str) -> tuple[str, int] | None:
     if text.startswith("systemd:"):
         # Its socket is already open, and listening would take it over.
         return None
-    reactor = MemoryReactorClock()
+    reactor = _recording_reactor()
     try:
         # Nothing is opened: this reactor only records the requests.
         if kind == "listen":
@@ -83,9 +85,9 @@ def endpoint_problem(kind: str, text: str) -> str:
     try:
         # Nothing is opened: this reactor only records the requests.
         if kind == "listen":
-            serverFromString(MemoryReactorClock(), text)
+            serverFromString(_recording_reactor(), text)
         else:
-            clientFromString(MemoryReactorClock(), text)
+            clientFromString(_recording_reactor(), text)
     except (ImportError, NameError) as error:
         # Twisted leaves out names of TLS if the packages are missing.
         if scheme in {"ssl", "tls"}:
@@ -97,6 +99,13 @@ def endpoint_problem(kind: str, text: str) -> str:
     if scheme == "unix" and not text.partition(":")[2]:
         return f"not a valid endpoint: it lacks the path; expected {_FORMS[kind, scheme]}"
     return ""
+
+
+def _recording_reactor() -> "MemoryReactorClock":
+    # Imported late: with its imports it takes 30 ms, and a plant with one scale does not need it.
+    from twisted.internet.testing import MemoryReactorClock
+
+    return MemoryReactorClock()
 
 
 def _reason(error: Exception, scheme: str) -> str:
