@@ -40,7 +40,7 @@ def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         for period, time in (("hour", "2025-12-18 10:00:00"), ("day", "2025-12-18 00:00:00")):
             table = f"shot_blast_vib1_{period}_avg"
             connection.execute(f"CREATE TABLE {table} (id INTEGER PRIMARY KEY, time TIMESTAMP, data REAL)")
-            connection.execute(f"INSERT INTO {table} (time, data) VALUES (?, 0.734)", (time,))  # noqa: S608 - fixed
+            connection.execute(f"INSERT INTO {table} (time, data) VALUES (?, 0.734)", (time,))
         connection.execute("CREATE TABLE anomaly (id INTEGER PRIMARY KEY, time TIMESTAMP, threshold REAL, score REAL)")
         connection.execute("INSERT INTO anomaly VALUES (1, '2025-12-18 10:11:12.123456', 1.0, 1.5)")
     raw = folder / "data" / "ShotBlast" / "20251218_vib1.csv"
