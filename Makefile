@@ -44,7 +44,7 @@ lint: $(VENV)/.test
 	$(VENV)/bin/mypy
 
 docs: $(VENV)/.docs
-	$(VENV)/bin/sphinx-build --fail-on-warning --keep-going --nitpicky --quiet docs build/docs
+	$(VENV)/bin/sphinx-build --fresh-env --fail-on-warning --keep-going --nitpicky --quiet docs build/docs
 	@echo "build/docs/index.html"
 
 dist: $(VENV)/.test
