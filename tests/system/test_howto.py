@@ -565,7 +565,8 @@ def test_lines_of_troubleshoot_page_are_real(server: Server, tmp_path: Path) -> 
     """Each line that the page shows is written by a gateway in that situation."""
     shown = {
         _without_details(line)
-        for block in blocks(ROOT / "docs" / "howto" / "troubleshoot.rst", "text")
+        for page in ("howto", "ko")
+        for block in blocks(ROOT / "docs" / page / "troubleshoot.rst", "text")
         for line in block.splitlines()
     }
     dock, dead = free_ports(2)
