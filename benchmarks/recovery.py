@@ -97,7 +97,7 @@ def _write_hours(database: Path, ends: list[list[int]]) -> None:
     for sensor, its in zip(SENSORS, ends, strict=True):
         for hour, raw_end in enumerate(its):
             start = KILLED.replace(hour=hour, minute=0)
-            tables.write_hour(ClosedHour(MACHINE, sensor, start, _bucket(start), "ABS", raw_end))
+            tables.write(ClosedHour(MACHINE, sensor, start, _bucket(start), "ABS", raw_end))
     connection.execute("COMMIT")
     connection.close()
 
@@ -201,7 +201,7 @@ def _write_years(database: Path) -> None:
     starts = [begin + timedelta(hours=number) for number in range(hours)]
     columns = ["time", "data", "start", *BUCKET_COLUMNS]
     for sensor in SENSORS:
-        tables.create_means(sensor)
+        tables.create_means(sensor, "hour")
         table = quoted(tables.means(sensor, "hour"))
         connection.executemany(
             f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",

@@ -20,7 +20,6 @@ from zoneinfo import ZoneInfo
 import pytest
 import yaml
 
-from gateway.model.entries import ClosedHour
 from gateway.stats.rollup import Rollup
 from gateway.store.sqlite.machine_tables import MachineTables
 from tests.conftest import ROOT
@@ -452,12 +451,8 @@ def write_as_it_came(plant: Plant, day: str, first: Sequence[Line], second: Sequ
     ended.append(rollup.advance(midnight + timedelta(days=400)))
     with contextlib.closing(sqlite3.connect(plant.folder / "db" / "M.db")) as connection, connection:
         tables = MachineTables(connection)
-        tables.create_anomaly()
         for entry in (entry for its in ended for entry in its.entries):
-            if isinstance(entry, ClosedHour):
-                tables.write_hour(entry)
-            else:
-                tables.write_period(entry)
+            tables.write(entry)
     plant.write("v", day, [*first, *second])
 
 

@@ -759,7 +759,7 @@ class NamedKills(RecoveryCase):
             for number in range(1, 150):
                 start = at("2025-12-17 00:00:00") - timedelta(hours=number)
                 bucket = Bucket(1, 1, 1.0, least=1.0, greatest=1.0)
-                tables.write_hour(ClosedHour("M", "v", start, bucket, "ABS", replaces=True))
+                tables.write(ClosedHour("M", "v", start, bucket, "ABS", replaces=True))
         connection.close()
         for _ in range(2):
             await killed.start()

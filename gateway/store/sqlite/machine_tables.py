@@ -45,9 +45,9 @@ class MachineTables:
         self._create_anomaly()
         match entry:
             case ClosedHour():
-                self.write_hour(entry)
+                self._write_hour(entry)
             case ClosedPeriod():
-                self.write_period(entry)
+                self._write_period(entry)
             case Fault(score=score, threshold=threshold, received_at=received_at):
                 self._connection.execute(
                     "INSERT INTO anomaly (time, threshold, score) VALUES (?, ?, ?)",
@@ -104,7 +104,7 @@ class MachineTables:
                 return existing[period]
             number += 1
 
-    def write_hour(self, hour: ClosedHour) -> None:
+    def _write_hour(self, hour: ClosedHour) -> None:
         """Write the row of a closed hour."""
         table = self.create_means(hour.sensor, "hour")
         found = self._find(table, hour.start, hour.replaces)
@@ -122,9 +122,9 @@ class MachineTables:
             start = start_of(period, hour.start)
             # If the clock was set back, a longer period may have its row already.
             if self._exists(hour.sensor, period) and self._find(self.create_means(hour.sensor, period), start, False):
-                self.write_period(ClosedPeriod(period, hour.machine, hour.sensor, start, hour.mode))
+                self._write_period(ClosedPeriod(period, hour.machine, hour.sensor, start, hour.mode))
 
-    def write_period(self, end: ClosedPeriod) -> None:
+    def _write_period(self, end: ClosedPeriod) -> None:
         """Write the row of a day, a month or a year, computed from the rows of the shorter periods in it."""
         if not self._exists(end.sensor, MADE_OF[end.period]):
             return
