@@ -1,4 +1,4 @@
-"""Push messages with a clock of the tests' and no thread: who gets one, when it is tried again, what is kept."""
+"""Push messages with a fake clock and no thread: limits, retries and outcomes."""
 
 import subprocess
 import sys
@@ -27,14 +27,14 @@ INTERVAL = 120.0
 
 
 class ThreadlessReactor(Clock):
-    """Takes what threads hand in when the clock is next advanced, as a reactor does in its next turn."""
+    """Clock that runs calls from threads when it is next advanced, as a reactor does in its next turn."""
 
     def callFromThread(self, function: Callable[..., Any], *args: Any) -> None:
         self.callLater(0, function, *args)
 
 
 class FakePool(ThreadPool):
-    """Calls at once in the test's own thread, or, while it hangs, when it is let go."""
+    """Pool that calls functions at once, or, while it hangs, when it resumes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,9 +71,9 @@ class PushTests(SynchronousTestCase):
         self.bus = Bus(self.clock, self.counters)
         self.pool = FakePool()
         self.tested = 0
-        #: Every try: when it was, and what was to be sent.
+        #: Attempts: time, and machine of the message.
         self.tries: list[tuple[float, str]] = []
-        #: What goes wrong with the next tries.
+        #: Errors of the next attempts.
         self.problems: list[Exception] = []
         self.lines: list[str] = []
 
@@ -120,7 +120,7 @@ class PushTests(SynchronousTestCase):
         self.turns()
 
     def pass_time(self, seconds: float) -> None:
-        """In steps, so that each timer finds the time that it was set for."""
+        """Advance the clock in steps, so that each timer fires at its time."""
         for _ in range(round(seconds)):
             self.reactor.advance(1)
             self.turns()
@@ -138,7 +138,7 @@ class PushTests(SynchronousTestCase):
 
     # -- the interval
 
-    def test_the_words(self) -> None:
+    def test_message_of_anomaly_has_the_old_servers_words(self) -> None:
         sent: list[PushMessage] = []
         self.alert(lambda: lambda message: None if message is None else sent.append(message))
         self.turns()
@@ -146,7 +146,7 @@ class PushTests(SynchronousTestCase):
         self.publish("Pump", score=0.5)
         self.assertEqual(sent, [PushMessage("ShotBlast 2 이상치 감지", "상세 정보 : 1.5/1.0")])
 
-    def test_one_a_machine_in_an_interval(self) -> None:
+    def test_push_sends_one_message_a_machine_in_an_interval(self) -> None:
         self.started()
         self.publish("A", "A", "B")
         self.reactor.advance(INTERVAL - 0.1)
@@ -156,19 +156,19 @@ class PushTests(SynchronousTestCase):
         self.assertEqual(self.tries, [(0.0, "A"), (0.0, "B"), (INTERVAL, "A")])
         self.assertEqual(self.counts(), {"sent": 3, "held": 2})
 
-    def test_a_quiet_spell_buys_no_burst(self) -> None:
+    def test_push_long_pause_allows_no_burst(self) -> None:
         self.started()
         self.publish("A")
         self.reactor.advance(100 * INTERVAL)
         self.publish("A", "A", "A")
         self.assertEqual(self.counts(), {"sent": 2, "held": 2})
 
-    def test_the_interval_begins_when_a_message_has_been_sent(self) -> None:
+    def test_push_interval_begins_when_message_was_sent(self) -> None:
         self.started()
         self.problems = [NotSentError("HTTP 429", retry=True, after=INTERVAL - 1)]
         self.publish("A")
         self.pass_time(INTERVAL - 2)
-        # It still waits, and is the one of its machine.
+        # It still waits, so its machine gets no second message.
         self.publish("A")
         self.pass_time(1)
         self.reactor.advance(1)
@@ -179,7 +179,7 @@ class PushTests(SynchronousTestCase):
         self.assertEqual(self.tries[2:], [(2 * INTERVAL - 1, "A")])
         self.assertEqual(self.counts(), {"retried": 1, "held": 2, "sent": 2})
 
-    def test_what_is_given_up_begins_no_interval(self) -> None:
+    def test_push_failed_message_begins_no_interval(self) -> None:
         self.started()
         self.problems = [NotSentError("HTTP 404")]
         self.publish("A", "A")
@@ -189,14 +189,14 @@ class PushTests(SynchronousTestCase):
         self.publish("A")
         self.assertEqual(self.counts(), {"held": 2, "failed": 1, "sent": 1})
 
-    def test_no_interval(self) -> None:
+    def test_push_interval_zero_sends_every_anomaly(self) -> None:
         self.started(interval=0)
         self.publish("A", "A", "A")
         self.assertEqual(self.counts(), {"sent": 3})
 
-    # -- tries
+    # -- attempts
 
-    def test_waits_between_tries_grow(self) -> None:
+    def test_push_delays_between_attempts_grow(self) -> None:
         self.started()
         self.problems = [NotSentError("HTTP 500", retry=True) for _ in range(4)]
         self.publish("A")
@@ -204,11 +204,11 @@ class PushTests(SynchronousTestCase):
         self.assertEqual([when for when, _ in self.tries], [0, 10, 30, 70, 150])
         self.assertEqual(self.counts(), {"retried": 4, "sent": 1})
 
-    def test_waits_as_google_asks_and_not_all_at_once(self) -> None:
+    def test_push_back_off_has_minimum_and_jitter(self) -> None:
         for tries, least in enumerate((10, 20, 40, 60, 60)):
             self.assertTrue(least <= _BACK_OFF(tries) <= least + 1)
 
-    def test_five_tries_and_no_more(self) -> None:
+    def test_push_message_fails_after_five_attempts(self) -> None:
         self.started()
         self.problems = [NotSentError("HTTP 503", retry=True) for _ in range(5)]
         self.publish("A", "B")
@@ -218,14 +218,14 @@ class PushTests(SynchronousTestCase):
         self.assertEqual(self.warnings()[0], "machine A: push message not sent (HTTP 503); retrying in 10 s")
         self.assertEqual(self.warnings()[-1], "machine A: push message not sent (HTTP 503)")
 
-    def test_as_long_as_google_says(self) -> None:
+    def test_push_retry_after_is_respected(self) -> None:
         self.started()
         self.problems = [NotSentError("HTTP 429", retry=True, after=77.0), NotSentError("HTTP 500", retry=True)]
         self.publish("A")
         self.pass_time(200)
         self.assertEqual([when for when, _ in self.tries], [0, 77, 97])
 
-    def test_no_wait_beyond_what_anybody_wants_to_hear(self) -> None:
+    def test_push_delay_beyond_maximum_age_fails_at_once(self) -> None:
         self.started()
         self.problems = [NotSentError("HTTP 429", retry=True, after=3600.0)]
         self.publish("A")
@@ -233,7 +233,7 @@ class PushTests(SynchronousTestCase):
         self.publish("B")
         self.assertEqual([name for _, name in self.tries], ["A", "B"])
 
-    def test_what_became_old_in_the_queue_is_not_sent(self) -> None:
+    def test_push_old_message_expires(self) -> None:
         self.started()
         self.pool.hung = []
         self.publish("A", "B")
@@ -246,20 +246,20 @@ class PushTests(SynchronousTestCase):
         self.publish("B")
         self.assertEqual(self.counts(), {"sent": 2, "expired": 1})
 
-    def test_what_breaks_something_ends_no_other(self) -> None:
+    def test_push_unexpected_error_fails_one_message_only(self) -> None:
         self.started()
         self.problems = [RuntimeError("SECRET")]
         self.publish("A", "B")
         self.assertEqual(self.counts(), {"failed": 1, "sent": 1})
         self.assertEqual(self.warnings(), ["machine A: push message not sent (RuntimeError)"])
 
-    def test_what_waits_is_bounded_while_one_is_tried_again(self) -> None:
+    def test_push_queue_is_bounded_during_a_retry(self) -> None:
         self.started()
         self.problems = [NotSentError("HTTP 429", retry=True, after=60.0)]
         self.publish(*(f"M{number}" for number in range(150)))
         self.assertEqual(self.counts(), {"retried": 1, "dropped": 49})
         self.assertEqual(len(self.tries), 1)
-        # What was dropped does not keep its machine waiting.
+        # A machine with a dropped message can get another one.
         self.pass_time(60)
         for _ in range(20):
             self.turns()
@@ -268,12 +268,12 @@ class PushTests(SynchronousTestCase):
 
     # -- credentials
 
-    def test_it_is_asked_at_the_start_whether_messages_can_be_sent(self) -> None:
+    def test_push_start_checks_the_credentials(self) -> None:
         self.started()
         self.assertEqual((self.tested, self.tries), (1, []))
         self.assertEqual(self.lines, ["fcm.cred_path: Google accepts the credentials"])
 
-    def test_refused_credentials_are_said_once(self) -> None:
+    def test_push_refused_credentials_are_logged_once(self) -> None:
         self.problems = [NotSentError("HTTP 401", refused=True) for _ in range(4)]
         self.started()
         said = (
@@ -284,20 +284,20 @@ class PushTests(SynchronousTestCase):
         self.publish("A", "B", "C")
         self.assertEqual(self.warnings(), [said])
         self.assertEqual(self.counts(), {"failed": 3})
-        # They work again, and then again do not.
+        # They work again, and then fail again.
         self.publish("A")
         self.problems = [NotSentError("HTTP 401", refused=True)]
         self.publish("B")
         self.assertEqual(self.warnings(), [said, said])
 
-    def test_google_cannot_be_reached_at_the_start(self) -> None:
+    def test_push_start_without_network_logs_and_goes_on(self) -> None:
         self.problems = [NotSentError("TransportError", retry=True)]
         self.started()
         self.assertEqual(self.warnings(), ["cannot send push messages now (TransportError); each new one is tried"])
         self.publish("A")
         self.assertEqual(self.counts(), {"sent": 1})
 
-    def test_credentials_that_cannot_be_used(self) -> None:
+    def test_push_unusable_credentials_turn_it_off(self) -> None:
         def connect() -> Send:
             raise ValueError("SECRET")
 
@@ -316,7 +316,7 @@ class PushTests(SynchronousTestCase):
 
     # -- the log and the end
 
-    def test_lines_about_failures_are_limited(self) -> None:
+    def test_push_failure_log_lines_are_limited(self) -> None:
         self.started()
         self.problems = [NotSentError("HTTP 404") for _ in range(50)]
         self.publish(*(f"M{number}" for number in range(50)))
@@ -325,7 +325,7 @@ class PushTests(SynchronousTestCase):
         self.assertEqual(self.counts(), {"failed": 50})
         self.assertEqual(len(self.warnings()), 5)
 
-    def test_the_end_leaves_no_timer_and_waits_for_nobody(self) -> None:
+    def test_push_stop_leaves_no_timer(self) -> None:
         alert = self.started()
         self.problems = [NotSentError("HTTP 503", retry=True)]
         self.publish("A", "B")
@@ -334,7 +334,7 @@ class PushTests(SynchronousTestCase):
         self.assertEqual(self.reactor.getDelayedCalls(), [])
         self.assertEqual(len(self.tries), 1)
 
-    def test_the_end_while_google_takes_its_time(self) -> None:
+    def test_push_stop_during_an_attempt_ends_all(self) -> None:
         alert = self.started()
         self.pool.hung = []
         self.publish("A", "B")
@@ -346,13 +346,13 @@ class PushTests(SynchronousTestCase):
 
 
 class ImportTests(SynchronousTestCase):
-    def test_who_pushes_nothing_does_not_pay_for_it(self) -> None:
+    def test_firebase_module_import_does_not_import_firebase_admin(self) -> None:
         code = "import gateway.alert.firebase, sys; sys.exit(bool({'firebase_admin', 'google.auth'} & {*sys.modules}))"
         self.assertEqual(subprocess.run([sys.executable, "-c", code], check=False).returncode, 0)
 
 
 class RetryAfterTests(SynchronousTestCase):
-    def test_seconds_a_date_and_nonsense(self) -> None:
+    def test_parse_retry_after_forms(self) -> None:
         self.assertEqual(
             [parse_retry_after(text) for text in (None, "30", "0", "Thu, 18 Dec 2025 10:11:00 GMT", "soon", "-5")],
             [None, 30.0, 1.0, 1.0, None, None],

@@ -1,4 +1,4 @@
-"""Gateways that tell each other, over a channel that loses, refuses and falls silent as it is told."""
+"""Gateways that exchange records over a channel that loses, refuses or delays messages on demand."""
 
 import json
 from array import array
@@ -31,9 +31,9 @@ START = datetime(2025, 12, 18, 10, 11, 12, 345678, SEOUL)
 
 
 class Hub:
-    """What a server does: it hands each payload to all who listen, in one order.
+    """Server that delivers each payload to all listening channels, in one order.
 
-    :ivar loses: whether a payload goes lost on its way to a listener.
+    :ivar loses: returns whether a payload is lost on the way to a channel.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Hub:
                     channel.heard(payload)
 
     def says(self, *words: str) -> list[Any]:
-        """The messages of some kinds so far."""
+        """Return the messages of some kinds so far."""
         messages = [json.loads(payload) for payload in self.sent]
         return [message for message in messages if message["say"] in words]
 
@@ -91,7 +91,7 @@ class FakeChannel:
 
 
 class Gateway:
-    """What of a gateway meets the relay."""
+    """The parts of a gateway that the relay uses."""
 
     def __init__(self, site: "Site", name: str, *scales: str, most_heard: int = 1000) -> None:
         self.site = site
@@ -112,7 +112,7 @@ class Gateway:
         self.events.append(event)
 
     def heard(self) -> list[tuple[str, str]]:
-        """Topics and names of what subscribers were told since this was asked last."""
+        """Return topics and names of the events since the last call."""
         found = [(event.topic, event.record.event) for event in self.events]
         self.events.clear()
         return found
@@ -125,12 +125,12 @@ class Gateway:
         assert done.called
 
     def die(self) -> None:
-        """It says nothing more."""
+        """End without a message, as a killed process does."""
         self.channel.go()
         self.channel.connected = self.channel.heard = lambda *_: None  # type: ignore[assignment]
         self.relay._ticker.stop()
 
-    # -- what happens to it
+    # -- records of this gateway
 
     def weigh(self, scale_id: str, kilograms: str = "1.25", **fields: Any) -> Reading:
         reading = Reading(scale_id, "ST", Decimal(kilograms), "gross", f"ST,+{kilograms} kg", self.clock.now())
@@ -151,7 +151,7 @@ class Gateway:
 
 
 class Site:
-    """Some gateways, a channel and a clock."""
+    """Some gateways with one channel and one clock."""
 
     def __init__(self) -> None:
         self.reactor = Clock()
@@ -166,7 +166,7 @@ class Site:
         return gateway
 
     def joined(self, name: str, *scales: str, **bounds: int) -> Gateway:
-        """One that is there, and has been told everything."""
+        """Return a gateway that is connected and knows the state of all others."""
         gateway = self.gateway(name, *scales, **bounds)
         gateway.channel.come()
         self.wait(0.5)
@@ -198,10 +198,10 @@ COMMIT = Commit(
 )
 
 
-# -- what happens
+# -- records
 
 
-def test_each_record_but_samples_reaches_the_others_subscribers_and_nobody_else(a: Gateway, b: Gateway) -> None:
+def test_relay_record_reaches_subscribers_of_peers_but_no_sink(a: Gateway, b: Gateway) -> None:
     records: list[Any] = [
         Presence("scale", "a", connected=True),
         Reading("a", "US", Decimal("-1.250"), "gross", "US,-1.250 kg", START),
@@ -220,7 +220,7 @@ def test_each_record_but_samples_reaches_the_others_subscribers_and_nobody_else(
         a.bus.publish(record)
         a.bus.publish(Batch("쇼트", {}, START))
     a.site.wait(0.1)
-    # No event has the line of a commit.
+    # No event contains the line of a commit.
     there = [replace(r, entry=replace(r.entry, raw_line="")) if isinstance(r, Commit) else r for r in records]
     assert [event.record for event in b.events] == there
     assert [event.text() for event in b.events] == [
@@ -233,7 +233,7 @@ def test_each_record_but_samples_reaches_the_others_subscribers_and_nobody_else(
     assert b.live.connected_machines() == ["쇼트"]
 
 
-def test_nothing_goes_round(a: Gateway, b: Gateway, site: Site) -> None:
+def test_relay_received_records_are_not_sent_again(a: Gateway, b: Gateway, site: Site) -> None:
     site.joined("hall c", "c")
     a.weigh("a")
     a.presence("machine", "M")
@@ -245,7 +245,7 @@ def test_nothing_goes_round(a: Gateway, b: Gateway, site: Site) -> None:
     assert records == []
 
 
-def test_what_happens_together_goes_together(a: Gateway, b: Gateway, site: Site) -> None:
+def test_relay_records_at_once_share_messages(a: Gateway, b: Gateway, site: Site) -> None:
     for number in range(100):
         a.weigh("a", str(number))
     site.wait(0.1)
@@ -253,12 +253,12 @@ def test_what_happens_together_goes_together(a: Gateway, b: Gateway, site: Site)
     assert len(site.hub.says("records")) < 8
 
 
-def test_ages_are_not_told_by_wall_clocks(a: Gateway, b: Gateway, site: Site) -> None:
+def test_relay_slow_server_keeps_age_of_weight(a: Gateway, b: Gateway, site: Site) -> None:
     a.channel.silent = []
     a.weigh("a")
     site.wait(0.1)
     a.weigh("a", "2")
-    # The server takes its time.
+    # The server is slow.
     site.wait(3.0)
     silent, a.channel.silent = a.channel.silent, None
     silent[0].callback(None)
@@ -266,15 +266,15 @@ def test_ages_are_not_told_by_wall_clocks(a: Gateway, b: Gateway, site: Site) ->
     assert b.live.age("a") == pytest.approx(a.live.age("a"), abs=0.05)
     assert not b.live.is_stale("a")
     site.wait(2.0)
-    # As its gateway says: five seconds.
+    # Its gateway's idle time-out is five seconds.
     assert a.live.is_stale("a")
     assert b.live.is_stale("a")
 
 
-# -- joining
+# -- start
 
 
-def test_who_comes_is_told_and_tells(a: Gateway, site: Site) -> None:
+def test_relay_new_gateway_exchanges_states(a: Gateway, site: Site) -> None:
     a.weigh("a")
     a.presence("scale", "a")
     a.presence("machine", "M")
@@ -295,13 +295,13 @@ def test_who_comes_is_told_and_tells(a: Gateway, site: Site) -> None:
     for machine in "MNP":
         assert a.live.machine_snapshot(machine) == b.live.machine_snapshot(machine)
     assert a.live.connected_machines() == b.live.connected_machines() == ["M", "P"]
-    # Each told once.
+    # Each sensor was sent once.
     states = [item for message in site.hub.says("state") for item in message["items"] if item["is"] == "sensor"]
     assert len([item for item in states if item["machine"] == "M"]) == 20
     assert ("machine/M", "connected") in b.heard()
 
 
-def test_three_gateways_know_the_same(a: Gateway, b: Gateway, site: Site) -> None:
+def test_relay_three_gateways_have_the_same_state(a: Gateway, b: Gateway, site: Site) -> None:
     a.weigh("a", "1")
     b.weigh("b", "2")
     c = site.joined("hall c", "c")
@@ -313,7 +313,7 @@ def test_three_gateways_know_the_same(a: Gateway, b: Gateway, site: Site) -> Non
         assert gateway.counted("gateways") == 2
 
 
-def test_a_restart_is_another_gateway(a: Gateway, b: Gateway, site: Site) -> None:
+def test_relay_restarted_gateway_is_a_new_peer(a: Gateway, b: Gateway, site: Site) -> None:
     a.presence("machine", "M")
     a.weigh("a", "1")
     site.wait(0.1)
@@ -321,13 +321,13 @@ def test_a_restart_is_another_gateway(a: Gateway, b: Gateway, site: Site) -> Non
     again = site.joined("hall a", "a")
     again.presence("machine", "M")
     site.wait(GONE + 2)
-    # It was back before anybody missed it.
+    # It was back before its peers noticed its absence.
     assert ("machine/M", "disconnected") not in b.heard()
     assert b.live.connected_machines() == ["M"]
     assert b.counted("gateways") == 1
 
 
-def test_two_of_one_name_are_two(a: Gateway, site: Site) -> None:
+def test_relay_gateways_with_one_name_are_two_peers(a: Gateway, site: Site) -> None:
     with capturedLogs() as logs:
         b = site.joined("hall a", "b")
         a.weigh("a")
@@ -338,10 +338,10 @@ def test_two_of_one_name_are_two(a: Gateway, site: Site) -> None:
     assert len([event for event in logs if "gateway.name" in formatEvent(event)]) == 2
 
 
-# -- going
+# -- end
 
 
-def test_who_says_goodbye_is_gone_at_once(a: Gateway, b: Gateway, site: Site) -> None:
+def test_relay_stopped_gateway_is_gone_at_once(a: Gateway, b: Gateway, site: Site) -> None:
     a.presence("scale", "a")
     a.presence("machine", "M")
     a.weigh("a")
@@ -356,7 +356,7 @@ def test_who_says_goodbye_is_gone_at_once(a: Gateway, b: Gateway, site: Site) ->
     assert b.live.is_stale("a")
 
 
-def test_who_dies_is_gone_after_some_seconds(a: Gateway, b: Gateway, site: Site) -> None:
+def test_relay_killed_gateway_is_gone_after_some_seconds(a: Gateway, b: Gateway, site: Site) -> None:
     a.presence("machine", "M")
     site.wait(60.0)
     assert b.live.connected_machines() == ["M"]
@@ -369,7 +369,7 @@ def test_who_dies_is_gone_after_some_seconds(a: Gateway, b: Gateway, site: Site)
     assert set(b.live.machines()) == {"M"}
 
 
-def test_who_stood_still_is_back_when_it_is_heard(a: Gateway, b: Gateway, site: Site) -> None:
+def test_relay_silent_gateway_is_back_with_its_next_message(a: Gateway, b: Gateway, site: Site) -> None:
     a.presence("machine", "M")
     site.wait(0.1)
     site.hub.loses = lambda payload, channel: channel is b.channel
@@ -380,7 +380,7 @@ def test_who_stood_still_is_back_when_it_is_heard(a: Gateway, b: Gateway, site: 
     assert b.live.connected_machines() == ["M"]
 
 
-def test_a_gateway_that_stood_still_itself_misses_nobody(a: Gateway, b: Gateway, site: Site) -> None:
+def test_relay_suspended_gateway_keeps_its_peers(a: Gateway, b: Gateway, site: Site) -> None:
     a.presence("machine", "M")
     site.wait(0.1)
     b.heard()
@@ -391,10 +391,10 @@ def test_a_gateway_that_stood_still_itself_misses_nobody(a: Gateway, b: Gateway,
     assert b.live.connected_machines() == ["M"]
 
 
-# -- what goes lost
+# -- losses
 
 
-def test_what_was_lost_is_asked_for(a: Gateway, b: Gateway, site: Site) -> None:
+def test_relay_lost_message_causes_request_for_state(a: Gateway, b: Gateway, site: Site) -> None:
     a.presence("machine", "M")
     a.update("M", "v", 1.0, 1)
     site.wait(0.1)
@@ -406,7 +406,7 @@ def test_what_was_lost_is_asked_for(a: Gateway, b: Gateway, site: Site) -> None:
     site.wait(0.1)
     assert b.heard() == []
     site.hub.loses = lambda payload, channel: False
-    # Its next word shows that a number is missing.
+    # Its next message shows that a number is missing.
     site.wait(BEAT + 0.5)
     assert b.counted("gaps_total") == 1
     assert sorted(b.heard()) == [("machine/M", "disconnected"), ("machine/M", "update"), ("scale/a", "reading")]
@@ -414,7 +414,7 @@ def test_what_was_lost_is_asked_for(a: Gateway, b: Gateway, site: Site) -> None:
     assert a.counted("gaps_total") == 0
 
 
-def test_a_state_that_goes_lost_is_asked_for_again(a: Gateway, site: Site) -> None:
+def test_relay_lost_state_is_requested_again(a: Gateway, site: Site) -> None:
     a.presence("machine", "M")
     lost: list[str] = []
 
@@ -431,7 +431,7 @@ def test_a_state_that_goes_lost_is_asked_for_again(a: Gateway, site: Site) -> No
     assert b.live.connected_machines() == ["M"]
 
 
-def test_a_server_that_refuses(a: Gateway, b: Gateway, site: Site) -> None:
+def test_relay_refused_messages_are_replaced_by_state(a: Gateway, b: Gateway, site: Site) -> None:
     a.channel.refuses = True
     a.weigh("a", "1")
     site.wait(3.0)
@@ -439,11 +439,11 @@ def test_a_server_that_refuses(a: Gateway, b: Gateway, site: Site) -> None:
     a.channel.refuses = False
     site.wait(BEAT)
     assert b.live.latest("a") == a.live.latest("a")
-    # It tries again by the second, not at once.
+    # It tries again each second, not at once.
     assert a.counted("dropped_records_total", reason="failed") < 8
 
 
-def test_an_outage(a: Gateway, b: Gateway, site: Site) -> None:
+def test_relay_outage_keeps_own_state_and_recovers(a: Gateway, b: Gateway, site: Site) -> None:
     a.presence("machine", "M")
     b.presence("machine", "N")
     site.wait(0.1)
@@ -454,7 +454,7 @@ def test_an_outage(a: Gateway, b: Gateway, site: Site) -> None:
     assert a.live.connected_machines() == ["M"]
     assert b.live.connected_machines() == ["N"]
     assert a.relay.problem == "it is away"
-    # Nothing waits for the server.
+    # Records are dropped, not queued.
     assert a.counted("dropped_records_total", reason="away") >= 1
     a.channel.come()
     site.wait(1.0)
@@ -467,7 +467,7 @@ def test_an_outage(a: Gateway, b: Gateway, site: Site) -> None:
     assert b.live.latest("a") == a.live.latest("a")
 
 
-def test_a_channel_that_sends_but_does_not_listen_is_said(a: Gateway, site: Site) -> None:
+def test_relay_without_notifications_reports_a_problem(a: Gateway, site: Site) -> None:
     site.wait(60.0)
     assert a.relay.problem is None
     a.channel.listens = False
@@ -478,7 +478,7 @@ def test_a_channel_that_sends_but_does_not_listen_is_said(a: Gateway, site: Site
 # -- bounds
 
 
-def test_no_more_than_so_much_waits(a: Gateway, b: Gateway, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relay_full_queue_drops_the_oldest(a: Gateway, b: Gateway, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay_outbound, "MAX_WAITING", 10)
     a.channel.silent = []
     a.weigh("a", "0")
@@ -492,12 +492,12 @@ def test_no_more_than_so_much_waits(a: Gateway, b: Gateway, site: Site, monkeypa
     site.wait(0.5)
     scores = [event.record.score for event in b.events if isinstance(event.record, Fault)]
     assert scores == list(range(22, 31))
-    # Who has missed some knows, and asks.
+    # The peer notices the gap and requests the state.
     assert b.counted("gaps_total") >= 1
     assert b.live.latest("a") == a.live.latest("a")
 
 
-def test_a_record_over_the_limit_is_left_out_alone(a: Gateway, b: Gateway, site: Site) -> None:
+def test_relay_too_long_record_is_left_out_alone(a: Gateway, b: Gateway, site: Site) -> None:
     a.weigh("a", "1", raw="x" * 8000)
     a.weigh("a", "2")
     site.wait(0.1)
@@ -505,7 +505,7 @@ def test_a_record_over_the_limit_is_left_out_alone(a: Gateway, b: Gateway, site:
     assert [event.record.weight for event in b.events if isinstance(event.record, Reading)] == [2]
 
 
-def test_the_longest_records_are_under_the_limit(a: Gateway, b: Gateway, site: Site) -> None:
+def test_relay_longest_valid_records_fit_a_message(a: Gateway, b: Gateway, site: Site) -> None:
     # Six bytes of JSON for each character, and twelve outside Unicode's first plane.
     a.weigh("a", "1", raw="\N{REPLACEMENT CHARACTER}" * 1024)
     entry = replace(COMMIT.entry, cylinder_no="\U0001f600" * 50, arrival_shipping_no="\U0001f600" * 50)
@@ -521,7 +521,7 @@ def test_the_longest_records_are_under_the_limit(a: Gateway, b: Gateway, site: S
     assert a.counted("dropped_records_total", reason="long") == 0
 
 
-def test_names_of_others_are_bounded(a: Gateway, site: Site) -> None:
+def test_relay_names_of_peers_are_bounded(a: Gateway, site: Site) -> None:
     b = site.joined("hall b", "b", most_heard=3)
     for number in range(10):
         a.update(f"M{number}", "v", 1.0, 1)
@@ -532,10 +532,10 @@ def test_names_of_others_are_bounded(a: Gateway, site: Site) -> None:
     assert b.counted("rejected_total") == 9
 
 
-# -- two of one name
+# -- the same name on two gateways
 
 
-def test_a_machine_that_is_on_two_gateways(a: Gateway, b: Gateway, site: Site) -> None:
+def test_relay_machine_on_two_gateways_is_one(a: Gateway, b: Gateway, site: Site) -> None:
     c = site.joined("hall c", "c")
     a.presence("machine", "M")
     a.update("M", "v", 1.0, 1)
@@ -549,7 +549,7 @@ def test_a_machine_that_is_on_two_gateways(a: Gateway, b: Gateway, site: Site) -
     a.heard()
     a.presence("machine", "M", connected=False)
     site.wait(0.1)
-    # It is still there.
+    # It is still connected to the other gateway.
     assert a.heard() == [("machine/M", "disconnected"), ("machine/M", "connected")]
     assert c.heard() == []
     for gateway in (a, b, c):
@@ -561,7 +561,7 @@ def test_a_machine_that_is_on_two_gateways(a: Gateway, b: Gateway, site: Site) -
     assert d.means("M", "v") == [1.0, 2.0]
 
 
-def test_a_scale_that_two_gateways_have(site: Site) -> None:
+def test_relay_scale_on_two_gateways_has_the_last_weight(site: Site) -> None:
     a, b = site.joined("hall a", "s"), site.joined("hall b", "s")
     a.weigh("s", "1")
     site.wait(1.0)
@@ -575,7 +575,7 @@ def test_a_scale_that_two_gateways_have(site: Site) -> None:
     assert c.live.latest("s") == b.live.latest("s")
 
 
-# -- what no gateway sends
+# -- invalid messages
 
 
 def item(**fields: Any) -> dict[str, Any]:
@@ -626,7 +626,7 @@ ITEMS: list[Any] = [
 
 
 @pytest.mark.parametrize("bad", ITEMS)
-def test_items_of_another_form(bad: Any) -> None:
+def test_read_item_invalid_raises_wire_error(bad: Any) -> None:
     with pytest.raises(WireError):
         protocol.read_item(bad, UTC)
 
@@ -654,7 +654,7 @@ def test_items_of_another_form(bad: Any) -> None:
         '{"from":"\\ud800","name":"n","number":1,"to":null,"say":"here","items":[]}',
     ],
 )
-def test_payloads_of_others_are_counted_and_dropped(payload: str, a: Gateway) -> None:
+def test_relay_invalid_payload_is_counted_and_ignored(payload: str, a: Gateway) -> None:
     a.heard()
     a.channel.heard(payload)
     assert a.counted("rejected_total") == 1
@@ -662,21 +662,21 @@ def test_payloads_of_others_are_counted_and_dropped(payload: str, a: Gateway) ->
     assert a.counted("gateways") == 0
 
 
-def test_what_is_good_in_a_message_is_taken(a: Gateway) -> None:
+def test_relay_valid_items_beside_invalid_are_applied(a: Gateway) -> None:
     texts = [json.dumps(each) for each in (None, item(), {"is": 5})]
     a.channel.heard(protocol.encode_message("f", "n", 1, None, protocol.RECORDS, texts))
     assert a.counted("rejected_total") == 2
     assert a.heard() == [("scale/a", "reading")]
 
 
-def test_there_are_no_more_gateways_than_so_many(a: Gateway) -> None:
+def test_relay_number_of_peers_is_bounded(a: Gateway) -> None:
     for number in range(1100):
         a.channel.heard(protocol.encode_message(f"f{number}", "n", 1, None, protocol.HERE))
     assert a.counted("gateways") == 1000
     assert a.counted("rejected_total") == 100
 
 
-def test_samples_are_not_among_what_crosses(a: Gateway, b: Gateway, site: Site) -> None:
+def test_relay_samples_are_not_sent(a: Gateway, b: Gateway, site: Site) -> None:
     a.bus.publish(Batch("M", {"v": SensorBatch("VIB", array("d", [1.0]))}, START))
     site.wait(0.1)
     assert b.events == []

@@ -1,4 +1,4 @@
-"""``database.url``: what libpq takes, what it does not, and how hosts are tried."""
+"""``database.url``: valid and invalid URLs, and the order of hosts."""
 
 import threading
 from pathlib import Path
@@ -11,7 +11,7 @@ from twisted.trial.unittest import TestCase
 from gateway.commands.check import check_line
 from gateway.config.loader import ConfigError, load
 from gateway.store.interface import StoreUnavailable
-from gateway.store.postgres import address as target_module
+from gateway.store.postgres import address as address_module
 from gateway.store.postgres.address import ServerAddress, url_problem
 
 
@@ -33,13 +33,13 @@ from gateway.store.postgres.address import ServerAddress, url_problem
         "postgresql://h/db?application_name=x",
     ],
 )
-def test_url_that_libpq_takes_is_taken(url: str) -> None:
+def test_url_problem_valid_url_is_empty(url: str) -> None:
     assert url_problem(url) == ""
     assert ServerAddress(reactor, url, "test").parameters
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "expected"),
     [
         ("mysql://u:s3cret@h/db", "not a PostgreSQL URL; expected postgresql://user:password@host:port/database"),
         ("host=h user=u password=s3cret", "not a PostgreSQL URL"),
@@ -54,8 +54,8 @@ def test_url_that_libpq_takes_is_taken(url: str) -> None:
         ("postgresql://h/db?target_session_attrs=writable", "target_session_attrs is not one of"),
     ],
 )
-def test_url_that_libpq_does_not_take_is_a_problem_without_its_password(tmp_path: Path, url: str, said: str) -> None:
-    assert said in url_problem(url)
+def test_load_invalid_url_is_a_problem_without_its_password(tmp_path: Path, url: str, expected: str) -> None:
+    assert expected in url_problem(url)
     assert "s3cret" not in url_problem(url)
     file = tmp_path / "gateway.yaml"
     file.write_text(f"database: {{url: '{url}'}}", "utf-8")
@@ -63,12 +63,12 @@ def test_url_that_libpq_does_not_take_is_a_problem_without_its_password(tmp_path
         load(file, {}, check_line)
     (problem,) = caught.value.problems
     assert problem.key == "database.url"
-    assert said in problem.message
+    assert expected in problem.message
     assert "s3cret" not in str(problem)
 
 
-class TargetTests(TestCase):
-    """Hosts as they are handed to the driver."""
+class AddressTests(TestCase):
+    """Hosts as the driver gets them."""
 
     def target(self, url: str) -> ServerAddress:
         target = ServerAddress(reactor, url, "test")
@@ -83,47 +83,47 @@ class TargetTests(TestCase):
         found = await target.arguments()
         return list(zip(*(found.get(key, "").split(",") for key in ("host", "hostaddr", "port")), strict=True))
 
-    async def test_host_whose_name_is_not_known_is_left_out(self) -> None:
+    async def test_arguments_unknown_host_is_left_out(self) -> None:
         found = await self.hosts("postgresql://u@no-such-host.invalid:1,127.0.0.1:2/db")
         self.assertEqual(found, [("127.0.0.1", "127.0.0.1", "2")])
 
-    async def test_no_host_is_known(self) -> None:
+    async def test_arguments_without_known_host_raises(self) -> None:
         target = self.target("postgresql://u@no-such-host.invalid,nor-this.invalid/db")
         with self.assertRaisesRegex(OSError, "cannot look up host nor-this.invalid in database.url"):
             await target.arguments()
 
-    async def test_silent_first_host_is_tried_last(self) -> None:
+    async def test_rotate_silent_host_is_last(self) -> None:
         url = "postgresql://u@127.0.0.1:1,127.0.0.2:2,127.0.0.3:3/db"
         for turns, first in ((0, "1"), (1, "2"), (2, "3"), (3, "1")):
             found = await self.hosts(url, turns)
             self.assertEqual(found[0][2], first)
             self.assertEqual(len(found), 3)
 
-    async def test_host_that_several_find_silent_is_turned_away_once(self) -> None:
+    async def test_rotate_twice_for_one_attempt_rotates_once(self) -> None:
         target = self.target("postgresql://u@127.0.0.1:1,127.0.0.2:2/db")
         target.rotate(0)
         target.rotate(0)
         self.assertEqual((await target.arguments())["port"], "2,1")
 
-    async def test_one_port_is_for_all_hosts(self) -> None:
+    async def test_arguments_one_port_is_for_all_hosts(self) -> None:
         found = await self.hosts("postgresql://u@127.0.0.1,127.0.0.2/db?port=7")
         self.assertEqual([port for _, _, port in found], ["7", "7"])
 
-    async def test_socket_directory_beside_a_host(self) -> None:
+    async def test_arguments_socket_directory_beside_a_host(self) -> None:
         found = await self.hosts("postgresql://u@%2Frun%2Fpostgresql:5,127.0.0.1:6/db")
         self.assertEqual(found, [("/run/postgresql", "", "5"), ("127.0.0.1", "127.0.0.1", "6")])
 
-    async def test_single_socket_directory_and_address_are_left_as_they_are(self) -> None:
+    async def test_arguments_single_directory_or_address_is_unchanged(self) -> None:
         for url in ("postgresql:///db?host=/run/postgresql", "postgresql://u@127.0.0.1/db", "postgresql:///db"):
             found: dict[str, Any] = await self.target(url).arguments()
             self.assertNotIn("hostaddr", found)
 
-    def test_url_that_is_not_valid_is_refused(self) -> None:
+    def test_address_invalid_url_raises_without_its_password(self) -> None:
         with self.assertRaises(StoreUnavailable) as caught:
             ServerAddress(reactor, "postgresql://u:s3cret%zz@h/db", "test")
         self.assertNotIn("s3cret", str(caught.exception))
 
-    async def test_silent_address_is_tried_last(self) -> None:
+    async def test_rotate_silent_hostaddr_is_last(self) -> None:
         url = "postgresql://u@db1,db2/db?hostaddr=127.0.0.1,127.0.0.2&port=1,2"
         self.assertEqual(await self.hosts(url, turns=1), [("db2", "127.0.0.2", "2"), ("db1", "127.0.0.1", "1")])
         self.assertEqual(
@@ -131,7 +131,7 @@ class TargetTests(TestCase):
             ("127.0.0.2", "7"),
         )
 
-    async def test_look_up_that_takes_long_keeps_no_other_host_waiting(self) -> None:
+    async def test_arguments_slow_look_up_does_not_block_other_hosts(self) -> None:
         asked: list[str] = []
         answered = threading.Event()
 
@@ -141,30 +141,30 @@ class TargetTests(TestCase):
                 answered.wait(60)
             return ["127.0.0.9"]
 
-        self.patch(target_module, "_find_addresses", addresses)
-        self.patch(target_module, "_MAX_LOOKUP_OF_SEVERAL", 0.2)
+        self.patch(address_module, "_find_addresses", addresses)
+        self.patch(address_module, "_MAX_LOOKUP_OF_SEVERAL", 0.2)
         self.addCleanup(answered.set)
         target = self.target("postgresql://u@slow.example:1,fast.example:2/db")
         for _ in range(3):
             found = await target.arguments()
             self.assertEqual((found["host"], found["hostaddr"], found["port"]), ("fast.example", "127.0.0.9", "2"))
-        # No more threads wait for it than one.
+        # Only one thread waits for it.
         self.assertEqual(asked.count("slow.example"), 1)
 
-    async def test_only_host_that_is_not_looked_up_in_time_is_said(self) -> None:
+    async def test_arguments_slow_look_up_of_single_host_raises(self) -> None:
         answered = threading.Event()
-        self.patch(target_module, "_find_addresses", lambda _: answered.wait(60) and [])
-        self.patch(target_module, "_MAX_LOOKUP", 0.1)
+        self.patch(address_module, "_find_addresses", lambda _: answered.wait(60) and [])
+        self.patch(address_module, "_MAX_LOOKUP", 0.1)
         self.addCleanup(answered.set)
         with self.assertRaisesRegex(
             OSError, "cannot look up host slow.example in database.url: no answer within 0.1 s"
         ):
             await self.target("postgresql://u@slow.example/db").arguments()
 
-    async def test_name_that_cannot_be_one_is_said(self) -> None:
+    async def test_arguments_invalid_host_name_raises(self) -> None:
         with self.assertRaisesRegex(OSError, "cannot look up host x+"):
             await self.target(f"postgresql://u@{'x' * 70}.example/db").arguments()
 
 
-def test_rest_of_a_password_is_not_named_as_a_parameter() -> None:
+def test_url_problem_does_not_quote_a_password_with_a_slash() -> None:
     assert "s3cret" not in url_problem("postgresql://u:a/b?s3cret=1@h/db")

@@ -1,4 +1,4 @@
-"""Sockets that somebody else closes and changes, watched by the real reactor."""
+"""Sockets that another owner closes and replaces, watched by the real reactor."""
 
 import socket
 
@@ -11,7 +11,7 @@ from gateway.store.postgres.sockets import WatchingReactor, _Watcher
 
 
 class Selectable:
-    """As a connection of txpostgres: its socket is libpq's."""
+    """Selectable like a connection of txpostgres, whose socket belongs to libpq."""
 
     def __init__(self) -> None:
         self.ours, self.theirs = socket.socketpair()
@@ -30,7 +30,7 @@ class Selectable:
         return None
 
     def connectionLost(self, reason: object) -> None:
-        """Nobody is told."""
+        """Ignore the end."""
 
     def close(self) -> None:
         self.ours.close()
@@ -46,17 +46,17 @@ class WatchTests(TestCase):
     def watched(self) -> int:
         return sum(isinstance(each, _Watcher) for each in reactor.getReaders())  # type: ignore[attr-defined]  # its module
 
-    async def test_what_comes_is_told(self) -> None:
+    async def test_watching_reactor_reports_received_bytes(self) -> None:
         self.watching.addReader(self.selectable)
         self.selectable.theirs.send(b"x")
         self.assertEqual(await self.selectable.heard, b"x")
         self.watching.removeReader(self.selectable)
         self.assertEqual(self.watched(), 0)
 
-    async def test_a_socket_that_was_closed_behind_our_back_leaves_its_number_to_others(self) -> None:
+    async def test_watching_reactor_closed_socket_does_not_block_its_descriptor(self) -> None:
         self.watching.addReader(self.selectable)
         self.selectable.close()
-        # Most likely it gets the same numbers.
+        # Most likely it gets the same descriptors.
         other = Selectable()
         self.addCleanup(other.close)
         watching = WatchingReactor(reactor)
@@ -67,7 +67,7 @@ class WatchTests(TestCase):
         self.watching.removeReader(self.selectable)
         self.assertEqual(self.watched(), 0)
 
-    async def test_a_socket_that_was_changed_is_the_one_that_is_watched(self) -> None:
+    async def test_watching_reactor_replaced_socket_is_watched(self) -> None:
         self.watching.addReader(self.selectable)
         before = self.selectable.ours, self.selectable.theirs
         self.selectable.ours, self.selectable.theirs = socket.socketpair()
@@ -80,7 +80,7 @@ class WatchTests(TestCase):
         self.watching.forget()
         self.assertEqual(self.watched(), 0)
 
-    def test_a_closed_one_is_not_watched(self) -> None:
+    def test_watching_reactor_closed_socket_is_not_watched(self) -> None:
         self.selectable.close()
         self.watching.addReader(self.selectable)
         self.watching.addWriter(self.selectable)
