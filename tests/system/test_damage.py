@@ -1,4 +1,4 @@
-"""A real daemon whose raw files a power cut has damaged: nothing is guessed, joined or passed over in silence."""
+"""A real daemon with raw files that a power cut has damaged: nothing is guessed, and all damage is reported."""
 
 import math
 import os
@@ -14,7 +14,7 @@ from tests.killable import readable
 from tests.system.test_machines import frame
 from tests.system.test_recovery import at, seoul
 
-#: What becomes of the file of a sensor of the same name.
+#: Damage of the file of the sensor with the same name.
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "nul_tail": lambda content: content[:-4096] + bytes(4096),
     "nul_behind": lambda content: content + bytes(4096),
@@ -40,7 +40,7 @@ def samples_of(folder: Path, sensor: str) -> list[float]:
 
 
 def send(daemon: Daemon, samples: list[float]) -> None:
-    """Feed every sensor, and wait until it is in the files."""
+    """Send samples of every sensor, and wait until they are in the files."""
     data = {sensor: {"type": "TEMP", "data": samples} for sensor in SENSORS}
     daemon.daq(frame("name", "M"), frame("DataUpdate", data))
     for sensor in SENSORS:
@@ -49,7 +49,7 @@ def send(daemon: Daemon, samples: list[float]) -> None:
 
 
 def damaged_bytes(content: bytes) -> int:
-    """How many bytes are not samples, by the plainest means."""
+    """Return the number of bytes that are not samples, by the simplest means."""
     lines = content.split(b"\n")
     sound = [line for line in lines[:-1] if line == b"time,data" or is_sample(line)]
     return len(content) - sum(len(line) + 1 for line in sound)
@@ -67,7 +67,7 @@ def is_sample(line: bytes) -> bool:
 
 
 def check_hour(daemon: Daemon, what: str) -> None:
-    """Rows are what the files hold."""
+    """Compare the rows with the files."""
     items: dict[str, Any] = {item["name"]: item for item in daemon.get(HOUR)[1]}
     for sensor in SENSORS:
         samples = samples_of(daemon.folder, sensor)
@@ -78,7 +78,7 @@ def check_hour(daemon: Daemon, what: str) -> None:
         assert point["count"] == len(samples), (what, sensor)
 
 
-def test_files_that_a_power_cut_has_damaged(tmp_path: Path) -> None:
+def test_damage_of_a_power_cut_is_reported_and_separated(tmp_path: Path) -> None:
     chance = Random(3)
     with at(tmp_path, seoul("2025-12-18 10:30:00")) as daemon:
         daemon.start()
@@ -107,11 +107,11 @@ def test_files_that_a_power_cut_has_damaged(tmp_path: Path) -> None:
         send(daemon, [1.25, 2.25, 3.25])
         for sensor, content in contents.items():
             now = path_of(tmp_path, sensor).read_bytes()
-            # The damaged bytes are there, and the new lines stand on lines of their own.
+            # The damaged bytes stay, and new lines do not join them.
             assert now.startswith(content)
             assert now[len(content) :].splitlines()[-3:] == now.splitlines()[-3:]
             assert all(map(is_sample, now.splitlines()[-3:]))
-        # Nobody says again what was said.
+        # Nothing is reported again.
         assert daemon.metric("cynow_rawlog_damaged_bytes_total") == total
         assert [line for line in daemon.log().splitlines() if "damaged bytes" in line] == log
         assert daemon.get("/healthz")[1]["ok"] is False
@@ -128,7 +128,7 @@ def test_files_that_a_power_cut_has_damaged(tmp_path: Path) -> None:
         assert "different" not in done.stdout
         assert daemon.get(HOUR)[1] == before
         daemon.kill()
-    # What rows count is gone: that is said too, and the rows stand.
+    # Bytes that rows count are missing: this is reported, and the rows stay.
     path = path_of(tmp_path, "sound")
     size = path.stat().st_size
     os.truncate(path, size // 2)

@@ -1,4 +1,4 @@
-"""``python -m gateway.recompute`` as a command, on folders as the gateway leaves them."""
+"""The command ``recompute``, on folders of a gateway."""
 
 import contextlib
 import gzip
@@ -28,7 +28,7 @@ from tests.system.test_machines import frame, update
 
 PERIODS = ("hour", "day", "month", "year")
 
-#: Where it is about noon: no test runs over midnight.
+#: Zone in which it is about noon, so that tests do not run over midnight.
 NOON = f"Etc/GMT{(datetime.now(UTC).hour - 12):+d}"
 
 #: ``HH:MM:SS`` and a sample.
@@ -36,7 +36,7 @@ Line = tuple[str, float]
 
 
 class Plant:
-    """A gateway's folder."""
+    """The folder of a gateway."""
 
     def __init__(self, folder: Path, zone: str = "Asia/Seoul", **settings: Any) -> None:
         self.folder = folder
@@ -76,7 +76,7 @@ class Plant:
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
     def told(self, *arguments: str) -> list[str]:
-        """What it says of rows; the last line counts them."""
+        """Return the output lines of a successful run; the last one counts the rows."""
         done = self.recompute(*arguments)
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
@@ -94,7 +94,7 @@ class Plant:
         return self.query(f'SELECT * FROM "{sensor}_{period}_avg" ORDER BY time, start, id', machine=machine)
 
     def dump(self, pattern: str = "*.db") -> dict[str, list[str]]:
-        """Every database as SQL."""
+        """Return every database as SQL."""
         found = {}
         for path in sorted((self.folder / "db").glob(pattern)):
             connection = sqlite3.connect(path)
@@ -103,7 +103,7 @@ class Plant:
         return found
 
     def check(self, sensor: str, days: Mapping[str, Sequence[Line]], mode: str = "REAL", machine: str = "M") -> None:
-        """Compare all rows to what the lines say, by sums that round once; no time may come twice."""
+        """Compare all rows with the lines, by sums that round once; times must be unique."""
         for period in PERIODS:
             expected = self._by_period(period, days)
             rows = self.rows(sensor, period, machine)
@@ -139,7 +139,7 @@ def day_of_lines(random: Random, hours: Iterable[int], per_hour: int = 200) -> l
     return [(f"{s // 3600:02}:{s // 60 % 60:02}:{s % 60:02}", random.gauss(0, 3)) for s in seconds]
 
 
-def test_everything_of_a_range_is_made_again(tmp_path: Path) -> None:
+def test_recompute_renews_all_rows_of_a_range(tmp_path: Path) -> None:
     plant = Plant(tmp_path)
     random = Random(1)
     days = {
@@ -165,7 +165,7 @@ def test_everything_of_a_range_is_made_again(tmp_path: Path) -> None:
     assert f"M v hour 2024-01-01 07:00:00: none -> {row['data']!r} (200)" in lines
     assert "쇼트 온도 1: the type of the sensor is not stored" in first.stderr
     assert "M v: the type of the sensor is not stored" in first.stderr
-    # Nobody has touched anything since.
+    # There were no changes since.
     before = plant.dump()
     assert plant.told(*every) == [f"2 sensors; rows: {rows} unchanged"]
     assert plant.dump() == before
@@ -189,7 +189,7 @@ def every_table() -> list[tuple[str, str, str]]:
     return [(sensor, period, machine) for period in PERIODS for sensor, machine in (("온도 1", "쇼트"), ("v", "M"))]
 
 
-def test_only_what_was_asked_for(tmp_path: Path) -> None:
+def test_recompute_is_limited_to_the_options(tmp_path: Path) -> None:
     plant = Plant(tmp_path)
     random = Random(2)
     lines = {day: day_of_lines(random, [10], 20) for day in ("2024-03-01", "2024-03-02", "2024-03-03")}
@@ -205,7 +205,7 @@ def test_only_what_was_asked_for(tmp_path: Path) -> None:
     assert (nothing.returncode, nothing.stdout.splitlines()) == (1, ["0 sensors; rows: none"])
     assert "no matching raw files" in nothing.stderr
     *told, _ = plant.told("--from", "2024-03-01", "--to", "2024-03-02", "--machine", "M", "--sensor", "a")
-    # A month and a year have more samples now, the second day is as it was.
+    # The month and the year have more samples now, and the second day is unchanged.
     assert [(line.split()[2:4], line.partition(": ")[2].split()[0] == "none") for line in told] == [
         (["hour", "2024-03-01"], True),
         (["day", "2024-03-01"], True),
@@ -214,7 +214,7 @@ def test_only_what_was_asked_for(tmp_path: Path) -> None:
     ]
 
 
-def test_types_say_which_mean_it_is(tmp_path: Path) -> None:
+def test_recompute_uses_the_types_of_sensors(tmp_path: Path) -> None:
     plant = Plant(tmp_path, stat={"VIB": "ABS", "ODD": "ABS"})
     days = {"2024-03-02": day_of_lines(Random(3), [10, 11], 20)}
     plant.write("v", "2024-03-02", days["2024-03-02"])
@@ -224,7 +224,7 @@ def test_types_say_which_mean_it_is(tmp_path: Path) -> None:
     assert "is not stored" not in done.stderr
     assert done.stdout.splitlines()[-1] == "1 sensors; rows: 5 different"
     plant.check("v", days, "ABS")
-    # What the gateway was told counts more.
+    # The stored type takes precedence.
     connection = sqlite3.connect(tmp_path / "db" / "cynow-gateway.sqlite3")
     with connection:
         connection.execute("INSERT INTO sensor VALUES ('M', 'v', 'TEMP')")
@@ -233,7 +233,7 @@ def test_types_say_which_mean_it_is(tmp_path: Path) -> None:
     plant.check("v", days)
 
 
-def test_a_dry_run_tells_and_writes_nothing(tmp_path: Path) -> None:
+def test_dry_run_shows_differences_and_writes_nothing(tmp_path: Path) -> None:
     plant = Plant(tmp_path)
     random = Random(4)
     days = {day: day_of_lines(random, [10, 11], 20) for day in ("2024-03-01", "2024-03-02")}
@@ -253,7 +253,7 @@ def test_a_dry_run_tells_and_writes_nothing(tmp_path: Path) -> None:
     plant.check("v", days)
 
 
-def test_a_dry_run_leaves_the_gateways_own_database_alone_too(tmp_path: Path) -> None:
+def test_dry_run_does_not_change_the_database_of_the_gateway(tmp_path: Path) -> None:
     plant = Plant(tmp_path)
     plant.write("v", "2024-03-01", [("10:00:00", 1.0)])
     plant.told("--from", "2024-03-01")
@@ -262,7 +262,7 @@ def test_a_dry_run_leaves_the_gateways_own_database_alone_too(tmp_path: Path) ->
     assert plant.dump("*.sqlite3") == before
 
 
-def test_a_row_of_more_samples_than_the_files_hold_is_kept(tmp_path: Path) -> None:
+def test_row_with_more_samples_than_the_files_is_kept(tmp_path: Path) -> None:
     plant = Plant(tmp_path)
     random = Random(5)
     lines = day_of_lines(random, [10, 11], 20)
@@ -308,12 +308,12 @@ def test_rows_of_the_old_server_are_replaced(tmp_path: Path) -> None:
     assert plant.told("--from", "2024-03-01") == ["1 sensors; rows: 5 unchanged"]
 
 
-def test_a_broken_compressed_file_is_named_and_the_others_are_done(tmp_path: Path) -> None:
+def test_broken_compressed_file_is_reported_and_the_others_are_read(tmp_path: Path) -> None:
     plant = Plant(tmp_path)
     lines = day_of_lines(Random(7), [10], 2000)
     for sensor in ("a", "torn", "rubbish", "z"):
         plant.write(sensor, "2024-03-01", lines, compressed=True)
-    # Other days of such a sensor are done.
+    # Other days of the sensor are renewed.
     plant.write("torn", "2024-02-29", lines)
     torn, rubbish = (plant.path(name, "2024-03-01").with_suffix(".csv.gz") for name in ("torn", "rubbish"))
     torn.write_bytes(torn.read_bytes()[:-200])
@@ -344,7 +344,7 @@ def test_a_broken_compressed_file_is_named_and_the_others_are_done(tmp_path: Pat
         (["--from", "9999-01-01"], "9999-01-01 has not ended"),
     ],
 )
-def test_bad_arguments(tmp_path: Path, arguments: list[str], said: str) -> None:
+def test_wrong_use_has_status_2(tmp_path: Path, arguments: list[str], said: str) -> None:
     done = Plant(tmp_path).recompute(*arguments)
     assert done.returncode == 2
     assert said in done.stderr
@@ -361,7 +361,7 @@ def test_bad_arguments(tmp_path: Path, arguments: list[str], said: str) -> None:
         ({"timezone": "Asia/Nowhere"}, "timezone"),
     ],
 )
-def test_a_configuration_that_does_not_work(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+def test_invalid_configuration_is_one_line_and_status_1(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
     plant = Plant(tmp_path)
     plant.write("v", "2024-03-01", [("10:00:00", 1.0)])
     plant.config.write_text(yaml.safe_dump(settings), "utf-8")
@@ -373,7 +373,7 @@ def test_a_configuration_that_does_not_work(tmp_path: Path, settings: dict[str, 
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_database_that_is_none_is_no_success(tmp_path: Path) -> None:
+def test_broken_database_has_status_1(tmp_path: Path) -> None:
     plant = Plant(tmp_path)
     lines = [("10:00:00", 1.0)]
     for machine in ("Broken", "M"):
@@ -389,12 +389,12 @@ def test_a_database_that_is_none_is_no_success(tmp_path: Path) -> None:
 
 
 def berlin_day() -> list[Line]:
-    """The day of 25 hours, with samples in each."""
+    """Return the lines of a day of 25 hours, with samples in each."""
     hours = [0, 1, 2, 2, *range(3, 24)]
     return [(f"{hour:02}:{minute:02}:00", float(n)) for n, hour in enumerate(hours) for minute in range(0, 60, 10)]
 
 
-def test_an_hour_that_comes_twice_has_two_rows(tmp_path: Path) -> None:
+def test_repeated_hour_has_two_rows(tmp_path: Path) -> None:
     plant = Plant(tmp_path, "Europe/Berlin")
     plant.write("v", "2025-10-26", berlin_day())
     assert plant.told("--from", "2025-10-26")[-1] == "1 sensors; rows: 28 new"
@@ -409,7 +409,7 @@ def test_an_hour_that_comes_twice_has_two_rows(tmp_path: Path) -> None:
     before = plant.dump()
     assert plant.told("--from", "2025-10-26", "--dry-run") == ["1 sensors; rows: 28 unchanged"]
     assert plant.dump() == before
-    # Each is told from the other.
+    # The two rows of the hour are distinct.
     plant.query("UPDATE v_hour_avg SET data = 90.0 + data WHERE time = '2025-10-26 02:00:00'")
     *told, summary = plant.told("--from", "2025-10-26")
     assert told == [f"M v hour 2025-10-26 02:00:00: 9{n}.0 (6) -> {n}.0 (6)" for n in (2, 3)]
@@ -418,8 +418,8 @@ def test_an_hour_that_comes_twice_has_two_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["--dry-run"]])
-def test_the_second_of_two_hours_without_the_first(tmp_path: Path, options: list[str]) -> None:
-    """It holds more than the raw file, and the other's row is missing: neither is taken for the other."""
+def test_second_of_two_hours_without_the_row_of_the_first(tmp_path: Path, options: list[str]) -> None:
+    """The row of the second hour counts more samples than the file; the row of the first is missing."""
     plant = Plant(tmp_path, "Europe/Berlin")
     lines = berlin_day()
     plant.write("v", "2025-10-26", lines)
@@ -428,7 +428,7 @@ def test_the_second_of_two_hours_without_the_first(tmp_path: Path, options: list
     second = int(midnight + 3600 * 3)
     (kept,) = plant.query("SELECT * FROM v_hour_avg WHERE start = ?", second)
     plant.query("DELETE FROM v_hour_avg WHERE start = ?", second - 3600)
-    # One of the second hour's samples, at 02:50, is gone.
+    # A sample of the second hour, at 02:50, is missing.
     plant.write("v", "2025-10-26", lines[:23] + lines[24:])
     told = plant.told("--from", "2025-10-26", *options)
     time = "M v hour 2025-10-26 02:00:00"
@@ -440,7 +440,7 @@ def test_the_second_of_two_hours_without_the_first(tmp_path: Path, options: list
 
 
 def write_as_it_came(plant: Plant, day: str, first: Sequence[Line], second: Sequence[Line]) -> None:
-    """The raw file of a day, and the rows of a gateway that knew which of two hours its lines are of."""
+    """Write the raw file of a day, and the rows of a gateway that knew the hour of each line."""
     rollup = Rollup(plant.zone, {})
     midnight = datetime.fromisoformat(day).replace(tzinfo=plant.zone)
     ended = [
@@ -457,7 +457,7 @@ def write_as_it_came(plant: Plant, day: str, first: Sequence[Line], second: Sequ
 
 
 def some(clock: str, count: int = 10) -> list[Line]:
-    """Lines of one minute; the first and the last are no number."""
+    """Return the lines of one minute; the first and the last are not numbers."""
     numbers = [(f"{clock}:{number:02}", float(clock[3:]) + number / 8) for number in range(1, count + 1)]
     return [(f"{clock}:00", math.nan), *numbers, (f"{clock}:59", math.nan)]
 
@@ -467,25 +467,25 @@ def some(clock: str, count: int = 10) -> list[Line]:
     [
         ("America/New_York", "2025-11-02", some("01:10"), some("01:40")),
         ("America/New_York", "2025-11-02", some("00:50") + some("01:10"), some("01:40") + some("02:10")),
-        # Nothing came in the first of the two, or in the second.
+        # No sample in the first of the two hours, or in the second.
         ("America/New_York", "2025-11-02", [], some("01:40")),
         ("America/New_York", "2025-11-02", some("00:10"), some("01:10") + some("01:40") + some("02:40")),
         ("America/New_York", "2025-11-02", some("01:10"), []),
-        # The second goes on in the very second, and in the minute, in which the first has ended.
+        # The second hour continues in the second, or in the minute, in which the first has ended.
         ("America/New_York", "2025-11-02", [("01:30:00", 1.0), ("01:30:00", math.nan)], [("01:30:00", 3.0)]),
         ("America/New_York", "2025-11-02", [("01:30:00", 1.0)] * 3, [("01:30:00", 2.0)] * 2 + [("01:30:01", 4.0)]),
-        # Where a line is earlier than the one before it, lines tell.
+        # A line is earlier than the one before it, so the lines show the second hour.
         ("America/New_York", "2025-11-02", some("01:10"), some("01:05")),
         ("America/New_York", "2025-11-02", some("01:40"), some("01:10") + some("01:40") + some("03:10")),
         ("Africa/Cairo", "2025-10-30", some("23:10"), some("23:40")),
-        # Two hours of a quarter each way.
+        # Clocks go back from a quarter to a quarter.
         ("Pacific/Chatham", "2025-04-06", some("02:50") + some("03:10"), some("03:20") + some("03:50")),
         ("Pacific/Chatham", "2025-04-06", some("02:50") + some("03:40"), some("02:50") + some("03:10")),
-        # An hour of ninety minutes is one.
+        # An hour of ninety minutes is one hour.
         ("Australia/Lord_Howe", "2025-04-06", some("01:10") + some("01:35"), some("01:40") + some("02:10")),
     ],
 )
-def test_of_two_hours_each_keeps_its_own(
+def test_samples_of_a_repeated_hour_stay_in_their_hour(
     tmp_path: Path, zone: str, day: str, first: Sequence[Line], second: Sequence[Line]
 ) -> None:
     plant = Plant(tmp_path, zone)
@@ -495,24 +495,24 @@ def test_of_two_hours_each_keeps_its_own(
     for options in (["--dry-run"], ["--force"]):
         assert plant.told("--from", day, *options) == [f"1 sensors; rows: {rows} unchanged"]
         assert plant.dump("M.db") == before
-    # One that is wrong is put right, and the other stays.
+    # A wrong row is corrected, and the other one stays.
     plant.query("UPDATE v_hour_avg SET data = data + 1 WHERE id = (SELECT max(id) FROM v_hour_avg)")
     assert plant.told("--from", day)[-1] == f"1 sensors; rows: 1 different, {rows - 1} unchanged"
     assert plant.dump("M.db") == before
 
 
-def test_two_hours_of_which_no_row_tells(tmp_path: Path) -> None:
+def test_repeated_hour_without_rows_is_one_hour(tmp_path: Path) -> None:
     plant = Plant(tmp_path, "America/New_York")
     day = "2025-11-02"
     write_as_it_came(plant, day, some("01:10"), some("01:40"))
     (tmp_path / "db" / "M.db").unlink()
     plant.told("--from", day)
-    # All is in the first.
+    # All samples are in the first hour.
     (row,) = plant.rows("v", "hour")
     assert (row["count"], row["start"]) == (20, datetime(2025, 11, 2, 1, tzinfo=plant.zone).timestamp())
 
 
-def test_two_hours_in_a_compressed_file_and_one_behind_it(tmp_path: Path) -> None:
+def test_repeated_hour_in_a_compressed_file_and_a_later_one(tmp_path: Path) -> None:
     plant = Plant(tmp_path, "America/New_York")
     day = "2025-11-02"
     first, second = some("01:10"), some("01:40") + some("01:50")
@@ -524,7 +524,7 @@ def test_two_hours_in_a_compressed_file_and_one_behind_it(tmp_path: Path) -> Non
     assert [row["count"] for row in plant.rows("v", "hour")] == [10, 20]
 
 
-def test_an_hour_whose_beginning_is_skipped(tmp_path: Path) -> None:
+def test_hour_with_a_skipped_beginning(tmp_path: Path) -> None:
     plant = Plant(tmp_path, "Australia/Lord_Howe")
     day = "2025-10-05"
     lines = [*some("01:50"), *some("02:35"), *some("02:50"), *some("03:10")]
@@ -546,7 +546,7 @@ def test_an_hour_whose_beginning_is_skipped(tmp_path: Path) -> None:
         assert plant.dump("M.db") == before
 
 
-def test_rows_that_are_added_are_answered_in_the_order_of_time(tmp_path: Path) -> None:
+def test_added_rows_are_answered_in_the_order_of_time(tmp_path: Path) -> None:
     plant = Plant(tmp_path, "Europe/Berlin")
     plant.write("v", "2025-10-26", berlin_day())
     plant.told("--from", "2025-10-26")
@@ -558,7 +558,7 @@ def test_rows_that_are_added_are_answered_in_the_order_of_time(tmp_path: Path) -
     assert [item["data"] for item in items] == [float(n) for n in range(25)]
 
 
-def test_a_clock_that_was_set_back(tmp_path: Path) -> None:
+def test_clock_that_was_set_back(tmp_path: Path) -> None:
     plant = Plant(tmp_path)
     minutes = [*range(540, 680), *range(650, 660), *range(625, 760)]
     days = {"2024-03-01": [(f"{m // 60:02}:{m % 60:02}:00", m + k / 7) for k, m in enumerate(minutes)]}
@@ -577,7 +577,7 @@ def test_a_clock_that_was_set_back(tmp_path: Path) -> None:
     assert plant.dump() == before
 
 
-def test_a_sum_beyond_a_double_in_an_hour_that_came_again(tmp_path: Path) -> None:
+def test_sum_that_exceeds_a_double_in_an_hour_after_a_clock_step(tmp_path: Path) -> None:
     plant = Plant(tmp_path)
     plant.write("huge", "2024-03-01", [("10:00:00", 1.7e308), ("11:00:00", 1.0), ("10:30:00", 1.7e308)])
     plant.write("v", "2024-03-01", [("10:00:00", 1.0)])
@@ -585,14 +585,14 @@ def test_a_sum_beyond_a_double_in_an_hour_that_came_again(tmp_path: Path) -> Non
     assert "Traceback" not in done.stderr
     assert done.returncode == 0
     plant.check("v", {"2024-03-01": [("10:00:00", 1.0)]})
-    # A row that lacks samples is better than none.
+    # A row that lacks samples is better than no row.
     assert [(row["time"][11:13], row["data"]) for row in plant.rows("huge", "hour")] == [("10", 1.7e308), ("11", 1.0)]
 
 
 # -- beside a gateway
 
 
-def test_while_the_gateway_runs(tmp_path: Path) -> None:
+def test_recompute_beside_a_running_gateway(tmp_path: Path) -> None:
     today = datetime.now(ZoneInfo(NOON)).date()
     plant = Plant(tmp_path, NOON)
     random = Random(9)
@@ -603,7 +603,7 @@ def test_while_the_gateway_runs(tmp_path: Path) -> None:
         for sensor in sensors:
             for day, lines in days.items():
                 plant.write(sensor, day, lines)
-            # Not over yet: it is the gateway's.
+            # The day has not ended, so it is left to the gateway.
             plant.write(sensor, today.isoformat(), [("00:00:01", 5.0)])
         until(lambda: "M" in daemon.get("/stat/machineList")[1]["machine_list"], "the machine's database")
         anomalies = f"/stat/anomaly?machine=M&start={today - timedelta(days=1)}&end={today + timedelta(days=1)}"
@@ -612,7 +612,7 @@ def test_while_the_gateway_runs(tmp_path: Path) -> None:
             while process.poll() is None:
                 sent += 1
                 machine.sendall(frame("FaultDetect", {"score": 1.0 + sent, "threshold": 1.0}))
-                # The first samples of a sensor make its tables.
+                # The first samples of a sensor create its tables.
                 machine.sendall(update(f"live{sent}", "VIB", 1.0))
                 until(lambda sent=sent: len(daemon.get(anomalies)[1]) == sent, "the anomaly's row")
             output, errors = process.communicate()
@@ -632,7 +632,7 @@ def test_while_the_gateway_runs(tmp_path: Path) -> None:
 
 
 def check_past(plant: Plant, sensor: str, days: Mapping[str, Sequence[Line]], today: date) -> None:
-    """Hours and days are there; of a month and a year only those that are over."""
+    """Check that there are rows of hours and days, and of ended months and years only."""
     for period, per_day in (("hour", 24), ("day", 1)):
         rows = plant.rows(sensor, period)
         assert len(rows) == per_day * len(days)
@@ -642,6 +642,6 @@ def check_past(plant: Plant, sensor: str, days: Mapping[str, Sequence[Line]], to
         assert row["data"] == pytest.approx(math.fsum(values) / len(values), rel=1e-14, abs=1e-17)
     for period, length in (("month", 7), ("year", 4)):
         over = {day[:length] for day in days if day[:length] < today.isoformat()[:length]}
-        # A table is made with its first row.
+        # A table is created with its first row.
         rows = plant.rows(sensor, period) if over else []
         assert {row["time"][:length] for row in rows} == over

@@ -1,4 +1,4 @@
-"""A real daemon that is killed: what it reports afterwards is what its raw files say."""
+"""Recovery of a real daemon: after a kill, it reports the means of its raw files."""
 
 import contextlib
 import math
@@ -31,7 +31,7 @@ PERIODS = ("hour", "day", "month", "year")
 
 @contextlib.contextmanager
 def at(folder: Path, wall: datetime) -> Iterator[Daemon]:
-    """A gateway, not yet started, whose wall clock shows this now and goes on from there, or from where it is set."""
+    """Return a gateway, not yet started, with a wall clock that begins at a time and may be set."""
     daemon = Daemon(
         folder,
         twistd=[sys.executable, AT_TIME, str(folder / "ahead"), "-n", "--pidfile=", "cynow-gateway"],
@@ -45,14 +45,14 @@ def at(folder: Path, wall: datetime) -> Iterator[Daemon]:
 
 
 def set_clock(folder: Path, wall: datetime) -> None:
-    """Let the wall clock of gateways at the time of the file ``ahead`` show this now, and go on from there."""
-    # They look at it at any moment, and never find half of it.
+    """Set the wall clock of gateways that read the file ``ahead``."""
+    # Gateways read the file at any moment, and must never see a part of it.
     (folder / "set").write_text(f"{wall.timestamp() - time.time()}")
     (folder / "set").rename(folder / "ahead")
 
 
 def clock_in(folder: Path) -> datetime:
-    """What that clock shows."""
+    """Return the time of that clock."""
     return datetime.fromtimestamp(time.time() + float((folder / "ahead").read_text("ascii")), SEOUL)
 
 
@@ -61,7 +61,7 @@ def seoul(text: str) -> datetime:
 
 
 def lines(folder: Path, sensor: str) -> list[tuple[str, float]]:
-    """Every sample of the raw files: its day and time, ``2025-12-31 23:59:58``, and the number."""
+    """Return every sample of the raw files with its time, ``2025-12-31 23:59:58``."""
     found = []
     for path in sorted((folder / "data" / "M").glob(f"*_{sensor}.csv")):
         day = f"{path.name[:4]}-{path.name[4:6]}-{path.name[6:8]}"
@@ -74,7 +74,7 @@ def mean(sensor: str, samples: list[float]) -> float:
 
 
 def minutes(folder: Path, sensor: str) -> list[dict[str, Any]]:
-    """The updates of every minute that has samples, by the raw files alone."""
+    """Return the updates of every minute with samples, computed from the raw files alone."""
     found = defaultdict(list)
     for at_time, sample in lines(folder, sensor):
         found[at_time[:16]].append(sample)
@@ -89,7 +89,7 @@ def minutes(folder: Path, sensor: str) -> list[dict[str, Any]]:
 
 
 def means(folder: Path, length: int, rest: str, until_year: str) -> list[dict[str, Any]]:
-    """The items of a period, by the raw files alone.
+    """Return the items of a period, computed from the raw files alone.
 
     :param length: of the text that names it.
     :param rest: which makes the start of that.
@@ -105,7 +105,7 @@ def means(folder: Path, length: int, rest: str, until_year: str) -> list[dict[st
 
 
 def stream(daemon: Daemon, chance: random.Random) -> Callable[[], None]:
-    """Connect as a DAQ program; what is given sends the next message."""
+    """Connect as a DAQ program, and return a function that sends the next message."""
     connection = daemon.daq(frame("name", "M"))
 
     def send() -> None:
@@ -119,7 +119,7 @@ def stream(daemon: Daemon, chance: random.Random) -> Callable[[], None]:
 
 
 def write_journal(path: Path, first: int, last: int, rate: int = 30, sample: str = "0.5") -> None:
-    """A raw file with samples of so many seconds of the day."""
+    """Write a raw file with samples of so many seconds of the day."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="ascii") as file:
         file.write("time,data\n")
@@ -129,7 +129,7 @@ def write_journal(path: Path, first: int, last: int, rate: int = 30, sample: str
 
 
 def assert_reports(daemon: Daemon, what: str) -> None:
-    """Everything of 2025, and every update, is what the files say."""
+    """Check all means of 2025 and all updates against the files."""
     for period, length, rest in (
         ("hour", 13, ":00:00"),
         ("day", 10, " 00:00:00"),
@@ -149,14 +149,14 @@ def updates(daemon: Daemon) -> Any:
     return events[0]["data"]["sensors"]
 
 
-def test_over_a_years_end_killed_at_random_moments(tmp_path: Path) -> None:
+def test_kills_at_random_moments_around_the_end_of_a_year(tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(10**6)
     chance = random.Random(seed)
     what = f"seed {seed}"
     begin = seoul("2025-12-31 23:59:53")
-    # Before the year's end, somewhere around it, and after it.
+    # Before, around and after the end of the year.
     kills = [begin + timedelta(seconds=seconds) for seconds in (chance.uniform(1, 5), chance.uniform(6, 11))]
-    # However long a start takes: the old year's last hour has samples.
+    # Independent of the length of a start, the last hour of the old year has samples.
     with at(tmp_path, seoul("2025-12-31 23:30:00")) as daemon:
         daemon.start()
         send = stream(daemon, chance)
@@ -172,7 +172,7 @@ def test_over_a_years_end_killed_at_random_moments(tmp_path: Path) -> None:
             send = stream(daemon, chance)
         assert_reports(daemon, what)
         daemon.kill()
-    # Down over the end of a minute; then once more, for nothing may count twice.
+    # Down over the end of a minute, twice, since no sample may count twice.
     for seconds in (60, 1):
         wall = clock_in(tmp_path) + timedelta(seconds=seconds)
         with at(tmp_path, wall) as daemon:
@@ -189,7 +189,7 @@ def test_over_a_years_end_killed_at_random_moments(tmp_path: Path) -> None:
     connection.close()
 
 
-def test_an_hour_that_ended_while_it_was_down_is_there_at_the_first_answer(tmp_path: Path) -> None:
+def test_hour_that_ended_while_down_is_in_the_first_answer(tmp_path: Path) -> None:
     with at(tmp_path, seoul("2025-12-18 10:30:00")) as daemon:
         daemon.start()
         connection = daemon.daq(frame("name", "M"))
@@ -206,7 +206,7 @@ def test_an_hour_that_ended_while_it_was_down_is_there_at_the_first_answer(tmp_p
 
 
 def first_answer(daemon: Daemon) -> None:
-    """Wait until the port takes connections; from there on, answers wait for what must come before them."""
+    """Wait until the port accepts connections; from then on, answers wait for the recovery."""
 
     def is_open() -> bool:
         assert daemon.process.poll() is None, daemon.log()
@@ -216,7 +216,7 @@ def first_answer(daemon: Daemon) -> None:
     until(is_open, "the port is open")
 
 
-def test_no_answer_before_recovery_is_done(tmp_path: Path) -> None:
+def test_no_answer_before_the_recovery_has_ended(tmp_path: Path) -> None:
     for sensor in ("a", "b", "c"):
         write_journal(tmp_path / "data" / "M" / f"20251218_{sensor}.csv", 0, 6 * 3600)
     with at(tmp_path, seoul("2025-12-19 00:10:00")) as daemon:
@@ -233,7 +233,7 @@ def test_no_answer_before_recovery_is_done(tmp_path: Path) -> None:
         assert "Traceback" not in log
 
 
-def test_a_torn_last_line_is_not_read(tmp_path: Path) -> None:
+def test_torn_last_line_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "data" / "M" / "20251218_v.csv"
     path.parent.mkdir(parents=True)
     path.write_text("time,data\n10:29:58,1.5\n10:29:59,2.5\n10:29:59,123", "ascii")
@@ -251,7 +251,7 @@ def test_a_torn_last_line_is_not_read(tmp_path: Path) -> None:
         ]
 
 
-def test_a_database_that_is_locked_at_the_start(tmp_path: Path) -> None:
+def test_database_locked_at_the_start_is_retried_at_the_next(tmp_path: Path) -> None:
     with at(tmp_path, seoul("2025-12-18 10:30:00")) as daemon:
         daemon.start()
         for machine in ("M", "N"):
@@ -268,7 +268,7 @@ def test_a_database_that_is_locked_at_the_start(tmp_path: Path) -> None:
         other.close()
         assert "run cynow-gateway recompute for this day tomorrow" in daemon.log()
         daemon.kill()
-    # It has stored nothing of what it could not know: the next start has all.
+    # It has stored nothing about unknown hours, so the next start recovers all.
     with at(tmp_path, seoul("2025-12-18 11:00:01")) as daemon:
         daemon.start()
         assert daemon.get("/healthz")[1]["problems"] == []
@@ -286,8 +286,8 @@ def reads_raw_files(daemon: Daemon) -> bool:
     return False
 
 
-def test_sigterm_while_a_large_journal_is_read(tmp_path: Path) -> None:
-    # One sensor of three full days: it is not enough to look up between sensors.
+def test_sigterm_during_a_long_recovery_ends_the_daemon(tmp_path: Path) -> None:
+    # One sensor with three full days, so a check between sensors would not be enough.
     for day in (16, 17, 18):
         write_journal(tmp_path / "data" / "M" / f"202512{day}_v.csv", 0, 86_400)
     with at(tmp_path, seoul("2025-12-18 23:59:00")) as daemon:
@@ -299,7 +299,7 @@ def test_sigterm_while_a_large_journal_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [-3600, 3600])
-def test_a_wall_clock_that_is_set_stops_no_timer(tmp_path: Path, step: int) -> None:
+def test_setting_the_wall_clock_stops_no_timer(tmp_path: Path, step: int) -> None:
     ahead = tmp_path / "ahead"
     ahead.write_text("0")
     twistd = [sys.executable, AT_TIME, str(ahead), "-n", "--pidfile=", "cynow-gateway"]
@@ -311,10 +311,10 @@ def test_a_wall_clock_that_is_set_stops_no_timer(tmp_path: Path, step: int) -> N
         (tmp_path / "set").write_text(str(step))
         (tmp_path / "set").rename(ahead)
         machine.sendall(frame("DataUpdate", {"v": {"type": "VIB", "data": [2.0]}}))
-        # By the wall clock that was set back it would be time for it in an hour.
+        # By the wall clock that was set back, the timer would be due in an hour.
         until(lambda: len(lines(tmp_path, "v")) == 2, "the next sample")
         until(lambda: f"jumped by {step:+}" in daemon.log(), "the step is logged")
-        # A connection that has just come is not an hour old.
+        # A new connection is not an hour old.
         daemon.daq(frame("name", "N"))
         until(lambda: daemon.get("/sio/machineList")[1]["machine_list"] == ["/M", "/N"], "both machines")
     finally:

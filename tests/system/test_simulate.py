@@ -17,7 +17,7 @@ from tests.daemon import PATIENCE, Daemon, until
 
 
 def simulate(daemon: Daemon, kind: str, *options: str) -> dict[str, int]:
-    """Run a simulator to its end; what it says that it sent."""
+    """Run a simulator to its end, and return the counts that it reports."""
     port = daemon.scale_port if kind == "scale" else daemon.daq_port
     command = [sys.executable, "-m", "gateway.simulate", kind, "--port", str(port), "--seed", "1", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True, cwd=daemon.folder)
@@ -49,15 +49,15 @@ def test_every_message_of_machines_arrives(daemon: Daemon, options: list[str]) -
     assert daemon.metric("cynow_daq_refused_connections_total") == 0
 
 
-def test_the_demonstration(tmp_path: Path) -> None:
-    """One command to a reading in ``latest``; Ctrl-C ends everything. It uses the documented ports."""
+def test_demonstration_shows_a_reading_and_ends_with_ctrl_c(tmp_path: Path) -> None:
+    """One command leads to a reading in ``latest``, and Ctrl-C ends everything; the ports are the documented ones."""
     with alone_on_this_machine("demonstration"):
         demonstrate(tmp_path)
 
 
 @contextlib.contextmanager
 def alone_on_this_machine(what: str) -> Iterator[None]:
-    """Wait until no other run of the tests does this, and keep others from it."""
+    """Exclude other runs of the tests, after waiting for one that is doing this."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as guard:
 
         def is_mine() -> bool:
@@ -85,7 +85,7 @@ def demonstrate(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A shell that runs the tests in the background has them ignore it.
+        # A shell that runs the tests in the background makes them ignore SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:

@@ -1,4 +1,4 @@
-"""Damage of raw files: found by whoever reads them, said once, and kept apart from new lines."""
+"""Damage of raw files: detection by all readers, one report, and separation from new lines."""
 
 import gzip
 import io
@@ -32,7 +32,7 @@ from tests.unit.test_recovery import at
 
 GOOD = HEADER + b"10:00:00,1.5\n10:00:00,2.5\n10:00:01,3.5\n"
 
-#: What a disk, a power cut or the kill of an old server leaves in the place of lines, each whole.
+#: Content that a disk, a power cut or a kill of the old server leaves instead of lines.
 DAMAGED = {
     "NUL line": b"\0" * 30 + b"\n",
     "NUL glued to a line": b"\0" * 4096 + b"10:00:02,4.5\n",
@@ -172,7 +172,7 @@ def test_no_damage_makes_a_sample_that_was_not_there(begin: int, length: int, ki
     content = whole[:begin] if kind == "truncated" else whole[:begin] + put + whole[begin + length :]
     samples, scan = scanned(content)
     true = {second / 7 for second in range(600)}
-    # Where lines are cut out, the rests of two may make one that looks sound: nobody can tell.
+    # If lines are cut out, the rests of two may form a line that looks sound.
     wrong = [sample for sample in samples if sample not in true]
     assert len(wrong) <= (kind == "cut")
     if kind in {"nul", "garbage", "truncated"}:
@@ -192,7 +192,7 @@ def test_the_place_of_a_time_is_found_around_nul(size: int) -> None:
         for second in (0, 100, index, min(index + 1, 599), 599):
             begin = lines.offset_of(file, len(content), LINES[second][:9])
             found = scanned(content, begin)[0]
-            # The line behind NUL is glued to it.
+            # The line after NUL is glued to it.
             assert found == [number / 7 for number in range(second, 600) if number != index or index == 600]
 
 
@@ -227,11 +227,11 @@ def test_nul_before_finds_all_of_the_last_mib_if_the_end_has_some() -> None:
         damaged = bytearray(content)
         for begin in begins:
             damaged[begin : begin + 1] = b"\0"
-        # The page with the position is whole, or has lines again.
+        # The page with the position is whole, or has new lines.
         assert lines.nul_before(io.BytesIO(damaged), position) == content.rindex(b"\n", 0, begins[0]) + 1
 
 
-# -- what is said
+# -- reports
 
 
 class DamageLogTests(SynchronousTestCase):
@@ -245,13 +245,13 @@ class DamageLogTests(SynchronousTestCase):
         return self.counters.raw_damaged._value.get()
 
     def scan(self, path: str, *pieces: tuple[int, bytes], is_problem: bool = True) -> list[str]:
-        """Report pieces; the lines that are logged."""
+        """Report pieces, and return the log lines."""
         with capturedLogs() as events, self.damage.scan(path, is_problem=is_problem) as damaged:
             for begin, content in pieces:
                 damaged(begin, content)
         return [event["log_format"].format(**event) for event in events]
 
-    def test_damage_is_counted_and_logged_once_with_file_and_bytes(self) -> None:
+    def test_damage_is_counted_and_logged_once(self) -> None:
         pieces = ((100, b"x" * 10), (110, b"\0" * 90), (300, b"y" * 5))
         (line,) = self.scan("/d/M/20251218_v.csv", *pieces)
         self.assertIn("/d/M/20251218_v.csv: 105 damaged bytes in 2 places, 90 of them NUL", line)
@@ -259,39 +259,39 @@ class DamageLogTests(SynchronousTestCase):
         self.assertEqual(self.counted(), 105)
         (problem,) = self.damage.problems
         self.assertIn("raw file M/20251218_v.csv: 105 damaged bytes", problem)
-        # Nor when it is read again, or was compressed meanwhile.
+        # The same after another read, and after compression.
         for path in ("/d/M/20251218_v.csv", "/d/M/20251218_v.csv.gz"):
             self.assertEqual(self.scan(path, *pieces), [])
         self.assertEqual(self.counted(), 105)
 
-    def test_of_a_file_that_turns_out_to_be_unreadable_nothing_is_counted(self) -> None:
+    def test_damage_of_an_unreadable_file_is_not_counted(self) -> None:
         with self.assertRaises(EOFError), self.damage.scan("/d/M/a.csv.gz") as damaged:
             damaged(0, b"x")
             raise EOFError
         self.assertEqual(self.counted(), 0)
 
-    def test_of_a_file_that_is_read_in_part_what_was_found_is_counted(self) -> None:
+    def test_damage_of_a_partly_read_file_is_counted(self) -> None:
         with self.assertRaises(GeneratorExit), self.damage.scan("/d/M/a.csv") as damaged:
             damaged(0, b"x")
             raise GeneratorExit
         self.assertEqual(self.counted(), 1)
 
-    def test_what_is_new_in_a_file_is_counted(self) -> None:
+    def test_new_damage_of_a_known_file_is_counted(self) -> None:
         self.scan("/d/M/a", (100, b"x" * 10))
         self.assertEqual(len(self.scan("/d/M/a", (105, b"x" * 10), (500, b"x"))), 1)
         self.assertEqual(self.counted(), 16)
         self.assertEqual(len(self.scan("/d/M/b", (100, b"x" * 10))), 1)
         self.assertEqual(self.counted(), 26)
 
-    def test_a_sound_file_is_not_a_problem(self) -> None:
+    def test_sound_file_is_not_a_problem(self) -> None:
         self.assertEqual(self.scan("/d/M/a"), [])
         self.assertEqual(self.damage.problems, [])
 
-    def test_a_plot_says_it_in_the_log_only(self) -> None:
+    def test_damage_found_by_a_plot_is_logged_only(self) -> None:
         self.assertEqual(len(self.scan("/d/M/a", (0, b"x"), is_problem=False)), 1)
         self.assertEqual(self.damage.problems, [])
 
-    def test_a_problem_is_over_after_a_day(self) -> None:
+    def test_problem_ends_after_a_day(self) -> None:
         self.scan("/d/M/a", (0, b"x"))
         self.reactor.advance(SHOWN_SECONDS / 2)
         self.scan("/d/M/b", (0, b"x"))
@@ -299,7 +299,7 @@ class DamageLogTests(SynchronousTestCase):
         (problem,) = self.damage.problems
         self.assertIn("M/b", problem)
 
-    def test_problems_and_what_is_remembered_are_bounded(self) -> None:
+    def test_problems_and_known_files_are_bounded(self) -> None:
         for number in range(1500):
             self.scan(f"/d/M/{number}", (0, b"x"))
         problems = self.damage.problems
@@ -307,12 +307,12 @@ class DamageLogTests(SynchronousTestCase):
         self.assertEqual(problems[-1], "990 more raw files are damaged: see the log")
         self.assertLessEqual(len(self.damage._known), 1000)
 
-    def test_places_of_one_file_are_bounded(self) -> None:
+    def test_stretches_of_one_file_are_bounded(self) -> None:
         self.scan("/d/M/a", *((10 * number, b"x") for number in range(5000)))
         self.assertEqual(self.counted(), 5000)
         self.assertLessEqual(len(self.damage._known["/d/M/a"]), 1000)
 
-    def test_log_lines_are_limited(self) -> None:
+    def test_log_lines_of_damage_are_limited(self) -> None:
         with capturedLogs() as events:
             for number in range(1000):
                 with self.damage.scan(f"/d/M/{number}") as damaged:
@@ -320,7 +320,7 @@ class DamageLogTests(SynchronousTestCase):
         self.assertEqual(len(events), 200)
         self.assertEqual(self.counted(), 1000)
 
-    def test_a_line_that_is_being_written_is_not_damage(self) -> None:
+    def test_line_that_is_being_written_is_not_damage(self) -> None:
         with self.damage.scan("/d/M/a", is_growing=True) as damaged:
             damaged(0, b"10:00:0")
         self.assertEqual(self.counted(), 0)
@@ -329,7 +329,7 @@ class DamageLogTests(SynchronousTestCase):
             damaged(6000, b"xx\n")
         self.assertEqual(self.counted(), 5003)
 
-    def test_missing_bytes_are_counted_and_said(self) -> None:
+    def test_missing_bytes_are_counted_and_reported(self) -> None:
         with capturedLogs() as events:
             self.damage.missing("/d/M/a", 600, 1000)
         self.assertEqual(self.counters.raw_missing._value.get(), 400)
@@ -338,7 +338,7 @@ class DamageLogTests(SynchronousTestCase):
             self.damage.problems, ["raw file M/a: 400 bytes are missing: it has 600, and statistics count 1000"]
         )
 
-    def test_a_file_that_cannot_be_read_is_said(self) -> None:
+    def test_unreadable_file_is_reported(self) -> None:
         self.damage.unreadable("/d/M/a.csv.gz", EOFError("broken"))
         self.assertEqual(
             self.damage.problems,
@@ -374,7 +374,7 @@ class AppendTests(SynchronousTestCase):
     def counted(self) -> float:
         return self.counters.raw_damaged._value.get()
 
-    def test_new_lines_begin_on_a_line_of_their_own(self) -> None:
+    def test_new_lines_do_not_join_damaged_ones(self) -> None:
         for number, tail in enumerate(
             (
                 b"1",
@@ -408,7 +408,7 @@ class AppendTests(SynchronousTestCase):
                 self.assertIn("raw file M/20251218_v.csv: ", problem)
                 self.path.unlink()
 
-    def test_a_torn_header_is_completed_and_is_not_damage(self) -> None:
+    def test_torn_header_is_completed_and_not_damage(self) -> None:
         for begun in range(len(HEADER) + 1):
             for tail in {HEADER[:begun], (b"time,data\r\n")[:begun]}:
                 self.rawlog.stopService()
@@ -419,8 +419,8 @@ class AppendTests(SynchronousTestCase):
         self.assertEqual(self.counted(), 0)
         self.assertEqual(self.damage.problems, [])
 
-    def test_where_lines_begin_does_not_depend_on_who_opens_the_file(self) -> None:
-        # At the end of an hour statistics ask for it, and that too opens the file for writing.
+    def test_raw_log_end_separates_a_torn_line_too(self) -> None:
+        # Statistics call it at the end of an hour, which opens the file for writing.
         self.path.write_bytes(GOOD + b"10:00:02,0.7")
         end = self.rawlog.end("M", "v", self.clock.now())
         assert end is not None
@@ -428,7 +428,7 @@ class AppendTests(SynchronousTestCase):
         self.assertEqual(self.path.read_bytes()[end:], b"10:11:00,3.25\n")
         self.assertTrue(lines.begins_line(io.BytesIO(self.path.read_bytes()), end))
 
-    def test_what_recovery_has_told_is_not_told_again(self) -> None:
+    def test_damage_reported_by_recovery_is_not_reported_again(self) -> None:
         self.path.write_bytes(GOOD + b"10:00:02,0.7" + bytes(100_000))
         with self.path.open("rb") as file, self.damage.scan(str(self.path)) as damaged:
             list(lines.runs(file, 0, damaged))
@@ -439,7 +439,7 @@ class AppendTests(SynchronousTestCase):
         self.assertEqual(events, [])
         self.assertEqual(self.counted(), 100_012)
 
-    def test_a_file_that_is_cut_while_it_is_written_is_kept_apart_too(self) -> None:
+    def test_file_cut_while_it_is_written_is_separated_too(self) -> None:
         self.write(1.125)
         os.truncate(self.path, self.path.stat().st_size - 3)
         self.write(3.25)
@@ -448,13 +448,13 @@ class AppendTests(SynchronousTestCase):
         self.assertIn("3 bytes are missing", problem)
         self.assertIn("12 damaged bytes", problem)
 
-    def test_a_file_that_somebody_has_emptied_gets_its_header(self) -> None:
+    def test_emptied_file_gets_a_header(self) -> None:
         self.write(1.125)
         os.truncate(self.path, 0)
         self.write(3.25)
         self.assertEqual(self.path.read_bytes(), HEADER + b"10:11:00,3.25\n")
 
-    def test_a_line_that_somebody_has_begun_is_kept_apart(self) -> None:
+    def test_line_begun_by_another_program_is_separated(self) -> None:
         self.write(1.125)
         with self.path.open("ab") as file:
             file.write(b"10:11:00,9")
@@ -466,7 +466,7 @@ class AppendTests(SynchronousTestCase):
 
 
 class RecoveryTests(TestCase):
-    """A gateway that is killed at 11:20, its file damaged, and started again."""
+    """A gateway that is killed at 11:20 and started again with a damaged file."""
 
     def setUp(self) -> None:
         self.folder = new_folder(self, "damage")
@@ -495,12 +495,12 @@ class RecoveryTests(TestCase):
         return killed.data / "M" / "20251218_v.csv"
 
     async def compare(self, killed: Killable, what: str) -> None:
-        """What is counted of hour 11, and of what comes then, is what the file holds."""
+        """Check that the rows of hour 11 and of later hours count the readable lines of the file."""
         self.assertTrue(await killed.start())
         killed.send_one(100.0, 200.0)
         killed.advance(1)
         await killed.kill()
-        # Once more, for nothing may count twice, and the damage lies in the middle now.
+        # Another kill: no sample may count twice, and the damage is in the middle now.
         self.assertTrue(await killed.start())
         killed.send_one(300.0)
         await killed.end(at("2026-01-01 00:00:30"))
@@ -515,7 +515,7 @@ class RecoveryTests(TestCase):
         (problem,) = killed.damage.problems
         return problem
 
-    async def test_what_is_damaged_in_the_open_hour_is_said_and_the_rest_is_counted(self) -> None:
+    async def test_damage_in_the_open_hour_is_reported_and_the_rest_counted(self) -> None:
         def nul_tail(content: bytes) -> bytes:
             return content[:-1000] + bytes(1000)
 
@@ -550,7 +550,7 @@ class RecoveryTests(TestCase):
             await killed.kill()
             await self.compare(killed, damage.__name__)
 
-    async def test_a_file_that_has_lost_what_rows_count_is_said(self) -> None:
+    async def test_file_without_bytes_that_rows_count_is_reported(self) -> None:
         for what, keep in (("at a line", 20), ("in a line", 17)):
             killed = await self.killed(what)
             path = self.path(killed)
@@ -563,13 +563,13 @@ class RecoveryTests(TestCase):
             self.assertIn(f"{counted - len(content)} bytes are missing", problem)
             self.assertEqual("damaged bytes" in problem, what == "in a line")
             self.assertEqual(killed.counters.raw_missing._value.get(), counted - len(content))
-            # The row stands, and is not made again of less.
+            # The row stays, and is not computed again from fewer samples.
             ((count,),) = self.query(killed, "SELECT count FROM v_hour_avg")
             self.assertEqual(count, 360)
             await killed.kill()
             await self.compare(killed, what)
 
-    async def test_a_row_that_reached_the_disk_before_its_lines_is_said(self) -> None:
+    async def test_row_that_reached_the_disk_before_its_lines_is_reported(self) -> None:
         for what in ("all NUL", "over the end of the hour", "just before it"):
             killed = await self.killed(what)
             path = self.path(killed)
@@ -591,7 +591,7 @@ class RecoveryTests(TestCase):
             await killed.kill()
             await self.compare(killed, what)
 
-    async def test_a_sound_start_says_nothing(self) -> None:
+    async def test_sound_start_reports_nothing(self) -> None:
         killed = await self.killed("sound")
         with capturedLogs() as events:
             await killed.start()
@@ -599,7 +599,7 @@ class RecoveryTests(TestCase):
         self.assertEqual([event for event in events if event["log_level"].name != "info"], [])
         await killed.kill()
 
-    async def test_the_last_updates_are_there_though_nul_lies_before_the_open_hour(self) -> None:
+    async def test_last_updates_are_read_despite_nul_before_the_open_hour(self) -> None:
         killed = await self.killed("nul")
         path = self.path(killed)
         content = path.read_bytes()
@@ -610,7 +610,7 @@ class RecoveryTests(TestCase):
         self.assertEqual(len(killed.snapshot("M")["v"]), 50)
         await killed.kill()
 
-    async def test_compressed_files_that_are_broken_are_said(self) -> None:
+    async def test_broken_compressed_files_are_reported(self) -> None:
         killed = await self.killed("gz")
         whole = gzip.compress(HEADER + b"10:00:00,1.5\n" * 10_000)
         for number, content in enumerate((whole[:-10], whole[: len(whole) // 2], b"not gzip", b"")):
@@ -629,7 +629,7 @@ class RecoveryTests(TestCase):
 
 
 class PlotTests(SynchronousTestCase):
-    def test_damage_that_a_plot_comes_upon_is_counted_once(self) -> None:
+    def test_damage_found_by_plots_is_counted_once(self) -> None:
         folder = new_folder(self, "damage")
         (folder / "M").mkdir()
         (folder / "M" / "20251218_v.csv").write_bytes(GOOD + bytes(100) + b"\n10:00:02,4.5\n10:00:03,0.7")
@@ -646,8 +646,8 @@ class PlotTests(SynchronousTestCase):
             self.assertEqual(damage.problems, [])
 
 
-def test_readable_is_what_the_gateway_reads(tmp_path: Path) -> None:
-    """The plain reader of these tests and the gateway's agree on every damaged line."""
+def test_readable_lines_of_the_tests_equal_those_of_the_gateway(tmp_path: Path) -> None:
+    """The simple reader of these tests and that of the gateway agree on every damaged line."""
     path = tmp_path / "f"
     damaged: Sequence[bytes] = list(DAMAGED.values())
     path.write_bytes(GOOD + b"".join(damaged) + b"10:11:12,4.5\n")

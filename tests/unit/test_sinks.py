@@ -1,4 +1,4 @@
-"""Sinks of the bus, with a clock of the tests': the writer, raw files, statistics, the present state."""
+"""Sinks of the bus, with a simulated clock: writer, raw log, statistics, live state."""
 
 import errno
 import os
@@ -35,7 +35,7 @@ START = datetime(2025, 12, 18, 10, 11, tzinfo=UTC).timestamp()
 
 
 class Parts(SynchronousTestCase):
-    """What every sink stands on."""
+    """Clock, counters and bus, which every sink needs."""
 
     def setUp(self) -> None:
         self.reactor = Clock()
@@ -333,13 +333,13 @@ class RawLogTests(Parts):
     def lines(self, name: str = "20251218_v.csv") -> list[str]:
         return (self.folder / "M" / name).read_text("ascii").splitlines()
 
-    def test_lines_are_in_the_file_half_a_second_later(self) -> None:
+    def test_raw_log_writes_lines_within_half_a_second(self) -> None:
         self.bus.publish(self.batch("M", "v", 0.5, -1.0))
         self.assertFalse((self.folder / "M").exists())
         self.reactor.advance(0.5)
         self.assertEqual(self.lines(), ["time,data", "10:11:00,0.5", "10:11:00,-1.0"])
 
-    def test_a_day_has_a_file(self) -> None:
+    def test_raw_log_has_a_file_per_day(self) -> None:
         self.reactor.rightNow = datetime(2025, 12, 18, 23, 59, 59, tzinfo=UTC).timestamp()
         self.bus.publish(self.batch("M", "v", 1.0))
         self.reactor.advance(1)
@@ -348,7 +348,7 @@ class RawLogTests(Parts):
         self.assertEqual(self.lines(), ["time,data", "23:59:59,1.0"])
         self.assertEqual(self.lines("20251219_v.csv"), ["time,data", "00:00:00,2.0"])
 
-    def test_the_files_of_yesterday_are_closed(self) -> None:
+    def test_raw_log_closes_the_files_of_yesterday(self) -> None:
         self.reactor.rightNow = datetime(2025, 12, 18, 23, 59, 59, tzinfo=UTC).timestamp()
         for number in range(20):
             self.bus.publish(self.batch("M", f"v{number}", 1.0))
@@ -358,7 +358,7 @@ class RawLogTests(Parts):
         self.bus.publish(self.batch("M", "v", 2.0))
         self.assertLessEqual(len(os.listdir("/proc/self/fd")), many - 19)
 
-    def test_each_sensor_waits_for_its_own_time(self) -> None:
+    def test_raw_log_writes_each_sensor_when_it_is_due(self) -> None:
         self.bus.publish(self.batch("M", "v", 1.0))
         self.reactor.advance(0.3)
         self.bus.publish(self.batch("M", "w", 2.0))
@@ -368,13 +368,13 @@ class RawLogTests(Parts):
         self.reactor.advance(0.3)
         self.assertEqual(len(self.lines("20251218_w.csv")), 2)
 
-    def test_one_look_at_a_time_goes_on_in_later_turns(self) -> None:
+    def test_raw_log_continues_a_slow_flush_in_later_turns(self) -> None:
         started = []
 
         def flush(path: str) -> None:
             started.append(path)
             del self.rawlog._waiting[path]
-            # A slow disk.
+            # The disk is slow.
             self.reactor.rightNow += 0.02
 
         self.patch(self.rawlog, "_flush", flush)
@@ -384,10 +384,10 @@ class RawLogTests(Parts):
         while len(started) < 50:
             before = len(started)
             self.reactor.advance(0.1)
-            # The next look, and what was put off to this turn, are one.
+            # The next check continues what was postponed to this turn.
             self.assertLessEqual(len(started) - before, 1)
 
-    def test_many_who_can_be_written_leave_their_share_to_one_who_cannot(self) -> None:
+    def test_raw_log_gives_the_whole_buffer_to_the_only_failing_file(self) -> None:
         self.patch(raw_log, "_MAX_WAITING_BYTES", 2000)
         (self.folder / "M").write_bytes(b"in the way")
         for _ in range(20):
@@ -397,7 +397,7 @@ class RawLogTests(Parts):
             self.reactor.advance(0.5)
         self.assertEqual(self.counters.raw_lost._value.get(), 0)
 
-    def test_a_problem_is_over_though_other_lines_wait(self) -> None:
+    def test_raw_log_problem_ends_while_other_lines_wait(self) -> None:
         (self.folder / "M").write_bytes(b"in the way")
         self.bus.publish(self.batch("M", "v", 1.0))
         self.reactor.advance(0.5)
@@ -409,7 +409,7 @@ class RawLogTests(Parts):
         self.assertIsNone(self.rawlog.problem)
         self.assertFalse((self.folder / "M" / "20251218_w.csv").exists())
 
-    def test_a_file_goes_on_and_a_torn_last_line_is_kept_apart(self) -> None:
+    def test_raw_log_appends_and_separates_a_torn_line(self) -> None:
         (self.folder / "M").mkdir()
         for before, kept in (
             (b"", ["time,data"]),
@@ -425,7 +425,7 @@ class RawLogTests(Parts):
             self.assertEqual(self.lines(), [*kept, "10:11:00,3.0"])
             self.rawlog.startService()
 
-    def test_a_file_that_was_removed_is_made_again(self) -> None:
+    def test_raw_log_creates_a_removed_file_again(self) -> None:
         self.bus.publish(self.batch("M", "v", 1.0))
         self.reactor.advance(0.5)
         (self.folder / "M" / "20251218_v.csv").unlink()
@@ -433,7 +433,7 @@ class RawLogTests(Parts):
         self.reactor.advance(0.5)
         self.assertEqual(self.lines(), ["time,data", "10:11:00,2.0"])
 
-    def test_a_file_that_was_moved_is_made_again(self) -> None:
+    def test_raw_log_creates_a_moved_file_again(self) -> None:
         self.bus.publish(self.batch("M", "v", 1.0))
         self.reactor.advance(0.5)
         (self.folder / "M" / "20251218_v.csv").rename(self.folder / "M" / "kept.csv")
@@ -442,7 +442,7 @@ class RawLogTests(Parts):
         self.assertEqual(self.lines(), ["time,data", "10:11:00,2.0"])
         self.assertEqual(self.lines("kept.csv"), ["time,data", "10:11:00,1.0"])
 
-    def test_a_link_is_not_followed(self) -> None:
+    def test_raw_log_does_not_follow_links(self) -> None:
         (self.folder / "M").mkdir()
         (self.folder / "elsewhere").write_bytes(b"")
         (self.folder / "M" / "20251218_v.csv").symlink_to(self.folder / "elsewhere")
@@ -451,7 +451,7 @@ class RawLogTests(Parts):
         self.assertEqual((self.folder / "elsewhere").read_bytes(), b"")
         self.assertGreater(self.counters.raw_failures._value.get(), 0)
 
-    def test_lines_wait_for_a_place_in_order(self) -> None:
+    def test_raw_log_keeps_waiting_lines_in_order(self) -> None:
         (self.folder / "M").write_bytes(b"in the way")
         self.bus.publish(self.batch("M", "v", 1.0))
         self.reactor.pump([0.5] * 3)
@@ -462,7 +462,7 @@ class RawLogTests(Parts):
         self.assertEqual([line.partition(",")[2] for line in self.lines()[1:]], ["1.0", "2.0"])
         self.assertEqual(self.counters.raw_lost._value.get(), 0)
 
-    def test_what_waits_is_bounded_and_whole_lines_are_lost(self) -> None:
+    def test_raw_log_drops_whole_lines_above_the_bound(self) -> None:
         self.patch(raw_log, "_MAX_WAITING_BYTES", 100)
         (self.folder / "M").write_bytes(b"in the way")
         for number in range(50):
@@ -476,7 +476,7 @@ class RawLogTests(Parts):
         lost = sum(len(f"10:11:00,{float(number)}\n") for number in range(50 - len(kept)))
         self.assertEqual(self.counters.raw_lost._value.get(), lost)
 
-    def test_a_disk_that_takes_a_part_gets_no_part_of_a_line(self) -> None:
+    def test_raw_log_writes_whole_lines_to_a_full_disk(self) -> None:
         write = os.write
         room = [len("time,data\n"), 15]
 
@@ -490,11 +490,11 @@ class RawLogTests(Parts):
         self.reactor.advance(0.5)
         self.assertEqual(self.lines(), ["time,data", "10:11:00,1.0", "10:11:00,2.0", "10:11:00,3.0"])
 
-    def test_much_at_once_does_not_wait(self) -> None:
+    def test_raw_log_writes_many_samples_immediately(self) -> None:
         self.bus.publish(self.batch("M", "v", *[0.123456789] * 10_000))
         self.assertEqual(len(self.lines()), 10_001)
 
-    def test_much_at_once_waits_for_the_type_of_its_sensor_but_not_for_long(self) -> None:
+    def test_raw_log_waits_shortly_for_the_type_of_a_sensor(self) -> None:
         self.known.clear()
         much = self.batch("M", "v", *[0.123456789] * 10_000)
         self.bus.publish(much)
@@ -509,7 +509,7 @@ class RawLogTests(Parts):
         self.reactor.advance(0.5)
         self.assertEqual(len(self.lines()), 30_002)
 
-    def test_more_files_than_are_held_open(self) -> None:
+    def test_raw_log_bounds_its_open_files(self) -> None:
         self.rawlog._max_files = 3
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(2):
@@ -519,22 +519,22 @@ class RawLogTests(Parts):
         self.assertLessEqual(len(os.listdir("/proc/self/fd")), before + 3)
         self.assertEqual(len(self.lines("20251218_v19.csv")), 3)
 
-    def test_every_double_reads_back(self) -> None:
+    def test_raw_log_lines_read_back_as_the_same_doubles(self) -> None:
         samples = array("d", [0.1, -0.0, 5e-324, 1.7976931348623157e308, 1e16, 1e22, 123456789.123456789, 3.0])
         self.reads_back(samples)
-        # Many are made text in another way.
+        # Many samples are converted by numpy.
         self.reads_back(samples * MIN_NUMPY_SAMPLES)
 
     def reads_back(self, samples: "array[float]") -> None:
         text = self.text_of(samples)
         read = array("d", [float(line.partition(b",")[2]) for line in text.splitlines()])
         self.assertEqual(read.tobytes(), samples.tobytes())
-        # Shortest: no other text of fewer digits reads back, which is what repr promises.
+        # repr gives the shortest digits that read back.
         for line, sample in zip(text.decode().splitlines(), samples, strict=True):
             digits = line.partition(",")[2]
             self.assertLessEqual(len(digits), len(repr(sample)))
 
-    def test_what_is_not_finite(self) -> None:
+    def test_raw_log_writes_nan_and_infinities(self) -> None:
         lines = b"10:11:00,1.0\n10:11:00,nan\n10:11:00,inf\n10:11:00,-inf\n"
         samples = array("d", [1.0, float("nan"), float("inf"), float("-inf")])
         self.assertEqual(self.text_of(samples), lines)
@@ -546,7 +546,7 @@ class RawLogTests(Parts):
         add_lines(text, b"10:11:00,", samples)
         return bytes(text)
 
-    def test_the_end_of_a_file_is_after_all_that_came(self) -> None:
+    def test_raw_log_end_is_after_all_samples(self) -> None:
         now = self.clock.now()
         self.assertIsNone(self.rawlog.end("M", "v", now))
         self.bus.publish(self.batch("M", "v", 1.0))
@@ -559,19 +559,19 @@ class RawLogTests(Parts):
         self.assertEqual(self.rawlog.end("M", "v", now), first + len(b"10:11:00,2.0\n"))
         self.assertFalse((self.folder / "M" / "20251218_w.csv").exists(), "another's lines go with the timer")
 
-    def test_the_end_of_a_file_of_before_the_start(self) -> None:
+    def test_raw_log_end_of_an_earlier_file(self) -> None:
         (self.folder / "M").mkdir()
         (self.folder / "M" / "20251218_v.csv").write_bytes(b"time,data\n10:00:00,1.5\n")
         self.assertEqual(self.rawlog.end("M", "v", self.clock.now()), 23)
 
-    def test_the_end_is_unknown_while_lines_wait(self) -> None:
+    def test_raw_log_end_is_unknown_while_lines_wait(self) -> None:
         (self.folder / "M").write_bytes(b"in the way")
         self.bus.publish(self.batch("M", "v", 1.0))
         self.assertIsNone(self.rawlog.end("M", "v", self.clock.now()))
         (self.folder / "M").unlink()
         self.assertEqual(self.rawlog.end("M", "v", self.clock.now()), 23)
 
-    def test_the_end_is_unknown_while_a_part_of_a_line_waits(self) -> None:
+    def test_raw_log_end_is_unknown_while_a_part_of_a_line_waits(self) -> None:
         write = os.write
         room = [len("time,data\n"), 15]
 
@@ -583,14 +583,14 @@ class RawLogTests(Parts):
         self.assertIsNone(self.rawlog.end("M", "v", self.clock.now()))
         self.assertEqual(self.rawlog.end("M", "v", self.clock.now()), 10 + 3 * 13)
 
-    def test_a_problem_lasts_until_everything_is_written(self) -> None:
+    def test_raw_log_problem_lasts_until_all_lines_are_written(self) -> None:
         self.assertIsNone(self.rawlog.problem)
         (self.folder / "M").write_bytes(b"in the way")
         (self.folder / "N").write_bytes(b"in the way")
         for machine in "MNO":
             self.bus.publish(self.batch(machine, "v", 1.0))
         self.reactor.advance(0.5)
-        # The file in the way of the folder, or the raw file below it.
+        # The file instead of the folder, or the raw file in it.
         self.assertRegex(str(self.rawlog.problem), rf"^{self.folder}/M.*: .* \(and 1 more\)$")
         (self.folder / "M").unlink()
         self.reactor.advance(0.5)
@@ -601,7 +601,7 @@ class RawLogTests(Parts):
         for machine in "MNO":
             self.assertEqual(len((self.folder / machine / "20251218_v.csv").read_bytes().splitlines()), 2)
 
-    def test_a_directory_in_the_place_of_a_file_is_named_in_problem_and_log(self) -> None:
+    def test_raw_log_reports_a_directory_instead_of_a_file(self) -> None:
         path = self.folder / "M" / "20251218_v.csv"
         path.mkdir(parents=True)
         with capturedLogs() as events:
@@ -610,7 +610,7 @@ class RawLogTests(Parts):
         self.assertEqual(self.rawlog.problem, f"{path}: {os.strerror(errno.EISDIR)}")
         self.assertIn(str(self.rawlog.problem), str([event.get("problem") for event in events]))
 
-    def test_a_full_disk_is_the_problem_it_is(self) -> None:
+    def test_raw_log_reports_a_full_disk(self) -> None:
         write = os.write
         self.patch(os, "write", lambda file, data: write(file, bytes(data)[:0]) if room else write(file, data))
         room = ["none"]
@@ -655,7 +655,7 @@ class StatisticsTests(Parts):
     def file(self, name: str = "20251218_v.csv") -> bytes:
         return (self.folder / "M" / name).read_bytes()
 
-    def test_a_minute_ends_on_time_without_data(self) -> None:
+    def test_minute_closes_on_time_without_data(self) -> None:
         self.bus.publish(self.batch("M", "v", 1.0, -3.0))
         self.reactor.pump([0.25] * (4 * 60 - 1))
         self.assertEqual(self.updates, [])
@@ -665,16 +665,16 @@ class StatisticsTests(Parts):
         self.reactor.pump([0.25] * 4 * 120)
         self.assertEqual(len(self.updates), 1)
 
-    def test_samples_after_the_minute_do_not_count_into_it(self) -> None:
+    def test_samples_after_a_minute_do_not_count_in_it(self) -> None:
         self.bus.publish(self.batch("M", "v", 1.0))
-        # Past the boundary, before the next look.
+        # After the boundary, before the next tick.
         self.reactor.rightNow = START + 60.1
         self.bus.publish(self.batch("M", "v", 5.0))
         self.assertEqual([update.mean for update in self.updates], [1.0])
         self.reactor.pump([0.25] * 4 * 61)
         self.assertEqual([update.mean for update in self.updates], [1.0, 5.0])
 
-    def test_an_hour_is_stored_when_it_ends(self) -> None:
+    def test_hour_is_stored_when_it_ends(self) -> None:
         self.bus.publish(self.batch("M", "v", 1.0, 2.0, kind="TEMP"))
         self.reactor.pump([1.0] * 600)
         self.bus.publish(self.batch("M", "v", 9.0, kind="TEMP"))
@@ -685,27 +685,27 @@ class StatisticsTests(Parts):
         self.reactor.pump([1.0] * 3600)
         self.assertEqual(len(self.entries), 1)
 
-    def test_who_hears_of_a_mean_finds_its_samples_in_the_file(self) -> None:
+    def test_update_is_published_after_its_samples_are_written(self) -> None:
         seen: list[bytes] = []
         self.bus.attach(Update, "reader", lambda _: seen.append(self.file()))
         self.reactor.rightNow = START + 59.9
         self.bus.publish(self.batch("M", "v", 1.0))
         self.reactor.rightNow = START + 60.1
-        # No timer has run since: it is the update that has the lines handed over.
+        # No timer has run since, so the update has caused the write.
         self.bus.publish(self.batch("M", "v", 2.0))
         self.assertEqual(seen, [b"time,data\n10:11:59,1.0\n"])
 
-    def test_an_hour_says_how_much_of_the_file_it_ends(self) -> None:
+    def test_hour_has_the_raw_end_of_its_samples(self) -> None:
         self.bus.publish(self.batch("M", "v", 1.0))
         self.reactor.rightNow = START + 49 * 60 + 0.1
-        # The batch that ends the hour is none of it.
+        # The batch that ends the hour is not part of it.
         self.bus.publish(self.batch("M", "v", 2.0, 3.0))
         (hour,) = self.hours()
         self.assertEqual(hour.raw_end, len(b"time,data\n10:11:00,1.0\n"))
         self.reactor.pump([1.0] * 3600)
         self.assertEqual(self.hours()[1].raw_end, len(self.file()))
 
-    def test_the_last_hour_of_a_day_ends_its_own_days_file(self) -> None:
+    def test_last_hour_of_a_day_has_the_raw_end_of_its_file(self) -> None:
         self.reactor.rightNow = datetime(2025, 12, 18, 23, 59, 59, tzinfo=UTC).timestamp()
         self.bus.publish(self.batch("M", "v", 1.0))
         self.reactor.rightNow += 1.1
@@ -716,13 +716,13 @@ class StatisticsTests(Parts):
         self.assertEqual((day.period, day.start), ("day", datetime(2025, 12, 18, tzinfo=UTC)))
         self.assertIs(self.entries[1], day)
 
-    def test_the_end_is_unknown_while_a_file_cannot_be_written(self) -> None:
+    def test_hour_has_no_raw_end_while_its_file_cannot_be_written(self) -> None:
         (self.folder / "M").write_bytes(b"in the way")
         self.bus.publish(self.batch("M", "v", 1.0))
         self.reactor.pump([1.0] * 50 * 60)
         self.assertEqual([hour.raw_end for hour in self.hours()], [None])
 
-    def test_a_step_of_the_clock_is_logged(self) -> None:
+    def test_step_of_the_clock_is_logged(self) -> None:
         seen: list[str] = []
         monotonic = [0.0]
         clock = WallClock(UTC, self.reactor.seconds, lambda: monotonic[0])
@@ -751,14 +751,14 @@ class StatisticsTests(Parts):
             self.reactor.advance(0.25)
         self.assertEqual(seen, [f"the wall clock jumped by {step} s" for step in ("+3600.0", "-7200.0")])
 
-    def test_what_is_not_finite_is_counted_and_left_out(self) -> None:
+    def test_infinite_samples_are_counted_and_left_out(self) -> None:
         self.bus.publish(self.batch("M", "v", 1.0, float("nan"), float("inf")))
         self.bus.publish(self.batch("M", "w", float("nan")))
         self.reactor.pump([0.25] * 4 * 61)
         self.assertEqual([(update.sensor, update.mean) for update in self.updates], [("v", 1.0)])
         self.assertEqual(self.counters.daq_nonfinite._value.get(), 3)
 
-    def test_samples_with_a_sum_beyond_a_double_are_counted_and_logged_at_the_end_of_their_minute(self) -> None:
+    def test_samples_with_a_sum_that_exceeds_a_double_are_logged(self) -> None:
         lines: list[str] = []
 
         def observe(event: dict[str, Any]) -> None:
@@ -772,7 +772,7 @@ class StatisticsTests(Parts):
         self.assertEqual(self.counters.daq_nonfinite._value.get(), 3)
         (line,) = lines
         self.assertIn("machine M: 3 samples of sensor v are left out of its means, because their sum", line)
-        # The next minutes each have a mean, but not their hour.
+        # Each of the next minutes has a mean, but their hour has none.
         for _ in range(2):
             self.bus.publish(self.batch("M", "w", 1.7e308))
             self.reactor.pump([0.25] * 4 * 61)
@@ -780,7 +780,7 @@ class StatisticsTests(Parts):
         self.assertEqual(self.counters.daq_nonfinite._value.get(), 4)
         self.assertIn("machine M: 1 samples of sensor w", lines[-1])
 
-    def test_the_timer_lives_on_when_its_body_fails(self) -> None:
+    def test_timer_survives_an_exception(self) -> None:
         self.broken = True
         self.bus.publish(self.batch("M", "v", 1.0))
         self.reactor.pump([1.0] * 3600)
@@ -798,7 +798,7 @@ class LiveTests(Parts):
     def reading(self, weight: str, status: str = "ST", kind: str = "gross") -> Reading:
         return Reading("default", status, Decimal(weight), kind, "raw", self.clock.now())
 
-    def test_stale_by_the_clock_that_never_steps(self) -> None:
+    def test_reading_becomes_stale_by_the_monotonic_clock(self) -> None:
         monotonic = [100.0]
         live = LiveState(self.bus, WallClock(UTC, self.reactor.seconds, lambda: monotonic[0]), {"default": 10.0})
         self.bus.publish(self.reading("1"))
@@ -809,7 +809,7 @@ class LiveTests(Parts):
         monotonic[0] += 0.1
         self.assertTrue(live.is_stale("default"))
 
-    def test_what_becomes_the_latest(self) -> None:
+    def test_only_settled_readings_become_the_latest(self) -> None:
         self.bus.publish(self.reading("1"))
         for status, kind in (("US", "gross"), ("ST", "net"), ("ST", "tare")):
             self.bus.publish(self.reading("2", status, kind))
@@ -817,13 +817,13 @@ class LiveTests(Parts):
         assert latest is not None
         self.assertEqual(latest.weight, 1)
 
-    def test_the_last_sixty_updates_oldest_first(self) -> None:
+    def test_snapshot_has_the_last_sixty_updates_oldest_first(self) -> None:
         for number in range(70):
             self.bus.publish(Update("M", "v", float(number), self.clock.now()))
         sensors = self.live.machine_snapshot("M")["sensors"]
         self.assertEqual([update["data"] for update in sensors["v"]], [float(number) for number in range(10, 70)])
 
-    def test_who_is_connected(self) -> None:
+    def test_presence_sets_the_connected_machines(self) -> None:
         self.bus.publish(Presence("machine", "M", connected=True))
         self.bus.publish(Presence("machine", "N", connected=True))
         self.bus.publish(Presence("machine", "M", connected=False))
@@ -832,7 +832,7 @@ class LiveTests(Parts):
         self.bus.publish(Presence("scale", "default", connected=True))
         self.assertEqual(self.live.scale_snapshot("default"), {"latest": None, "connected": True})
 
-    def test_updates_of_before_the_start_stand_before_those_that_come(self) -> None:
+    def test_restored_updates_precede_new_ones(self) -> None:
         self.live.restore(Update("M", "v", float(number), self.clock.now()) for number in range(70))
         self.live.restore([Update("M", "w", 1.0, self.clock.now())])
         self.bus.publish(Update("M", "v", 70.0, self.clock.now()))
