@@ -290,9 +290,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--sensor", help="only this sensor")
     parser.add_argument("--type", help="type of sensors whose type is not stored")
     parser.add_argument("--dry-run", action="store_true", help="show differences of hours, and write nothing")
-    parser.add_argument(
-        "--force", action="store_true", help="replace rows that count more samples than the raw files hold"
-    )
+    parser.add_argument("--force", action="store_true", help="replace rows with more samples than the raw files hold")
     return parser
 
 
@@ -320,8 +318,7 @@ def _jobs(
 
 async def _run(reactor: Any, options: argparse.Namespace, settings: Settings, clock: WallClock) -> None:
     counters = Counters()
-    store = _store(reactor, clock, counters, settings)
-    _open(store, settings)
+    store = _open_store(reactor, clock, counters, settings)
     try:
         standing = await store.rollup_progress({}, clock.now())
         types = {(state.machine, state.sensor): state.type for state in standing.sensors}
@@ -356,33 +353,32 @@ async def _run(reactor: Any, options: argparse.Namespace, settings: Settings, cl
         raise SystemExit(1)
 
 
-def _store(reactor: Any, clock: WallClock, counters: Counters, settings: Settings) -> Store:
-    database = settings.database
-    if database.url is None:
-        return SqliteStore(reactor, clock, counters, database.path, gives_numbers=False)
-    name = settings.gateway.name or platform.node()
-    return CommandPostgresStore(
-        reactor,
-        clock,
-        counters,
-        lambda directory: Spool(reactor, clock, counters, directory, _SPOOL_BYTES),
-        database.url,
-        f"{name} recompute",
-    )
-
-
-def _open(store: Store, settings: Settings) -> None:
-    """Open the store.
+def _open_store(reactor: Any, clock: WallClock, counters: Counters, settings: Settings) -> Store:
+    """Return the open store.
 
     :raises SystemExit: the store cannot be opened.
     """
+    database = settings.database
+    store: Store
+    if database.url is None:
+        store = SqliteStore(reactor, clock, counters, database.path, gives_numbers=False)
+        subject = f"database.path: cannot open the store in {Path(database.path).absolute()}"
+    else:
+        gateway = settings.gateway.name or platform.node()
+        store = CommandPostgresStore(
+            reactor,
+            clock,
+            counters,
+            lambda directory: Spool(reactor, clock, counters, directory, _SPOOL_BYTES),
+            database.url,
+            f"{gateway} recompute",
+        )
+        subject = "database.url: cannot open the store"
     try:
         store.open()
     except StoreUnavailable as error:
-        if settings.database.url is not None:
-            raise SystemExit(f"recompute: database.url: {error}") from error
-        path = Path(settings.database.path).absolute()
-        raise SystemExit(f"recompute: database.path: cannot open the store in {path}: {error}") from error
+        raise SystemExit(f"recompute: {subject}: {error}") from error
+    return store
 
 
 def _lost(counters: Counters) -> float:
