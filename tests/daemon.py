@@ -79,7 +79,7 @@ def with_constants(constants: dict[str, float]) -> list[str]:
     return [sys.executable, "-c", "\n".join(code), *TWISTD[1:]]
 
 
-def until(condition: Callable[[], T | None], what: str) -> T:
+def until(condition: Callable[..., T | None], what: str) -> T:
     """Wait for a condition to give something true, and give that."""
     end = time.monotonic() + PATIENCE
     while True:

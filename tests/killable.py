@@ -145,7 +145,7 @@ class Killable:
     def sleep(self, seconds: float) -> None:
         """Advance the time without running any timer."""
         self.wall += seconds
-        self.reactor.rightNow += seconds  # type: ignore[attr-defined]
+        self.reactor.rightNow += seconds
 
     def go_to(self, time: datetime) -> None:
         """Advance to a time, or set the wall clock back to it."""
@@ -167,7 +167,7 @@ class Killable:
         self.counters = Counters()
         self.bus = Bus(self.clock, self.counters)
         self.live = LiveState(self.bus, self.clock, {})
-        self.store = SqliteStore(real_reactor, self.clock, self.counters, str(self.db))  # type: ignore[arg-type]
+        self.store = SqliteStore(real_reactor, self.clock, self.counters, str(self.db))
         self.store.open()
         self.gate = Gate(self.store)
         self.writer = Writer(self.reactor, self.bus, self.counters, self.gate, lambda _: None)  # type: ignore[arg-type]

@@ -165,7 +165,8 @@ class Server:
             **self._as_user(),
         )
         assert done.returncode == 0, done.stderr.decode()
-        return done.stdout.decode()
+        output: str = done.stdout.decode()
+        return output
 
     def _as_user(self) -> dict[str, Any]:
         if self._user is None:

@@ -62,7 +62,7 @@ class Site:
         for daemon in daemons:
             self.start(daemon)
         for daemon in daemons:
-            until(lambda daemon=daemon: not daemon.get("/healthz")[1]["problems"], "PostgreSQL is there")  # type: ignore[misc]  # its default
+            until(lambda daemon=daemon: not daemon.get("/healthz")[1]["problems"], "PostgreSQL is there")
             until(others(daemon, len(daemons) - 1), "they hear each other")
         return daemons
 

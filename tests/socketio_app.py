@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--connect-timeout", type=float, default=1.0, help="seconds (default %(default)s)")
     options = parser.parse_args()
     startLogging(sys.stderr, setStdout=False)
-    its = site(reactor, options.ping_interval, options.ping_timeout, options.connect_timeout)
+    its: Any = site(reactor, options.ping_interval, options.ping_timeout, options.connect_timeout)
     reactor.listenTCP(options.port, its, interface=options.host)
     reactor.run()
 

@@ -28,7 +28,7 @@ def new_folder(case: SynchronousTestCase, name: str, *, in_memory: bool = False)
     return folder
 
 
-async def until(condition: Callable[[], Any], what: str) -> None:
+async def until(condition: Callable[..., Any], what: str) -> None:
     """Wait for a condition to give something true."""
     end = reactor.seconds() + PATIENCE
     while not condition():

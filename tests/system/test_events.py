@@ -78,7 +78,7 @@ def test_snapshot_events_and_missed_events_arrive_in_order(daemon: Daemon) -> No
         (f"topics={quote('machine/N,scale/default', safe='')}&since={last}", {}),
     ):
         with events(daemon, query, **headers) as its:
-            missed = []
+            missed: list[Any] = []
             while len(missed) < 2:
                 _, event = its.next_event()
                 assert event["event"] != "snapshot"

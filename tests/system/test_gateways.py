@@ -100,7 +100,7 @@ def test_each_gateway_shows_the_whole_site(server: Server, start: Callable[..., 
     assert found[0] == found[1]
     assert [event["score"] for event in found[0]] == [1.5]
     for gateway in (a, b):
-        until(lambda gateway=gateway: gateway.get("/stat/machineList")[1] == {"machine_list": ["M"]}, "stored data")  # type: ignore[misc]  # its default
+        until(lambda gateway=gateway: gateway.get("/stat/machineList")[1] == {"machine_list": ["M"]}, "stored data")
     # The other goes, its machine first.
     machine.close()
     assert client.events(1, "disconnected")[0]["topic"] == "machine/M"

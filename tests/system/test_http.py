@@ -5,6 +5,7 @@ import re
 import socket
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,10 @@ def test_listed_page_may_read_every_answer(open_daemon: Daemon, method: str, pat
 
 def test_preflight(open_daemon: Daemon) -> None:
     path = "/api/scale-gateway/commit/"
-    asked = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "idempotency-key"}
+    asked: dict[str, Any] = {
+        "Access_Control_Request_Method": "POST",
+        "Access_Control_Request_Headers": "idempotency-key",
+    }
     status, _, headers = open_daemon.request("OPTIONS", path, Origin=PAGE, **asked)
     assert status == 204
     assert headers["access-control-allow-origin"] == PAGE

@@ -105,7 +105,7 @@ class MigrateTests(ServerCase):
     # -- the source
 
     def sqlite(self) -> SqliteStore:
-        store = SqliteStore(reactor, WallClock(BERLIN), Counters(), str(self.db))  # type: ignore[arg-type]
+        store = SqliteStore(reactor, WallClock(BERLIN), Counters(), str(self.db))
         store.open()
         return store
 
@@ -184,7 +184,7 @@ class MigrateTests(ServerCase):
             text=True,
         )
 
-    def migrate(self, *arguments: str, status: int = 0, **where: str | None) -> tuple[str, list[str]]:
+    def migrate(self, *arguments: str, status: int = 0, **where: Any) -> tuple[str, list[str]]:
         """Run the command; return its output and its error lines."""
         with self.start(*arguments, **where) as process:
             output, errors = process.communicate(timeout=5 * PATIENCE)
@@ -198,7 +198,7 @@ class MigrateTests(ServerCase):
         found = re.findall(r"^(\w+) +(\d+) +(\d+) +(\d+) +(\d+)$", output, re.M)
         return {name: tuple(map(int, numbers)) for name, *numbers in found}
 
-    def copied(self, **where: str | None) -> dict[str, int]:
+    def copied(self, **where: Any) -> dict[str, int]:
         """Run the command without problems, and return the number of copied rows by table."""
         output, errors = self.migrate(**where)
         self.assertEqual(errors, [])
@@ -328,8 +328,8 @@ class MigrateTests(ServerCase):
                         for each in (store, other)
                     ]
                     self.assertEqual(list(map(repr, there)), list(map(repr, here)), (period, machine))
-            for machine in (None, *machines):
-                here, there = [(await each.anomalies(machine, first, last)).items for each in (store, other)]
+            for chosen in (None, *machines):
+                here, there = [(await each.anomalies(chosen, first, last)).items for each in (store, other)]
                 self.assertEqual(there, here)
                 self.assertTrue(here)
             days = [date(2025, 10, 26), date(2025, 12, 17), date(2025, 12, 18)]

@@ -103,7 +103,7 @@ def test_refused_page_is_logged_with_its_origin_and_the_key(daemon: Daemon) -> N
         websocket.create_connection(f"ws://127.0.0.1:{daemon.port}/ws", timeout=PATIENCE, origin="file://")
     for origin in ("http://logged.example", "file://"):
         text = f"origin '{origin}' is not in server.cors_origins"
-        until(lambda text=text: text in daemon.log(), "the line")  # type: ignore[misc]  # its default
+        until(lambda text=text: text in daemon.log(), "the line")
         (line,) = [line for line in daemon.log().splitlines() if text in line]
         assert "[gateway.web#warn]" in line
         assert "127.0.0.1" in line
@@ -160,8 +160,10 @@ def test_origin_of_a_websocket_is_checked(plant: Daemon, path: str) -> None:
         assert caught.value.status_code == 403
     for origin in (f"http://127.0.0.1:{plant.port}", "http://friend.example:9090"):
         client = websocket.create_connection(url, timeout=PATIENCE, origin=origin)
-        assert client.getheaders()["x-content-type-options"] == "nosniff"
-        assert client.getheaders()["date"]
+        headers = client.getheaders()
+        assert headers is not None
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["date"]
         client.close()
 
 

@@ -177,7 +177,7 @@ def test_commits_while_the_server_is_killed_again_and_again(plant: Daemon, serve
     try:
         for _ in range(3):
             count = len(acknowledged)
-            until(lambda count=count: len(acknowledged) >= count + 30, "commits go on")  # type: ignore[misc]  # its default
+            until(lambda count=count: len(acknowledged) >= count + 30, "commits go on")
             server.stop()
             server.start()
         count = len(acknowledged)
@@ -217,7 +217,7 @@ def test_two_gateways_share_a_database(server: Server, tmp_path: Path) -> None:
             gateways.append(gateway)
         for number, gateway in enumerate(gateways):
             gateway.start_answers()
-            until(lambda gateway=gateway: is_well(gateway), "PostgreSQL is there")  # type: ignore[misc]  # its default
+            until(lambda gateway=gateway: is_well(gateway), "PostgreSQL is there")
             gateway.daq(frame("name", f"M{number}"), fault(number + 1))
             gateway.weigh(b"ST,+00001.00 kg")
             until(gateway.latest_is(1.0), "the weight")
@@ -226,7 +226,7 @@ def test_two_gateways_share_a_database(server: Server, tmp_path: Path) -> None:
         assert rows(server) == ["CY0", "CY1"]
         for gateway in gateways:
             until(
-                lambda gateway=gateway: gateway.get("/stat/machineList")[1] == {"machine_list": ["M0", "M1"]},  # type: ignore[misc]  # its default
+                lambda gateway=gateway: gateway.get("/stat/machineList")[1] == {"machine_list": ["M0", "M1"]},
                 "each knows all machines",
             )
 

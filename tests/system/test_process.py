@@ -428,7 +428,7 @@ def test_at_the_limit_of_open_files_it_does_nothing_without_end(tmp_path: Path) 
 @contextlib.contextmanager
 def limited_files(count: int) -> Iterator[None]:
     """What is started in this block may have so many open files, and may not ask for more."""
-    popen = subprocess.Popen.__init__
+    popen: Any = subprocess.Popen.__init__
 
     def limited(self: Any, *args: Any, **kwargs: Any) -> None:
         popen(self, *args, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (count, count)), **kwargs)

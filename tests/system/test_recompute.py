@@ -149,8 +149,8 @@ def test_recompute_renews_all_rows_of_a_range(tmp_path: Path) -> None:
         "2024-02-29": day_of_lines(random, [12], 5000),
     }
     other = {"2024-01-01": day_of_lines(random, [7])}
-    for number, (day, lines) in enumerate(days.items()):
-        plant.write("온도 1", day, lines, machine="쇼트", compressed=number % 2 == 0)
+    for number, (day, day_lines) in enumerate(days.items()):
+        plant.write("온도 1", day, day_lines, machine="쇼트", compressed=number % 2 == 0)
     plant.write("v", "2024-01-01", other["2024-01-01"])
     every = ("--from", "2023-12-31", "--to", "2024-02-29")
     first = plant.recompute(*every)

@@ -812,7 +812,7 @@ def test_anomalies_as_csv(statistician: Daemon, accept: str) -> None:
 def test_pages_of_anomalies(statistician: Daemon) -> None:
     """Of three machines, many of one time, in tables as the old server made them."""
     random = Random(8)
-    expected = []
+    expected: list[dict[str, Any]] = []
     for name in ("Anomalous", "B", "쇼트"):
         rows = [(f"2021-05-05 10:00:{random.randrange(20):02}.000000", 1.0, n + 2.0) for n in range(12_000)]
         with contextlib.closing(sqlite3.connect(statistician.folder / "db" / f"{name}.db")) as connection, connection:

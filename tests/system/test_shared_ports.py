@@ -73,7 +73,7 @@ def test_connections_are_spread_and_each_shows_everything(site: Site, server: Se
         assert scores == list(map(float, range(1, MANY + 1)))
     listed = {"machine_list": [f"/M{number:02}" for number in range(MANY)]}
     for daemon in (a, b):
-        until(lambda daemon=daemon: daemon.get("/sio/machineList")[1] == listed, "every machine")  # type: ignore[misc]  # its default
+        until(lambda daemon=daemon: daemon.get("/sio/machineList")[1] == listed, "every machine")
     found = "SELECT gateway, count(*), count(DISTINCT machine) FROM cynow_anomaly GROUP BY gateway ORDER BY 1"
     until(lambda: sum(row[1] for row in server.sql(found)) == MANY, "every anomaly")
     assert [row[0] for row in server.sql(found)] == ["hall-a", "hall-b"]
@@ -125,13 +125,13 @@ def test_an_hour_of_one_sensor_by_two_processes(site: Site, server: Server) -> N
         return len(lines(daemon.folder, "v")) if (daemon.folder / "data" / "M").exists() else 0
 
     for daemon in (a, b):
-        until(lambda daemon=daemon: written(daemon) == 2, "the lines")  # type: ignore[misc]  # its default
+        until(lambda daemon=daemon: written(daemon) == 2, "the lines")
     a.kill()
     b.kill()
     for name in ("a", "b"):
         again = site.process(name, seoul("2025-12-18 11:00:01"))
         site.start(again)
-        until(lambda again=again: again.metric("cynow_spool_waiting") == 0, "all is on the server")  # type: ignore[misc]  # its default
+        until(lambda again=again: again.metric("cynow_spool_waiting") == 0, "all is on the server")
     query = "SELECT count, data, minutes FROM cynow_mean WHERE machine = 'M' AND sensor = 'v' AND period = 'hour'"
     # The minute, of which each had a part, counts as two.
     until(lambda: server.sql(query) == [(4, 7 / 4, 2)], "the samples of both")

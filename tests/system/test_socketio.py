@@ -200,6 +200,12 @@ def open_pipe(daemon: Daemon, path: str = "/socket.io/?EIO=4&transport=websocket
     return websocket.create_connection(f"ws://127.0.0.1:{daemon.port}{path}", timeout=PATIENCE)
 
 
+def text_from(pipe: websocket.WebSocket) -> str:
+    text = pipe.recv()
+    assert isinstance(text, str)
+    return text
+
+
 def test_open_packet_has_the_settings(shared_daemon: Daemon) -> None:
     polls = Polls(shared_daemon)
     sid = polls.hello.pop("sid")
@@ -371,7 +377,7 @@ def test_second_connect_is_an_error_for_its_namespace_only(daemon: Daemon) -> No
     pipe.recv()
     for namespace in ("/sio/M", "/sio/N"):
         pipe.send(f"40{namespace},")
-        assert pipe.recv().startswith(f"40{namespace},")
+        assert text_from(pipe).startswith(f"40{namespace},")
     pipe.send("40/sio/M,")
     assert pipe.recv() == '44/sio/M,{"message":"Unable to connect"}'
     # Both stay open, and each receives an event once.
@@ -382,7 +388,7 @@ def test_second_connect_is_an_error_for_its_namespace_only(daemon: Daemon) -> No
     # A client that has left may join again.
     pipe.send("41/sio/M,")
     pipe.send("40/sio/M,")
-    assert pipe.recv().startswith('40/sio/M,{"sid"')
+    assert text_from(pipe).startswith('40/sio/M,{"sid"')
     pipe.close()
 
 
@@ -404,7 +410,7 @@ def test_query_after_a_namespace_is_ignored(daemon: Daemon, connect: str) -> Non
     pipe = open_pipe(daemon)
     pipe.recv()
     pipe.send(connect)
-    assert pipe.recv().startswith('40/sio/M,{"sid"')
+    assert text_from(pipe).startswith('40/sio/M,{"sid"')
     pipe.send('42/sio/M?token=a,b,7["initialize"]')
     assert pipe.recv() == "43/sio/M,7[]"
     daemon.daq(frame("name", "M"), fault(1.5))
@@ -417,7 +423,7 @@ def test_decomposed_name_is_the_same_machine(daemon: Daemon) -> None:
     pipe = open_pipe(daemon)
     pipe.recv()
     pipe.send(f"40/sio/{apart},")
-    assert pipe.recv().startswith(f"40/sio/{apart},")
+    assert text_from(pipe).startswith(f"40/sio/{apart},")
     daemon.daq(frame("name", "진동기"), fault(1.5))
     assert pipe.recv() == f'42/sio/{apart},["anomaly",{{"score":1.5,"threshold":1.0}}]'
     pipe.close()
@@ -440,7 +446,7 @@ def test_percent_encoded_name_is_accepted(daemon: Daemon) -> None:
     pipe.recv()
     namespace = f"/sio/{quote('한글 기계')}"
     pipe.send(f"40{namespace}?token=x,")
-    assert pipe.recv().startswith(f"40{namespace},")
+    assert text_from(pipe).startswith(f"40{namespace},")
     daemon.daq(frame("name", "한글 기계"), fault(1.5))
     assert pipe.recv() == f'42{namespace},["anomaly",{{"score":1.5,"threshold":1.0}}]'
     pipe.close()
@@ -479,7 +485,7 @@ def test_upgrade_loses_nothing(daemon: Daemon) -> None:
         machine.sendall(fault(next(scores)))
         last = f'42/sio/M,["anomaly",{{"score":{float(first + 2)},"threshold":1.0}}]'
         while last not in heard:
-            heard.append(pipe.recv())
+            heard.append(text_from(pipe))
         assert [json.loads(text[9:])[1]["score"] for text in heard if text.startswith("42")] == [
             first,
             first + 1,

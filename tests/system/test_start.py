@@ -8,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 from queue import Queue
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,12 @@ def refused(daemon: Daemon) -> str:
     with subprocess.Popen(
         [*TWISTD, "--config", str(daemon.config)], cwd=daemon.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
-        until(lambda: watch.look() or process.poll() is not None, "it ends")
+
+        def has_ended() -> bool:
+            watch.look()
+            return process.poll() is not None
+
+        until(has_ended, "it ends")
         done = subprocess.CompletedProcess(process.args, process.returncode, *process.communicate())
     assert watch.seconds() < END
     assert done.returncode != 0
@@ -95,7 +101,8 @@ def test_check_starts_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("section", ["data", "database", "logger"])
 def test_an_unusable_directory(tmp_path: Path, section: str) -> None:
     (tmp_path / "file").write_text("in the way")
-    daemon = Daemon(tmp_path, **{section: {"path": "file/below"}})
+    settings: dict[str, Any] = {section: {"path": "file/below"}}
+    daemon = Daemon(tmp_path, **settings)
     assert f"{section}.path" in refused(daemon)
 
 
@@ -109,7 +116,7 @@ def test_a_database_that_is_none(tmp_path: Path) -> None:
 def test_a_second_gateway_on_the_same_directory(tmp_path: Path, section: str) -> None:
     (tmp_path / "first").mkdir()
     (tmp_path / "second").mkdir()
-    shared = {section: {"path": str(tmp_path / "shared")}}
+    shared: dict[str, Any] = {section: {"path": str(tmp_path / "shared")}}
     with running(tmp_path / "first", **shared):
         line = refused(Daemon(tmp_path / "second", **shared))
         assert "another gateway uses " in line
@@ -164,7 +171,12 @@ def test_systemd_is_told(tmp_path: Path) -> None:
         systemd.settimeout(PATIENCE)
         # Read at once, as systemd does: the kernel keeps ten of them, and then who says more waits.
         said: Queue[bytes] = Queue()
-        reader = threading.Thread(target=lambda: [said.put(each) for each in iter(lambda: systemd.recv(100), b"")])
+
+        def read_messages() -> None:
+            for message in iter(lambda: systemd.recv(100), b""):
+                said.put(message)
+
+        reader = threading.Thread(target=read_messages)
         reader.start()
         daemon = Daemon(tmp_path)
         try:

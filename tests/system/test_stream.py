@@ -342,6 +342,7 @@ def test_pings_of_a_client_that_does_not_read_are_not_answered(tmp_path: Path) -
         # Masked by zeros: 32 MB in all, and as much for the answers.
         pings = (b"\x89\xfd" + bytes(4) + b"x" * 125) * 1000
         for _ in range(250):
+            assert client.sock is not None
             client.sock.sendall(pings)
         client.send("no json")
         # The gateway reads it after all pings.

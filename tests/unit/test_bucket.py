@@ -101,8 +101,8 @@ def test_merge_of_any_pieces_is_exact(pieces: list[list[float]], random: Any) ->
     random.shuffle(buckets)
     merge = merged(buckets)
     samples = [sample for piece in pieces for sample in piece]
-    exact = sum(map(Fraction, samples)) / len(samples)
-    magnitude = sum(abs(Fraction(sample)) for sample in samples) / len(samples)
+    exact = sum(map(Fraction, samples), Fraction()) / len(samples)
+    magnitude = sum((abs(Fraction(sample)) for sample in samples), Fraction()) / len(samples)
     # Precision of two doubles, and rounding of the result to one.
     bound = abs(exact) / 2**51 + magnitude * len(samples) / 2**100 + Fraction(5e-324)
     assert merge.count == len(samples)

@@ -31,7 +31,7 @@ class Plant:
     def counted(self, name: str, **labels: str) -> float:
         return self.counters.registry.get_sample_value(name, labels) or 0.0
 
-    def subscriber(self, *topics: str, on_event: Callable[[Event], None] | None = None) -> "RecordingSubscriber":
+    def subscriber(self, *topics: str, on_event: Callable[[Event], object] | None = None) -> "RecordingSubscriber":
         follower = RecordingSubscriber(on_event)
         self.bus.subscribe(follower, patterns(*topics))
         return follower
@@ -40,7 +40,7 @@ class Plant:
 class RecordingSubscriber:
     """A subscriber that keeps its events."""
 
-    def __init__(self, on_event: Callable[[Event], None] | None = None) -> None:
+    def __init__(self, on_event: Callable[[Event], object] | None = None) -> None:
         self.events: list[Event] = []
         self._on_event = on_event
 

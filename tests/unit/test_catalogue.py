@@ -49,9 +49,11 @@ ALL = [(channel, message) for channel in CHANNELS for message in channel.message
 FORMATS = FormatChecker(formats=())
 
 
-@FORMATS.checks("date-time", raises=ValueError)
 def is_rfc3339(value: object) -> bool:
     return not isinstance(value, str) or (value[10] == "T" and datetime.fromisoformat(value).tzinfo is not None)
+
+
+FORMATS.checks("date-time", raises=ValueError)(is_rfc3339)
 
 
 def check(channel: ChannelSpec, message: MessageSpec, instance: Any) -> None:
@@ -152,7 +154,8 @@ def test_servers_have_the_host() -> None:
 
 # -- the code and the catalogue
 
-NOW = datetime(2025, 12, 18, 10, 11, 12, 123456, tzinfo=ZoneInfo("Asia/Seoul"))
+SEOUL = ZoneInfo("Asia/Seoul")
+NOW = datetime(2025, 12, 18, 10, 11, 12, 123456, tzinfo=SEOUL)
 
 
 def reading(status: str, weight: str | None, kind: str = "gross") -> Reading:
@@ -217,7 +220,7 @@ class Gateway:
     def __init__(self) -> None:
         reactor = Clock()
         reactor.advance(NOW.timestamp())
-        clock = WallClock(NOW.tzinfo, reactor.seconds, reactor.seconds)
+        clock = WallClock(SEOUL, reactor.seconds, reactor.seconds)
         counters = Counters()
         self.bus = Bus(clock, counters)
         self.live = LiveState(self.bus, clock, {"default": 10.0, "silent": 10.0})

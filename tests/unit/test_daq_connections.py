@@ -1,13 +1,13 @@
 """Connections of DAQ programs: which are held, which have a place, and what is told of sensors that are left out."""
 
 import pickle
+import select
 from typing import Any, ClassVar
 
 from twisted.internet.testing import StringTransport
 
 from gateway.config.settings import DaqSettings
 from gateway.ingest import daq as daq_module
-from gateway.ingest import holding as holding_module
 from gateway.ingest.daq import HOLD, MAX_HOLD, MAX_TURN_MESSAGES, NAME_TIMEOUT, DaqFactory
 from gateway.ingest.machines import REPEATED
 from gateway.model.records import Batch, Presence
@@ -189,7 +189,7 @@ class HeldTests(Connections):
 
         files: list[int] = []
         gone: set[int] = set()
-        self.patch(holding_module.select, "poll", Polled)
+        self.patch(select, "poll", Polled)
         factory = self.factory()
         transports = []
         for number in (5, 6):

@@ -74,10 +74,12 @@ class FakeTransport(StringTransport):
     def stop_reading_answers(self, unsent: int) -> None:
         """Pause the producer as Twisted does while bytes are unsent."""
         self._tempDataLen = unsent
+        assert self.producer is not None
         self.producer.pauseProducing()
 
     def read_answers(self) -> None:
         self._tempDataLen = 0
+        assert self.producer is not None
         self.producer.resumeProducing()
 
 
@@ -455,4 +457,5 @@ def test_connection_above_the_bound_without_an_idle_one_is_refused() -> None:
 def answered(connection: Connection) -> bytes:
     transport, channel = connection.connect()
     channel.dataReceived(ask())
-    return transport.value()
+    answer: bytes = transport.value()
+    return answer

@@ -69,7 +69,7 @@ class ScaleTests(Ingest):
         self.factory = ScaleFactory("dock", self.bus, self.clock, self.counters, self.warnings, 2)
 
     def weights(self) -> list[float]:
-        return [float(record.weight) for record in self.records if isinstance(record, Reading)]
+        return [float(record.weight or 0) for record in self.records if isinstance(record, Reading)]
 
     def test_every_line_end_at_every_cut(self) -> None:
         stream = b"ST,+1 kg\rST,+2 kg\nST,+3 kg\r\n\r\n  \nST,+4 kg\r\nST,+5"

@@ -5,10 +5,11 @@ import os
 import subprocess
 import sys
 from datetime import UTC, datetime
+from typing import cast
 from zoneinfo import ZoneInfo
 
 from twisted.internet.task import Clock
-from twisted.logger import LogLevel
+from twisted.logger import ILogObserver, LogLevel
 from twisted.trial.unittest import SynchronousTestCase
 
 from gateway.runtime.clock import WallClock
@@ -84,12 +85,12 @@ class LogFileTests(LogCase):
 
     def test_held_until_released(self) -> None:
         events: list[object] = []
-        held = BufferingObserver(events.append)  # type: ignore[arg-type]  # an observer is what can be called
-        held({"n": 1})  # type: ignore[call-arg]  # the same
-        held({"n": 2})  # type: ignore[call-arg]  # the same
+        held = BufferingObserver(cast(ILogObserver, events.append))
+        held({"n": 1})
+        held({"n": 2})
         self.assertEqual(events, [])
         held.release()
-        held({"n": 3})  # type: ignore[call-arg]  # the same
+        held({"n": 3})
         self.assertEqual(events, [{"n": 1}, {"n": 2}, {"n": 3}])
 
     def test_shown(self) -> None:
@@ -186,7 +187,7 @@ class LimitedObserverTests(LogCase):
         # What was left out is said though no further line of that kind comes.
         self.reactor.advance(61)
         for report in self.counters.log_reports:
-            report()
+            report(False)
         self.assertIn("7595 similar lines within 60 s were not logged, such as: Could not accept", self.lines()[-1])
 
     def test_own_errors_are_limited_generously(self) -> None:

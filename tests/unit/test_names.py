@@ -1,6 +1,8 @@
 """Names of machines and sensors: validity, stored form, and use in topics and files."""
 
+import os
 import unicodedata
+from pathlib import Path
 
 import pytest
 
@@ -74,11 +76,11 @@ def test_topic_has_the_stored_name_of_the_machine() -> None:
 
 
 def test_raw_files_of_an_older_version_are_found_by_the_stored_name(
-    tmp_path: "files.os.PathLike[str]",
+    tmp_path: Path,
 ) -> None:
-    folder = files.os.path.join(tmp_path, NFD)
-    files.os.makedirs(folder)
-    old = files.os.path.join(folder, f"20251218_{NFD}.csv")
+    folder = os.path.join(tmp_path, NFD)
+    os.makedirs(folder)
+    old = os.path.join(folder, f"20251218_{NFD}.csv")
     with open(old, "wb") as file:
         file.write(files.HEADER)
     assert files.machines(str(tmp_path)) == [NFC]
@@ -86,4 +88,4 @@ def test_raw_files_of_an_older_version_are_found_by_the_stored_name(
     assert (found.machine, found.sensor, found.path) == (NFC, NFC, old)
     # New lines are appended to the same file.
     assert files.path_of(folder, NFC, "20251218_{}.csv") == old
-    assert files.path_of(folder, NFC, "20251219_{}.csv") == files.os.path.join(folder, f"20251219_{NFC}.csv")
+    assert files.path_of(folder, NFC, "20251219_{}.csv") == os.path.join(folder, f"20251219_{NFC}.csv")

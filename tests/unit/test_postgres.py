@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import psycopg2
-from twisted.internet import reactor
 from twisted.internet.defer import DeferredList, ensureDeferred, gatherResults
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.logger import capturedLogs, formatEvent
 
-from gateway.model.entries import ClosedPeriod, Sighting
+from gateway.model.entries import ClosedPeriod, Sighting, StoreEntry
 from gateway.model.records import CommitEntry, Fault
 from gateway.runtime.clock import WallClock
 from gateway.runtime.metrics import Counters
@@ -34,6 +33,7 @@ from gateway.store.postgres.store import PostgresStore
 from gateway.store.spool.spool import Spool
 from tests.daemon import Stopwatch
 from tests.postgres import ServerCase
+from tests.support.reactor import reactor
 from tests.trial import new_folder, until
 from tests.unit.test_store import DAY, ENTRY, at, end, fault, hour
 
@@ -88,7 +88,7 @@ class PostgresCase(ServerCase):
         self.folders: list[Path] = []
         self.stores: list[PostgresStore] = []
 
-    async def tearDown(self) -> None:
+    async def tearDown(self) -> None:  # type: ignore[override]  # Trial awaits it
         self.server.resume()
         for store in self.stores:
             await store.close()
@@ -376,7 +376,7 @@ class FaultTests(PostgresCase):
                 await goes_on(20)
                 before = self.backends()
                 self.server.sql("SELECT pg_terminate_backend(%s)", [max(before)])
-                await until(lambda before=before: len(self.backends() - before) > 0, "it connects again")  # type: ignore[misc]
+                await until(lambda before=before: len(self.backends() - before) > 0, "it connects again")
             await self.answering(store)
 
         await self.under_load(store, trouble)
@@ -430,7 +430,7 @@ class FaultTests(PostgresCase):
         start = at("2025-12-18 00:00:00")
         # Each hour is told from the others by its mean, and the day is made of those before it.
         for number in range(20):
-            entries = [
+            entries: list[StoreEntry] = [
                 hour("v", start + timedelta(hours=number), [float(number)]),
                 end("day", start),
                 fault("M", number),
@@ -490,7 +490,7 @@ class FaultTests(PostgresCase):
     async def test_a_commit_whose_answer_was_lost_is_found_again(self) -> None:
         store = self.opened()
         await store.machines()
-        ask, lost = Session.ask, []
+        ask, lost = Session.ask, list[Any]()
 
         async def losing(session: Session, statement: str, *rest: Any, **more: Any) -> Any:
             rows = await ask(session, statement, *rest, **more)

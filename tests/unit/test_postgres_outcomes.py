@@ -181,7 +181,7 @@ class RejectionTests(CommitCase):
         store = await self.ready()
         self.trigger(f"IF NEW.cylinder_no = '{SECRET}' THEN RETURN NULL; END IF")
         self.assertIsInstance(await self.outcome(store), RejectedByDatabase)
-        outcomes = await DeferredList(
+        outcomes: list[tuple[bool, Any]] = await DeferredList(
             [
                 ensureDeferred(store.commit(NEW, None)),
                 ensureDeferred(store.commit(replace(ENTRY, cylinder_no="BESIDE"), None)),
@@ -197,7 +197,7 @@ class RejectionTests(CommitCase):
         self.server.sql("CREATE TABLE part (LIKE scale_weight_log INCLUDING ALL) INHERITS (scale_weight_log)")
         self.trigger("INSERT INTO part SELECT NEW.*; RETURN NULL")
         for orders in (1, 3):
-            outcomes = await DeferredList(
+            outcomes: list[tuple[bool, Any]] = await DeferredList(
                 [ensureDeferred(store.commit(NEW, None)) for _ in range(orders)], consumeErrors=True
             )
             for _, failure in outcomes:
@@ -235,7 +235,7 @@ class RejectionTests(CommitCase):
     async def test_text_that_has_no_form_in_utf_8_is_rejected(self) -> None:
         store = await self.ready()
         for wrong in ("\ud800", "A\0"):
-            outcomes = await DeferredList(
+            outcomes: list[tuple[bool, Any]] = await DeferredList(
                 [
                     ensureDeferred(store.commit(replace(ENTRY, cylinder_no=number), None))
                     for number in (wrong, "BESIDE")
@@ -283,7 +283,7 @@ class SchemaTests(RefusalCase):
             stores = [self.opened(gateway=f"hall-{number}") for number in range(3)]
             await gatherResults([ensureDeferred(store.commit(ENTRY, None)) for store in stores])
             for store in stores:
-                await until(lambda store=store: not store.problems, "it is there")  # type: ignore[misc]  # its default
+                await until(lambda store=store: not store.problems, "it is there")
         lines = [formatEvent(event) or "" for event in events]
         self.assertEqual([line for line in lines if "away:" in line or "refuses:" in line], [])
 

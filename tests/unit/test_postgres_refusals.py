@@ -7,7 +7,6 @@ from typing import Any
 
 import psycopg2
 import psycopg2.errors
-from twisted.internet import reactor
 from twisted.internet.defer import DeferredList, ensureDeferred, gatherResults
 from twisted.internet.task import deferLater
 from twisted.logger import capturedLogs, formatEvent
@@ -20,6 +19,7 @@ from gateway.store.postgres.session import Session
 from gateway.store.postgres.store import PostgresStore
 from gateway.store.spool.spool import Spool
 from tests.postgres import Server, ServerCase
+from tests.support.reactor import reactor
 from tests.trial import new_folder, until
 from tests.unit.test_store import DAY, ENTRY, fault
 
@@ -312,7 +312,7 @@ class CommitTests(RefusalCase):
     async def rejected(self, store: PostgresStore, entry: Any = None) -> list[str]:
         """The log of a commit that the database will never take, with one beside it that it takes."""
         with capturedLogs() as events:
-            outcomes = await DeferredList(
+            outcomes: list[tuple[bool, Any]] = await DeferredList(
                 [
                     ensureDeferred(store.commit(entry or replace(ENTRY, cylinder_no=SECRET), None)),
                     ensureDeferred(store.commit(replace(ENTRY, cylinder_no="BESIDE"), None)),
@@ -355,7 +355,7 @@ class CommitTests(RefusalCase):
         store = await self.ready()
         self.server.sql("UPDATE scale_weight_log SET move_report_no = 'M'")
         self.server.sql("ALTER TABLE scale_weight_log ALTER COLUMN move_report_no SET NOT NULL")
-        outcomes = await DeferredList(
+        outcomes: list[tuple[bool, Any]] = await DeferredList(
             [ensureDeferred(store.commit(replace(ENTRY, move_report_no=number), None)) for number in (None, "M1")],
             consumeErrors=True,
         )
@@ -403,7 +403,7 @@ class CommitTests(RefusalCase):
     async def test_outcome_is_unknown_where_the_server_falls_silent_at_the_commit(self) -> None:
         store = await self.ready()
         key = IdempotencyKey("k", "f")
-        ask, writing, paused = store._commit_pool._links[0].session.__class__.ask, set[Any](), []
+        ask, writing, paused = store._commit_pool._links[0].session.__class__.ask, set[Any](), list[str]()
 
         async def pausing(session: Any, statement: str, *rest: Any, **more: Any) -> Any:
             if SECRET in str(rest):

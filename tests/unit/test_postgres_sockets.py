@@ -44,7 +44,7 @@ class WatchTests(TestCase):
         self.addCleanup(self.selectable.close)
 
     def watched(self) -> int:
-        return sum(isinstance(each, _Watcher) for each in reactor.getReaders())  # type: ignore[attr-defined]  # its module
+        return sum(isinstance(each, _Watcher) for each in reactor.getReaders())
 
     async def test_watching_reactor_reports_received_bytes(self) -> None:
         self.watching.addReader(self.selectable)

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from twisted.internet.task import Clock
-from twisted.logger import formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 from twisted.trial.unittest import SynchronousTestCase
@@ -20,6 +19,7 @@ from gateway.config.settings import FcmSettings
 from gateway.model.records import Fault
 from gateway.runtime.clock import WallClock
 from gateway.runtime.metrics import Counters
+from tests.support.logs import collect_lines
 
 START = datetime(2025, 12, 18, 10, 11, tzinfo=UTC).timestamp()
 
@@ -75,13 +75,7 @@ class PushTests(SynchronousTestCase):
         self.tries: list[tuple[float, str]] = []
         #: Errors of the next attempts.
         self.problems: list[Exception] = []
-        self.lines: list[str] = []
-
-        def observe(event: dict[str, Any]) -> None:
-            self.lines.append(formatEvent(event))
-
-        globalLogPublisher.addObserver(observe)
-        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        self.lines = collect_lines(self)
 
     def send(self, message: PushMessage | None) -> None:
         if message is None:

@@ -27,6 +27,7 @@ from gateway.raw.plot import Plot
 from gateway.runtime.clock import WallClock
 from gateway.runtime.metrics import Counters
 from tests.killable import Killable, readable
+from tests.support.metrics import count_of
 from tests.trial import new_folder
 from tests.unit.test_recovery import at
 
@@ -242,7 +243,7 @@ class DamageLogTests(SynchronousTestCase):
         self.damage = DamageLog(clock, self.counters)
 
     def counted(self) -> float:
-        return self.counters.raw_damaged._value.get()
+        return count_of(self.counters.raw_damaged)
 
     def scan(self, path: str, *pieces: tuple[int, bytes], is_problem: bool = True) -> list[str]:
         """Report pieces, and return the log lines."""
@@ -372,7 +373,7 @@ class AppendTests(SynchronousTestCase):
         self.reactor.advance(0.5)
 
     def counted(self) -> float:
-        return self.counters.raw_damaged._value.get()
+        return count_of(self.counters.raw_damaged)
 
     def test_new_lines_do_not_join_damaged_ones(self) -> None:
         for number, tail in enumerate(

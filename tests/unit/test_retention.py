@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
-from twisted.internet import reactor, threads
+from twisted.internet import threads
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.internet.utils import getProcessOutput
@@ -20,6 +20,7 @@ from gateway.raw.retention import ROUND_SECONDS, Retention
 from gateway.runtime.clock import WallClock
 from gateway.runtime.metrics import Counters
 from gateway.runtime.threads import pool_of
+from tests.support.reactor import reactor
 from tests.trial import new_folder
 
 TODAY = date(2025, 12, 18)

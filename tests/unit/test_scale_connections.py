@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IAddress, IStreamClientEndpoint
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.protocol import Protocol
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -24,6 +24,7 @@ from gateway.ingest.serial import SerialLine, SerialService, check_parity, open_
 from gateway.ingest.transport import end_reason, failure_reason, host_of
 from gateway.model.records import Presence, Reading
 from gateway.wire.lines import MAX_LINE
+from tests.support.metrics import count_of
 from tests.unit.test_ingest import Ingest
 
 REQUESTS = [
@@ -70,7 +71,7 @@ class HttpTests(ScaleConnections):
     BODY = b"ST,+000999.00kg\r\nST,+000999.00kg\r\n"
 
     def count(self) -> float:
-        return self.counters.scale_http_requests.labels("dock")._value.get()
+        return count_of(self.counters.scale_http_requests.labels("dock"))
 
     def send(self, pieces: list[bytes]) -> StringTransport:
         protocol, transport = self.connect(self.factory)
@@ -216,10 +217,10 @@ class LimitTests(ScaleConnections):
     """The factory takes three connections at a time."""
 
     def refused(self) -> float:
-        return self.counters.connections_refused.labels("scale")._value.get()
+        return count_of(self.counters.connections_refused.labels("scale"))
 
     def closed(self) -> float:
-        return self.counters.scale_silent_closed.labels("dock")._value.get()
+        return count_of(self.counters.scale_silent_closed.labels("dock"))
 
     def test_connection_silent_the_longest_makes_place(self) -> None:
         peers = [self.from_peer("10.0.0.7", port) for port in range(3)]
@@ -285,7 +286,7 @@ class Converter:
         self.lasts = False
         self.protocol: Any = None
 
-    def connect(self, protocolFactory: Factory) -> "Deferred[Any]":
+    def connect(self, protocolFactory: Any) -> "Deferred[Any]":
         self.times.append(self.now())
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, BaseException):
@@ -522,6 +523,8 @@ def test_open_serial_port_has_its_flags_before_its_protocol_is_told(terminal: tu
     received: list[bytes] = []
 
     class Receiver(Protocol):
+        transport: Any
+
         def connectionMade(self) -> None:
             flags.append(termios.tcgetattr(self.transport.fileno())[0] & _PARITY_FLAGS)
 

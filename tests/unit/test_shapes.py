@@ -4,7 +4,6 @@ import math
 import pickle
 import random
 import struct
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -71,8 +70,9 @@ def read_slowly(whole: bytes) -> Any:
 
 
 @pytest.fixture(params=BINARY)
-def protocol(request: pytest.FixtureRequest) -> Iterator[int]:
-    return request.param
+def protocol(request: pytest.FixtureRequest) -> int:
+    number: int = request.param
+    return number
 
 
 def test_other_samples_of_the_same_sensors(protocol: int) -> None:

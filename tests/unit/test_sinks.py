@@ -6,11 +6,10 @@ from array import array
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock, deferLater
-from twisted.logger import capturedLogs, formatEvent, globalLogPublisher
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from gateway.bus.bus import Bus
@@ -28,6 +27,7 @@ from gateway.stats.statistics import Statistics
 from gateway.store.event_numbers import SEQ_BLOCK, EventNumberReserve
 from gateway.store.writer import HIGH_WATER, LOW_WATER, Writer
 from gateway.timeseries.bucket import MIN_NUMPY_SAMPLES, Bucket
+from tests.support.logs import collect_lines
 from tests.trial import new_folder
 
 #: 2025-12-18 10:11:00 UTC.
@@ -611,9 +611,8 @@ class RawLogTests(Parts):
         self.assertIn(str(self.rawlog.problem), str([event.get("problem") for event in events]))
 
     def test_raw_log_reports_a_full_disk(self) -> None:
-        write = os.write
+        write, room = os.write, ["none"]
         self.patch(os, "write", lambda file, data: write(file, bytes(data)[:0]) if room else write(file, data))
-        room = ["none"]
         self.bus.publish(self.batch("M", "v", 1.0))
         self.reactor.advance(0.5)
         self.assertEqual(self.rawlog.problem, f"{self.folder / 'M' / '20251218_v.csv'}: {os.strerror(errno.ENOSPC)}")
@@ -723,7 +722,6 @@ class StatisticsTests(Parts):
         self.assertEqual([hour.raw_end for hour in self.hours()], [None])
 
     def test_step_of_the_clock_is_logged(self) -> None:
-        seen: list[str] = []
         monotonic = [0.0]
         clock = WallClock(UTC, self.reactor.seconds, lambda: monotonic[0])
         statistics = Statistics(
@@ -731,25 +729,19 @@ class StatisticsTests(Parts):
         )
         statistics.startService()
         self.addCleanup(statistics.stopService)
-
-        def observe(event: dict[str, Any]) -> None:
-            text = formatEvent(event)
-            if "clock" in text:
-                seen.append(text)
-
-        globalLogPublisher.addObserver(observe)
-        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        lines = collect_lines(self)
         for _ in range(20):
             monotonic[0] += 0.25
             self.reactor.advance(0.25)
-        self.assertEqual(seen, [])
+        self.assertEqual([line for line in lines if "clock" in line], [])
         for step in (3600.0, -7200.0, 0.4):
             self.reactor.rightNow += step
             for call in self.reactor.getDelayedCalls():
                 call.reset(0.25)
             monotonic[0] += 0.25
             self.reactor.advance(0.25)
-        self.assertEqual(seen, [f"the wall clock jumped by {step} s" for step in ("+3600.0", "-7200.0")])
+        jumps = [f"the wall clock jumped by {step} s" for step in ("+3600.0", "-7200.0")]
+        self.assertEqual([line for line in lines if "clock" in line], jumps)
 
     def test_infinite_samples_are_counted_and_left_out(self) -> None:
         self.bus.publish(self.batch("M", "v", 1.0, float("nan"), float("inf")))
@@ -759,13 +751,7 @@ class StatisticsTests(Parts):
         self.assertEqual(self.counters.daq_nonfinite._value.get(), 3)
 
     def test_samples_with_a_sum_that_exceeds_a_double_are_logged(self) -> None:
-        lines: list[str] = []
-
-        def observe(event: dict[str, Any]) -> None:
-            lines.append(formatEvent(event))
-
-        globalLogPublisher.addObserver(observe)
-        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        lines = collect_lines(self)
         self.bus.publish(self.batch("M", "v", 1e308, 1e308, 0.0))
         self.reactor.pump([0.25] * 4 * 61)
         self.assertEqual(self.updates, [])

@@ -15,7 +15,6 @@ from zoneinfo import ZoneInfo
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.internet import reactor
 from twisted.internet.defer import ensureDeferred
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -32,6 +31,7 @@ from gateway.store.sqlite.store import SqliteStore
 from gateway.store.sqlitefile.files import SPOOL_FILE
 from gateway.timeseries.bucket import Bucket
 from gateway.timeseries.calendar import PERIODS, end_of, start_of
+from tests.support.reactor import reactor
 from tests.trial import new_folder
 
 ROOT = Path(__file__).parent.parent.parent
@@ -57,6 +57,12 @@ def end(period: str, time: datetime, sensor: str = "v") -> ClosedPeriod:
 
 def fault(score: float) -> Fault:
     return Fault("M", score, 0.5, NOON)
+
+
+def raw_end_of(entry: StoreEntry) -> int:
+    assert isinstance(entry, ClosedHour)
+    assert entry.raw_end is not None
+    return entry.raw_end
 
 
 def exactly(value: Any) -> Any:
@@ -109,7 +115,7 @@ class SpoolCase(TestCase):
         await self.again()
 
     async def append(self, *entries: StoreEntry) -> None:
-        self.assertIsNone(await self.spool.append(entries))
+        await self.spool.append(entries)
 
     async def entries(self) -> list[StoreEntry]:
         return [entry for _, entry in await self.spool.first(10**6)]
@@ -139,7 +145,7 @@ class WaitingTests(SpoolCase):
 
     async def test_what_is_appended_waits_in_order_over_a_restart_too(self) -> None:
         self.assertEqual(list(await self.spool.first(10)), [])
-        entries = [hour(NOON, 7), end("day", NOON), fault(1.0), Sighting("M", "v", "VIB")]
+        entries: list[StoreEntry] = [hour(NOON, 7), end("day", NOON), fault(1.0), Sighting("M", "v", "VIB")]
         await self.append(*entries[:3])
         await self.append()
         await self.append(*entries[3:])
@@ -372,7 +378,9 @@ class DiskTests(SpoolCase):
         def job(connection: sqlite3.Connection) -> None:
             connection.execute(f"PRAGMA max_page_count = {pages}")
 
-        await self.spool._writer.run(job)
+        writer = self.spool._writer
+        assert writer is not None
+        await writer.run(job)
 
     async def test_space_is_used_again(self) -> None:
         sizes = []
@@ -741,7 +749,7 @@ class KillTests(SpoolCase):
             self.spool = self.open()
             found = await self.spool.first(10**6)
             numbers = [number for number, _ in found]
-            indexes = [entry.raw_end for _, entry in found]  # type: ignore[union-attr]
+            indexes = [raw_end_of(entry) for _, entry in found]
             # In order, none left out, none twice; what waits begins behind what was done, or what was being done.
             self.assertEqual(indexes, list(range(indexes[0], indexes[0] + len(indexes))))
             self.assertEqual(numbers, sorted(set(numbers)))

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
-from twisted.internet import reactor
 from twisted.internet.defer import ensureDeferred, gatherResults
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import TestCase
@@ -44,6 +43,7 @@ from gateway.timeseries.bucket import Bucket
 from gateway.timeseries.calendar import PERIODS, end_of, minutes_of, start_of
 from tests.daemon import assert_same
 from tests.postgres import ServerCase
+from tests.support.reactor import reactor
 from tests.trial import new_folder
 
 SEOUL = timezone(timedelta(hours=9))
@@ -95,7 +95,13 @@ def end(period: str, time: datetime, sensor: str = "v", mode: str = "REAL") -> C
     return ClosedPeriod(period, "M", sensor, start_of(period, time), mode)
 
 
-class StoreSuite:
+if TYPE_CHECKING:
+    _Case = TestCase
+else:
+    _Case = object
+
+
+class StoreSuite(_Case):
     """To be mixed with a TestCase that knows how to open a backend."""
 
     wall = 1_000_000.0
@@ -139,7 +145,7 @@ class StoreSuite:
         return items
 
     async def write(self, *entries: StoreEntry) -> None:
-        self.assertEqual(await self.store.write(entries), [])  # type: ignore[attr-defined]  # the TestCase's
+        self.assertEqual(await self.store.write(entries), [])
         await self.written()
 
     async def written(self) -> None:
@@ -711,7 +717,7 @@ class SqliteStoreTests(StoreSuite, TestCase):
         self.counters = Counters()
         self.store = self.open()
 
-    async def tearDown(self) -> None:
+    async def tearDown(self) -> None:  # type: ignore[override]  # Trial awaits it
         await self.store.close()
 
     def open(self) -> SqliteStore:
@@ -900,7 +906,7 @@ class SqliteStoreTests(StoreSuite, TestCase):
 
     async def test_types_wait_while_the_gateways_file_is_locked(self) -> None:
         other = self.other("cynow-gateway.sqlite3")
-        entries = [Sighting("M", "v", "VIB"), fault("M", 1)]
+        entries: list[StoreEntry] = [Sighting("M", "v", "VIB"), fault("M", 1)]
         self.assertEqual(await self.store.write(entries), entries[:1])
         other.execute("ROLLBACK")
         other.close()
@@ -1184,7 +1190,7 @@ class PostgresStoreTests(StoreSuite, ServerCase):
         self.counters = Counters()
         self.store = self.open()
 
-    async def tearDown(self) -> None:
+    async def tearDown(self) -> None:  # type: ignore[override]  # Trial awaits it
         await self.store.close()
         self.assertEqual(self.counters.store_lost._value.get(), 0)
 

@@ -15,12 +15,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from twisted.internet import reactor
 from twisted.internet.defer import ensureDeferred, gatherResults
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from gateway.model.entries import Sighting
+from gateway.model.entries import Sighting, StoreEntry
 from gateway.runtime.clock import WallClock
 from gateway.runtime.metrics import Counters
 from gateway.store.interface import (
@@ -42,6 +41,7 @@ from gateway.store.sqlitefile import transactions
 from gateway.store.sqlitefile.files import SPOOL_FILE
 from gateway.store.sqlitefile.note import Note, read_note, write_note
 from tests.daemon import PATIENCE
+from tests.support.reactor import reactor
 from tests.trial import new_folder, until
 from tests.unit.test_store import DAY, ENTRY, at, fault, mean
 
@@ -369,7 +369,7 @@ class OutcomeTests(StoreCase):
 
     def open(self, **options: Any) -> SqliteStore:
         """Open a store that is as patient as the tests are, until :meth:`expire`."""
-        self.patch(CommitFile.run, "__kwdefaults__", {**CommitFile.run.__kwdefaults__, "patience": PATIENCE})
+        self.patch(CommitFile.run, "__kwdefaults__", {**(CommitFile.run.__kwdefaults__ or {}), "patience": PATIENCE})
         return super().open(**options)
 
     def expire(self, store: SqliteStore) -> None:
@@ -786,7 +786,7 @@ class MachineFileTests(StoreCase):
 
     async def test_write_into_the_sound_tables_of_a_damaged_machine_goes_on(self) -> None:
         store = await self.damage("v_hour_avg")
-        entries = [fault("M", 2), mean("v", "2025-12-18 10:00:00", 2.0), fault("M", 3)]
+        entries: list[StoreEntry] = [fault("M", 2), mean("v", "2025-12-18 10:00:00", 2.0), fault("M", 3)]
         self.assertEqual(await store.write(entries), [])
         self.assertEqual(self.lost(), 1)
         self.assertIn("1 entries lost", store.problems[0])

@@ -56,7 +56,7 @@ class EventsWebSocketTests(SynchronousTestCase):
         protocol.peer = "tcp4:127.0.0.1:1"
         protocol.state = WebSocketProtocol.STATE_OPEN
         protocol.websocket_extensions_in_use = []
-        protocol.sendCloseFrame = lambda code, reason: self.closed.append(code)  # type: ignore[method-assign]  # a spy
+        self.patch(protocol, "sendCloseFrame", lambda code, reason: self.closed.append(code))
         protocol.onOpen()
         return protocol
 
