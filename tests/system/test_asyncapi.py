@@ -8,7 +8,7 @@ from typing import Any
 from jsonschema import Draft7Validator
 
 from tests.daemon import PATIENCE, Daemon, Subscriber
-from tests.system.test_machines import frame
+from tests.support.frames import frame
 from tests.system.test_recovery import at, seoul, set_clock
 
 #: The channels whose messages a WebSocket carries.

@@ -8,7 +8,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.conftest import program
 from tests.daemon import PATIENCE, Daemon, until
-from tests.system.test_socketio import fault, frame
+from tests.support.frames import fault, frame
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.daemon import PATIENCE, Daemon, until
 from tests.killable import readable
-from tests.system.test_machines import frame
+from tests.support.frames import frame
 from tests.system.test_recovery import at, seoul
 
 #: Damage of the file of the sensor with the same name.

@@ -3,7 +3,6 @@
 import contextlib
 import http.client
 import json
-import pickle
 import socket
 import sqlite3
 import time
@@ -11,18 +10,14 @@ import unicodedata
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.daemon import PATIENCE, Daemon, running, until
+from tests.support.frames import frame
 
 GOOD = {"type": "VIB", "data": [1.0]}
 NFD = unicodedata.normalize("NFD", "진동기")
-
-
-def frame(event: str, data: Any) -> bytes:
-    return pickle.dumps((event, data)) + b"\\o"
 
 
 def connect(daemon: Daemon, *frames: bytes) -> socket.socket:

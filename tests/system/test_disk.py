@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemon import TWISTD, Daemon, until
-from tests.system.test_machines import frame, update
+from tests.support.frames import frame, update
 
 #: Bytes of the file system.
 SIZE = 4 * 2**20

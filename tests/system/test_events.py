@@ -12,7 +12,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.daemon import PATIENCE, Daemon, running, until
-from tests.system.test_stream import frame
+from tests.support.frames import frame
 
 
 class Events:

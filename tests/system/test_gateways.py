@@ -11,7 +11,7 @@ import pytest
 
 from tests.daemon import PATIENCE, Daemon, Stopwatch, until, with_constants
 from tests.postgres import Server
-from tests.system.test_postgres import fault, frame
+from tests.support.frames import fault, frame
 from tests.system.test_recovery import AT_TIME, seoul, set_clock
 
 #: One that does not give up a client for a ping that it answers when the test listens again.
@@ -92,7 +92,7 @@ def test_each_gateway_shows_the_whole_site(server: Server, start: Callable[..., 
         ("machine/M", "anomaly"),
     ]
     assert events[1]["data"]["score"] == 1.5
-    assert polls.hear("42/sio/M") == ["anomaly", {"score": 1.5, "threshold": 0.5}]
+    assert polls.hear("42/sio/M") == ["anomaly", {"score": 1.5, "threshold": 1.0}]
     assert machines(a) == machines(b) == ["/M"]
     until(lambda: server.sql("SELECT score FROM cynow_anomaly") == [(1.5,)], "it is stored once")
     day = server.sql("SELECT (time::date)::text FROM cynow_anomaly")[0][0]

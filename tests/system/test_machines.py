@@ -12,23 +12,12 @@ from typing import Any
 import pytest
 
 from tests.daemon import Daemon, running, until
+from tests.support.frames import fault, frame, update
 
 #: Long enough for a test that runs over midnight.
 EVER = "start=2000-01-01&end=2099-12-31"
 
 CASES = Path(__file__).parent.parent / "cases" / "daq"
-
-
-def frame(event: str, data: Any, separator: bytes = b"\\o", protocol: int = 4) -> bytes:
-    return pickle.dumps((event, data), protocol) + separator
-
-
-def update(sensor: str = "vib1", kind: str = "VIB", *samples: float) -> bytes:
-    return frame("DataUpdate", {sensor: {"type": kind, "data": list(samples)}})
-
-
-def fault(score: float, threshold: float = 1.0) -> bytes:
-    return frame("FaultDetect", {"score": score, "threshold": threshold})
 
 
 def closed(connection: socket.socket) -> bool:

@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import os
-import pickle
 import subprocess
 import sys
 import threading
@@ -17,14 +16,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.daemon import Daemon, Subscriber, until
 from tests.postgres import Server
-
-
-def frame(event: str, data: Any) -> bytes:
-    return pickle.dumps((event, data)) + b"\\o"
-
-
-def fault(score: float) -> bytes:
-    return frame("FaultDetect", {"score": score, "threshold": 0.5})
+from tests.support.frames import fault, frame
 
 
 @pytest.fixture
@@ -85,7 +77,7 @@ def test_the_gateway_writes_into_the_tables(plant: Daemon, server: Server) -> No
     until(lambda: anomalies(server) == [1.5], "the anomaly")
     today = rows(server, "SELECT (time::date)::text FROM cynow_anomaly")[0]
     (found,) = plant.get(f"/stat/anomaly/all?start={today}&end={today}")[1]
-    assert (found["name"], found["score"], found["threshold"]) == ("M", 1.5, 0.5)
+    assert (found["name"], found["score"], found["threshold"]) == ("M", 1.5, 1.0)
     # The answer to a key survives a kill.
     plant.kill()
     plant.start()

@@ -1,7 +1,6 @@
 """Push messages through the real firebase-admin, against a Google of the tests' that fails in each way."""
 
 import json
-import pickle
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,10 +13,7 @@ from gateway.alert.firebase import connect_firebase
 from gateway.alert.sender import NotSentError, PushMessage, Send
 from tests.daemon import Daemon, Stopwatch, until
 from tests.google import PROJECT, Answer, Google, playing_google
-
-
-def frame(event: str, data: Any) -> bytes:
-    return pickle.dumps((event, data)) + b"\0"
+from tests.support.frames import frame
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from gateway.stats.rollup import Rollup
 from gateway.store.sqlite.machine_tables import MachineTables
 from tests.conftest import ROOT
 from tests.daemon import PATIENCE, running, until
-from tests.system.test_machines import frame, update
+from tests.support.frames import frame, update
 
 PERIODS = ("hour", "day", "month", "year")
 

@@ -18,7 +18,7 @@ import pytest
 
 from tests.daemon import Daemon, until
 from tests.killable import readable
-from tests.system.test_machines import frame
+from tests.support.frames import frame
 
 SEOUL = ZoneInfo("Asia/Seoul")
 

@@ -25,7 +25,7 @@ import pytest
 
 from gateway.store.rows import BUCKET_COLUMNS
 from tests.daemon import PATIENCE, Daemon, assert_same, running, until, with_constants
-from tests.system.test_machines import frame, update
+from tests.support.frames import frame, update
 
 SEOUL = ZoneInfo("Asia/Seoul")
 

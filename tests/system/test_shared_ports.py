@@ -17,8 +17,9 @@ from tests.conftest import ROOT
 from tests.daemon import PATIENCE, TWISTD, Daemon, until, with_constants
 from tests.postgres import Server
 from tests.processes import Site, environment_of, others
+from tests.support.frames import fault, frame
 from tests.system.test_gateways import Polls
-from tests.system.test_postgres import fault, frame, is_well
+from tests.system.test_postgres import is_well
 from tests.system.test_recovery import lines, seoul
 from tests.system.test_start import refused
 
@@ -181,7 +182,7 @@ def test_socketio_needs_one_process(site: Site) -> None:
     while not heard.startswith("42/sio/M"):
         client.send("3")
         heard = str(client.recv())
-    assert json.loads(heard.removeprefix("42/sio/M,")) == ["anomaly", {"score": 1.5, "threshold": 0.5}]
+    assert json.loads(heard.removeprefix("42/sio/M,")) == ["anomaly", {"score": 1.5, "threshold": 1.0}]
     client.close()
     polls = Polls(a)
     polls.post("40/sio/M,")

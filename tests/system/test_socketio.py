@@ -3,7 +3,6 @@
 import http.client
 import itertools
 import json
-import pickle
 import subprocess
 import threading
 import unicodedata
@@ -19,19 +18,12 @@ import websocket
 
 from tests.conftest import ROOT, missing
 from tests.daemon import PATIENCE, Daemon, running, until
+from tests.support.frames import fault, frame
 from tests.system.test_recovery import at, seoul, set_clock
 
 CLIENTS = ROOT / "tests" / "clients"
 
 POLLING = "/socket.io/?EIO=4&transport=polling"
-
-
-def frame(event: str, data: Any) -> bytes:
-    return pickle.dumps((event, data)) + b"\\o"
-
-
-def fault(score: float) -> bytes:
-    return frame("FaultDetect", {"score": score, "threshold": 1.0})
 
 
 class NodeClient:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemon import PATIENCE, TWISTD, Daemon, running, until
-from tests.system.test_machines import frame
+from tests.support.frames import frame
 from tests.system.test_start import refused
 
 NAME = "cynow-gateway.sqlite3"

@@ -1,7 +1,6 @@
 """Live events by WebSocket on a real daemon."""
 
 import json
-import pickle
 import socket
 import zlib
 from datetime import datetime
@@ -13,15 +12,12 @@ import pytest
 import websocket
 
 from tests.daemon import PATIENCE, Daemon, Subscriber, running, until, with_constants
+from tests.support.frames import frame
 
 #: A daemon that waits long for answers to pings and close frames, so that a slow test does not fail.
 FORBEARING = with_constants(
     {"gateway.web.push.ws_endpoint._PING": 10 * PATIENCE, "gateway.web.clients.websocket._CLOSE": 10 * PATIENCE}
 )
-
-
-def frame(event: str, data: Any) -> bytes:
-    return pickle.dumps((event, data)) + b"\0"
 
 
 def test_subscribed_snapshot_and_events_arrive_in_order(daemon: Daemon) -> None:

@@ -12,7 +12,8 @@ from gateway.ingest.daq import HOLD, MAX_HOLD, MAX_TURN_MESSAGES, NAME_TIMEOUT, 
 from gateway.ingest.machines import REPEATED
 from gateway.model.records import Batch, Presence
 from gateway.wire.other_protocols import ServedPorts
-from tests.unit.test_ingest import Ingest, frame, update
+from tests.support.frames import frame
+from tests.unit.test_ingest import Ingest, update
 
 
 class Connections(Ingest):

@@ -1,6 +1,5 @@
 """Protocols of scales and DAQ programs on a transport in memory, with a clock of the tests'."""
 
-import pickle
 import random
 from array import array
 from datetime import UTC
@@ -26,6 +25,7 @@ from gateway.runtime.metrics import Counters
 from gateway.wire.lines import MAX_LINE
 from gateway.wire.messages import DataUpdate, split_update
 from gateway.wire.scale import parse_line
+from tests.support.frames import frame
 
 
 class Lines:
@@ -226,10 +226,6 @@ class SerialTests(Ingest):
         service.startService()
         service.stopService()
         self.assertEqual(self.reactor.getDelayedCalls(), [])
-
-
-def frame(event: str, data: Any) -> bytes:
-    return pickle.dumps((event, data)) + b"\\o"
 
 
 def update(*samples: float, sensor: str = "v") -> bytes:
