@@ -36,8 +36,8 @@ from gateway.timeseries.calendar import PERIODS, start_of
 from tests.conftest import ROOT
 from tests.daemon import PATIENCE, until
 from tests.postgres import ServerCase
+from tests.support.entries import bucket_of
 from tests.trial import new_folder
-from tests.unit.test_store import bucket_of
 
 BERLIN = ZoneInfo("Europe/Berlin")
 

@@ -33,9 +33,9 @@ from gateway.store.postgres.store import PostgresStore
 from gateway.store.spool.spool import Spool
 from tests.daemon import Stopwatch
 from tests.postgres import ServerCase
+from tests.support.entries import DAY, ENTRY, at, end, fault, hour
 from tests.support.reactor import reactor
 from tests.trial import new_folder, until
-from tests.unit.test_store import DAY, ENTRY, at, end, fault, hour
 
 #: As "manage.py sqlmigrate" prints it for the Django project.
 DJANGO = """

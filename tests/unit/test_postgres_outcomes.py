@@ -20,9 +20,9 @@ from gateway.store.postgres.refusals import explain
 from gateway.store.postgres.session import Session, Work
 from gateway.store.postgres.store import PostgresStore
 from tests.daemon import PATIENCE
+from tests.support.entries import DAY, ENTRY, fault
 from tests.trial import until
 from tests.unit.test_postgres_refusals import SECRET, RefusalCase
-from tests.unit.test_store import DAY, ENTRY, fault
 
 #: The same request, again and again.
 KEY = IdempotencyKey("k", "f")

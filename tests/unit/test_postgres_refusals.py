@@ -19,9 +19,9 @@ from gateway.store.postgres.session import Session
 from gateway.store.postgres.store import PostgresStore
 from gateway.store.spool.spool import Spool
 from tests.postgres import Server, ServerCase
+from tests.support.entries import DAY, ENTRY, fault
 from tests.support.reactor import reactor
 from tests.trial import new_folder, until
-from tests.unit.test_store import DAY, ENTRY, fault
 
 SECRET = "CY-SECRET-77"
 

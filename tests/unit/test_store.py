@@ -4,10 +4,9 @@ import contextlib
 import math
 import random
 import sqlite3
-from array import array
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
+from datetime import UTC, date, datetime, timedelta, tzinfo
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -16,7 +15,7 @@ from twisted.internet.defer import ensureDeferred, gatherResults
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import TestCase
 
-from gateway.model.entries import ClosedHour, ClosedPeriod, Sighting, StoreEntry
+from gateway.model.entries import Sighting, StoreEntry
 from gateway.model.records import CommitEntry, Fault
 from gateway.model.timestamps import wall_time
 from gateway.runtime.clock import WallClock
@@ -39,61 +38,12 @@ from gateway.store.spool.spool import Spool
 from gateway.store.sqlite import queries
 from gateway.store.sqlite.store import SqliteStore
 from gateway.store.sqlitefile.transactions import run_together
-from gateway.timeseries.bucket import Bucket
 from gateway.timeseries.calendar import PERIODS, end_of, minutes_of, start_of
 from tests.daemon import assert_same
 from tests.postgres import ServerCase
+from tests.support.entries import DAY, ENTRY, SEOUL, at, bucket_of, end, fault, hour, mean
 from tests.support.reactor import reactor
 from tests.trial import new_folder
-
-SEOUL = timezone(timedelta(hours=9))
-
-ENTRY = CommitEntry(
-    scale_id="default",
-    cylinder_no="CY1",
-    event_type="SHIP",
-    gross_kg=Decimal("53.26"),
-    raw_line="ST , +000053.26 _kg",
-    received_at=datetime(2025, 12, 18, 10, 11, 12, 345678, SEOUL),
-    committed_at=datetime(2025, 12, 18, 10, 11, 13, 0, SEOUL),
-    arrival_shipping_no="AS1",
-)
-
-DAY = date(2025, 12, 18)
-
-
-def fault(machine: str, second: int, score: float = 1.5) -> Fault:
-    return Fault(machine, score, 1.0, datetime(2025, 12, 18, 10, 11, second, 500, SEOUL))
-
-
-def at(text: str, zone: tzinfo = UTC, fold: int = 0) -> datetime:
-    return datetime.fromisoformat(text).replace(tzinfo=zone, fold=fold)
-
-
-def bucket_of(samples: Sequence[float], start: datetime) -> Bucket:
-    """Of samples a minute after the other, from the start of an hour on."""
-    bucket = Bucket()
-    for minute, sample in enumerate(samples):
-        time = wall_time(start + timedelta(minutes=minute))
-        bucket.merge(Bucket.of(array("d", [sample]), lambda _, time=time: time))  # type: ignore[misc]  # its default
-    return bucket
-
-
-def hour(
-    sensor: str, start: datetime, samples: Sequence[float], mode: str = "REAL", raw_end: int | None = None
-) -> ClosedHour:
-    return ClosedHour("M", sensor, start, bucket_of(samples, start), mode, raw_end)
-
-
-def mean(sensor: str, time: str, value: float, machine: str = "M") -> ClosedHour:
-    """An hour of one sample."""
-    return replace(hour(sensor, at(time), [value]), machine=machine)
-
-
-def end(period: str, time: datetime, sensor: str = "v", mode: str = "REAL") -> ClosedPeriod:
-    """The period that a time lies in."""
-    return ClosedPeriod(period, "M", sensor, start_of(period, time), mode)
-
 
 if TYPE_CHECKING:
     _Case = TestCase

@@ -41,9 +41,9 @@ from gateway.store.sqlitefile import transactions
 from gateway.store.sqlitefile.files import SPOOL_FILE
 from gateway.store.sqlitefile.note import Note, read_note, write_note
 from tests.daemon import PATIENCE
+from tests.support.entries import DAY, ENTRY, at, fault, mean
 from tests.support.reactor import reactor
 from tests.trial import new_folder, until
-from tests.unit.test_store import DAY, ENTRY, at, fault, mean
 
 NAME = "cynow-gateway.sqlite3"
 
