@@ -300,13 +300,17 @@ def send_frame(sock: socket.socket, opcode: int, text: bytes) -> None:
 
 def number_of(event: Any) -> int:
     """The number that the device gave what became this event; -1 where it gave none."""
-    data = event["data"]
+    data: dict[str, Any] = event["data"]
+    number: float
     if event["event"] == "reading":
-        return round(100 * data["weight"])
+        number = 100 * data["weight"]
+        return round(number)
     if event["event"] == "anomaly":
-        return round(data["score"])
+        number = data["score"]
+        return round(number)
     if event["event"] == "samples":
-        return round(next(iter(data.values()))["data"][0])
+        number = next(iter(data.values()))["data"][0]
+        return round(number)
     return -1
 
 

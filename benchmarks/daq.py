@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -284,4 +284,5 @@ def _turns(connections: list[socket.socket]) -> Iterator[socket.socket]:
 
 
 if __name__ == "__main__":
-    {"load": _load, "bare": _bare_loop, "machines": _machines}[sys.argv[1]](**json.loads(sys.argv[2]))
+    commands: dict[str, Callable[..., None]] = {"load": _load, "bare": _bare_loop, "machines": _machines}
+    commands[sys.argv[1]](**json.loads(sys.argv[2]))

@@ -234,7 +234,7 @@ def resuming(folder: Path) -> list[Row]:
         since = subscriber.hear()["seq"]
         count = round(STREAM * DISCONNECTIONS * 0.06)
         device.tell("send", count=count, rate=STREAM)
-        numbers = []
+        numbers: list[int] = []
         disordered = disconnected = 0
         while len(numbers) < count:
             for _ in range(chance.randrange(30)) if disconnected < DISCONNECTIONS else itertools.count():

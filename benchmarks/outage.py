@@ -93,7 +93,7 @@ def _asked(daemon: Daemon, change: Callable[[], object], seconds: float) -> list
     """What ``latest`` takes, again and again, while something changes and after it."""
     changing = threading.Thread(target=change)
     changing.start()
-    waits = []
+    waits: list[float] = []
     ends = time.monotonic() + seconds
     while time.monotonic() < ends or changing.is_alive():
         asked = time.monotonic()

@@ -33,7 +33,7 @@ def thousand_scales(folder: Path, seconds: float) -> list[Row]:
         subprocess.Popen([*command, "--ports", *map(str, ports[part::10])], stdout=subprocess.PIPE, text=True)
         for part in range(10)
     ]
-    waits = []
+    waits: list[float] = []
     began = time.monotonic()
     while any(process.poll() is None for process in load):
         asked = time.monotonic()

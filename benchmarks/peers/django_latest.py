@@ -28,4 +28,5 @@ def application() -> Callable[..., Any]:
 
     settings.configure(ALLOWED_HOSTS=["127.0.0.1"], ROOT_URLCONF=(path("api/scale-gateway/latest/", latest),))
     django.setup()
-    return get_wsgi_application()
+    application: Callable[..., Any] = get_wsgi_application()
+    return application

@@ -27,7 +27,7 @@ def app() -> FastAPI:
     made = FastAPI()
 
     # Not a plain function: it would be run by a thread.
-    @made.get("/api/scale-gateway/latest/")
+    @made.get("/api/scale-gateway/latest/")  # type: ignore[untyped-decorator, unused-ignore]  # FastAPI may be missing
     async def latest(scale_id: str = "default") -> Latest:
         if scale_id not in scales:
             raise HTTPException(404)
