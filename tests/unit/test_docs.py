@@ -1,6 +1,7 @@
 """The pages of the documentation, held against the code."""
 
 import ast
+import configparser
 import json
 import re
 import sqlite3
@@ -255,3 +256,13 @@ def test_page_of_postgresql_tables_names_every_table_and_column() -> None:
         assert f"``{table}``" in text, table
         for column in columns:
             assert f"``{column}``" in text, f"{table}.{column}"
+
+
+def test_dependencies_page_lists_every_package() -> None:
+    text = page("explanation/dependencies")
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", "utf-8")
+    extras = setup["options.extras_require"]
+    for requirements in (setup["options"]["install_requires"], extras["serial"], extras["test"], extras["docs"]):
+        for name in re.findall(r"^[A-Za-z][\w-]*", requirements, re.MULTILINE):
+            assert name.startswith("types-") or re.search(rf"\b{name}\b", text), name
