@@ -1,4 +1,4 @@
-"""A disk that is full, for real: the gateway runs with its folders on a small file system of its own."""
+"""A full disk: the gateway runs with its directories on a small file system."""
 
 import shutil
 import subprocess
@@ -10,14 +10,14 @@ import pytest
 from tests.daemon import TWISTD, Daemon, until
 from tests.support.frames import frame, update
 
-#: Bytes of the file system.
+#: Size of the file system, in bytes.
 SIZE = 4 * 2**20
 
 
 class SmallDisk(Daemon):
-    """A gateway whose folders ``names`` are on one small file system.
+    """A gateway with the directories ``names`` on one small file system.
 
-    :param is_full: whether it is full when the gateway starts.
+    :param is_full: whether the file system is full when the gateway starts.
     """
 
     def __init__(self, folder: Path, *names: str, is_full: bool = False) -> None:
@@ -34,11 +34,11 @@ class SmallDisk(Daemon):
 
     @property
     def disk(self) -> Path:
-        """The file system as only the gateway's process sees it."""
+        """Return the path of the file system in the mount namespace of the gateway."""
         return Path(f"/proc/{self.process.pid}/cwd/disk")
 
     def fill(self) -> Path:
-        """Leave no room; removing the file makes room again."""
+        """Fill the file system with a file; removing it frees the space."""
         filler = self.disk / "filler"
         with filler.open("wb", buffering=0) as file:
             try:
@@ -79,14 +79,14 @@ def lines_of(daemon: SmallDisk, sensor: str) -> list[str]:
     return [line for file in files for line in file.read_text("ascii").splitlines()[1:]]
 
 
-def test_a_full_disk_stops_raw_files_and_not_the_daemon(small_disk: Callable[..., SmallDisk]) -> None:
+def test_full_disk_stops_raw_files_and_not_the_daemon(small_disk: Callable[..., SmallDisk]) -> None:
     daemon = small_disk("data")
     connection = daemon.daq(frame("name", "M"), update("v", "VIB", 1.0))
     until(lambda: len(lines_of(daemon, "v")) == 1, "the first line")
     assert daemon.get("/healthz")[1]["ok"] is True
     filler = daemon.fill()
     events = daemon.subscribe("machine/M/samples")
-    # More than fits into the last page of the file.
+    # More than the last page of the file can hold.
     connection.sendall(update("v", "VIB", *[2.0] * 2000))
     assert len(events.events(1, "samples")[0]["data"]["v"]["data"]) == 2000
     (path,) = (daemon.disk / "data" / "M").glob("*_v.csv")
@@ -96,13 +96,13 @@ def test_a_full_disk_stops_raw_files_and_not_the_daemon(small_disk: Callable[...
     status, health, _ = daemon.get("/healthz")
     assert (status, health["ok"]) == (200, False)
     assert daemon.metric("cynow_rawlog_failures_total") > 0
-    # Everything else goes on.
+    # All else works.
     daemon.weigh(b"ST , +000053.26 _kg")
     until(daemon.latest_is(53.26), "the reading")
     assert daemon.commit()[0] == 200
     filler.unlink()
     until(lambda: daemon.get("/healthz")[1]["ok"], "room again")
-    # What waited is written, in whole lines and in order.
+    # Waiting lines are written, whole and in order.
     until(lambda: len(lines_of(daemon, "v")) == 2001, "the lines that waited")
     assert {line.partition(",")[2] for line in lines_of(daemon, "v")[1:]} == {"2.0"}
     assert daemon.metric("cynow_rawlog_lost_bytes_total") == 0
@@ -110,7 +110,7 @@ def test_a_full_disk_stops_raw_files_and_not_the_daemon(small_disk: Callable[...
     assert daemon.terminate() == 0
 
 
-def test_a_disk_that_is_full_with_everything_on_it(small_disk: Callable[..., SmallDisk]) -> None:
+def test_full_disk_with_all_directories(small_disk: Callable[..., SmallDisk]) -> None:
     daemon = small_disk("data", "db", "log")
     connection = daemon.daq(frame("name", "M"), update("v", "VIB", 1.0))
     daemon.weigh(b"ST , +000053.26 _kg")
@@ -131,7 +131,7 @@ def test_a_disk_that_is_full_with_everything_on_it(small_disk: Callable[..., Sma
     assert daemon.terminate() == 0
 
 
-def test_a_start_on_a_full_disk(small_disk: Callable[..., SmallDisk], tmp_path: Path) -> None:
+def test_start_on_a_full_disk(small_disk: Callable[..., SmallDisk], tmp_path: Path) -> None:
     daemon = small_disk("data", is_full=True)
     daemon.daq(frame("name", "M"), update("v", "VIB", 1.0))
     until(lambda: daemon.problems() != [], "healthz says so")

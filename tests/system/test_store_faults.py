@@ -1,4 +1,4 @@
-"""The daemon whose databases are lost, damaged, moved or on a disk that takes nothing."""
+"""The daemon with databases that are lost, damaged, moved or on a full disk."""
 
 import shutil
 import sqlite3
@@ -27,12 +27,12 @@ def problems(daemon: Daemon) -> list[str]:
 
 
 def said(daemon: Daemon, *words: str) -> None:
-    """Wait until ``/healthz`` says all of that in one line."""
+    """Wait until ``/healthz`` has a line with all these words."""
     until(lambda: any(all(word in line for word in words) for line in problems(daemon)), f"{words} in healthz")
 
 
 def lived(folder: Path) -> None:
-    """Let a gateway with a machine live in a folder, and answer a key."""
+    """Run a gateway with one machine and one commit in a directory."""
     with running(folder) as daemon:
         weighed(daemon)
         assert daemon.commit("CY-SECRET", key="k")[0] == 200
@@ -41,12 +41,12 @@ def lived(folder: Path) -> None:
         assert daemon.terminate() == 0
 
 
-def test_store_moved_away_and_back_is_said_and_clears(tmp_path: Path) -> None:
+def test_store_moved_away_and_back_is_a_problem_and_clears(tmp_path: Path) -> None:
     with running(tmp_path) as daemon:
         weighed(daemon)
         assert daemon.commit("CY-SECRET")[0] == 200
         (tmp_path / "db").rename(tmp_path / "db2")
-        # Before a commit is tried.
+        # The problem is there before a commit is tried.
         said(daemon, "commits are refused", "db", "moved or removed")
         for _ in range(50):
             status, body, headers = daemon.commit("CY-SECRET")
@@ -59,7 +59,7 @@ def test_store_moved_away_and_back_is_said_and_clears(tmp_path: Path) -> None:
         assert "CY-SECRET" not in daemon.log()
 
 
-def test_store_table_renamed_or_locked_is_said_and_clears(tmp_path: Path) -> None:
+def test_store_table_renamed_or_locked_is_a_problem_and_clears(tmp_path: Path) -> None:
     with running(tmp_path) as daemon:
         weighed(daemon)
         other = sqlite3.connect(tmp_path / "db" / NAME, isolation_level=None)
@@ -95,7 +95,7 @@ def test_commit_that_a_trigger_refuses_is_409_and_never_logged(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("content", [b"", None])
-def test_store_lost_serves_and_takes_no_commit_until_told(tmp_path: Path, content: bytes | None) -> None:
+def test_store_lost_refuses_commits_until_accepted(tmp_path: Path, content: bytes | None) -> None:
     lived(tmp_path)
     path = tmp_path / "db" / NAME
     backup = path.read_bytes()
@@ -116,7 +116,7 @@ def test_store_lost_serves_and_takes_no_commit_until_told(tmp_path: Path, conten
         assert daemon.terminate() == 0
         assert "commits are refused" in daemon.log()
         assert "CY-SECRET" not in daemon.log()
-        # Restored, the key has its first answer.
+        # After the restore, the key gives its first answer.
         path.write_bytes(backup)
         daemon.start()
         weighed(daemon)
@@ -129,7 +129,7 @@ def test_store_lost_serves_and_takes_no_commit_until_told(tmp_path: Path, conten
         assert connection.execute("SELECT count(*) FROM scale_weight_log").fetchone() == (1,)
 
 
-def test_store_lost_and_accepted_takes_commits_with_further_ids(tmp_path: Path) -> None:
+def test_store_lost_and_accepted_commits_with_further_ids(tmp_path: Path) -> None:
     lived(tmp_path)
     (tmp_path / "db" / NAME).write_bytes(b"")
     for options in (ACCEPT, None):
@@ -139,7 +139,7 @@ def test_store_lost_and_accepted_takes_commits_with_further_ids(tmp_path: Path) 
             assert problems(daemon) == []
             weighed(daemon)
             status, body, _ = daemon.commit("CY2", key="k2")
-            # The second time, its answer is known.
+            # The second time, the answer is stored.
             assert (status, body["id"]) == (200, 2)
             assert daemon.terminate() == 0
         finally:
@@ -147,7 +147,7 @@ def test_store_lost_and_accepted_takes_commits_with_further_ids(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("content", [b"something else" * 100, bytes(4096)])
-def test_store_that_is_no_database_is_one_line_at_the_start(tmp_path: Path, content: bytes) -> None:
+def test_store_that_is_not_a_database_is_one_line_at_the_start(tmp_path: Path, content: bytes) -> None:
     lived(tmp_path)
     (tmp_path / "db" / NAME).write_bytes(content)
     line = refused(Daemon(tmp_path))
@@ -161,7 +161,7 @@ def test_store_a_directory_in_the_place_of_the_file_is_one_line_at_the_start(tmp
     assert f"database.path: {tmp_path / 'db' / NAME}: a directory is in the place of the file" in line
 
 
-def test_machine_whose_database_was_overwritten_is_503_and_said(tmp_path: Path) -> None:
+def test_machine_whose_database_was_overwritten_is_503_and_a_problem(tmp_path: Path) -> None:
     lived(tmp_path)
     path = tmp_path / "db" / "M.db"
     whole = path.read_bytes()
@@ -181,7 +181,7 @@ def test_machine_whose_database_was_overwritten_is_503_and_said(tmp_path: Path) 
         assert [item["name"] for item in daemon.get(f"/stat/anomaly/all?{EVERYTHING}")[1]] == ["N"]
         weighed(daemon)
         assert daemon.commit()[0] == 200
-        # Restored while it runs.
+        # Restored while the gateway runs.
         copy = tmp_path / "copy"
         copy.write_bytes(whole)
         for suffix in ("-wal", "-shm"):
@@ -194,7 +194,7 @@ def test_machine_whose_database_was_overwritten_is_503_and_said(tmp_path: Path) 
 
 
 def on_small_disk(folder: Path, prepare: str) -> "subprocess.CompletedProcess[bytes]":
-    """Start a gateway whose ``db`` is on a file system of its own, after some commands of the shell there."""
+    """Start a gateway with ``db`` on its own file system, after some shell commands there."""
     if not shutil.which("unshare"):
         pytest.skip("there is no unshare")
     daemon = Daemon(folder, database={"path": "disk/db"})
@@ -214,7 +214,7 @@ def on_small_disk(folder: Path, prepare: str) -> "subprocess.CompletedProcess[by
 
 
 @pytest.mark.parametrize("before", ["nothing", "a store"])
-def test_start_on_a_full_disk_says_the_path_and_that(tmp_path: Path, before: str) -> None:
+def test_start_on_a_full_disk_names_path_and_reason(tmp_path: Path, before: str) -> None:
     fill = "{ cat /dev/zero > disk/filler 2>/dev/null || true; }"
     if before == "a store":
         lived(tmp_path)
@@ -226,7 +226,7 @@ def test_start_on_a_full_disk_says_the_path_and_that(tmp_path: Path, before: str
 
 
 @pytest.mark.parametrize("before", ["nothing", "a store"])
-def test_start_on_a_read_only_file_system_says_the_path_and_that(tmp_path: Path, before: str) -> None:
+def test_start_on_a_read_only_file_system_names_path_and_reason(tmp_path: Path, before: str) -> None:
     prepare = "mount -o remount,ro disk"
     if before == "a store":
         lived(tmp_path)
@@ -237,7 +237,7 @@ def test_start_on_a_read_only_file_system_says_the_path_and_that(tmp_path: Path,
     assert line.startswith(f"cynow-gateway: database.path: {tmp_path}/disk/db: ")
 
 
-def test_start_with_a_spool_on_a_full_disk_says_the_path_and_that(tmp_path: Path) -> None:
+def test_start_with_a_spool_on_a_full_disk_names_path_and_reason(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path, database={"path": "disk/db", "url": "postgresql://nobody@127.0.0.1:1/none"})
     (tmp_path / "disk").mkdir()
     script = (

@@ -52,7 +52,7 @@ class Parts(SynchronousTestCase):
 
 
 class FakeStore:
-    """Takes what it is given, or as much of it as it is told to; the suite of stores verifies what it stands for."""
+    """A store that refuses the entries that a test chooses; the suite of stores verifies the real ones."""
 
     def __init__(self) -> None:
         self.first_seq = 1
@@ -92,7 +92,7 @@ class WriterTests(Parts):
         self.bus.publish(self.batch("M", "w", 1.0))
         self.assertEqual(self.store.written, [Sighting("M", "v", "VIB"), Sighting("M", "w", "VIB")])
 
-    def test_a_sensor_is_known_once_its_type_is_written(self) -> None:
+    def test_sensor_is_known_once_its_type_is_written(self) -> None:
         self.assertFalse(self.writer.knows("M", "v"))
         self.store.hang = []
         self.bus.publish(self.batch("M", "v", 1.0))
@@ -103,7 +103,7 @@ class WriterTests(Parts):
         self.reactor.advance(0.5)
         self.assertTrue(self.writer.knows("M", "v"))
         self.assertFalse(self.writer.knows("N", "v"))
-        # It has another type now.
+        # Its type has changed.
         self.store.hang = []
         self.bus.publish(self.batch("M", "v", 1.0, kind="TEMP"))
         self.assertFalse(self.writer.knows("M", "v"))
@@ -115,7 +115,7 @@ class WriterTests(Parts):
             self.bus.publish(self.fault("M", score))
         self.assertEqual([entry.score for entry in self.store.written if isinstance(entry, Fault)], [1.5])
 
-    def test_what_is_refused_is_tried_again_in_order_with_growing_waits(self) -> None:
+    def test_refused_entries_are_retried_in_order_with_growing_delays(self) -> None:
         self.store.refuse = 100
         faults = [self.fault("M", 2.0 + number) for number in range(5)]
         self.writer.add(faults[:3])
@@ -133,7 +133,7 @@ class WriterTests(Parts):
         self.assertEqual(self.reactor.getDelayedCalls(), [])
         self.assertEqual(self.counters.store_retries._value.get(), 8 * 3)
 
-    def test_a_store_that_raises_loses_nothing(self) -> None:
+    def test_store_that_raises_loses_no_entries(self) -> None:
         self.store.fail = True
         self.writer.add([self.fault()])
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
@@ -154,7 +154,7 @@ class WriterTests(Parts):
         self.assertEqual(self.pressure, [True, False])
         self.assertEqual(len(self.store.written), HIGH_WATER)
 
-    def test_pressure_lasts_until_little_is_left(self) -> None:
+    def test_pressure_lasts_until_few_entries_wait(self) -> None:
         self.store.hang = []
         self.writer.add([self.fault()] * (HIGH_WATER + 2000))
         self.assertEqual(self.pressure, [True])
@@ -165,12 +165,12 @@ class WriterTests(Parts):
             waiting = self.counters.store_waiting._value.get()
         self.assertEqual(self.pressure, [True, False])
 
-    def test_nobody_is_paused_for_new_sensors(self) -> None:
+    def test_new_sensors_cause_no_pressure(self) -> None:
         self.store.hang = []
         self.writer.add(Sighting("M", f"v{number}", "VIB") for number in range(HIGH_WATER + 2000))
         self.assertEqual(self.pressure, [])
 
-    def test_a_machine_that_is_stuck_holds_up_no_other(self) -> None:
+    def test_failed_machine_delays_no_other(self) -> None:
         self.store.stuck = {"A"}
         self.writer.add([self.fault("A", 2.0 + number) for number in range(1500)])
         self.writer.add([self.fault("B", 2.0), self.fault("A", 9000.0), self.fault("B", 3.0)])
@@ -185,7 +185,7 @@ class WriterTests(Parts):
         self.assertEqual(scores, [*(2.0 + number for number in range(1500)), 9000.0])
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
-    def test_drain_tries_everything_once(self) -> None:
+    def test_drain_tries_each_entry_once(self) -> None:
         self.store.stuck = {"A"}
         self.writer.add([self.fault("A") for _ in range(1500)])
         self.store.hang = []
@@ -200,7 +200,7 @@ class WriterTests(Parts):
         self.assertEqual(self.counters.store_lost._value.get(), 1500)
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
-    def test_drain_writes_what_waits(self) -> None:
+    def test_drain_writes_waiting_entries(self) -> None:
         self.store.refuse = 1
         self.writer.add([self.fault()])
         self.store.refuse = 0
@@ -220,7 +220,7 @@ class WriterTests(Parts):
             self.bus.publish(self.batch("M", "v", 1.0, kind=kind))
         self.assertEqual(self.store.written, [Sighting("M", "v", kind) for kind in ("VIB", "TEMP", "VIB")])
 
-    def test_a_sensor_is_written_with_the_type_it_has_by_then(self) -> None:
+    def test_sensor_is_written_with_its_current_type(self) -> None:
         self.store.hang = []
         self.writer.add([self.fault()])
         for kind in ("A", "B", "C"):
@@ -230,7 +230,7 @@ class WriterTests(Parts):
         hanging[0].callback([])
         self.assertEqual(self.store.written, [Sighting("M", "v", "C")])
 
-    def test_a_type_that_changes_while_its_machine_is_stuck_keeps_what_waits_bounded(self) -> None:
+    def test_type_that_changes_while_writes_of_its_machine_fail_is_queued_once(self) -> None:
         self.store.stuck = {"M"}
         for number in range(5000):
             self.bus.publish(self.batch("M", "v", 1.0, kind=f"T{number}"))
@@ -242,7 +242,7 @@ class WriterTests(Parts):
         self.assertEqual(self.counters.store_waiting._value.get(), 0)
         self.assertEqual(self.pressure, [])
 
-    def test_a_type_that_changes_during_writes_that_fail_keeps_what_waits_bounded(self) -> None:
+    def test_type_that_changes_during_failing_writes_is_queued_once(self) -> None:
         class SlowStore(FakeStore):
             """A store whose answers take some time."""
 
@@ -263,7 +263,7 @@ class WriterTests(Parts):
         self.assertEqual(store.written[-1], Sighting("M", "v", "T4999"))
         self.successResultOf(writer.settled())
 
-    def test_settled_when_everything_has_been_tried_once(self) -> None:
+    def test_settled_when_each_entry_was_tried_once(self) -> None:
         self.successResultOf(self.writer.settled())
         self.store.hang = []
         self.writer.add([self.fault("A")] * 700)
@@ -277,7 +277,7 @@ class WriterTests(Parts):
         self.successResultOf(second)
         self.assertEqual(self.counters.store_waiting._value.get(), 0)
 
-    def test_what_is_stuck_has_been_tried(self) -> None:
+    def test_settled_with_failed_entries(self) -> None:
         self.store.stuck = {"A"}
         self.writer.add([self.fault("A"), self.fault("B")])
         self.successResultOf(self.writer.settled())
@@ -291,7 +291,7 @@ class WriterTests(Parts):
         self.successResultOf(self.writer.settled())
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
 
-    def test_what_is_over_stays_in_its_order(self) -> None:
+    def test_closed_periods_keep_their_order(self) -> None:
         start = datetime(2025, 12, 18, 10, tzinfo=UTC)
         entries: list[StoreEntry] = []
         for number in range(1200):
@@ -306,8 +306,8 @@ class WriterTests(Parts):
         self.assertEqual(self.store.written, entries)
 
 
-class SequenceTests(Parts):
-    def test_more_is_reserved_when_half_is_used(self) -> None:
+class EventNumberReserveTests(Parts):
+    def test_reserve_when_half_is_used_reserves_more(self) -> None:
         store = FakeStore()
         reserve = EventNumberReserve(store)  # type: ignore[arg-type]  # a fake
         reserve.used(SEQ_BLOCK // 2)

@@ -1,4 +1,4 @@
-"""The spool: what waits for a server that is away, over full disks, kills and restarts."""
+"""The spool, with full disks, kills and restarts."""
 
 import contextlib
 import math
@@ -51,7 +51,7 @@ def hour(start: datetime, raw_end: int | None = None, sensor: str = "v", *, repl
 
 
 def end(period: str, time: datetime, sensor: str = "v") -> ClosedPeriod:
-    """The period that a time lies in."""
+    """Return the end of the period that contains a time."""
     return ClosedPeriod(period, "M", sensor, start_of(period, time), "ABS")
 
 
@@ -66,7 +66,7 @@ def raw_end_of(entry: StoreEntry) -> int:
 
 
 def exactly(value: Any) -> Any:
-    """What tells values apart that are merely equal: the fold of a time, its moment, the sign of a zero."""
+    """Return a form that distinguishes equal values: the fold of a time, its moment, the sign of a zero."""
     if isinstance(value, datetime):
         return value.isoformat(), value.fold, value.timestamp(), value.tzinfo
     if isinstance(value, Bucket | ClosedHour | ClosedPeriod | Fault | Sighting):
@@ -74,8 +74,8 @@ def exactly(value: Any) -> Any:
     return type(value), repr(value)
 
 
-def told(standing: RollupProgress | None) -> dict[tuple[str, str], Any]:
-    """Where sensors stand, to be compared."""
+def comparable(standing: RollupProgress | None) -> dict[tuple[str, str], Any]:
+    """Return the progress of sensors in a form that can be compared."""
     assert standing is not None
     assert not standing.unreadable
     return {
@@ -106,7 +106,7 @@ class SpoolCase(TestCase):
         return spool
 
     async def again(self) -> None:
-        """Close the spool and open it."""
+        """Close the spool and open it again."""
         await self.spool.close()
         self.spool = self.open()
 
@@ -136,14 +136,14 @@ class SpoolCase(TestCase):
             return connection.execute(statement).fetchall()
 
     def size(self) -> int:
-        """Of everything on the disk."""
+        """Return the size of all files."""
         return sum(path.stat().st_size for path in self.folder.iterdir())
 
 
 class WaitingTests(SpoolCase):
     """Entries that wait, and event numbers."""
 
-    async def test_what_is_appended_waits_in_order_over_a_restart_too(self) -> None:
+    async def test_appended_entries_wait_in_order_over_a_restart(self) -> None:
         self.assertEqual(list(await self.spool.first(10)), [])
         entries: list[StoreEntry] = [hour(NOON, 7), end("day", NOON), fault(1.0), Sighting("M", "v", "VIB")]
         await self.append(*entries[:3])
@@ -156,18 +156,18 @@ class WaitingTests(SpoolCase):
             await self.again()
         self.assertEqual((self.lost, self.spool.problem), (0.0, None))
 
-    async def test_what_is_done_is_forgotten(self) -> None:
+    async def test_done_removes_entries(self) -> None:
         await self.append(*(fault(score) for score in range(10)))
         numbers = [number for number, _ in await self.spool.first(10)]
         await self.spool.done(numbers[3])
         self.assertEqual([entry.score for entry in await self.entries()], [4, 5, 6, 7, 8, 9])  # type: ignore[union-attr]
-        # Less than was done already changes nothing.
+        # A number below the removed ones changes nothing.
         await self.spool.done(numbers[1])
         self.assertEqual((self.spool.waiting, self.sample("cynow_spool_waiting")), (6, 6.0))
         await self.spool.done(numbers[9] + 5)
         self.assertEqual((self.spool.waiting, await self.entries()), (0, []))
 
-    async def test_no_number_comes_twice(self) -> None:
+    async def test_numbers_are_never_reused(self) -> None:
         seen: list[int] = []
         for _ in range(4):
             await self.append(fault(1.0), fault(2.0))
@@ -176,7 +176,7 @@ class WaitingTests(SpoolCase):
             await self.again()
         self.assertEqual(seen, sorted(set(seen)))
 
-    async def test_appended_at_once_they_stay_in_order(self) -> None:
+    async def test_concurrent_appends_keep_their_order(self) -> None:
         waiting = [ensureDeferred(self.spool.append([fault(number), fault(number + 0.5)])) for number in range(1, 200)]
         for each in waiting:
             await each
@@ -184,14 +184,14 @@ class WaitingTests(SpoolCase):
         self.assertEqual(scores, sorted(scores))
         self.assertEqual(len(scores), 398)
 
-    async def test_event_numbers_never_come_twice(self) -> None:
+    async def test_event_numbers_are_never_reused(self) -> None:
         self.assertEqual((self.spool.first_seq, self.spool.reserved), (1, SEQ_BLOCK))
         await self.spool.reserve(SEQ_BLOCK + 5)
         await self.spool.reserve(3)
         await self.again()
         self.assertEqual((self.spool.first_seq, self.spool.reserved), (SEQ_BLOCK + 6, 2 * SEQ_BLOCK + 5))
 
-    async def test_event_numbers_go_on_above_those_of_the_embedded_store(self) -> None:
+    async def test_event_numbers_continue_above_those_of_the_embedded_store(self) -> None:
         await self.spool.close()
         (self.folder / SPOOL_FILE).unlink()
         clock = WallClock(self.zone, lambda: self.wall, lambda: self.wall)
@@ -203,7 +203,7 @@ class WaitingTests(SpoolCase):
         await self.again()
         self.assertEqual(self.spool.first_seq, embedded.reserved + SEQ_BLOCK + 1)
 
-    async def test_a_file_is_told_from_one_in_its_place(self) -> None:
+    async def test_replaced_file_has_another_identity(self) -> None:
         identity = self.spool.identity
         await self.again()
         self.assertEqual(self.spool.identity, identity)
@@ -212,19 +212,19 @@ class WaitingTests(SpoolCase):
         self.spool = self.open()
         self.assertNotEqual(self.spool.identity, identity)
 
-    async def test_an_entry_that_cannot_be_written_down_costs_no_other(self) -> None:
+    async def test_entry_that_cannot_be_encoded_affects_no_other(self) -> None:
         await self.append(fault(1.0), Sighting("M", "v", "\ud800"), Sighting("\ud800", "v", "VIB"), fault(2.0))
         self.assertEqual(await self.entries(), [fault(1.0), fault(2.0)])
         self.assertEqual((self.lost, self.spool.problem), (2.0, None))
 
-    async def test_a_row_that_cannot_be_read_holds_up_no_other(self) -> None:
+    async def test_row_that_cannot_be_decoded_blocks_no_other(self) -> None:
         await self.append(*(fault(score) for score in range(6)))
         for number, change in enumerate(
             ("form = 9", "kind = 'x'", "body = '{'", "body = '[]'", "body = '{}'"), start=1
         ):
             self.rows(f"UPDATE entry SET {change} WHERE number = {number}")
         await self.spool.adopt(RollupProgress([]))
-        # However few are asked for, what can be read is found.
+        # Readable entries are found with any limit.
         self.assertEqual(list(await self.spool.first(2)), [(6, fault(5))])
         self.assertEqual((self.lost, self.spool.waiting), (5.0, 1))
         self.assertEqual(self.rows("SELECT number FROM entry"), [(6,)])
@@ -242,7 +242,7 @@ class RoundTripTests(SynchronousTestCase):
             *map(ZoneInfo, ("America/Sao_Paulo", "Australia/Lord_Howe", "Pacific/Chatham", "Asia/Seoul")),
         ]
     )
-    # Some that the wall clock never showed, and folds where nothing comes twice.
+    # Some wall times do not exist, and some folds are of times that do not repeat.
     times = st.builds(
         lambda time, fold: time.replace(fold=fold),
         st.datetimes(datetime(1900, 1, 1), datetime(2100, 1, 1)),  # noqa: DTZ001 - gets its zone below
@@ -281,7 +281,7 @@ class RoundTripTests(SynchronousTestCase):
             entry = replace(entry, **{name: getattr(entry, name).replace(tzinfo=zone)})
         row = codec.row_of(entry)
         with contextlib.closing(sqlite3.connect(":memory:")) as connection:
-            # Through SQLite itself, of whose types these are.
+            # Through SQLite, which has its own types.
             row = connection.execute("SELECT " + ", ".join("?" * len(row)), row).fetchone()
         self.assertEqual(exactly(codec._entry_of((1, *row), zone)), exactly(entry))
 
@@ -301,12 +301,12 @@ class RoundTripTests(SynchronousTestCase):
 
 
 class BoundTests(SpoolCase):
-    """What happens when there is no room."""
+    """A spool without space."""
 
     max_bytes = 100_000
 
     async def fill(self, entry: StoreEntry) -> int:
-        """Append until nothing is taken any more; how many were."""
+        """Append entries until one is given up; return the number of accepted ones."""
         before, lost = self.spool.waiting, self.lost
         while self.lost == lost:
             await self.append(*[entry] * 10)
@@ -324,14 +324,14 @@ class BoundTests(SpoolCase):
         await self.fill(fault(4.0))
         self.assertTrue(99_000 < self.spool._used <= 100_000)
         self.assertEqual(self.spool._used, self.rows("SELECT sum(cost) FROM entry")[0][0])
-        # And so it is after a restart.
+        # The same after a restart.
         waiting = self.spool.waiting
         await self.again()
         await self.append(*[fault(5.0)] * 10, *[hour(NOON)] * 10)
         self.assertLess(self.spool.waiting, waiting + 10)
         self.assertTrue(self.spool._used <= 100_000)
 
-    async def test_what_is_given_up_is_counted_logged_once_and_seen(self) -> None:
+    async def test_given_up_entries_are_counted_logged_once_and_a_problem(self) -> None:
         with capturedLogs() as events:
             await self.fill(hour(NOON))
             await self.fill(hour(NOON))
@@ -341,7 +341,7 @@ class BoundTests(SpoolCase):
         self.assertIn("database.spool_mb", self.spool.problem)
         lost = self.lost
         numbers = [number for number, _ in await self.spool.first(10**6)]
-        # A little room is not the end of it.
+        # The spell does not end at the first free bytes.
         await self.spool.done(numbers[2])
         self.assertIsNotNone(self.spool.problem)
         await self.append(hour(NOON))
@@ -355,13 +355,13 @@ class BoundTests(SpoolCase):
             await self.fill(hour(NOON))
         self.assertEqual([event["log_level"].name for event in events], ["error"])
 
-    async def test_hours_that_are_given_up_move_no_mark(self) -> None:
+    async def test_given_up_hours_change_no_mark(self) -> None:
         await self.spool.adopt(RollupProgress([]))
         await self.append(hour(NOON, 100))
         await self.fill(hour(NOON, 100, sensor="w"))
         before = await self.spool.rollup_progress()
         await self.append(*[hour(NOON + timedelta(days=40), 200)] * 10)
-        self.assertEqual(told(await self.spool.rollup_progress()), told(before))
+        self.assertEqual(comparable(await self.spool.rollup_progress()), comparable(before))
 
     async def test_an_entry_that_is_larger_than_the_bound(self) -> None:
         await self.append(Sighting("M", "v", "x" * 200_000), fault(1.0))
@@ -370,10 +370,10 @@ class BoundTests(SpoolCase):
 
 
 class DiskTests(SpoolCase):
-    """What the disk has to do with it."""
+    """A spool on a full or faulty disk."""
 
     async def limit(self, pages: int) -> None:
-        """Let the disk be full at so many pages."""
+        """Set the number of pages at which the disk is full."""
 
         def job(connection: sqlite3.Connection) -> None:
             connection.execute(f"PRAGMA max_page_count = {pages}")
@@ -382,7 +382,7 @@ class DiskTests(SpoolCase):
         assert writer is not None
         await writer.run(job)
 
-    async def test_space_is_used_again(self) -> None:
+    async def test_space_is_reused(self) -> None:
         sizes = []
         entries = [hour(NOON + timedelta(hours=number), number) for number in range(1000)]
         for _ in range(4):
@@ -393,11 +393,11 @@ class DiskTests(SpoolCase):
                 found = await self.spool.first(500)
                 await self.spool.done(found[-1][0])
             self.assertEqual(self.spool._used, 0)
-        # The write-ahead log comes to 4 MB, and its index to 32 KB.
+        # The write-ahead log has up to 4 MB, and its index 32 KB.
         self.assertLess(max(sizes), 1.3 * self.max_bytes + 5 * MEGABYTE)
         self.assertLess(sizes[-1], 1.05 * sizes[1])
 
-    async def test_space_is_used_again_while_there_is_always_something_that_waits(self) -> None:
+    async def test_space_is_reused_while_entries_always_wait(self) -> None:
         entries = [hour(NOON + timedelta(hours=number), number) for number in range(500)]
         await self.spool.append(entries * 4)
         size = (self.folder / SPOOL_FILE).stat().st_size
@@ -407,7 +407,7 @@ class DiskTests(SpoolCase):
             await self.spool.done(found[-1][0])
         self.assertLess((self.folder / SPOOL_FILE).stat().st_size, 2 * max(size, MEGABYTE))
 
-    async def test_a_full_disk_costs_entries_and_nothing_else(self) -> None:
+    async def test_full_disk_loses_only_entries(self) -> None:
         await self.spool.adopt(RollupProgress([]))
         await self.append(hour(NOON, 100), *(fault(score) for score in range(100)))
         await self.limit(1)
@@ -441,7 +441,7 @@ class DiskTests(SpoolCase):
             with self.assertRaises(StoreUnavailable):
                 await attempt
 
-    async def test_whatever_the_file_refuses_it_is_unavailable(self) -> None:
+    async def test_any_error_of_the_file_is_unavailable(self) -> None:
         def job(_: sqlite3.Connection) -> None:
             raise sqlite3.DatabaseError("database disk image is malformed")
 
@@ -455,14 +455,14 @@ class DiskTests(SpoolCase):
         self.assertEqual(self.lost, 1.0)
         self.spool = self.open()
 
-    async def test_files_that_are_no_spool(self) -> None:
+    async def test_files_that_are_not_a_spool(self) -> None:
         await self.append(*[hour(NOON)] * 1000)
         await self.spool.close()
         path = self.folder / SPOOL_FILE
         whole = path.read_bytes()
         damaged = bytearray(whole)
         damaged[8192 : 8192 + 20 * 4096] = random.Random(1).randbytes(20 * 4096)
-        # A page that opening would not come by.
+        # A page that opening does not read.
         ((root,),) = self.rows("SELECT rootpage FROM sqlite_master WHERE name = 'mark'")
         elsewhere = bytearray(whole)
         elsewhere[(root - 1) * 4096 + 8 : root * 4096] = random.Random(2).randbytes(4088)
@@ -488,8 +488,8 @@ class DiskTests(SpoolCase):
         self.spool = self.open()
 
 
-class StandingTests(SpoolCase):
-    """Where sensors stand."""
+class ProgressTests(SpoolCase):
+    """Progress of statistics."""
 
     async def state(self, sensor: str = "v") -> SensorState:
         standing = await self.spool.rollup_progress()
@@ -497,7 +497,7 @@ class StandingTests(SpoolCase):
         (state,) = [state for state in standing.sensors if (state.machine, state.sensor) == ("M", sensor)]
         return state
 
-    async def test_nothing_is_known_before_the_server_was_asked_once(self) -> None:
+    async def test_progress_before_adopt_is_unknown(self) -> None:
         await self.append(hour(NOON, 1))
         for _ in range(2):
             self.assertIsNone(await self.spool.rollup_progress())
@@ -507,7 +507,7 @@ class StandingTests(SpoolCase):
             self.assertEqual((await self.state()).days, {DAY: DayMark(NOON, 1)})
             await self.again()
 
-    async def test_what_the_server_says_takes_the_place_of_what_was_there(self) -> None:
+    async def test_adopt_replaces_the_progress(self) -> None:
         await self.append(hour(NOON, 1, "old"), Sighting("M", "w", "TEMP"))
         await self.empty()
         one = SensorState(
@@ -520,13 +520,13 @@ class StandingTests(SpoolCase):
         other = SensorState("N", "v", None)
         await self.spool.adopt(RollupProgress([one, other]))
         for _ in range(2):
-            self.assertEqual(told(await self.spool.rollup_progress()), told(RollupProgress([one, other])))
+            self.assertEqual(comparable(await self.spool.rollup_progress()), comparable(RollupProgress([one, other])))
             await self.again()
-        # Yesterday is over; more of it does not open it again.
+        # Yesterday is closed; a further hour does not open it again.
         await self.append(hour(NOON - timedelta(days=1), 90))
         self.assertEqual((await self.state()).open, one.open)
 
-    async def test_entries_that_wait_are_added_to_what_the_server_says(self) -> None:
+    async def test_adopt_adds_waiting_entries(self) -> None:
         await self.append(hour(NOON, 70), Sighting("M", "v", "VIB"), end("day", NOON))
         opened = [(period, start_of(period, NOON)) for period in PERIODS[1:]]
         stale = SensorState("M", "v", "TEMP", {DAY: DayMark(NOON - timedelta(hours=1), 60)}, opened)
@@ -535,13 +535,13 @@ class StandingTests(SpoolCase):
         self.assertEqual((state.type, state.days), ("VIB", {DAY: DayMark(NOON, 70)}))
         self.assertEqual([period for period, _ in state.open], ["month", "year"])
 
-    async def test_what_the_server_cannot_say_is_not_adopted(self) -> None:
+    async def test_adopt_of_unreadable_machines_fails(self) -> None:
         await self.spool.adopt(RollupProgress([SensorState("M", "v", "VIB")]))
         with self.assertRaises(ValueError):
             await self.spool.adopt(RollupProgress([], frozenset({"N"})))
         self.assertEqual((await self.state()).type, "VIB")
 
-    async def test_old_marks_are_forgotten_and_the_last_ones_stay(self) -> None:
+    async def test_old_marks_are_removed_and_the_last_ones_stay(self) -> None:
         await self.spool.adopt(RollupProgress([]))
         await self.append(hour(NOON, 1, "once"))
         day = NOON
@@ -550,20 +550,20 @@ class StandingTests(SpoolCase):
             day += timedelta(days=1)
             self.wall = day.timestamp()
         state = await self.state()
-        # Each is pruned when a day gets its first mark: by then, those of more than ten days back.
+        # The first mark of a day removes those of more than ten days before.
         self.assertEqual(min(state.days), (day - timedelta(days=11)).date())
         self.assertEqual(len(state.days), 11)
         self.assertEqual((await self.state("once")).days, {DAY: DayMark(NOON, 1)})
         closed = self.rows("SELECT count(*) FROM period WHERE closed AND period = 'day' AND sensor = 'v'")
         self.assertLessEqual(closed[0][0], 12)
-        # Of one that sends once a week, the last marks stay however old they are.
+        # Of a sensor that sends once a week, the last marks stay at any age.
         for _ in range(20):
             await self.append(hour(day, 5, "weekly"))
             day += timedelta(days=7)
             self.wall = day.timestamp()
         self.assertEqual(len((await self.state("weekly")).days), 10)
 
-    async def test_hours_of_a_clock_that_was_ahead_push_no_mark_out(self) -> None:
+    async def test_hours_of_a_clock_that_was_ahead_displace_no_mark(self) -> None:
         await self.spool.adopt(RollupProgress([]))
         await self.append(hour(NOON, 70))
         ahead = NOON.replace(year=2027)
@@ -575,7 +575,7 @@ class StandingTests(SpoolCase):
         await self.append(hour(NOON + timedelta(hours=1), 90))
         self.assertEqual((await self.state()).days[DAY], DayMark(NOON + timedelta(hours=1), 90))
 
-    async def test_closed_months_and_years_are_forgotten_with_their_days(self) -> None:
+    async def test_closed_months_and_years_are_removed_with_their_days(self) -> None:
         await self.spool.adopt(RollupProgress([]))
         day = NOON
         while day.year < 2028:
@@ -588,10 +588,10 @@ class StandingTests(SpoolCase):
         self.assertLess(self.rows("SELECT count(*) FROM period")[0][0], 20)
 
 
-class SameAsTheStoreTests(SpoolCase):
-    """The recovery hears from the spool what the embedded store would tell it."""
+class EquivalenceTests(SpoolCase):
+    """The spool has the same progress as the embedded store."""
 
-    #: Where days are long or short, midnight is skipped or comes twice, and months and years end.
+    #: Times with long and short days, skipped and repeated midnights, and ends of months and years.
     windows = (
         ("Europe/Berlin", "2025-10-25 20:00:00"),
         ("Europe/Berlin", "2025-03-29 20:00:00"),
@@ -604,19 +604,19 @@ class SameAsTheStoreTests(SpoolCase):
         ("Pacific/Chatham", "2025-04-05 12:00:00"),
     )
 
-    async def test_where_sensors_stand(self) -> None:
+    async def test_progress_equals_that_of_the_embedded_store(self) -> None:
         for number, (zone, begin) in enumerate(self.windows):
             for seed in range(2):
                 await self.same(ZoneInfo(zone), datetime.fromisoformat(begin), random.Random(10 * number + seed))
 
     async def same(self, zone: ZoneInfo, begin: datetime, chance: random.Random) -> None:
-        # Nothing here asks what a disk does, and thousands of transactions would wait for it.
+        # Thousands of transactions would wait for a disk, which is not tested here.
         self.folder = new_folder(self, "spool", in_memory=True)
         await self.in_zone(zone)
         store = SqliteStore(reactor, WallClock(zone), self.counters, str(self.folder))
         store.open()
         self.addCleanup(store.close)
-        # Asked at any time; from then on the spool answers from what it is told.
+        # The progress is adopted at some time; later entries change it.
         adopted = chance.choice([0, 0, 5, 25])
         days: set[date] = set()
         for step, (now, entries) in enumerate(self.life(begin.replace(tzinfo=zone), chance)):
@@ -630,7 +630,7 @@ class SameAsTheStoreTests(SpoolCase):
             await self.append(*entries)
             if step >= adopted and chance.random() < 0.3:
                 found = await self.spool.rollup_progress()
-                self.assertEqual(told(found), told(await store.rollup_progress(asked, now)), (zone, step))
+                self.assertEqual(comparable(found), comparable(await store.rollup_progress(asked, now)), (zone, step))
                 await self.same_of_some(store, asked, now, chance)
             if chance.random() < 0.05:
                 await self.again()
@@ -638,17 +638,17 @@ class SameAsTheStoreTests(SpoolCase):
     async def same_of_some(
         self, store: SqliteStore, asked: dict[tuple[str, str], set[date]], now: datetime, chance: random.Random
     ) -> None:
-        """Asked for few days, the store looks for open periods there only; the spool tells of those, and of more."""
+        """For few days, the store finds only some open periods; the spool has these and more."""
         some = {key: {day for day in sorted(days) if chance.random() < 0.3} for key, days in asked.items()}
-        mine = told(await self.spool.rollup_progress())
-        for key, (kind, marks, opened) in told(await store.rollup_progress(some, now)).items():
+        mine = comparable(await self.spool.rollup_progress())
+        for key, (kind, marks, opened) in comparable(await store.rollup_progress(some, now)).items():
             self.assertEqual(mine[key][0], kind)
             of_some = {day: mark for day, mark in mine[key][1].items() if day in some.get(key, ())}
             self.assertEqual(of_some, marks)
             self.assertLessEqual(set(opened), set(mine[key][2]))
 
     def life(self, start: datetime, chance: random.Random) -> Iterator[tuple[datetime, list[StoreEntry]]]:
-        """What some sensors have written, and when: with a clock that is set back, and periods that are not closed."""
+        """Yield times and entries of some sensors, with a clock that is set back and periods that stay open."""
         hours: list[datetime] = [start_of("hour", start)]
         for _ in range(80):
             hours.append(end_of("hour", hours[-1]))
@@ -663,7 +663,7 @@ class SameAsTheStoreTests(SpoolCase):
                     entries.append(Sighting("M", sensor, chance.choice(["VIB", "TEMP"])))
                 if chance.random() < 0.6:
                     raw_end = chance.choice([None, chance.randrange(10**6)])
-                    # One that takes the place of another is for an hour that has a row, or is the last.
+                    # An hour that replaces another has a row, or is the last.
                     replaces = chance.random() < 0.1 and all(
                         now.timestamp() > each.timestamp() for each in written[sensor]
                     )
@@ -684,7 +684,7 @@ class SameAsTheStoreTests(SpoolCase):
             where = max(0, where - chance.randrange(1, 30)) if chance.random() < 0.03 else where + 1
 
 
-#: Appends without end, and forgets some of it; says so once that is durable.
+#: Appends and removes entries until it is killed, and reports each once it is durable.
 APPENDING = """
 import os, random, sys
 from datetime import UTC, datetime, timedelta
@@ -737,10 +737,10 @@ react(lambda reactor, *args: Deferred.fromCoroutine(main(reactor, *args)), sys.a
 class KillTests(SpoolCase):
     """A process that is killed while it writes."""
 
-    async def test_what_was_appended_is_there_after_a_kill(self) -> None:
+    async def test_appended_entries_survive_a_kill(self) -> None:
         await self.spool.close()
         chance = random.Random()
-        #: What each number was given to, over all kills.
+        #: Entry by number, over all kills.
         given: dict[int, int] = {}
         first = done = 0
         for _ in range(6):
@@ -750,14 +750,14 @@ class KillTests(SpoolCase):
             found = await self.spool.first(10**6)
             numbers = [number for number, _ in found]
             indexes = [raw_end_of(entry) for _, entry in found]
-            # In order, none left out, none twice; what waits begins behind what was done, or what was being done.
+            # Ordered, complete and unique; the first waiting entry follows the removed ones.
             self.assertEqual(indexes, list(range(indexes[0], indexes[0] + len(indexes))))
             self.assertEqual(numbers, sorted(set(numbers)))
             self.assertGreater(numbers[0], done)
             self.assertGreaterEqual(indexes[-1], appended)
             for number, index in zip(numbers, indexes, strict=True):
                 self.assertEqual(given.setdefault(number, index), index)
-            # The standing is that of exactly these.
+            # The progress is that of exactly these entries.
             standing = await self.spool.rollup_progress()
             assert standing is not None
             ((_, mark),) = [
@@ -772,7 +772,7 @@ class KillTests(SpoolCase):
         return (datetime(2025, 12, 18, tzinfo=UTC) + timedelta(hours=index % 100)).date()
 
     def kill(self, first: int, chance: random.Random) -> tuple[int, int]:
-        """Let a process append and kill it at some moment; the last that it said was appended, and done."""
+        """Kill an appending process; return the last numbers that it reported as appended, and as done."""
         command: Sequence[str] = [
             sys.executable,
             "-c",

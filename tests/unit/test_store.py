@@ -1,4 +1,4 @@
-"""What every store must do; each backend passes it."""
+"""One suite for the interface of stores, which each backend passes, and tests of the embedded store."""
 
 import contextlib
 import math
@@ -52,7 +52,7 @@ else:
 
 
 class StoreSuite(_Case):
-    """To be mixed with a TestCase that knows how to open a backend."""
+    """Tests of every backend; a TestCase beside it opens the store."""
 
     wall = 1_000_000.0
     zone: tzinfo = UTC
@@ -63,11 +63,11 @@ class StoreSuite(_Case):
         raise NotImplementedError
 
     def committed(self) -> list[dict[str, Any]]:
-        """The rows of ``scale_weight_log``, by other means than the store."""
+        """Return the rows of ``scale_weight_log``, read without the store."""
         raise NotImplementedError
 
     async def again(self) -> None:
-        """Close the store and open it."""
+        """Close the store and open it again."""
         await self.store.close()
         self.store = self.open()
 
@@ -75,7 +75,7 @@ class StoreSuite(_Case):
         return WallClock(self.zone, lambda: self.wall, lambda: self.wall)
 
     async def items(self, period: str, machine: str, start: date, end: date, **asked: Any) -> list[dict[str, Any]]:
-        """What all pages hold."""
+        """Return the items of all pages."""
         page = await self.store.means(MeansQuery(period, machine, start, end, **asked))
         items = page.items
         while page.after is not None:
@@ -86,7 +86,7 @@ class StoreSuite(_Case):
         return items
 
     async def anomalies(self, machine: str | None, start: date = DAY, end: date = DAY) -> list[dict[str, Any]]:
-        """What all pages hold."""
+        """Return the items of all pages."""
         page = await self.store.anomalies(machine, start, end)
         items = page.items
         while page.after is not None:
@@ -99,11 +99,11 @@ class StoreSuite(_Case):
         await self.written()
 
     async def written(self) -> None:
-        """Wait until the store has what was written, where that is later."""
+        """Wait until the store has written the entries, if it does so later."""
 
     # -- commits
 
-    async def test_a_commit_is_a_row(self) -> None:
+    async def test_commit_writes_a_row(self) -> None:
         result = await self.store.commit(ENTRY, None)
         self.assertEqual(
             result.answer,
@@ -122,7 +122,7 @@ class StoreSuite(_Case):
         self.assertIsNone(row["move_report_no"])
         self.assertEqual(row["raw_line"], ENTRY.raw_line)
 
-    async def test_a_key_gives_its_first_answer_over_a_restart_too(self) -> None:
+    async def test_commit_with_a_used_key_after_a_restart_gives_the_first_answer(self) -> None:
         key = IdempotencyKey("k", "f")
         self.assertIsNone(await self.store.replay(key))
         first = await self.store.commit(ENTRY, key)
@@ -133,7 +133,7 @@ class StoreSuite(_Case):
         self.assertEqual(await self.store.replay(key), first.answer)
         self.assertEqual(len(self.committed()), 1)
 
-    async def test_a_key_of_another_request_is_a_conflict_and_writes_nothing(self) -> None:
+    async def test_commit_with_a_key_of_another_request_is_a_conflict(self) -> None:
         await self.store.commit(ENTRY, IdempotencyKey("k", "f"))
         for attempt in (
             ensureDeferred(self.store.commit(ENTRY, IdempotencyKey("k", "g"))),
@@ -143,7 +143,7 @@ class StoreSuite(_Case):
                 await attempt
         self.assertEqual(len(self.committed()), 1)
 
-    async def test_one_key_in_flight_many_times_writes_one_row(self) -> None:
+    async def test_concurrent_commits_with_one_key_write_one_row(self) -> None:
         results = await gatherResults(
             [ensureDeferred(self.store.commit(ENTRY, IdempotencyKey("k", "f"))) for _ in range(50)]
         )
@@ -151,7 +151,7 @@ class StoreSuite(_Case):
         self.assertEqual(sum(result.commit is not None for result in results), 1)
         self.assertEqual(len(self.committed()), 1)
 
-    async def test_a_conflict_undoes_nobody_elses_commit(self) -> None:
+    async def test_conflict_undoes_no_other_commit(self) -> None:
         await self.store.commit(ENTRY, IdempotencyKey("k", "f"))
         waiting = [ensureDeferred(self.store.commit(replace(ENTRY, cylinder_no=f"CY{n}"), None)) for n in range(10)]
         conflict = ensureDeferred(self.store.commit(ENTRY, IdempotencyKey("k", "g")))
@@ -161,7 +161,7 @@ class StoreSuite(_Case):
         await gatherResults(waiting)
         self.assertEqual(len(self.committed()), 21)
 
-    async def test_a_key_is_forgotten_after_two_days_not_after_one(self) -> None:
+    async def test_key_expires_after_two_days_not_after_one(self) -> None:
         await self.store.commit(ENTRY, IdempotencyKey("k", "f"))
         self.wall += 25 * 3600
         await self.store.commit(ENTRY, IdempotencyKey("other", "f"))
@@ -171,7 +171,7 @@ class StoreSuite(_Case):
         self.assertIsNone(await self.store.replay(IdempotencyKey("k", "f")))
         self.assertIsNotNone(await self.store.replay(IdempotencyKey("other", "f")))
 
-    async def test_a_closed_store_is_unavailable(self) -> None:
+    async def test_closed_store_is_unavailable(self) -> None:
         await self.store.close()
         with self.assertRaises(StoreUnavailable):
             await self.store.commit(ENTRY, None)
@@ -179,7 +179,7 @@ class StoreSuite(_Case):
 
     # -- machines
 
-    async def test_nothing_yet(self) -> None:
+    async def test_empty_store_has_no_data(self) -> None:
         self.assertEqual(await self.store.machines(), [])
         self.assertEqual(await self.items("hour", "M", DAY, DAY), [])
         self.assertEqual(await self.anomalies("M"), [])
@@ -227,7 +227,7 @@ class StoreSuite(_Case):
         for index, sensor in enumerate(sensors):
             await self.write(mean(sensor, "2025-12-18 12:00:00", float(index)))
         found = await self.items("hour", "M", DAY, DAY)
-        # A tilde is in no sensor's name; that one is here to show what would happen.
+        # No sensor's name has a tilde; this one shows the behaviour.
         for index, sensor in enumerate(sensors[:-1]):
             values = [item["data"] for item in found if item["name"] == f"{sensor}_hour_avg"]
             self.assertEqual([value for value in values if value == index], [float(index)] * 3, sensor)
@@ -246,7 +246,7 @@ class StoreSuite(_Case):
         self.assertEqual(await self.anomalies(None, DAY - timedelta(days=2), DAY - timedelta(days=1)), [])
 
     async def test_pages_of_anomalies(self) -> None:
-        """Many of one time, so that pages end among them."""
+        """Many anomalies have one time, so that pages end among them."""
         chance = random.Random(5)
         start = datetime(2025, 12, 18, 10, tzinfo=SEOUL)
         faults = [
@@ -258,7 +258,7 @@ class StoreSuite(_Case):
         for machine in "LMN":
             its = sorted((item for item in expected if item["name"] == machine), key=lambda item: item["time"])
             assert_same(await self.anomalies(machine), its)
-        # Of one time by machine, and the last of it first.
+        # Anomalies of one time are ordered by machine, the last written first.
         by_machine = sorted(expected, key=lambda item: (item["name"], -item["score"]))
         newest = sorted(by_machine, key=lambda item: item["time"], reverse=True)
         assert_same(await self.anomalies(None), newest)
@@ -272,7 +272,7 @@ class StoreSuite(_Case):
         self.assertEqual([item["time"][17:19] for item in of_one], [f"0{n // 3}" for n in range(12)])
         self.assertEqual(
             [(item["time"][17:19], item["name"], item["score"] - 2) for item in of_all],
-            # The last written of one time and machine first.
+            # Of one time and machine, the last written comes first.
             [(f"0{3 - n // 9}", "LMN"[n % 9 // 3], 3 - n // 9 + 4 * (2 - n % 3)) for n in range(36)],
         )
         for size in (1, 2, 3, 5, 12, 35, 36):
@@ -292,7 +292,7 @@ class StoreSuite(_Case):
             items += page.items
         self.assertEqual(items, before)
 
-    async def test_impossible_machines(self) -> None:
+    async def test_invalid_machine_names_have_no_data(self) -> None:
         await self.write(fault("M", 1))
         for name in ("", ".", "..", "../M", "m\0", "x" * 300, "\ud800"):
             self.assertEqual(await self.items("hour", name, DAY, DAY), [], name)
@@ -303,7 +303,7 @@ class StoreSuite(_Case):
     zone_of_berlin = ZoneInfo("Europe/Berlin")
 
     def small_pages(self, size: int) -> None:
-        """Have pages of so many items."""
+        """Set the maximum number of items of a page."""
         raise NotImplementedError
 
     async def in_zone(self, zone: tzinfo) -> None:
@@ -311,19 +311,19 @@ class StoreSuite(_Case):
         await self.again()
 
     async def detail(self, period: str = "hour", sensor: str = "v") -> list[dict[str, Any]]:
-        """Everything about every row of machine M."""
+        """Return all items of machine M with details."""
         found = await self.items(period, "M", date.min, date.max, detail=True)
         return [item for item in found if item["name"] == f"{sensor}_{period}_avg"]
 
-    async def standing(self, now: datetime | None = None) -> RollupProgress:
-        """Where sensors stand, with every day of the month that the tests lie in."""
+    async def progress(self, now: datetime | None = None) -> RollupProgress:
+        """Return the progress of statistics, with every day of the month of the tests."""
         days = [date(2025, 12, day) for day in range(1, 32)]
         asked = {("M", sensor): days for sensor in ("v", "V", "w")}
         return await self.store.rollup_progress(asked, now or datetime(2025, 12, 20, 12, tzinfo=self.clock().zone))
 
     async def state(self, sensor: str = "v") -> SensorState:
         (state,) = [
-            state for state in (await self.standing()).sensors if (state.machine, state.sensor) == ("M", sensor)
+            state for state in (await self.progress()).sensors if (state.machine, state.sensor) == ("M", sensor)
         ]
         return state
 
@@ -337,7 +337,7 @@ class StoreSuite(_Case):
         expected |= {"rms": math.sqrt(15.0), "std": math.sqrt(11.0), "start": "2025-12-18T10:00:00+00:00"}
         self.assertEqual(await self.items("hour", "M", DAY, DAY, detail=True), [expected])
 
-    async def test_the_mean_is_that_of_the_type(self) -> None:
+    async def test_mean_depends_on_the_type(self) -> None:
         await self.write(
             hour("v", at("2025-12-18 10:00:00"), [1.0, -3.0], "ABS"),
             hour("v", at("2025-12-18 11:00:00"), [-3.0], "REAL"),
@@ -348,7 +348,7 @@ class StoreSuite(_Case):
         self.assertEqual([item["data"] for item in await self.detail("day")], [7.0 / 3])
         self.assertEqual([item["data"] for item in await self.detail("month")], [-5.0 / 3])
 
-    async def test_an_hour_that_is_over_twice_has_all_samples_in_one_row(self) -> None:
+    async def test_hour_closed_twice_has_all_samples_in_one_row(self) -> None:
         start = at("2025-12-18 10:00:00")
         await self.write(hour("v", start, [1.0, 2.0, 3.0]))
         await self.write(hour("v", start + timedelta(hours=1), [9.0]))
@@ -359,7 +359,7 @@ class StoreSuite(_Case):
         self.assertEqual((first["coverage"], first["rms"]), (5 / 60, math.sqrt(26.0)))
         self.assertEqual((second["count"], second["data"]), (1, 9.0))
 
-    async def test_an_hour_that_is_over_twice_with_a_sum_beyond_a_double(self) -> None:
+    async def test_hour_closed_twice_with_a_sum_beyond_a_double_keeps_the_first(self) -> None:
         start = at("2025-12-18 10:00:00")
         await self.write(hour("v", start, [1.7e308]))
         await self.write(hour("v", start, [1.7e308], raw_end=7), fault("M", 1), end("day", start))
@@ -369,7 +369,7 @@ class StoreSuite(_Case):
         self.assertEqual((await self.state()).days[DAY].raw_end, 7)
         self.assertEqual(len(await self.anomalies("M")), 1)
 
-    async def test_a_day_beyond_a_double_costs_nobody_else(self) -> None:
+    async def test_day_beyond_a_double_affects_no_other(self) -> None:
         start = at("2025-12-18 10:00:00")
         await self.write(
             hour("v", start, [1.7e308]),
@@ -383,16 +383,16 @@ class StoreSuite(_Case):
         self.assertEqual(len(await self.anomalies("M")), 1)
 
     async def test_longer_periods_are_means_over_all_samples(self) -> None:
-        """A year in a zone with days of 23 and 25 hours, and two days of the next."""
+        """The samples cover a year in a zone with days of 23 and 25 hours, and two days of the next year."""
         await self.in_zone(self.zone_of_berlin)
         chance = random.Random(3)
-        #: By period and its start, in seconds since 1970.
+        #: By period and start in seconds since 1970.
         samples: dict[str, dict[float, list[float]]] = {period: {} for period in PERIODS}
         entries: list[StoreEntry] = []
         start = at("2024-01-01 00:00:00", self.zone)
         while start.date() < date(2025, 1, 3):
             following = end_of("hour", start)
-            # Each of the two hours that have one name is there.
+            # Both occurrences of the repeated hour have a row.
             if chance.random() < 0.7 or start.date() == date(2024, 10, 27):
                 new = [chance.gauss(10.0, 1e5) * 10.0 ** chance.randrange(-8, 3) for _ in range(chance.randrange(1, 8))]
                 entries.append(hour("v", start, new))
@@ -404,7 +404,7 @@ class StoreSuite(_Case):
             start = following
         await self.write(*entries)
         await self.again()
-        # Of the second year only hours and days are over.
+        # In the second year only hours and days have ended.
         for period in ("month", "year"):
             del samples[period][at("2025-01-01 00:00:00", self.zone).timestamp()]
         for period in PERIODS:
@@ -417,12 +417,12 @@ class StoreSuite(_Case):
                 self.assertEqual((item["min"], item["max"]), (min(values), max(values)))
                 squares = math.fsum(value * value for value in values) / len(values)
                 self.assertAlmostEqual(item["rms"] / math.sqrt(squares), 1.0, places=14)
-                # A sample a minute.
+                # One sample a minute.
                 self.assertEqual(item["coverage"], len(values) / minutes_of(period, begin))
             lengths = {minutes_of(period, datetime.fromtimestamp(began, self.zone)) for began in samples[period]}
             self.assertEqual(len(lengths), {"hour": 1, "day": 3, "month": 5, "year": 1}[period])
 
-    async def test_a_day_is_made_again_when_an_hour_of_it_came_late(self) -> None:
+    async def test_day_is_computed_again_after_a_late_hour(self) -> None:
         start = at("2025-12-18 10:00:00")
         await self.write(hour("v", start, [1.0, 2.0]), end("day", start), end("month", start))
         await self.write(hour("v", start + timedelta(hours=1), [9.0]), end("day", start))
@@ -430,11 +430,11 @@ class StoreSuite(_Case):
         await self.write(hour("v", start, [8.0]), end("day", start))
         (day,) = await self.detail("day")
         self.assertEqual((day["data"], day["count"]), (5.0, 4))
-        # What is made of the day is made again with it.
+        # The month and the year of the day are computed again with it.
         (month,) = await self.detail("month")
         self.assertEqual((month["data"], month["count"], month["coverage"]), (5.0, 4, 4 / (31 * 24 * 60)))
 
-    async def test_a_day_is_made_of_its_own_hours_only(self) -> None:
+    async def test_day_has_only_its_own_hours(self) -> None:
         await self.write(
             *(hour("v", at(f"2025-12-{time}:00:00"), [value]) for time, value in (("17 23", 1.0), ("18 00", 2.0))),
             *(hour("v", at(f"2025-12-{time}:00:00"), [value]) for time, value in (("18 23", 4.0), ("19 00", 8.0))),
@@ -448,12 +448,12 @@ class StoreSuite(_Case):
         for period in PERIODS:
             self.assertEqual(await self.detail(period), [])
 
-    async def test_an_hour_that_comes_twice_has_two_rows(self) -> None:
+    async def test_repeated_hour_has_two_rows(self) -> None:
         await self.in_zone(self.zone_of_berlin)
         first, second = (at("2025-10-26 02:00:00", self.zone, fold) for fold in (0, 1))
         await self.write(hour("v", first, [1.0, 1.0, 1.0]), hour("v", second, [5.0], raw_end=50))
         await self.again()
-        # More for each of them.
+        # Further samples for each of them.
         await self.write(hour("v", first, [1.0], raw_end=60), end("day", first))
         found = await self.detail()
         self.assertEqual(
@@ -479,7 +479,7 @@ class StoreSuite(_Case):
         self.assertEqual([item["time"] for item in found], ["2025-04-06 01:00:00", "2025-10-05 02:00:00"])
 
     async def test_coverage_is_never_more_than_all(self) -> None:
-        # A clock that was set back counts minutes twice.
+        # After the clock was set back, minutes are counted twice.
         start = at("2025-12-18 10:00:00")
         await self.write(hour("v", start, [1.0] * 60), hour("v", start, [1.0] * 60))
         (found,) = await self.detail()
@@ -494,7 +494,7 @@ class StoreSuite(_Case):
 
     # -- pages
 
-    async def test_pages_hold_together_what_one_does(self) -> None:
+    async def test_pages_have_the_items_of_one_large_page(self) -> None:
         await self.in_zone(self.zone_of_berlin)
         entries: list[StoreEntry] = []
         for sensor in ("a", "Vib", "vib", "z"):
@@ -530,7 +530,7 @@ class StoreSuite(_Case):
                 self.assertEqual(found, page.items, size)
             self.small_pages(10_000)
 
-    async def test_rows_that_come_between_two_pages_cost_none(self) -> None:
+    async def test_rows_written_between_pages_hide_no_others(self) -> None:
         start = at("2025-12-18 00:00:00")
         await self.write(*(hour("v", start + timedelta(hours=number), [1.0]) for number in range(4)))
         self.small_pages(2)
@@ -541,23 +541,23 @@ class StoreSuite(_Case):
         times = [item["time"][11:13] for page in (first, second, third) for item in page.items]
         self.assertEqual(times[:5], ["00", "01", "02", "03", "04"])
 
-    async def test_the_next_page_of_a_machine_that_is_gone(self) -> None:
+    async def test_next_page_of_a_removed_machine_is_empty(self) -> None:
         await self.write(hour("v", at("2025-12-18 00:00:00"), [1.0]))
         self.small_pages(1)
         page = await self.store.means(MeansQuery("hour", "M", DAY, DAY))
         gone = await self.store.means(MeansQuery("hour", "N", DAY, DAY), PageRequest(after=page.after))
         self.assertEqual((gone.items, gone.after), ([], None))
 
-    # -- where sensors stand
+    # -- progress of statistics
 
     async def test_a_store_without_sensors(self) -> None:
-        self.assertEqual(await self.standing(), RollupProgress([]))
+        self.assertEqual(await self.progress(), RollupProgress([]))
 
-    async def test_the_type_of_a_sensor_is_its_last(self) -> None:
+    async def test_progress_has_the_last_type_of_a_sensor(self) -> None:
         await self.write(Sighting("M", "v", "TEMP"), Sighting("M", "w", "TEMP"), Sighting("N", "v", "RPM"))
         await self.write(Sighting("M", "v", "VIB"), Sighting("M", "v", "진동"))
         for _ in range(2):
-            found = {(state.machine, state.sensor): state for state in (await self.standing()).sensors}
+            found = {(state.machine, state.sensor): state for state in (await self.progress()).sensors}
             self.assertEqual(
                 {key: state.type for key, state in found.items()},
                 {("M", "v"): "진동", ("M", "w"): "TEMP", ("N", "v"): "RPM"},
@@ -570,7 +570,7 @@ class StoreSuite(_Case):
         state = await self.state()
         self.assertEqual((state.type, state.days), (None, {DAY: DayMark(at("2025-12-18 10:00:00"), None)}))
 
-    async def test_what_has_hours_and_no_row_is_open(self) -> None:
+    async def test_progress_of_periods_with_hours_and_without_row_is_open(self) -> None:
         start = at("2025-12-18 10:00:00")
         await self.write(
             hour("v", start - timedelta(days=1), [1.0]),
@@ -591,8 +591,8 @@ class StoreSuite(_Case):
             self.assertEqual(list((await self.state("V")).open), [("year", at("2025-01-01 00:00:00"))])
             await self.again()
 
-    async def test_rows_of_the_future_hide_nothing(self) -> None:
-        # The clock was ahead for a while.
+    async def test_progress_with_rows_of_the_future_has_earlier_periods(self) -> None:
+        # The clock was ahead for some time.
         start = at("2025-12-18 10:00:00")
         ahead = [start.replace(year=2027) + timedelta(hours=number) for number in range(150)]
         await self.write(hour("v", start, [1.0], raw_end=70), *(hour("v", each, [1.0], raw_end=1) for each in ahead))
@@ -610,7 +610,7 @@ class StoreSuite(_Case):
             ],
         )
 
-    async def test_how_much_of_a_day_is_counted(self) -> None:
+    async def test_progress_has_the_counted_bytes_of_a_day(self) -> None:
         start = at("2025-12-18 10:00:00")
         await self.write(
             hour("v", start, [1.0], raw_end=100),
@@ -626,41 +626,41 @@ class StoreSuite(_Case):
                 },
             )
             await self.again()
-        # The clock was set back: more is counted, and the last hour is the same.
+        # The clock was set back: more bytes are counted, and the last hour is the same.
         await self.write(hour("v", start, [1.0], raw_end=300))
         self.assertEqual((await self.state()).days[DAY], DayMark(start + timedelta(hours=1), 300))
 
-    async def test_an_end_that_is_not_known(self) -> None:
+    async def test_progress_with_an_unknown_end(self) -> None:
         start = at("2025-12-18 10:00:00")
         await self.write(hour("v", start, [1.0], raw_end=100), hour("v", start + timedelta(hours=1), [1.0]))
         self.assertEqual((await self.state()).days[DAY], DayMark(start + timedelta(hours=1), None))
-        # Known again: all before it is counted too.
+        # With a known end, all bytes before it are counted too.
         await self.write(hour("v", start + timedelta(hours=2), [1.0], raw_end=300))
         self.assertEqual((await self.state()).days[DAY], DayMark(start + timedelta(hours=2), 300))
 
-    async def test_an_end_that_is_not_known_of_an_hour_that_is_over_twice(self) -> None:
+    async def test_progress_of_an_hour_closed_twice_with_an_unknown_end(self) -> None:
         start = at("2025-12-18 10:00:00")
         await self.write(
             hour("v", start, [1.0], raw_end=100), hour("v", start + timedelta(hours=1), [1.0], raw_end=200)
         )
         await self.write(hour("v", start, [1.0]))
-        # What came for it the second time is behind the 200 bytes, and must not be counted again.
+        # The later samples of the hour are behind the 200 bytes, and must not be counted again.
         self.assertEqual((await self.state()).days[DAY], DayMark(start + timedelta(hours=1), None))
 
     # -- event numbers
 
-    async def test_event_numbers_never_come_twice(self) -> None:
+    async def test_event_numbers_are_never_reused(self) -> None:
         first = self.numbers.first_seq
         self.assertEqual(self.numbers.reserved, first - 1 + SEQ_BLOCK)
         await self.numbers.reserve(self.numbers.reserved + 5)
-        # Less than was reserved already changes nothing.
+        # A number below the reservation changes nothing.
         await self.numbers.reserve(3)
         await self.again()
         self.assertEqual(self.numbers.first_seq, first + SEQ_BLOCK + 5)
 
 
 class SqliteStoreTests(StoreSuite, TestCase):
-    """The suite on the embedded store, and what only that has."""
+    """The suite on the embedded store, and tests of its files."""
 
     def setUp(self) -> None:
         self.folder = new_folder(self, "store")
@@ -693,7 +693,7 @@ class SqliteStoreTests(StoreSuite, TestCase):
             return [dict(row) for row in connection.execute("SELECT * FROM scale_weight_log")]
 
     def old_rows(self, period: str, rows: Sequence[tuple[Any, Any]], sensor: str = "v") -> None:
-        """Rows of machine M as the old server wrote them."""
+        """Write rows of machine M as the old server did."""
         with contextlib.closing(sqlite3.connect(self.folder / "M.db")) as connection:
             connection.execute(
                 f"CREATE TABLE IF NOT EXISTS {sensor}_{period}_avg"
@@ -735,8 +735,8 @@ class SqliteStoreTests(StoreSuite, TestCase):
         self.assertEqual([item["data"] for item in found], [1.0, 2.0, 4.0, 5.0])
         self.assertEqual([item["count"] for item in found], [None, None, 1, 1])
 
-    async def test_the_old_server_could_go_on_with_it(self) -> None:
-        # It names no columns but its own.
+    async def test_tables_still_work_with_the_old_server(self) -> None:
+        # The old server names only its own columns.
         await self.write(hour("v", at("2025-12-18 10:00:00"), [4.0]))
         self.old_rows("hour", [("2025-12-18 11:00:00", 5.0)])
         self.assertEqual([item["data"] for item in await self.detail()], [4.0, 5.0])
@@ -748,7 +748,7 @@ class SqliteStoreTests(StoreSuite, TestCase):
         further = {"count", "min", "min_time", "max", "max_time", "rms", "std", "coverage", "start"}
         self.assertEqual({name: found[name] for name in further}, dict.fromkeys(further))
 
-    async def test_where_the_old_server_left_a_sensor(self) -> None:
+    async def test_progress_after_the_old_server(self) -> None:
         await self.in_zone(self.zone_of_berlin)
         self.old_rows(
             "hour", [("2025-12-17 22:00:00", 1.0), ("2025-12-18 09:00:00.000000", 2.0), (None, 1.0), ("x", 1.0)]
@@ -766,12 +766,12 @@ class SqliteStoreTests(StoreSuite, TestCase):
             },
         )
 
-    async def test_the_first_hour_after_the_old_server_tells_how_far_it_is(self) -> None:
+    async def test_first_hour_after_the_old_server_has_counted_bytes(self) -> None:
         self.old_rows("hour", [("2025-12-18 09:00:00", 2.0)])
         await self.write(hour("v", at("2025-12-18 10:00:00"), [4.0], raw_end=40))
         self.assertEqual((await self.state()).days, {DAY: DayMark(at("2025-12-18 10:00:00"), 40)})
 
-    async def test_what_the_old_server_reported_stays(self) -> None:
+    async def test_rows_of_the_old_server_stay(self) -> None:
         for period, times in (
             ("day", ["2025-12-17 00:00:00", "2025-12-18 00:00:00.000000"]),
             ("month", ["2025-12-01 00:00:00.000000"]),
@@ -825,11 +825,11 @@ class SqliteStoreTests(StoreSuite, TestCase):
         weight = 24 * 60
         (month,) = [item for item in await self.detail("month") if item["time"] == "2025-12-01 00:00:00"]
         self.assertAlmostEqual(month["data"], (40.0 + 4.0 * weight) / (40 + weight), places=12)
-        # The month has no count any more, and so both months weigh the same.
+        # The month lost its count, so both months have the same weight.
         (year,) = await self.detail("year")
         self.assertAlmostEqual(year["data"], (month["data"] + 8.0) / 2, places=12)
 
-    async def test_what_is_made_of_old_rows_is_made_again(self) -> None:
+    async def test_periods_of_old_rows_are_computed_again(self) -> None:
         self.old_rows("hour", [("2025-12-18 08:00:00", 1.0)])
         start = at("2025-12-18 10:00:00")
         await self.write(end("day", start))
@@ -840,7 +840,7 @@ class SqliteStoreTests(StoreSuite, TestCase):
         self.assertEqual([item["data"] for item in await self.detail("day")], [3.0])
         self.assertEqual(len(self.rows("v_day_avg")), 1)
 
-    async def test_old_rows_that_are_not_finite_cost_nobody_else(self) -> None:
+    async def test_old_rows_that_are_not_finite_affect_no_others(self) -> None:
         self.old_rows("hour", [("2025-12-18 08:00:00", math.inf), ("2025-12-18 09:00:00", -math.inf)])
         start = at("2025-12-18 10:00:00")
         await self.write(hour("w", start, [1.0]), end("day", start), end("day", start, "w"), fault("M", 1))
@@ -860,13 +860,13 @@ class SqliteStoreTests(StoreSuite, TestCase):
         self.assertEqual(await self.store.write(entries), entries[:1])
         other.execute("ROLLBACK")
         other.close()
-        # What was written meanwhile stays written.
+        # Entries that were written meanwhile stay.
         self.assertEqual(len(await self.anomalies("M")), 1)
         await self.write(entries[0])
         self.assertEqual((await self.state()).type, "VIB")
 
     def other(self, name: str) -> sqlite3.Connection:
-        """A connection of somebody else, who takes the file for himself."""
+        """Return a connection of another program that locks a file."""
         connection = sqlite3.connect(self.folder / name, isolation_level=None)
         connection.execute("BEGIN EXCLUSIVE")
         return connection
@@ -888,7 +888,7 @@ class SqliteStoreTests(StoreSuite, TestCase):
         await self.store.commit(ENTRY, None)
         self.assertEqual(len(self.committed()), 1)
 
-    async def test_a_locked_machine_holds_up_neither_commits_nor_other_machines(self) -> None:
+    async def test_locked_machine_delays_neither_commits_nor_other_machines(self) -> None:
         await self.write(fault("M", 1))
         other = self.other("M.db")
         writing = ensureDeferred(self.store.write([fault("M", 2), fault("N", 3), fault("M", 4)]))
@@ -902,7 +902,7 @@ class SqliteStoreTests(StoreSuite, TestCase):
         self.assertEqual(len(await self.anomalies("M")), 3)
         self.assertEqual(len(await self.anomalies("N")), 1)
 
-    async def test_a_file_that_is_no_database_costs_its_own_machine_only(self) -> None:
+    async def test_file_that_is_not_a_database_affects_only_its_machine(self) -> None:
         (self.folder / "M.db").write_bytes(b"nothing of the kind" * 1000)
         await self.write(fault("M", 1), fault("N", 1))
         self.assertEqual(self.counters.store_lost._value.get(), 1)
@@ -928,7 +928,7 @@ class SqliteStoreTests(StoreSuite, TestCase):
             await self.anomalies("M")
         other.close()
 
-    async def test_a_machine_that_is_locked_for_a_page_is_left_out_of_those_behind_it(self) -> None:
+    async def test_machine_locked_during_a_page_is_left_out_of_further_pages(self) -> None:
         self.small_pages(2)
         await self.write(*(fault(machine, second) for second in range(3) for machine in "LM"))
         await self.again()
@@ -943,14 +943,14 @@ class SqliteStoreTests(StoreSuite, TestCase):
         self.assertEqual([event["machine"] for event in events if "leave out" in event["log_format"]], ["M"])
         self.assertEqual(len(await self.anomalies(None)), 6)
 
-    async def test_no_page_of_all_anomalies_is_made_for_a_store_that_ends(self) -> None:
+    async def test_newest_anomalies_of_a_closing_store_are_unavailable(self) -> None:
         await self.write(fault("M", 1))
         self.store._machines.stop()  # type: ignore[attr-defined]  # as close() does first
         with self.assertRaises(StoreUnavailable):
             await self.anomalies(None)
 
     def old_anomalies(self, *times: Any) -> None:
-        """Rows of machine M as the old server wrote them."""
+        """Write rows of machine M as the old server did."""
         with contextlib.closing(sqlite3.connect(self.folder / "M.db")) as connection, connection:
             connection.execute(
                 "CREATE TABLE anomaly"
@@ -968,7 +968,7 @@ class SqliteStoreTests(StoreSuite, TestCase):
                 times = [item["time"] for item in await self.anomalies("M")]
                 self.assertEqual(times, ["2025-12-18", "2025-12-18 10:00:00", "2025-12-18 9"])
                 self.assertEqual([item["time"] for item in await self.anomalies(None)], times[::-1])
-            # And again with an index.
+            # The same with an index.
             await self.write(Sighting("M", "v", "VIB"))
 
     async def test_an_index_gives_pages_of_anomalies_their_order(self) -> None:
@@ -986,10 +986,10 @@ class SqliteStoreTests(StoreSuite, TestCase):
                 ]
             search = "SEARCH anomaly USING INDEX anomaly_time (time>? AND time<?)"
             self.assertEqual([plan[0] for plan in plans], [search] * 2, machine)
-            # Those of one time are sorted, at most.
+            # Only rows of one time may be sorted.
             self.assertNotIn("USE TEMP B-TREE FOR ORDER BY", plans[0] + plans[1], machine)
 
-    async def test_a_table_of_anomalies_that_is_somebody_elses(self) -> None:
+    async def test_table_of_anomalies_of_another_program(self) -> None:
         with contextlib.closing(sqlite3.connect(self.folder / "M.db")) as connection:
             connection.execute("CREATE TABLE anomaly (text TEXT)")
         await self.write(mean("v", "2025-12-18 10:00:00", 1.0))
@@ -997,7 +997,7 @@ class SqliteStoreTests(StoreSuite, TestCase):
         self.assertEqual(await self.anomalies("M"), [])
         self.assertEqual(await self.anomalies(None), [])
 
-    async def test_a_directory_that_is_gone(self) -> None:
+    async def test_removed_directory(self) -> None:
         folder = self.folder.rename(self.folder.with_suffix(".gone"))
         with self.assertRaises(StoreUnavailable):
             await self.store.machines()
@@ -1007,7 +1007,7 @@ class SqliteStoreTests(StoreSuite, TestCase):
         await self.store.commit(ENTRY, None)
         self.assertEqual(len(self.committed()), 1)
 
-    async def test_a_database_that_was_removed_takes_no_commit(self) -> None:
+    async def test_commit_into_a_removed_file_is_refused(self) -> None:
         await self.store.commit(ENTRY, None)
         (self.folder / "cynow-gateway.sqlite3").unlink()
         with self.assertRaises(StoreUnavailable):
@@ -1018,11 +1018,11 @@ class SqliteStoreTests(StoreSuite, TestCase):
         self.old_rows("hour", [("2025-12-18 12:00:00", None)])
         expected = [{"name": "v_hour_avg", "time": "2025-12-18 10:00:00", "data": 1.0}]
         self.assertEqual(await self.items("hour", "M", DAY, DAY), expected)
-        # And again when the tables have got what follows these columns.
+        # The same after the tables got the added columns.
         await self.write(Sighting("M", "v", "VIB"))
         self.assertEqual(await self.items("hour", "M", DAY, DAY), expected)
 
-    async def test_a_machines_file_that_was_removed_is_made_again(self) -> None:
+    async def test_removed_file_of_a_machine_is_created_again(self) -> None:
         await self.write(fault("M", 1))
         (self.folder / "M.db").unlink()
         await self.write(fault("M", 2), mean("v", "2025-12-18 10:00:00", 1.0))
@@ -1089,13 +1089,13 @@ class SqliteStoreTests(StoreSuite, TestCase):
         self.assertEqual(len(self.committed()), 1001)
 
     async def test_two_steps_of_schema_at_once(self) -> None:
-        """Opened again, a database is found as it was left."""
+        """A database that is opened again is unchanged."""
         await self.store.commit(ENTRY, None)
         await self.again()
         await self.again()
         self.assertEqual(len(self.committed()), 1)
 
-    def test_what_one_job_raises_undoes_that_one_only(self) -> None:
+    def test_failed_job_undoes_only_itself(self) -> None:
         connection = sqlite3.connect(":memory:", isolation_level=None)
         connection.execute("CREATE TABLE t (x UNIQUE)")
 

@@ -1,4 +1,4 @@
-"""What the embedded store says and does when its files are lost, damaged, moved, locked or refuse a row."""
+"""The embedded store with files that are lost, damaged, moved or locked, or that reject a row."""
 
 import contextlib
 import json
@@ -49,7 +49,7 @@ NAME = "cynow-gateway.sqlite3"
 
 
 class StoreCase(TestCase):
-    """A store in a folder of its own, whose looks come fast."""
+    """A store in its own directory, with short intervals of checks."""
 
     wall = 1_000_000.0
 
@@ -73,21 +73,21 @@ class StoreCase(TestCase):
         self.opened.append(store)
         return store
 
-    async def looks(self, where: type, name: str) -> None:
-        """Wait until a look, which has a method of its own, was made a few times more from its beginning to its end."""
+    async def until_checked(self, where: type, name: str) -> None:
+        """Wait until a method of a regular check was called some more times."""
         made = []
-        look = getattr(where, name)
+        method = getattr(where, name)
 
         def counted(*given: Any, **named: Any) -> Any:
-            result = look(*given, **named)
+            result = method(*given, **named)
             made.append(name)
             return result
 
         self.patch(where, name, counted)
-        await until(lambda: len(made) > 3, "looks")
+        await until(lambda: len(made) > 3, "checks")
 
     async def refused(self, store: SqliteStore) -> str:
-        """Why a commit is refused now, as the answer and ``/healthz`` say."""
+        """Try a commit, and return the problem in ``/healthz`` that explains its refusal."""
         with self.assertRaises(StoreUnavailable):
             await store.commit(ENTRY, None)
         (problem,) = store.problems
@@ -106,10 +106,10 @@ class StoreCase(TestCase):
 
 
 class ProblemTests(StoreCase):
-    """Every commit is refused: health says why, before one is tried, and it passes by itself."""
+    """Commits are refused: ``/healthz`` has the reason before one is tried, and the problem ends by itself."""
 
     async def noticed(self, store: SqliteStore, *words: str) -> None:
-        """Without a commit."""
+        """Wait for a problem with these words, without a commit."""
         await until(lambda: store.problems, "a problem")
         for word in words:
             self.assertIn(word, store.problems[0])
@@ -119,10 +119,10 @@ class ProblemTests(StoreCase):
         await until(lambda: not store.problems, "no problem")
         await store.commit(ENTRY, None)
 
-    async def test_problems_without_a_fault_are_none(self) -> None:
+    async def test_problems_without_a_fault_are_empty(self) -> None:
         store = self.open()
         await store.commit(ENTRY, None)
-        await self.looks(writing.GroupWriter, "_check_file")
+        await self.until_checked(writing.GroupWriter, "_check_file")
         self.assertEqual(store.problems, [])
 
     async def test_problems_directory_moved_names_it_and_clears(self) -> None:
@@ -151,7 +151,7 @@ class ProblemTests(StoreCase):
         await store.commit(ENTRY, None)
         self.path.with_name(f"{NAME}-wal").unlink()
         await self.noticed(store, f"{NAME}-wal", "removed")
-        # What was in it is saved by the end.
+        # Closing saves the data in the removed log.
         await self.close()
         self.assertEqual(self.count(), 1)
 
@@ -161,7 +161,7 @@ class ProblemTests(StoreCase):
         self.path.with_name(f"{NAME}-wal").unlink()
         self.assertIsNone(store._commits._find_damage(str(self.path)))
 
-    async def test_problems_file_truncated_is_said(self) -> None:
+    async def test_problems_file_truncated_names_it(self) -> None:
         store = self.open()
         os.truncate(self.path, 0)
         await self.noticed(store, NAME, "truncated")
@@ -178,7 +178,7 @@ class ProblemTests(StoreCase):
             await self.cleared(store)
             await self.close()
 
-    async def test_problems_table_renamed_before_the_start_is_said_and_clears(self) -> None:
+    async def test_problems_table_renamed_before_the_start_names_it_and_clears(self) -> None:
         store = self.open()
         await store.commit(ENTRY, None)
         await self.close()
@@ -191,7 +191,7 @@ class ProblemTests(StoreCase):
         await self.cleared(store)
         self.assertEqual(self.count(), 2)
 
-    async def test_problems_column_renamed_or_trigger_broken_is_said(self) -> None:
+    async def test_problems_column_renamed_or_trigger_broken_names_it(self) -> None:
         for statement, back, word in (
             (
                 "ALTER TABLE scale_weight_log RENAME COLUMN raw_line TO line",
@@ -213,7 +213,7 @@ class ProblemTests(StoreCase):
             await self.cleared(store)
             await self.close()
 
-    async def test_problems_file_locked_is_said_and_clears(self) -> None:
+    async def test_problems_file_locked_names_it_and_clears(self) -> None:
         store = self.open()
         with self.rows() as other:
             other.execute("BEGIN EXCLUSIVE")
@@ -224,19 +224,19 @@ class ProblemTests(StoreCase):
             other.execute("ROLLBACK")
         await self.cleared(store)
 
-    async def test_problems_file_locked_for_a_moment_are_none(self) -> None:
+    async def test_problems_file_locked_for_a_moment_are_empty(self) -> None:
         self.patch(writing, "_CHECK_INTERVAL", 3600.0)
         store = self.open()
         with self.rows() as other:
             other.execute("BEGIN EXCLUSIVE")
             store._commits._writer._check_call.reset(0)  # type: ignore[union-attr]  # it is open
-            await until(lambda: store._commits._writer._was_locked, "the look")  # type: ignore[union-attr]
-            await until(lambda: store._commits._writer._running is None, "the look")  # type: ignore[union-attr]
+            await until(lambda: store._commits._writer._was_locked, "the check")  # type: ignore[union-attr]
+            await until(lambda: store._commits._writer._running is None, "the check")  # type: ignore[union-attr]
             self.assertEqual(store.problems, [])
             other.execute("ROLLBACK")
         await store.commit(ENTRY, None)
 
-    async def test_refused_commits_are_one_line_and_their_end_another(self) -> None:
+    async def test_refused_commits_are_logged_once_and_so_is_their_end(self) -> None:
         store = self.open()
         with capturedLogs() as events:
             moved = self.path.rename(self.folder / "moved")
@@ -272,20 +272,20 @@ class ProblemTests(StoreCase):
         await self.refused(store)
         with self.assertRaises(StoreUnavailable):
             await store.replay(IdempotencyKey("1", "f"))
-        # Statistics go on: types of sensors are not waited for.
+        # Statistics do not wait for the types of sensors.
         self.assertEqual(await store.write([Sighting("M", "v", "VIB"), fault("M", 1)]), [])
 
 
 class RefusedRowTests(StoreCase):
-    """A row that the database will always refuse costs itself only."""
+    """A row that the database rejects affects no other row."""
 
     def add(self, statement: str) -> None:
         with self.rows() as connection:
             connection.executescript(statement)
 
     async def outcomes(self, store: SqliteStore) -> list[Any]:
-        """Of commits that share a transaction, each third of which weighs too much."""
-        # The first keeps the thread busy while the others come.
+        """Return the outcomes of commits that share a transaction, each third of which is rejected."""
+        # The first job keeps the thread busy until all others wait.
         work = [
             ensureDeferred(
                 store.commit(
@@ -327,7 +327,7 @@ class RefusedRowTests(StoreCase):
             self.path.unlink()
             os.removexattr(self.folder, "user.cynow-gateway.store")
 
-    async def test_commit_a_trigger_leaves_out_is_rejected_with_what_the_trigger_did(self) -> None:
+    async def test_commit_a_trigger_leaves_out_is_rejected_and_undone(self) -> None:
         await self.rejected(
             "CREATE TABLE plant (id); CREATE TRIGGER refusal BEFORE INSERT ON scale_weight_log"
             " WHEN new.event_type = 'BAD' BEGIN INSERT INTO plant VALUES (1); SELECT RAISE(IGNORE); END"
@@ -365,15 +365,15 @@ class RefusedRowTests(StoreCase):
 
 
 class OutcomeTests(StoreCase):
-    """How long a commit is waited for, and what is known of it then."""
+    """Deadlines of commits, and their outcomes."""
 
     def open(self, **options: Any) -> SqliteStore:
-        """Open a store that is as patient as the tests are, until :meth:`expire`."""
+        """Open a store whose deadlines pass only by :meth:`expire`."""
         self.patch(CommitFile.run, "__kwdefaults__", {**(CommitFile.run.__kwdefaults__ or {}), "patience": PATIENCE})
         return super().open(**options)
 
     def expire(self, store: SqliteStore) -> None:
-        """Let the time in which everything that was asked is answered be over."""
+        """Let the deadlines of all jobs pass."""
         writer = store._commits._writer
         assert writer is not None
         for each in (*writer._current, *writer._waiting):
@@ -416,7 +416,7 @@ class OutcomeTests(StoreCase):
         self.patch(sqlite, "write_commit", commit)
         with capturedLogs() as events:
             event.set()
-            # The same key tells: it was written, and the one that only waited was not.
+            # The same key gives the outcome: it was written, and the waiting one was not.
             again = await store.commit(ENTRY, IdempotencyKey("k", "f"))
         self.assertIsNone(again.commit)
         self.assertEqual(self.count(), 1)
@@ -435,7 +435,7 @@ class OutcomeTests(StoreCase):
         self.assertEqual(self.count(), 1)
 
     async def failing(self, store: SqliteStore, failures: int) -> Any:
-        """Commit while so many COMMITs fail as a disk does."""
+        """Commit while the next COMMITs fail as they do on a faulty disk."""
         left = [failures]
         commit = transactions._commit
 
@@ -450,14 +450,14 @@ class OutcomeTests(StoreCase):
         self.patch(transactions, "_commit", fails)
         return await store.commit(ENTRY, IdempotencyKey("k", "f"))
 
-    async def test_commit_that_the_disk_fails_and_the_next_write_covers_was_not_written(self) -> None:
+    async def test_commit_failed_by_the_disk_and_overwritten_was_not_written(self) -> None:
         store = self.open()
         with self.assertRaises(StoreUnavailable):
             await self.failing(store, 1)
         await until(lambda: not store.problems, "no problem")
         self.assertEqual(self.count(), 0)
 
-    async def test_commit_that_the_disk_fails_for_long_is_unknown(self) -> None:
+    async def test_commit_failed_by_a_faulty_disk_is_unknown(self) -> None:
         store = self.open()
         with self.assertRaises(OutcomeUnknown):
             await self.failing(store, 2)
@@ -469,12 +469,12 @@ class OutcomeTests(StoreCase):
 
 
 class LostFileTests(StoreCase):
-    """A file of commits that is lost is no new one."""
+    """A lost file of commits is not treated as a first start."""
 
     KEY = IdempotencyKey("k", "f")
 
     async def lived(self) -> int:
-        """Let a gateway live here; the last number of its events."""
+        """Run a gateway in the directory, and return its last event number."""
         store = self.open()
         await store.commit(ENTRY, self.KEY)
         await store.commit(ENTRY, None)
@@ -484,7 +484,7 @@ class LostFileTests(StoreCase):
         return reserved
 
     def forget(self) -> None:
-        """Let there be no note, as on a file system that keeps none."""
+        """Remove the note, as on a file system without attributes."""
         os.removexattr(self.folder, "user.cynow-gateway.store")
 
     def lose(self, how: str) -> None:
@@ -503,7 +503,7 @@ class LostFileTests(StoreCase):
             await store.commit(ENTRY, self.KEY)
         with self.assertRaises(StoreUnavailable):
             await store.replay(self.KEY)
-        # Statistics go on, types of sensors or not.
+        # Statistics do not wait for the types of sensors.
         self.assertEqual(await store.write([Sighting("M", "w", "VIB"), mean("w", "2025-12-18 11:00:00", 1.0)]), [])
         self.assertEqual(len((await store.means(MeansQuery("hour", "M", DAY, DAY))).items), 2)
         self.assertIn("M", (await store.rollup_progress({}, at("2025-12-18 12:00:00"))).unreadable)
@@ -524,19 +524,19 @@ class LostFileTests(StoreCase):
                     await store.reserve(reserved + 5)
                     reserved += 5
                     await self.close()
-                    # Nothing was touched.
+                    # No file was changed.
                     self.assertEqual(self.path.read_bytes() if self.path.exists() else None, before)
                 store = self.open(accept_empty=True)
                 self.assertEqual(store.problems, [])
                 self.assertGreater(store.first_seq, reserved)
                 result = await store.commit(ENTRY, self.KEY)
-                # Ids go on above those that are known to have been given.
+                # Ids continue above the known ones.
                 self.assertEqual(result.answer["id"], 3 if noted else 1)
                 await self.close()
                 if before is not None:
                     (aside,) = self.folder.glob(f"{NAME}.set-aside-*")
                     aside.unlink()
-                # And the next start is as any.
+                # The next start is normal.
                 store = self.open()
                 self.assertEqual((await store.commit(ENTRY, self.KEY)).commit, None)
                 await self.close()
@@ -569,7 +569,7 @@ class LostFileTests(StoreCase):
         self.assertIn("up to id 2, but the last id was 3", problem)
         await self.close()
         store = self.open(accept_empty=True)
-        # What it holds stays, and ids go on above those that were given.
+        # Its rows stay, and ids continue above the used ones.
         self.assertIsNone((await store.commit(ENTRY, self.KEY)).commit)
         self.assertEqual((await store.commit(ENTRY, None)).answer["id"], 4)
 
@@ -599,7 +599,7 @@ class LostFileTests(StoreCase):
         self.assertIsNone((await store.commit(ENTRY, self.KEY)).commit)
 
     async def test_open_empty_file_beside_a_log_removes_nothing(self) -> None:
-        """SQLite removes the log of an empty database; commits may be in it only."""
+        """SQLite removes the log of an empty database, which may hold the only copy of commits."""
         store = self.open()
         await store.commit(ENTRY, None)
         copy = new_folder(self, "store")
@@ -650,7 +650,7 @@ class LostFileTests(StoreCase):
         self.assertIn(SPOOL_FILE, await self.refused(store))
         self.assertGreater(store.first_seq, number)
 
-    async def test_open_garbage_says_what_to_do_and_an_accepted_start_sets_it_aside(self) -> None:
+    async def test_open_garbage_names_the_remedy_and_an_accepted_start_renames_it(self) -> None:
         for content in (b"something else" * 1000, b"SQLite format 3\0" + b"x" * 5000, bytes(8192)):
             self.path.write_bytes(content)
             with self.assertRaisesRegex(StoreUnavailable, f"{NAME} is damaged .*{self.path}.*--accept-empty-store"):
@@ -679,12 +679,12 @@ class LostFileTests(StoreCase):
                 await self.refused(store)
                 await self.close()
 
-    async def test_open_directory_in_the_place_of_the_file_says_so(self) -> None:
+    async def test_open_directory_in_the_place_of_the_file_names_it(self) -> None:
         self.path.mkdir()
         with self.assertRaisesRegex(StoreUnavailable, f"{self.path}: a directory is in the place"):
             self.open()
 
-    async def test_accept_without_a_loss_changes_nothing_and_says_so(self) -> None:
+    async def test_accept_without_a_loss_changes_nothing_and_is_logged(self) -> None:
         await self.lived()
         with capturedLogs() as events:
             store = self.open(accept_empty=True)
@@ -700,7 +700,7 @@ class LostFileTests(StoreCase):
         await self.close()
         self.assertEqual((self.path.read_bytes(), read_note(str(self.folder), "store")), (b"", note))
 
-    async def test_open_without_the_table_of_numbers_makes_it_again(self) -> None:
+    async def test_open_without_the_table_of_numbers_creates_it_again(self) -> None:
         reserved = await self.lived()
         with self.rows() as connection:
             connection.execute("DROP TABLE event_seq")
@@ -708,8 +708,8 @@ class LostFileTests(StoreCase):
         self.assertEqual(store.first_seq, reserved + 1)
         await store.commit(ENTRY, None)
 
-    async def test_open_what_a_dump_restored(self) -> None:
-        """A dump says nothing of the version of the schema."""
+    async def test_open_file_restored_from_a_dump(self) -> None:
+        """A dump lacks the version of the schema."""
         await self.lived()
         with self.rows() as connection:
             dump = "\n".join(connection.iterdump())
@@ -721,13 +721,13 @@ class LostFileTests(StoreCase):
         self.assertEqual(store.problems, [])
         self.assertIsNone((await store.commit(ENTRY, self.KEY)).commit)
 
-    async def test_note_is_kept_while_commits_come(self) -> None:
+    async def test_note_follows_commits(self) -> None:
         store = self.open()
         await store.commit(ENTRY, None)
         await until(lambda: (read_note(str(self.folder), "store") or Note("")).commit == 1, "the note")
         self.assertEqual(read_note(str(self.folder), "store").reserved, store.reserved)  # type: ignore[union-attr]
 
-    def test_note_that_is_none_is_not_believed(self) -> None:
+    def test_invalid_note_is_ignored(self) -> None:
         for text in (
             b"",
             b"{",
@@ -741,7 +741,7 @@ class LostFileTests(StoreCase):
 
 
 class MachineFileTests(StoreCase):
-    """A machine's database that is damaged is said, and its questions are not answered with nothing."""
+    """A damaged database of a machine is reported, and its queries fail instead of being empty."""
 
     async def damage(self, *tables: str) -> SqliteStore:
         store = self.open()
@@ -762,7 +762,7 @@ class MachineFileTests(StoreCase):
     def lost(self) -> float:
         return self.counters.registry.get_sample_value("cynow_store_lost_total") or 0.0
 
-    async def test_write_and_questions_of_a_damaged_machine_are_said(self) -> None:
+    async def test_writes_and_queries_of_a_damaged_machine_are_problems(self) -> None:
         store = await self.damage("v_hour_avg", "anomaly")
         for question in (
             ensureDeferred(store.means(MeansQuery("hour", "M", DAY, DAY))),
@@ -779,12 +779,12 @@ class MachineFileTests(StoreCase):
         self.assertIn("gateway.recompute", problem)
         self.assertEqual(self.lost(), 2)
         self.assertEqual([item["name"] for item in (await store.anomalies(None, DAY, DAY)).items], ["N", "N"])
-        # Nothing of it clears by itself.
-        await self.looks(machine_db.MachineDatabases, "_log_repaired")
+        # The problem does not end by itself.
+        await self.until_checked(machine_db.MachineDatabases, "_log_repaired")
         self.assertEqual(store.problems, [problem])
         await store.commit(ENTRY, None)
 
-    async def test_write_into_the_sound_tables_of_a_damaged_machine_goes_on(self) -> None:
+    async def test_write_into_the_sound_tables_of_a_damaged_machine_succeeds(self) -> None:
         store = await self.damage("v_hour_avg")
         entries: list[StoreEntry] = [fault("M", 2), mean("v", "2025-12-18 10:00:00", 2.0), fault("M", 3)]
         self.assertEqual(await store.write(entries), [])
@@ -823,13 +823,13 @@ class MachineFileTests(StoreCase):
 
         self.patch(store._machines._faults, "check", failing)
         self.assertEqual(await store.write([fault("M", 2)]), [])
-        await until(lambda: len(checks) > 3, "checks go on")
+        await until(lambda: len(checks) > 3, "further checks")
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 2)
         self.assertTrue(store.problems)
         (self.folder / "M.db").unlink()
         await until(lambda: not store.problems, "no problem")
 
-    async def test_a_file_that_is_no_database_is_said(self) -> None:
+    async def test_file_that_is_not_a_database_is_a_problem(self) -> None:
         (self.folder / "M.db").write_bytes(b"something else" * 1000)
         store = self.open()
         with self.assertRaises(StoreUnavailable):
@@ -840,7 +840,7 @@ class MachineFileTests(StoreCase):
         self.assertIn("20 entries lost", store.problems[0])
         self.assertEqual(self.lost(), 20)
 
-    async def test_lines_about_a_damaged_machine_are_few(self) -> None:
+    async def test_log_lines_about_a_damaged_machine_are_limited(self) -> None:
         store = await self.damage("v_hour_avg", "anomaly")
         with capturedLogs() as events:
             for _ in range(100):
@@ -850,7 +850,7 @@ class MachineFileTests(StoreCase):
         self.assertLess(len(events), 15)
         self.assertEqual(self.lost(), 100)
 
-    async def test_machine_that_waits_is_said_until_it_is_written(self) -> None:
+    async def test_machine_that_cannot_be_written_is_a_problem_until_it_is(self) -> None:
         (self.folder / "M.db").mkdir()
         store = self.open()
         again = await store.write([fault("M", 1)])
@@ -887,13 +887,13 @@ class MachineFileTests(StoreCase):
 
 
 class MachineFaultsTests(SynchronousTestCase):
-    """Faults of machines that another thread, or another program, has to do with."""
+    """Faults of machines with other threads and programs."""
 
     def setUp(self) -> None:
         self.path = str(new_folder(self, "faults") / "M.db")
         self.faults = MachineFaults()
 
-    def test_wrote_while_a_check_removes_the_fault_is_no_error(self) -> None:
+    def test_note_written_while_a_check_removes_the_fault_succeeds(self) -> None:
         class Lock:
             def __enter__(lock) -> None:
                 self.faults._faults.clear()
@@ -906,7 +906,7 @@ class MachineFaultsTests(SynchronousTestCase):
         self.faults.note_written("M")
         self.assertEqual(self.faults._faults, {})
 
-    def test_look_at_a_locked_file_is_repeated_when_it_is_free(self) -> None:
+    def test_check_of_a_locked_file_is_repeated(self) -> None:
         self.faults.note_damage("M", "the file is damaged", "read", 3)
         with contextlib.closing(sqlite3.connect(self.path, isolation_level=None)) as other:
             other.execute("CREATE TABLE anomaly (id INTEGER)")
@@ -918,7 +918,7 @@ class MachineFaultsTests(SynchronousTestCase):
 
 
 class SpoolFileTests(StoreCase):
-    """A spool that is lost is said, and its numbers go on."""
+    """A lost spool is reported, and event numbers continue above its own."""
 
     def spool(self) -> Spool:
         clock = WallClock(UTC, lambda: self.wall, time.monotonic)
@@ -927,7 +927,7 @@ class SpoolFileTests(StoreCase):
         self.opened.append(spool)
         return spool
 
-    async def test_open_spool_lost_goes_on_above_and_says_what_waited(self) -> None:
+    async def test_open_spool_lost_continues_numbers_and_reports_waiting_entries(self) -> None:
         for content in (None, b""):
             spool = self.spool()
             await spool.append([fault("M", 1), fault("M", 2)])
@@ -945,11 +945,11 @@ class SpoolFileTests(StoreCase):
             for number, _ in await spool.first(10):
                 await spool.done(number)
             await self.close()
-            # It is said until the next start, which finds it as it was left.
+            # The problem is reported until the next start.
             self.assertIsNone(self.spool().problem)
             await self.close()
 
-    async def test_open_spool_lost_in_which_nothing_waited_is_a_line_of_the_log_only(self) -> None:
+    async def test_open_spool_lost_without_waiting_entries_is_only_logged(self) -> None:
         self.spool()
         await self.close()
         (self.folder / SPOOL_FILE).unlink()
@@ -958,17 +958,17 @@ class SpoolFileTests(StoreCase):
         self.assertIsNone(spool.problem)
         self.assertIn("missing", str([event["problem"] for event in events if "problem" in event]))
 
-    async def test_open_spool_for_the_first_time_says_nothing(self) -> None:
+    async def test_open_spool_for_the_first_time_logs_nothing(self) -> None:
         with capturedLogs() as events:
             self.assertIsNone(self.spool().problem)
         self.assertEqual(events, [])
 
-    async def test_open_spool_damaged_says_what_to_do(self) -> None:
+    async def test_open_spool_damaged_names_the_remedy(self) -> None:
         (self.folder / SPOOL_FILE).write_bytes(b"something else" * 1000)
         with self.assertRaisesRegex(StoreUnavailable, f"^{SPOOL_FILE}: .*not a database.*move it away"):
             self.spool()
 
-    async def test_problem_of_a_spool_that_was_removed_is_noticed_without_an_entry(self) -> None:
+    async def test_removed_spool_is_a_problem_without_an_entry(self) -> None:
         spool = self.spool()
         moved = (self.folder / SPOOL_FILE).rename(self.folder / "moved")
         await until(lambda: spool.problem, "a problem")
@@ -978,7 +978,7 @@ class SpoolFileTests(StoreCase):
 
 
 class ErrorTests(SynchronousTestCase):
-    """Words for SQLite's errors."""
+    """Explanations of SQLite's errors."""
 
     def error(self, code: int, text: str = "text") -> sqlite3.Error:
         error = sqlite3.OperationalError(text)
@@ -1010,6 +1010,6 @@ class ErrorTests(SynchronousTestCase):
         folder = new_folder(self, "full")
         text = sqlite_errors.explained(self.error(sqlite3.SQLITE_FULL), f"{folder}/x.sqlite3")
         self.assertEqual(text, f"{folder}: the disk is full; make room")
-        # An I/O error of a disk that takes a file keeps its own words.
+        # An I/O error keeps its text if a trial write succeeds.
         text = sqlite_errors.explained(self.error(sqlite3.SQLITE_IOERR, "disk I/O error"), f"{folder}/x.sqlite3")
         self.assertEqual(text, "x.sqlite3: disk I/O error")
