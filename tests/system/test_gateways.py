@@ -1,4 +1,4 @@
-"""Several gateways on one real server: each shows the whole site, whatever happens to the others or to the server."""
+"""Several gateways on one real server: each shows the whole site, also after failures of peers or the server."""
 
 import contextlib
 import json
@@ -14,13 +14,13 @@ from tests.postgres import Server
 from tests.support.frames import fault, frame
 from tests.system.test_recovery import AT_TIME, seoul, set_clock
 
-#: One that does not give up a client for a ping that it answers when the test listens again.
+#: Gateway that waits long for the answer to a ping, because the test reads its connections late.
 FORBEARING = with_constants({"gateway.web.push.ws_endpoint._PING": 10 * PATIENCE})
 
 
 @pytest.fixture
 def start(server: Server, tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
-    """Starts a gateway with a scale of its name."""
+    """Return a function that starts a gateway with a scale of the same name."""
     with contextlib.ExitStack() as stack:
 
         def start(name: str, twistd: list[str] = FORBEARING) -> Daemon:
@@ -35,7 +35,7 @@ def start(server: Server, tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
             )
             stack.callback(gateway.end)
             gateway.start()
-            until(lambda: gateway.get("/healthz")[1]["problems"] == [], "PostgreSQL is there")
+            until(lambda: gateway.get("/healthz")[1]["problems"] == [], "PostgreSQL is connected")
             return gateway
 
         yield start
@@ -57,13 +57,13 @@ def others(gateway: Daemon, count: int) -> Callable[[], bool]:
     return lambda: gateway.metric("cynow_relay_gateways") == count
 
 
-def test_each_gateway_shows_the_whole_site(server: Server, start: Callable[..., Daemon]) -> None:
+def test_gateway_shows_the_whole_site(server: Server, start: Callable[..., Daemon]) -> None:
     a, b = start("a"), start("b")
     for gateway in (a, b):
         until(others(gateway, 1), "they hear each other")
     client = b.subscribe("scale/*", "machine/*")
     until(lambda: latest(b, "a").get("error") == "no_data", "the other's scale")
-    # Readings, with their status and time as they came.
+    # Readings, with their original status and time.
     scale = a.scale()
     scale.sendall(b"US,+00001.00 kg\r\nST,+00053.26 kg\r\nOL,+99999.99 kg\r\n")
     first = client.events(4, "connected", "reading")
@@ -73,7 +73,7 @@ def test_each_gateway_shows_the_whole_site(server: Server, start: Callable[..., 
     assert first[2]["data"]["received_at"] == latest(a, "a")["received_at"]
     assert [event["seq"] for event in first] == list(range(first[0]["seq"], first[0]["seq"] + 4))
     assert latest(b, "a") == latest(a, "a")
-    # A commit of the other's scale.
+    # A commit of the peer's scale.
     status, answer, _ = b.commit("CY1", scale_id="a")
     assert (status, answer["gross_kg"]) == (200, 53.26)
     assert client.events(1, "commit")[0]["data"] == {**answer, "scale_id": "a"}
@@ -101,22 +101,22 @@ def test_each_gateway_shows_the_whole_site(server: Server, start: Callable[..., 
     assert [event["score"] for event in found[0]] == [1.5]
     for gateway in (a, b):
         until(lambda gateway=gateway: gateway.get("/stat/machineList")[1] == {"machine_list": ["M"]}, "stored data")
-    # The other goes, its machine first.
+    # The peer stops, after its machine has disconnected.
     machine.close()
     assert client.events(1, "disconnected")[0]["topic"] == "machine/M"
     assert machines(b) == []
     assert a.terminate() == 0
     assert client.events(1, "disconnected")[0]["topic"] == "scale/a"
-    # Said at the end, not noticed later.
+    # The peer reports its end; it is not only noticed later.
     assert "hall a has stopped" in b.log()
-    # Its weight stays, and ages.
+    # Its weight stays and becomes stale.
     until(lambda: latest(b, "a")["stale"], "it is stale")
     assert weight(b, "a") == 53.26
     assert [row[0] for row in server.sql("SELECT cylinder_no FROM scale_weight_log ORDER BY id")] == ["CY1", "CY2"]
     assert server.sql("SELECT count(*) FROM cynow_anomaly") == [(1,)]
 
 
-def test_a_gateway_that_dies(start: Callable[..., Daemon]) -> None:
+def test_killed_gateway_is_gone_for_its_peers(start: Callable[..., Daemon]) -> None:
     a, b = start("a"), start("b")
     until(others(b, 1), "they hear each other")
     client = b.subscribe("scale/a", "machine/M")
@@ -139,24 +139,24 @@ def test_a_gateway_that_dies(start: Callable[..., Daemon]) -> None:
     assert machines(b) == ["/M"]
 
 
-def test_who_comes_later_is_told(start: Callable[..., Daemon]) -> None:
+def test_later_gateway_gets_the_state(start: Callable[..., Daemon]) -> None:
     a = start("a")
     a.scale().sendall(b"ST,+00001.00 kg\r\n")
     a.daq(frame("name", "M"), frame("DataUpdate", {"v": {"type": "TEMP", "data": [1.0, 3.0]}}))
     until(lambda: latest(a, "a").get("stale"), "stale")
     b = start("b")
     found = until(lambda: its if (its := latest(b, "a")).get("weight") == 1.0 else None, "the weight")
-    # By the age that it has, not by when it was heard of.
+    # The age counts from the weight, not from the message about it.
     assert found["stale"]
     until(lambda: machines(b) == ["/M"], "the machine")
     snapshots = [gateway.subscribe("scale/a", "machine/M").events(2, "snapshot") for gateway in (a, b)]
     by_topic = [{event["topic"]: event["data"] for event in found} for found in snapshots]
     assert by_topic[0] == by_topic[1]
-    # No stranger's name is a label.
+    # Names of peers are not used as labels.
     assert b.metrics("cynow_scale_readings_total", scale_id="a") == []
 
 
-def test_a_minute_goes_out_on_each(start: Callable[..., Daemon], tmp_path: Path) -> None:
+def test_minute_is_published_by_each_gateway(start: Callable[..., Daemon], tmp_path: Path) -> None:
     twistd = [sys.executable, AT_TIME, str(tmp_path / "ahead"), "-n", "--pidfile=", "cynow-gateway"]
     set_clock(tmp_path, seoul("2025-12-18 10:11:00"))
     a, b = start("a", twistd), start("b", twistd)
@@ -172,14 +172,16 @@ def test_a_minute_goes_out_on_each(start: Callable[..., Daemon], tmp_path: Path)
     assert updates[0]["data"]["data"] == 2.0
     snapshots = [gateway.subscribe("machine/M").events(1, "snapshot")[0]["data"] for gateway in (a, b)]
     assert snapshots[0] == snapshots[1]
-    # Also for who comes later, and after a kill.
+    # Also for a gateway that starts later, and after a kill.
     c = start("c", twistd)
     until(lambda: machines(c) == ["/M"], "the machine")
     until(lambda: c.subscribe("machine/M").events(1, "snapshot")[0]["data"] == snapshots[0], "its updates")
 
 
 @pytest.mark.parametrize("how", ["immediate", "silence"])
-def test_a_server_that_goes_and_comes(server: Server, start: Callable[..., Daemon], how: str) -> None:
+def test_outage_disconnects_peers_until_the_server_is_back(
+    server: Server, start: Callable[..., Daemon], how: str
+) -> None:
     a, b = start("a"), start("b")
     until(others(b, 1), "they hear each other")
     client = b.subscribe("scale/*", "machine/*")
@@ -191,7 +193,7 @@ def test_a_server_that_goes_and_comes(server: Server, start: Callable[..., Daemo
         server.stop()
     else:
         server.pause()
-    # Nobody hears anybody: what is elsewhere counts as gone, what is here does not.
+    # Without messages, scales and machines of peers count as disconnected, but not those of this gateway.
     assert {event["topic"] for event in client.events(2, "disconnected")} == {"scale/a", "machine/M"}
     assert machines(a) == ["/M"]
     assert machines(b) == []
@@ -213,11 +215,11 @@ def test_a_server_that_goes_and_comes(server: Server, start: Callable[..., Daemo
 
 
 @pytest.mark.parametrize("what", ["the server", "sessions"])
-def test_a_restart_within_a_moment(server: Server, start: Callable[..., Daemon], what: str) -> None:
-    # However long the server takes to come back, it is within a moment.
+def test_short_outage_disconnects_no_peer(server: Server, start: Callable[..., Daemon], what: str) -> None:
+    # However long the server takes to return, peers do not count as gone.
     twistd = with_constants({"gateway.relay.peers.GONE": PATIENCE, "gateway.relay.service.GONE": PATIENCE})
     a, b = start("a", twistd), start("b", twistd)
-    # There is a snapshot only of what b has heard of.
+    # A snapshot contains only machines that b knows.
     until(lambda: latest(b, "a").get("error") == "no_data", "the other's scale")
     client = b.subscribe("scale/a")
     scale = a.scale()
@@ -238,7 +240,7 @@ def test_a_restart_within_a_moment(server: Server, start: Callable[..., Daemon],
     assert "disconnected" not in names
 
 
-def test_much_at_once_comes_in_order(start: Callable[..., Daemon]) -> None:
+def test_many_records_arrive_in_order(start: Callable[..., Daemon]) -> None:
     a, b = start("a"), start("b")
     until(others(b, 1), "they hear each other")
     client = b.subscribe("scale/a")
@@ -250,7 +252,7 @@ def test_much_at_once_comes_in_order(start: Callable[..., Daemon]) -> None:
         assert gateway.metrics("cynow_relay_dropped_records_total") == []
 
 
-def test_what_others_notify_is_dropped(server: Server, start: Callable[..., Daemon]) -> None:
+def test_notifications_of_other_programs_are_ignored(server: Server, start: Callable[..., Daemon]) -> None:
     a, b = start("a"), start("b")
     until(others(b, 1), "they hear each other")
     bad = [
@@ -281,7 +283,7 @@ def test_what_others_notify_is_dropped(server: Server, start: Callable[..., Daem
 
 
 class Polls:
-    """A Socket.IO client by long-polling."""
+    """Socket.IO client with long polling."""
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
@@ -294,7 +296,7 @@ class Polls:
         assert self._daemon.request("POST", self._path, packet.encode())[0] == 200
 
     def hear(self, begin: str) -> Any:
-        """The value of the next packet with such a beginning."""
+        """Return the value of the next packet with a prefix."""
         while True:
             while self._heard:
                 packet = self._heard.pop(0)

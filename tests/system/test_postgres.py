@@ -1,4 +1,4 @@
-"""The gateway on a real PostgreSQL server that goes away in each way: what is kept, what goes on, what is said."""
+"""The gateway on a real PostgreSQL server during outages: data that is kept, functions that go on, and reports."""
 
 import contextlib
 import itertools
@@ -21,7 +21,7 @@ from tests.support.frames import fault, frame
 
 @pytest.fixture
 def plant(server: Server, tmp_path: Path) -> Iterator[Daemon]:
-    """A gateway on that server, not yet started."""
+    """Return a gateway on the server, not yet started."""
     gateway = Daemon(tmp_path, database={"url": server.url}, gateway={"name": "hall 1"}, timezone="Asia/Seoul")
     yield gateway
     gateway.end()
@@ -51,7 +51,7 @@ def commits_work(daemon: Daemon) -> None:
 
 
 def what_needs_no_server_works(daemon: Daemon, client: Subscriber, weight: float) -> None:
-    """Readings, the latest weight, live events, raw files; and a commit that is refused, not lost."""
+    """Check readings, the latest weight, live events and raw files, and that a commit is refused, not lost."""
     daemon.weigh(b"ST,+%08.2f kg" % weight)
     assert client.events(1, "reading")[0]["data"]["weight"] == weight
     status, latest, _ = daemon.get("/api/scale-gateway/latest/")
@@ -61,9 +61,9 @@ def what_needs_no_server_works(daemon: Daemon, client: Subscriber, weight: float
     assert int(headers["retry-after"]) >= 1
 
 
-def test_the_gateway_writes_into_the_tables(plant: Daemon, server: Server) -> None:
+def test_gateway_writes_into_the_tables(plant: Daemon, server: Server) -> None:
     plant.start()
-    until(lambda: is_well(plant), "PostgreSQL is there")
+    until(lambda: is_well(plant), "PostgreSQL is connected")
     plant.weigh(b"ST,+00053.26 kg")
     until(plant.latest_is(53.26), "the weight")
     status, answer, _ = plant.commit("CY1", key="k1")
@@ -78,20 +78,20 @@ def test_the_gateway_writes_into_the_tables(plant: Daemon, server: Server) -> No
     today = rows(server, "SELECT (time::date)::text FROM cynow_anomaly")[0]
     (found,) = plant.get(f"/stat/anomaly/all?start={today}&end={today}")[1]
     assert (found["name"], found["score"], found["threshold"]) == ("M", 1.5, 1.0)
-    # The answer to a key survives a kill.
+    # The answer to a key is kept after a kill.
     plant.kill()
     plant.start()
-    until(lambda: is_well(plant), "PostgreSQL is there")
+    until(lambda: is_well(plant), "PostgreSQL is connected")
     plant.weigh(b"ST,+00001.00 kg")
     until(plant.latest_is(1.0), "the weight")
     assert plant.commit("CY1", key="k1")[1] == answer
     assert len(rows(server)) == 1
 
 
-def test_a_server_that_is_away_at_the_start_is_no_reason_not_to_start(plant: Daemon, server: Server) -> None:
+def test_start_without_a_server_serves_and_recovers(plant: Daemon, server: Server) -> None:
     server.stop()
     plant.start()
-    until(lambda: any("PostgreSQL is unavailable" in problem for problem in problems(plant)), "it is said")
+    until(lambda: any("PostgreSQL is unavailable" in problem for problem in problems(plant)), "the problem is reported")
     what_needs_no_server_works(plant, plant.subscribe("scale/default"), 2.0)
     plant.daq(frame("name", "M"), fault(1.5))
     until(lambda: plant.metric("cynow_spool_waiting") >= 1, "the anomaly waits")
@@ -103,9 +103,9 @@ def test_a_server_that_is_away_at_the_start_is_no_reason_not_to_start(plant: Dae
 
 
 @pytest.mark.parametrize("how", ["immediate", "silence"])
-def test_an_outage(plant: Daemon, server: Server, how: str) -> None:
+def test_outage_keeps_data_and_live_events(plant: Daemon, server: Server, how: str) -> None:
     plant.start()
-    until(lambda: is_well(plant), "PostgreSQL is there")
+    until(lambda: is_well(plant), "PostgreSQL is connected")
     client = plant.subscribe("scale/default")
     plant.weigh(b"ST,+00001.00 kg")
     until(plant.latest_is(1.0), "the weight")
@@ -116,14 +116,14 @@ def test_an_outage(plant: Daemon, server: Server, how: str) -> None:
         server.stop()
     else:
         server.pause()
-    # Noticed within some seconds, whichever way it went.
+    # The outage is noticed within some seconds, whatever its cause.
     until(lambda: plant.commit("REFUSED")[0] == 503, "a commit is refused")
-    until(lambda: any("PostgreSQL is unavailable" in problem for problem in problems(plant)), "it is said")
+    until(lambda: any("PostgreSQL is unavailable" in problem for problem in problems(plant)), "the problem is reported")
     client.events(1, "reading")
     what_needs_no_server_works(plant, client, 2.0)
     machine.sendall(fault(2) + fault(3))
     until(lambda: plant.metric("cynow_spool_waiting") >= 2, "anomalies wait")
-    # Over a kill of the gateway too.
+    # Also after a kill of the gateway.
     plant.kill()
     plant.start()
     plant.daq(frame("name", "M"), fault(4))
@@ -140,10 +140,10 @@ def test_an_outage(plant: Daemon, server: Server, how: str) -> None:
     assert set(rows(server)) & {"BEFORE", "REFUSED"} == {"BEFORE"}
 
 
-def test_commits_while_the_server_is_killed_again_and_again(plant: Daemon, server: Server) -> None:
-    """What was acknowledged is there, once; what has a key is there once however often it is asked for."""
+def test_commits_while_the_server_is_killed_repeatedly(plant: Daemon, server: Server) -> None:
+    """Acknowledged commits are stored once, also if a request with a key is repeated."""
     plant.start()
-    until(lambda: is_well(plant), "PostgreSQL is there")
+    until(lambda: is_well(plant), "PostgreSQL is connected")
     plant.weigh(b"ST,+00001.00 kg")
     until(plant.latest_is(1.0), "the weight")
     over = threading.Event()
@@ -158,7 +158,7 @@ def test_commits_while_the_server_is_killed_again_and_again(plant: Daemon, serve
             while plant.commit(cylinder, key=cylinder)[0] != 200:
                 if over.is_set():
                     return
-                # As Retry-After asks, in small.
+                # Retry-After asks for more; the test is faster.
                 time.sleep(0.05)
             with lock:
                 acknowledged.append(cylinder)
@@ -183,9 +183,9 @@ def test_commits_while_the_server_is_killed_again_and_again(plant: Daemon, serve
     assert set(acknowledged) <= set(found)
 
 
-def test_sessions_that_are_ended_are_made_again(plant: Daemon, server: Server) -> None:
+def test_ended_sessions_are_replaced(plant: Daemon, server: Server) -> None:
     plant.start()
-    until(lambda: is_well(plant), "PostgreSQL is there")
+    until(lambda: is_well(plant), "PostgreSQL is connected")
     plant.weigh(b"ST,+00001.00 kg")
     until(plant.latest_is(1.0), "the weight")
     for _ in range(3):
@@ -204,12 +204,12 @@ def test_two_gateways_share_a_database(server: Server, tmp_path: Path) -> None:
             (tmp_path / name).mkdir()
             gateway = Daemon(tmp_path / name, database={"url": server.url}, gateway={"name": name})
             stack.callback(gateway.end)
-            # At once, on a database without a table.
+            # Both at once, on a database without tables.
             gateway.run()
             gateways.append(gateway)
         for number, gateway in enumerate(gateways):
             gateway.start_answers()
-            until(lambda gateway=gateway: is_well(gateway), "PostgreSQL is there")
+            until(lambda gateway=gateway: is_well(gateway), "PostgreSQL is connected")
             gateway.daq(frame("name", f"M{number}"), fault(number + 1))
             gateway.weigh(b"ST,+00001.00 kg")
             until(gateway.latest_is(1.0), "the weight")
@@ -223,31 +223,31 @@ def test_two_gateways_share_a_database(server: Server, tmp_path: Path) -> None:
             )
 
 
-def test_the_end_with_a_silent_server(plant: Daemon, server: Server) -> None:
+def test_stop_with_a_silent_server_ends_in_time(plant: Daemon, server: Server) -> None:
     plant.start()
-    until(lambda: is_well(plant), "PostgreSQL is there")
+    until(lambda: is_well(plant), "PostgreSQL is connected")
     server.pause()
     assert plant.terminate() == 0
 
 
-def test_an_unknown_database_is_said_and_everything_else_works(plant: Daemon, server: Server) -> None:
+def test_unknown_database_is_reported_and_other_functions_work(plant: Daemon, server: Server) -> None:
     tree = plant.config.read_text("utf-8").replace("/postgres", "/nowhere")
     plant.config.write_text(tree, "utf-8")
     plant.start()
-    until(lambda: any("nowhere" in problem for problem in problems(plant)), "it is said")
+    until(lambda: any("nowhere" in problem for problem in problems(plant)), "the problem is reported")
     what_needs_no_server_works(plant, plant.subscribe("scale/default"), 2.0)
 
 
-def test_recompute_makes_statistics_on_the_server_again(plant: Daemon, server: Server) -> None:
+def test_recompute_restores_statistics_on_the_server(plant: Daemon, server: Server) -> None:
     command = [sys.executable, "-m", "gateway.recompute", "--config", str(plant.config), "--from", "2025-12-18"]
 
     def run() -> "subprocess.CompletedProcess[str]":
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         return subprocess.run(command, cwd=plant.folder, env=environment, capture_output=True, text=True, check=False)
 
-    # Beside the gateway, which has the folder of the spool.
+    # Beside the gateway, which uses the directory of the spool.
     plant.start()
-    until(lambda: is_well(plant), "PostgreSQL is there")
+    until(lambda: is_well(plant), "PostgreSQL is connected")
     folder = plant.folder / "data" / "M"
     folder.mkdir(parents=True)
     lines = "".join(f"{hour:02}:00:{second:02},{hour + second / 8}\n" for hour in (9, 10) for second in range(8))

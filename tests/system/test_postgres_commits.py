@@ -1,16 +1,16 @@
-"""What HTTP answers to commits that PostgreSQL rejects, or says nothing of in time; and what the log then holds."""
+"""HTTP answers and log lines for commits that PostgreSQL rejects, or does not confirm in time."""
 
 from pathlib import Path
 
 from tests.daemon import Daemon, running, until
 from tests.postgres import Server
 
-#: A cylinder that must be in no log.
+#: Cylinder that must not be logged.
 CYLINDER = "CY-SECRET-77"
 
 
 def weighed(plant: Daemon) -> None:
-    until(lambda: plant.get("/healthz")[1]["problems"] == [], "PostgreSQL is there")
+    until(lambda: plant.get("/healthz")[1]["problems"] == [], "PostgreSQL is connected")
     plant.weigh(b"ST,+00053.26 kg")
     until(plant.latest_is(53.26), "the weight")
     assert plant.commit("FIRST")[0] == 200
@@ -20,9 +20,7 @@ def cylinders(server: Server) -> list[str]:
     return [name for (name,) in server.sql("SELECT cylinder_no FROM scale_weight_log ORDER BY id")]
 
 
-def test_row_that_the_database_rejects_is_answered_409_and_not_repeated_in_the_log(
-    server: Server, tmp_path: Path
-) -> None:
+def test_commit_rejected_by_the_database_answers_409_and_logs_no_values(server: Server, tmp_path: Path) -> None:
     with running(tmp_path, database={"url": server.url}) as plant:
         weighed(plant)
         server.sql(f"ALTER TABLE scale_weight_log ADD CONSTRAINT plant CHECK (cylinder_no <> '{CYLINDER}')")
@@ -42,13 +40,13 @@ def test_row_that_the_database_rejects_is_answered_409_and_not_repeated_in_the_l
         assert "commits are refused" in problem
         assert CYLINDER not in problem
         server.sql("DROP TRIGGER plant ON scale_weight_log")
-        until(lambda: plant.get("/healthz")[1]["problems"] == [], "it heals without a commit")
+        until(lambda: plant.get("/healthz")[1]["problems"] == [], "the store recovers without a commit")
         assert cylinders(server) == ["FIRST"]
         assert plant.metric("cynow_commits_total", outcome="rejected_by_database") == 3
         assert CYLINDER not in plant.log()
 
 
-def test_commit_without_an_answer_in_time_is_504_until_the_same_key_tells(server: Server, tmp_path: Path) -> None:
+def test_commit_not_confirmed_in_time_answers_504_until_its_key_is_known(server: Server, tmp_path: Path) -> None:
     with running(tmp_path, database={"url": server.url}) as plant:
         weighed(plant)
         server.sql(

@@ -1,4 +1,4 @@
-"""Push messages through the real firebase-admin, against a Google of the tests' that fails in each way."""
+"""Push messages through the real firebase-admin, to a simulated Google that fails on demand."""
 
 import json
 import time
@@ -25,7 +25,7 @@ def google(tmp_path: Path) -> Iterator[Google]:
 
 @pytest.fixture
 def pushing(google: Google, tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
-    """Starts a gateway that pushes to that Google."""
+    """Return a function that starts a gateway with push messages to the simulated Google."""
     daemons: list[Daemon] = []
 
     def start(**settings: Any) -> Daemon:
@@ -47,7 +47,7 @@ def fault(daemon: Daemon, machine: str, score: float = 1.5) -> None:
 
 
 def pushed(daemon: Daemon, **outcomes: int) -> None:
-    """Wait for these outcomes; there are no others."""
+    """Wait until exactly these outcomes are counted."""
 
     def found() -> dict[str, float]:
         words = ("sent", "failed", "held", "dropped", "retried", "expired")
@@ -57,7 +57,7 @@ def pushed(daemon: Daemon, **outcomes: int) -> None:
 
 
 def retried(daemon: Daemon) -> None:
-    """Wait until the message that was not sent is to be tried again; it may have been meanwhile."""
+    """Wait until a retry is planned; it may have happened meanwhile."""
     until(lambda: daemon.metric("cynow_push_messages_total", outcome="retried") >= 1, "a further try is planned")
 
 
@@ -71,7 +71,7 @@ def can_push(daemon: Daemon) -> None:
 
 
 def ingest_does_not_notice(daemon: Daemon) -> None:
-    """Each batch is an event and in its file at once, as if there were no Google."""
+    """Check that batches become events and reach their file at once, regardless of Google."""
     client = daemon.subscribe("machine/Ingest/samples")
     machine = daemon.daq(frame("name", "Ingest"))
     for number in range(10):
@@ -84,7 +84,7 @@ def ingest_does_not_notice(daemon: Daemon) -> None:
     until(lambda: path.read_text("ascii").endswith(",9.5\n"), "the samples are in it")
 
 
-def test_success(google: Google, pushing: Callable[..., Daemon]) -> None:
+def test_push_sends_messages(google: Google, pushing: Callable[..., Daemon]) -> None:
     daemon = pushing()
     can_push(daemon)
     fault(daemon, "ShotBlast")
@@ -101,12 +101,12 @@ def test_success(google: Google, pushing: Callable[..., Daemon]) -> None:
         },
         {"topic": "anomaly", "notification": {"title": "펌프 2 이상치 감지", "body": "상세 정보 : 3.25/1.0"}},
     ]
-    # One token serves for an hour.
+    # One token is valid for an hour.
     assert google.tokens == 1
     ingest_does_not_notice(daemon)
 
 
-def test_the_interval_is_seconds_of_a_clock(google: Google, pushing: Callable[..., Daemon]) -> None:
+def test_push_interval_is_in_seconds(google: Google, pushing: Callable[..., Daemon]) -> None:
     daemon = pushing(timeout=1.5)
     can_push(daemon)
 
@@ -116,14 +116,14 @@ def test_the_interval_is_seconds_of_a_clock(google: Google, pushing: Callable[..
 
     began = time.monotonic()
     until(once_more, "three messages, and more that are held")
-    # From the first on: each may be on its way for a while.
+    # Measured from the first: each message may take some time.
     assert all(at - began >= 1.5 * number for number, at in enumerate(google.asked_at))
 
 
-def test_401(google: Google, pushing: Callable[..., Daemon]) -> None:
+def test_push_status_401_logs_refused_credentials(google: Google, pushing: Callable[..., Daemon]) -> None:
     daemon = pushing()
     can_push(daemon)
-    # google-auth gets a new token and asks again, twice.
+    # google-auth gets a new token and repeats the request, twice.
     google.answers.extend([Answer(401)] * 6)
     fault(daemon, "A")
     fault(daemon, "B")
@@ -133,20 +133,20 @@ def test_401(google: Google, pushing: Callable[..., Daemon]) -> None:
     ingest_does_not_notice(daemon)
 
 
-def test_no_token_for_these_credentials(google: Google, pushing: Callable[..., Daemon]) -> None:
+def test_push_without_token_logs_refused_credentials(google: Google, pushing: Callable[..., Daemon]) -> None:
     google.token = Answer(400)
     daemon = pushing()
     logged(daemon, "Google refuses the credentials (no access token: RefreshError)")
     fault(daemon, "A")
     pushed(daemon, failed=1)
     ingest_does_not_notice(daemon)
-    # Somebody gives the account its rights back.
+    # An operator restores the rights of the account.
     google.token = Answer()
     fault(daemon, "A")
     pushed(daemon, failed=1, sent=1)
 
 
-def test_404(google: Google, pushing: Callable[..., Daemon]) -> None:
+def test_push_status_404_is_not_retried(google: Google, pushing: Callable[..., Daemon]) -> None:
     daemon = pushing()
     can_push(daemon)
     google.answers.append(Answer(404))
@@ -154,21 +154,21 @@ def test_404(google: Google, pushing: Callable[..., Daemon]) -> None:
     pushed(daemon, failed=1)
     logged(daemon, "machine A: push message not sent (HTTP 404)")
     ingest_does_not_notice(daemon)
-    # It is not tried again, and does not keep the next anomaly from being sent.
+    # It is not retried, and does not block the next anomaly's message.
     fault(daemon, "A", 2.5)
     pushed(daemon, failed=1, sent=1)
     assert [body for _, body in google.notifications] == ["상세 정보 : 1.5/1.0", "상세 정보 : 2.5/1.0"]
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_later(google: Google, pushing: Callable[..., Daemon], status: int) -> None:
+def test_push_temporary_status_is_retried(google: Google, pushing: Callable[..., Daemon], status: int) -> None:
     daemon = pushing()
     can_push(daemon)
     google.answers.append(Answer(status, {"Retry-After": "3"}))
     fault(daemon, "A")
     retried(daemon)
     logged(daemon, f"machine A: push message not sent (HTTP {status}); retrying in 3 s")
-    # The thread does not sleep over it: what the reactor waits for holds nobody up.
+    # The thread does not wait; the reactor does, without blocking other work.
     ingest_does_not_notice(daemon)
     fault(daemon, "A")
     fault(daemon, "B")
@@ -177,7 +177,7 @@ def test_later(google: Google, pushing: Callable[..., Daemon], status: int) -> N
     assert google.asked_at[1] - google.asked_at[0] >= 3
 
 
-def test_time_out(google: Google, pushing: Callable[..., Daemon]) -> None:
+def test_push_time_out_is_retried(google: Google, pushing: Callable[..., Daemon]) -> None:
     daemon = pushing()
     can_push(daemon)
     google.hang = True
@@ -188,7 +188,7 @@ def test_time_out(google: Google, pushing: Callable[..., Daemon]) -> None:
     logged(daemon, "machine A: push message not sent (DeadlineExceededError: ReadTimeout)")
 
 
-def test_connection_refused(google: Google, pushing: Callable[..., Daemon]) -> None:
+def test_push_refused_connection_is_retried(google: Google, pushing: Callable[..., Daemon]) -> None:
     google.stop()
     daemon = pushing()
     logged(daemon, "cannot send push messages now (no access token: TransportError)")
@@ -201,7 +201,7 @@ def test_connection_refused(google: Google, pushing: Callable[..., Daemon]) -> N
     assert google.notifications == [("A 이상치 감지", "상세 정보 : 1.5/1.0")]
 
 
-def test_a_broken_credentials_file(google: Google, pushing: Callable[..., Daemon]) -> None:
+def test_push_broken_credentials_file_turns_it_off(google: Google, pushing: Callable[..., Daemon]) -> None:
     tree = json.loads(google.credentials.read_text("utf-8"))
     google.credentials.write_text(json.dumps({**tree, "private_key": tree["private_key"][:-100]}), "utf-8")
     daemon = pushing()
@@ -212,7 +212,7 @@ def test_a_broken_credentials_file(google: Google, pushing: Callable[..., Daemon
     assert not google.asked
 
 
-def test_the_end_does_not_wait_for_google(google: Google, pushing: Callable[..., Daemon]) -> None:
+def test_stop_does_not_wait_for_google(google: Google, pushing: Callable[..., Daemon]) -> None:
     daemon = pushing()
     can_push(daemon)
     google.hang = True
@@ -238,20 +238,20 @@ def problem_of(send: Send) -> dict[str, Any]:
     return vars(caught.value)
 
 
-def test_credentials_are_checked_without_a_message(google: Google, send: Send) -> None:
+def test_send_without_message_checks_the_credentials(google: Google, send: Send) -> None:
     send(None)
     assert (google.tokens, google.asked) == (1, [])
     send(PushMessage("title", "body"))
     assert (google.tokens, len(google.asked)) == (1, 1)
 
 
-def test_the_host_of_tokens_does_not_answer(google: Google, send: Send) -> None:
+def test_send_silent_token_host_raises_in_time(google: Google, send: Send) -> None:
     google.hang = True
     watch = Stopwatch()
     with pytest.raises(NotSentError) as caught:
         send(None)
     assert (caught.value.retry, google.tokens) == (True, 1)
-    # The library's own patience is two minutes.
+    # The library alone would wait for two minutes.
     assert watch.seconds() < 60
 
 
@@ -270,7 +270,7 @@ def test_the_host_of_tokens_does_not_answer(google: Google, send: Send) -> None:
     ],
     ids=str,
 )
-def test_what_google_asks_for(
+def test_send_status_gives_retry_and_delay(
     google: Google,
     send: Send,
     answer: Answer,
@@ -283,33 +283,33 @@ def test_what_google_asks_for(
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
     assert problem_of(send) == {"reason": f"HTTP {answer.status}", "retry": retry, "after": after, "refused": refused}
-    # The library itself neither sleeps nor asks again.
+    # The library neither sleeps nor retries.
     assert (len(google.asked), slept) == (1, [])
     send(PushMessage("title", "body"))
 
 
-def test_the_host_of_messages_cannot_be_reached(google: Google, send: Send) -> None:
+def test_send_unreachable_host_may_be_retried(google: Google, send: Send) -> None:
     send(PushMessage("title", "body"))
     google.stop()
     problem = problem_of(send)
     assert (problem["reason"], problem["retry"]) == ("UnavailableError: ProxyError", True)
 
 
-def test_the_host_of_messages_is_somebody_else(google: Google, send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever answers without a certificate that is trusted gets no token."""
+def test_send_to_an_untrusted_host_sends_no_token(google: Google, send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server without a trusted certificate gets no token."""
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
     assert problem_of(send)["reason"] == "UnavailableError: SSLError"
     assert not google.asked
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"type": "service_account"', f'{{"project_id": "{PROJECT}"}}'])
-def test_files_that_are_no_credentials(tmp_path: Path, content: str) -> None:
+def test_connect_invalid_file_raises(tmp_path: Path, content: str) -> None:
     path = tmp_path / "credentials.json"
     path.write_text(content, "utf-8")
     with pytest.raises((ValueError, AttributeError)):
         connect_firebase(str(path))
 
 
-def test_no_file(tmp_path: Path) -> None:
+def test_connect_missing_file_raises(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         connect_firebase(str(tmp_path / "credentials.json"))

@@ -1,4 +1,4 @@
-"""What a commit to PostgreSQL is answered when the database decides otherwise, or says nothing in time."""
+"""Outcomes of commits that PostgreSQL rejects, or does not confirm in time."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +24,7 @@ from tests.support.entries import DAY, ENTRY, fault
 from tests.trial import until
 from tests.unit.test_postgres_refusals import SECRET, RefusalCase
 
-#: The same request, again and again.
+#: Key of a request that is repeated.
 KEY = IdempotencyKey("k", "f")
 NEW = replace(ENTRY, cylinder_no=SECRET)
 
@@ -34,7 +34,7 @@ async def _elsewhere(session: Session) -> None:
 
 
 class LateTests(SynchronousTestCase):
-    """The time in which a commit is answered, whatever the server does."""
+    """Maximum time until a commit is answered, whatever the server does."""
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -61,7 +61,7 @@ class LateTests(SynchronousTestCase):
         self.assertNoResult(done)
         self.pump(2)
         self.failureResultOf(done, OutcomeUnknown)
-        # What the server says afterwards is nobody's any more.
+        # A later answer of the server is ignored.
         self.work[0][1].callback(None)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
@@ -108,7 +108,7 @@ class CommitCase(RefusalCase):
         return store
 
     def trigger(self, what: str, kind: str = "BEFORE INSERT", table: str = "scale_weight_log") -> None:
-        """Let a function of the database do something for each row of a table."""
+        """Run a statement in a trigger for each row of a table."""
         self.server.sql(
             f"CREATE FUNCTION plant() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {what}; RETURN NEW; END $$"
         )
@@ -119,7 +119,7 @@ class CommitCase(RefusalCase):
         )
 
     async def outcome(self, store: PostgresStore, key: IdempotencyKey | None = None) -> Any:
-        """What a commit is answered: its result or its error."""
+        """Return the outcome of a commit: its result or its error."""
         ((_, result),) = await DeferredList([ensureDeferred(store.commit(NEW, key))], consumeErrors=True)
         return getattr(result, "value", result)
 
@@ -129,13 +129,13 @@ class DoubtTests(CommitCase):
 
     async def test_same_key_is_unknown_until_the_server_has_decided(self) -> None:
         store = await self.ready()
-        # At the commit, which no time limit of the server's ends.
+        # At COMMIT, which has no time limit on the server.
         self.trigger(
             f"IF NEW.cylinder_no = '{SECRET}' THEN PERFORM pg_sleep(12); END IF",
             "AFTER INSERT DEFERRABLE INITIALLY DEFERRED",
         )
         self.assertIsInstance(await self.outcome(store, KEY), OutcomeUnknown)
-        # The row is being written still, and this request waits for its key in vain.
+        # The row is still being written, and this request cannot get the lock of its key.
         self.assertIsInstance(await self.outcome(store, KEY), OutcomeUnknown)
         await until(lambda: SECRET in self.cylinders(), "the server writes it")
         result = await store.commit(NEW, KEY)
@@ -158,9 +158,9 @@ class DoubtTests(CommitCase):
                     await other
         finally:
             self.server.start()
-        await until(lambda: not store.problems, "it is back")
+        await until(lambda: not store.problems, "PostgreSQL is back")
         await store.commit(NEW, KEY)
-        # Everybody knows now.
+        # The outcome is known now.
         self.assertEqual(list(store._doubtful), [])
 
     async def test_no_more_keys_are_remembered_than_a_bound(self) -> None:
@@ -175,7 +175,7 @@ class DoubtTests(CommitCase):
 
 
 class RejectionTests(CommitCase):
-    """Rows that the database will never take, and errors that are not the row's."""
+    """Rows that the database always rejects, and errors of other causes."""
 
     async def test_trigger_that_leaves_a_row_out_rejects_it(self) -> None:
         store = await self.ready()
@@ -253,17 +253,17 @@ class RejectionTests(CommitCase):
             " FROM scale_weight_log, generate_series(2, 50) AS n"
         )
         self.assertIsInstance(await self.outcome(store), StoreUnavailable)
-        text = await self.said(store, "commits are refused", "sequence of scale_weight_log")
+        text = await self.wait_problem(store, "commits are refused", "sequence of scale_weight_log")
         self.server.sql(text.partition("set it: ")[2])
         self.assertEqual((await store.commit(NEW, None)).answer["id"], 51)
         self.assertEqual(store.problems, [])
 
-    async def test_missing_table_of_keys_is_said_though_nobody_commits(self) -> None:
+    async def test_missing_table_of_keys_is_reported_without_commits(self) -> None:
         store = await self.ready()
         self.server.sql("ALTER TABLE cynow_idempotency RENAME TO gone")
-        await self.said(store, "commits are refused", "cynow_idempotency")
+        await self.wait_problem(store, "commits are refused", "cynow_idempotency")
         self.server.sql("ALTER TABLE gone RENAME TO cynow_idempotency")
-        await self.heals(store)
+        await self.wait_recovered(store)
 
 
 class SchemaTests(RefusalCase):
@@ -273,44 +273,44 @@ class SchemaTests(RefusalCase):
         store = self.opened(self.server.url_of("again"))
         await store.commit(ENTRY, None)
         self.server.sql("DROP DATABASE again WITH (FORCE)")
-        await self.said(store, "PostgreSQL refuses", "again")
+        await self.wait_problem(store, "PostgreSQL refuses", "again")
         self.server.sql("CREATE DATABASE again")
-        await self.heals(store)
+        await self.wait_recovered(store)
         self.assertEqual(self.server.sql("SELECT id FROM scale_weight_log", database="again"), [(1,)])
 
-    async def test_connections_that_make_the_tables_at_once_have_no_trouble(self) -> None:
+    async def test_open_connections_that_create_the_tables_at_once(self) -> None:
         with capturedLogs() as events:
             stores = [self.opened(gateway=f"hall-{number}") for number in range(3)]
             await gatherResults([ensureDeferred(store.commit(ENTRY, None)) for store in stores])
             for store in stores:
-                await until(lambda store=store: not store.problems, "it is there")
+                await until(lambda store=store: not store.problems, "PostgreSQL is connected")
         lines = [formatEvent(event) or "" for event in events]
         self.assertEqual([line for line in lines if "away:" in line or "refuses:" in line], [])
 
 
 class ReadOnlyTests(CommitCase):
     def switch(self, to: str) -> None:
-        """Switch the whole server, sessions that live included."""
+        """Make the whole server read-only or writable, existing sessions included."""
         self.server.sql(f"ALTER SYSTEM {to}")
         self.server.sql("SELECT pg_reload_conf()")
 
-    async def test_server_that_becomes_read_only_is_said_though_nobody_commits(self) -> None:
+    async def test_server_that_becomes_read_only_is_reported_without_commits(self) -> None:
         store = await self.ready()
         links = [link for pool in store._pools for link in pool._links]
         await until(lambda: all(link.is_ready for link in links), "all are connected")
         self.addCleanup(self.switch, "RESET default_transaction_read_only")
         self.switch("SET default_transaction_read_only = on")
-        await self.said(store, "read-only", "default_transaction_read_only = off")
+        await self.wait_problem(store, "read-only", "default_transaction_read_only = off")
         self.assertIsInstance(await self.outcome(store), StoreUnavailable)
-        await self.said(store, "PostgreSQL refuses", "read-only")
+        await self.wait_problem(store, "PostgreSQL refuses", "read-only")
         self.switch("RESET default_transaction_read_only")
-        await self.heals(store)
+        await self.wait_recovered(store)
         self.assertEqual(self.cylinders(), ["FIRST", "CY1"])
 
-    async def test_commits_are_looked_at_where_they_are_written(self) -> None:
+    async def test_health_check_uses_the_pool_of_commits(self) -> None:
         store = await self.ready()
-        await until(lambda: all(link.is_ready for link in store._query_pool._links), "it can be asked")
-        # The past may be asked of another server.
+        await until(lambda: all(link.is_ready for link in store._query_pool._links), "queries are possible")
+        # Queries may use another server.
         await gatherResults([store._query_pool.run(_elsewhere) for _ in store._query_pool._links])
         await store._health._check()
         self.assertIsNone(store._health.problem)
@@ -329,7 +329,7 @@ class EntryTests(CommitCase):
         await store.write([fault("GOOD", 1), fault("BAD", 2), fault("GOOD", 3)])
         await store.drained().addTimeout(PATIENCE, reactor)
         self.assertEqual(self.machines(), ["GOOD", "GOOD"])
-        await self.said(store, "1 statistics and anomalies are lost", "23514")
+        await self.wait_problem(store, "1 statistics and anomalies are lost", "23514")
 
     async def test_trigger_that_refuses_one_costs_no_other(self) -> None:
         store = await self.ready()
@@ -337,13 +337,13 @@ class EntryTests(CommitCase):
         await store.write([fault("BAD", 1), fault("GOOD", 2)])
         await store.drained().addTimeout(PATIENCE, reactor)
         self.assertEqual(self.machines(), ["GOOD"])
-        await self.said(store, "1 statistics and anomalies are lost", "P0001")
+        await self.wait_problem(store, "1 statistics and anomalies are lost", "P0001")
 
-    async def test_trigger_that_changes_its_mind_costs_nothing(self) -> None:
+    async def test_upload_refused_by_a_trigger_is_retried(self) -> None:
         store = await self.ready()
         self.trigger("RAISE EXCEPTION 'not now'", table="cynow_anomaly")
         await store.write([fault("GOOD", 1)])
-        await self.said(store, "does not accept statistics", "P0001")
+        await self.wait_problem(store, "does not accept statistics", "P0001")
         self.server.sql("DROP TRIGGER plant ON cynow_anomaly")
         await store.drained().addTimeout(PATIENCE, reactor)
         self.assertEqual(self.machines(), ["GOOD"])

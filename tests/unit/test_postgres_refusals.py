@@ -1,4 +1,4 @@
-"""A real server that is there and refuses: what is said, what mends it, and that it heals by itself."""
+"""Refusals of a reachable server: the report, the statement that fixes it, and the recovery."""
 
 import contextlib
 from dataclasses import replace
@@ -40,8 +40,8 @@ class RefusalCase(ServerCase):
         self.addCleanup(store.close)
         return store
 
-    async def said(self, store: PostgresStore, *words: str) -> str:
-        """What the store says is wrong, once that has all these words in it."""
+    async def wait_problem(self, store: PostgresStore, *words: str) -> str:
+        """Wait for a problem with all these words, and return it."""
 
         def found() -> list[str]:
             return [problem for problem in store.problems if all(word in problem for word in words)]
@@ -52,15 +52,15 @@ class RefusalCase(ServerCase):
             raise AssertionError(f"{words} are not in {store.problems}") from error
         return found()[0]
 
-    async def heals(self, store: PostgresStore) -> None:
-        await until(lambda: not store.problems, "it heals")
+    async def wait_recovered(self, store: PostgresStore) -> None:
+        await until(lambda: not store.problems, "the store recovers")
         await store.commit(ENTRY, None)
 
     def cylinders(self) -> list[str]:
         return [name for (name,) in self.server.sql("SELECT cylinder_no FROM scale_weight_log ORDER BY id")]
 
     def drop(self, *statements: str) -> None:
-        """Undo, whatever the test did, on a server that others share."""
+        """Run statements after the test, to restore the shared server."""
         for statement in statements:
             self.addCleanup(self.server.sql, statement)
 
@@ -70,7 +70,7 @@ class ConnectionTests(RefusalCase):
 
     async def test_database_that_does_not_exist(self) -> None:
         store = self.opened(self.server.url_of("nowhere"))
-        text = await self.said(store, "PostgreSQL refuses", "nowhere")
+        text = await self.wait_problem(store, "PostgreSQL refuses", "nowhere")
         self.assertNotIn("unavailable", text)
         statement = text.partition("create it: ")[2]
         self.assertEqual(statement, "CREATE DATABASE \"nowhere\" ENCODING 'UTF8' TEMPLATE template0;")
@@ -78,27 +78,27 @@ class ConnectionTests(RefusalCase):
             await store.commit(ENTRY, None)
         self.drop('DROP DATABASE "nowhere" WITH (FORCE)')
         self.server.sql(statement)
-        await self.heals(store)
+        await self.wait_recovered(store)
 
     async def test_role_that_does_not_exist(self) -> None:
         store = self.opened(self.server.url_of("postgres", "nobody-1"))
-        text = await self.said(store, "PostgreSQL refuses", 'CREATE ROLE "nobody-1" LOGIN')
+        text = await self.wait_problem(store, "PostgreSQL refuses", 'CREATE ROLE "nobody-1" LOGIN')
         self.assertNotIn("geheim", text)
 
     async def test_role_that_must_not_log_in(self) -> None:
         self.server.sql("CREATE ROLE locked")
         self.drop("DROP ROLE locked")
         store = self.opened(self.server.url_of("postgres", "locked"))
-        await self.said(store, "PostgreSQL refuses", 'ALTER ROLE "locked" LOGIN;')
+        await self.wait_problem(store, "PostgreSQL refuses", 'ALTER ROLE "locked" LOGIN;')
 
     async def test_role_without_rights_on_the_schema(self) -> None:
         self.server.sql("CREATE ROLE newcomer LOGIN")
         self.drop("DROP OWNED BY newcomer; DROP ROLE newcomer")
         store = self.opened(self.server.url_of("postgres", "newcomer"))
-        text = await self.said(store, "PostgreSQL refuses", "permission denied for schema public")
+        text = await self.wait_problem(store, "PostgreSQL refuses", "permission denied for schema public")
         self.assertTrue(text.endswith('GRANT USAGE, CREATE ON SCHEMA public TO "newcomer";'), text)
         self.server.sql(text.rpartition("; ")[2])
-        await self.heals(store)
+        await self.wait_recovered(store)
 
     async def test_role_without_rights_on_a_table(self) -> None:
         first = self.opened()
@@ -106,23 +106,25 @@ class ConnectionTests(RefusalCase):
         self.server.sql("CREATE ROLE reader LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
         self.drop("DROP OWNED BY reader; DROP ROLE reader")
         store = self.opened(self.server.url_of("postgres", "reader"), "hall-2")
-        text = await self.said(store, "commits are refused", "scale_weight_log")
+        text = await self.wait_problem(store, "commits are refused", "scale_weight_log")
         self.assertTrue(text.endswith('ON TABLE scale_weight_log TO "reader";'), text)
         self.server.sql("GRANT ALL ON ALL TABLES IN SCHEMA public TO reader")
-        await self.heals(store)
+        await self.wait_recovered(store)
 
     async def test_too_many_connections(self) -> None:
         self.server.sql("CREATE ROLE few LOGIN CONNECTION LIMIT 0; GRANT ALL ON SCHEMA public TO few")
         self.drop("DROP OWNED BY few; DROP ROLE few")
         store = self.opened(self.server.url_of("postgres", "few"))
-        await self.said(store, "PostgreSQL refuses", "too many connections")
+        await self.wait_problem(store, "PostgreSQL refuses", "too many connections")
         self.server.sql("ALTER ROLE few CONNECTION LIMIT 20")
-        await self.heals(store)
+        await self.wait_recovered(store)
 
     async def test_role_with_too_few_connections(self) -> None:
         self.server.sql("CREATE ROLE few LOGIN CONNECTION LIMIT 1; GRANT ALL ON SCHEMA public TO few")
         self.drop("DROP OWNED BY few; DROP ROLE few")
-        text = await self.said(self.opened(self.server.url_of("postgres", "few")), "PostgreSQL refuses", "connections")
+        text = await self.wait_problem(
+            self.opened(self.server.url_of("postgres", "few")), "PostgreSQL refuses", "connections"
+        )
         self.assertTrue(text.endswith('raise its limit: ALTER ROLE "few" CONNECTION LIMIT -1;'), text)
 
     async def test_database_with_too_few_connections(self) -> None:
@@ -131,41 +133,41 @@ class ConnectionTests(RefusalCase):
         self.server.sql("CREATE DATABASE small OWNER guest CONNECTION LIMIT 0")
         self.drop("DROP DATABASE small WITH (FORCE)")
         store = self.opened(self.server.url_of("small", "guest"))
-        text = await self.said(store, "PostgreSQL refuses", "too many connections")
+        text = await self.wait_problem(store, "PostgreSQL refuses", "too many connections")
         statement = text.rpartition("raise its limit: ")[2]
         self.assertEqual(statement, 'ALTER DATABASE "small" CONNECTION LIMIT -1;')
         self.server.sql(statement)
-        await self.heals(store)
+        await self.wait_recovered(store)
 
     async def test_database_that_accepts_no_connections(self) -> None:
         self.server.sql("CREATE DATABASE shut ALLOW_CONNECTIONS false")
         self.drop("DROP DATABASE shut WITH (FORCE)")
         store = self.opened(self.server.url_of("shut"))
-        text = await self.said(store, "PostgreSQL refuses", "not currently accepting connections")
+        text = await self.wait_problem(store, "PostgreSQL refuses", "not currently accepting connections")
         statement = text.rpartition("; open it: ")[2]
         self.assertEqual(statement, 'ALTER DATABASE "shut" ALLOW_CONNECTIONS true;')
         self.server.sql(statement)
-        await self.heals(store)
+        await self.wait_recovered(store)
 
     async def test_schema_that_the_role_may_not_use(self) -> None:
         self.server.sql("REVOKE ALL ON SCHEMA public FROM PUBLIC; CREATE ROLE newcomer LOGIN")
         self.drop("DROP OWNED BY newcomer; DROP ROLE newcomer")
         store = self.opened(self.server.url_of("postgres", "newcomer"))
-        text = await self.said(store, "PostgreSQL refuses", "no schema has been selected", "(3F000)")
+        text = await self.wait_problem(store, "PostgreSQL refuses", "no schema has been selected", "(3F000)")
         statement = text.split("; ")[1]
         self.assertEqual(statement, 'GRANT USAGE, CREATE ON SCHEMA public TO "newcomer"')
         self.server.sql(statement)
-        await self.heals(store)
+        await self.wait_recovered(store)
 
     async def test_search_path_without_a_schema(self) -> None:
         self.drop("ALTER DATABASE postgres RESET search_path", "ALTER ROLE cynow IN DATABASE postgres RESET ALL")
         self.server.sql("ALTER DATABASE postgres SET search_path = nope")
         store = self.opened()
-        text = await self.said(store, "PostgreSQL refuses", "no schema has been selected", "(3F000)")
+        text = await self.wait_problem(store, "PostgreSQL refuses", "no schema has been selected", "(3F000)")
         statement = text.rpartition("that exists: ")[2]
         self.assertEqual(statement, 'ALTER ROLE "cynow" IN DATABASE "postgres" SET search_path = public;')
         self.server.sql(statement)
-        await self.heals(store)
+        await self.wait_recovered(store)
 
     async def test_event_trigger_that_forbids_tables(self) -> None:
         self.drop("DROP EVENT TRIGGER IF EXISTS plant")
@@ -177,27 +179,29 @@ class ConnectionTests(RefusalCase):
             )
             self.server.sql("CREATE EVENT TRIGGER plant ON ddl_command_start EXECUTE FUNCTION no_ddl()")
             store = self.opened()
-            text = await self.said(store, "PostgreSQL refuses", f"({code}); find it: SELECT evtname FROM pg_event_trig")
+            text = await self.wait_problem(
+                store, "PostgreSQL refuses", f"({code}); find it: SELECT evtname FROM pg_event_trig"
+            )
             self.assertNotIn(SECRET, text)
             self.assertNotIn("GRANT", text)
             self.server.sql("DROP EVENT TRIGGER plant")
-            await self.heals(store)
+            await self.wait_recovered(store)
 
     async def test_view_in_the_place_of_a_table(self) -> None:
         self.server.sql("CREATE VIEW cynow_mean AS SELECT 1 AS id")
         store = self.opened()
-        await self.said(store, "PostgreSQL refuses", "cynow_mean", "(42809)", "rename or drop it")
+        await self.wait_problem(store, "PostgreSQL refuses", "cynow_mean", "(42809)", "rename or drop it")
         self.server.sql("ALTER VIEW cynow_mean RENAME TO plant_mean")
-        await self.heals(store)
+        await self.wait_recovered(store)
 
     async def test_database_in_another_encoding(self) -> None:
         self.server.sql("CREATE DATABASE korean ENCODING 'EUC_KR' LOCALE 'C' TEMPLATE template0")
         self.drop("DROP DATABASE korean WITH (FORCE)")
         store = self.opened(self.server.url_of("korean"))
-        await self.said(store, "PostgreSQL refuses", "korean has the encoding EUC_KR", "ENCODING 'UTF8'")
+        await self.wait_problem(store, "PostgreSQL refuses", "korean has the encoding EUC_KR", "ENCODING 'UTF8'")
         with self.assertRaises(StoreUnavailable):
             await store.commit(replace(ENTRY, cylinder_no="뷁1"), None)
-        # Nothing of what waits is lost.
+        # No waiting entry is lost.
         self.assertEqual(await store.write([fault("뷁", 1)]), [])
         self.assertEqual(store._spool.waiting, 1)
 
@@ -205,9 +209,9 @@ class ConnectionTests(RefusalCase):
         await self.opened().commit(ENTRY, None)
         self.server.sql("INSERT INTO cynow_schema (step) VALUES (99)")
         store = self.opened(gateway="hall-2")
-        await self.said(store, "PostgreSQL refuses", "is at step 99", "newer version")
+        await self.wait_problem(store, "PostgreSQL refuses", "is at step 99", "newer version")
         self.server.sql("DELETE FROM cynow_schema WHERE step = 99")
-        await self.heals(store)
+        await self.wait_recovered(store)
 
     async def test_read_only_sessions_are_replaced(self) -> None:
         store = self.opened()
@@ -217,40 +221,40 @@ class ConnectionTests(RefusalCase):
         self.server.sql(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'cynow-gateway%'"
         )
-        await self.said(store, "PostgreSQL refuses", "read-only", "default_transaction_read_only = off")
-        # The past can still be asked.
+        await self.wait_problem(store, "PostgreSQL refuses", "read-only", "default_transaction_read_only = off")
+        # Queries still work.
         self.assertEqual((await store.means(MeansQuery("hour", "M", DAY, DAY))).items, [])
         self.server.sql("SET transaction_read_only = off; ALTER DATABASE postgres RESET default_transaction_read_only")
-        await self.heals(store)
+        await self.wait_recovered(store)
         self.assertEqual(len(self.cylinders()), 2)
 
     async def test_session_that_became_read_only_is_replaced(self) -> None:
         store = self.opened()
         await store.commit(ENTRY, None)
         await until(lambda: all(link.is_ready for link in store._commit_pool._links), "both are connected")
-        # At once, so that each has one.
+        # At once, so that each connection gets one.
         await gatherResults([store._commit_pool.run(_read_only) for _ in store._commit_pool._links])
         await store.commit(ENTRY, None)
         self.assertEqual(len(self.cylinders()), 2)
 
-    async def test_server_that_goes_away_is_away(self) -> None:
+    async def test_stopped_server_is_unavailable(self) -> None:
         store = self.opened()
         await store.commit(ENTRY, None)
         self.server.stop()
         try:
-            text = await self.said(store, "PostgreSQL is unavailable")
+            text = await self.wait_problem(store, "PostgreSQL is unavailable")
             self.assertNotIn("refuses", text)
         finally:
             self.server.start()
-        await self.heals(store)
+        await self.wait_recovered(store)
 
-    async def test_news_are_logged_once(self) -> None:
+    async def test_problem_is_logged_once(self) -> None:
         with capturedLogs() as events:
             store = self.opened(self.server.url_of("nowhere"))
-            await self.said(store, "nowhere")
+            await self.wait_problem(store, "nowhere")
             await deferLater(reactor, 2.0)
         lines = [formatEvent(event) for event in events if "nowhere" in (formatEvent(event) or "")]
-        # One for each of its pools, however often they tried.
+        # One line for each pool, regardless of the number of attempts.
         self.assertEqual(len(lines), 3)
 
 
@@ -271,19 +275,19 @@ class TwoServersTests(RefusalCase):
         finally:
             other.remove()
 
-    async def test_host_that_does_not_listen_or_has_no_name_is_passed_over(self) -> None:
+    async def test_host_that_does_not_listen_or_has_no_name_is_skipped(self) -> None:
         hosts = f"no-such-host.invalid:1,127.0.0.1:1,127.0.0.1:{self.server.port}"
         store = self.opened(f"postgresql://cynow:{Server.password}@{hosts}/postgres")
         await store.commit(ENTRY, None)
 
-    async def test_host_that_is_silent_is_passed_over(self) -> None:
+    async def test_host_that_is_silent_is_skipped(self) -> None:
         other = Server()
         other.start()
         other.pause()
         try:
             hosts = f"127.0.0.1:{other.port},127.0.0.1:{self.server.port}"
             store = self.opened(f"postgresql://cynow:{Server.password}@{hosts}/postgres")
-            await until(lambda: not store.problems, "the second host is there")
+            await until(lambda: not store.problems, "the second host is connected")
             await store.commit(ENTRY, None)
         finally:
             other.remove()
@@ -295,7 +299,7 @@ class TwoServersTests(RefusalCase):
 
 
 class CommitTests(RefusalCase):
-    """The server refuses a commit, or says nothing of it."""
+    """The server refuses a commit, or does not answer."""
 
     async def ready(self) -> PostgresStore:
         store = self.opened()
@@ -310,7 +314,7 @@ class CommitTests(RefusalCase):
         self.server.sql("CREATE TRIGGER plant BEFORE INSERT ON scale_weight_log FOR EACH ROW EXECUTE FUNCTION plant()")
 
     async def rejected(self, store: PostgresStore, entry: Any = None) -> list[str]:
-        """The log of a commit that the database will never take, with one beside it that it takes."""
+        """Return the log of a rejected commit, with a valid commit beside it."""
         with capturedLogs() as events:
             outcomes: list[tuple[bool, Any]] = await DeferredList(
                 [
@@ -365,22 +369,22 @@ class CommitTests(RefusalCase):
     async def test_table_that_was_renamed(self) -> None:
         store = await self.ready()
         self.server.sql("ALTER TABLE scale_weight_log RENAME TO gone")
-        # Nobody commits.
-        await self.said(store, "commits are refused", "scale_weight_log", "restore it")
+        # No commit is sent.
+        await self.wait_problem(store, "commits are refused", "scale_weight_log", "restore it")
         with self.assertRaises(StoreUnavailable):
             await store.commit(ENTRY, None)
         self.server.sql("ALTER TABLE gone RENAME TO scale_weight_log")
-        await self.heals(store)
+        await self.wait_recovered(store)
 
     async def test_table_that_is_locked(self) -> None:
         store = await self.ready()
         with contextlib.closing(psycopg2.connect(self.server.url)) as other:
             with other.cursor() as cursor:
                 cursor.execute("LOCK TABLE scale_weight_log")
-            await self.said(store, "commits are refused", "another session has locked the table")
+            await self.wait_problem(store, "commits are refused", "another session has locked the table")
             with self.assertRaises(StoreUnavailable):
                 await store.commit(ENTRY, None)
-        await self.heals(store)
+        await self.wait_recovered(store)
         self.assertEqual(len(self.cylinders()), 2)
 
     async def test_slow_trigger_is_waited_for(self) -> None:
@@ -394,13 +398,13 @@ class CommitTests(RefusalCase):
         self.trigger("PERFORM pg_sleep(60)")
         with self.assertRaises(StoreUnavailable):
             await store.commit(replace(ENTRY, cylinder_no=SECRET), None)
-        await self.said(store, "commits are refused", "statement_timeout")
+        await self.wait_problem(store, "commits are refused", "statement_timeout")
         await deferLater(reactor, 1.0)
         self.assertEqual(self.cylinders(), ["FIRST"])
         self.server.sql("DROP TRIGGER plant ON scale_weight_log")
-        await until(lambda: not store.problems, "it heals without a commit")
+        await until(lambda: not store.problems, "the store recovers without a commit")
 
-    async def test_outcome_is_unknown_where_the_server_falls_silent_at_the_commit(self) -> None:
+    async def test_outcome_is_unknown_if_the_server_is_silent_at_commit(self) -> None:
         store = await self.ready()
         key = IdempotencyKey("k", "f")
         ask, writing, paused = store._commit_pool._links[0].session.__class__.ask, set[Any](), list[str]()
@@ -408,7 +412,7 @@ class CommitTests(RefusalCase):
         async def pausing(session: Any, statement: str, *rest: Any, **more: Any) -> Any:
             if SECRET in str(rest):
                 writing.add(session)
-            # Not the COMMIT of another connection, which may be making sure of the tables still.
+            # Not the COMMIT of another connection, which may still be creating tables.
             if statement == "COMMIT" and session in writing and not paused:
                 paused.append(statement)
                 self.server.pause()
@@ -423,20 +427,20 @@ class CommitTests(RefusalCase):
         text = "\n".join(f"{formatEvent(event)}" for event in events)
         self.assertIn("the outcome of a commit is unknown", text)
         self.assertNotIn(SECRET, text)
-        await until(lambda: not store.problems, "it is back")
-        # The same request with the same key tells, and there is one row in any case.
+        await until(lambda: not store.problems, "PostgreSQL is back")
+        # The same request with the same key returns the outcome, and there is one row in any case.
         result = await store.commit(replace(ENTRY, cylinder_no=SECRET), key)
         self.assertEqual(self.cylinders(), ["FIRST", SECRET])
         self.assertEqual(result.answer["cylinder_no"], SECRET)
 
-    async def test_statistics_that_are_refused_for_good_are_said(self) -> None:
+    async def test_statistics_that_are_refused_for_good_are_reported(self) -> None:
         store = await self.ready()
         self.server.sql("ALTER TABLE cynow_anomaly ALTER COLUMN gateway TYPE varchar(3)")
         await store.write([fault("M", 1)])
-        await self.said(store, "1 statistics and anomalies are lost")
+        await self.wait_problem(store, "1 statistics and anomalies are lost")
 
 
-def test_explanation_never_repeats_more_than_names() -> None:
+def test_explain_shows_names_only() -> None:
     error = psycopg2.OperationalError('connection to server at "h", port 1 failed: FATAL:  database "d" does not exist')
     text = explain(error, {"dbname": "d", "user": "u", "password": "s3cret"}).text
     assert "s3cret" not in text
@@ -450,7 +454,7 @@ def test_explanation_never_repeats_more_than_names() -> None:
     assert not explain(starting, {}).refuses
 
 
-def test_explanation_of_what_passes_is_away() -> None:
+def test_explain_temporary_error_is_unavailable() -> None:
     for code in ("57P01", "57P03", "08006", "40P01"):
         assert not explain(_error(code), {}).refuses, code
     for code in ("42883", "58030", "53100", "53300", "XX000"):
@@ -459,6 +463,6 @@ def test_explanation_of_what_passes_is_away() -> None:
 
 def _error(code: str) -> psycopg2.Error:
     error = psycopg2.errors.lookup(code)("said by the server")
-    # So the driver sets the code of an error of the server.
+    # The driver sets the code of a server's error in this way.
     error.__setstate__({"pgcode": code})
     return error
