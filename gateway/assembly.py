@@ -197,6 +197,7 @@ def build_ingest(runtime: Runtime, settings: Settings, ports: PortDirectory) -> 
     :param ports: directory that the listeners are added to.
     """
     clock, counters, reactor = runtime.clock, runtime.counters, runtime.reactor
+    shared = SharedPorts(reactor) if settings.server.share_ports else reactor
     log = LimitedLog(Logger("gateway.ingest.scale"), clock, counters)
     factories: list[ScaleFactory] = []
     listeners: list[Listener] = []
@@ -207,7 +208,7 @@ def build_ingest(runtime: Runtime, settings: Settings, ports: PortDirectory) -> 
         if line.listen is not None:
             key = f"scales.{scale_id}" if settings.scales else "scale.port"
             host_key = None if settings.scales else "server.host" if settings.scale.host is None else "scale.host"
-            listener = Listener(key, serverFromString(reactor, line.listen), factory, host_key)
+            listener = Listener(key, serverFromString(shared, line.listen), factory, host_key)
             listener.guard(reactor, runtime.files, SPARE)
             ports.add_scale(listener)
             listeners.append(listener)
