@@ -3,7 +3,7 @@
     pip install atheris
     python tests/fuzz_frames.py -max_total_time=600 [CORPUS_FOLDER]
 
-Nothing but WireError may come out, and a stream must mean the same however it is cut.
+Only WireError may be raised, and a stream must give the same messages at any cut.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ NAME = b'["name", "M"]\0'
 
 
 def outcome(pieces: list[bytes]) -> tuple[list[str], bool]:
-    """What a connection said, and whether it was refused."""
+    """Return the messages of a connection, and whether it was refused."""
     reader = FrameReader(100_000)
     said: list[str] = []
     try:
@@ -37,14 +37,14 @@ def outcome(pieces: list[bytes]) -> tuple[list[str], bool]:
 
 
 def one(data: bytes) -> None:
-    """One input: its first byte is where the rest is cut."""
+    """Check one input; its first byte is the position of the cut."""
     if not data:
         return
     stream = NAME + data[1:]
     cut = data[0] % len(stream)
     whole = outcome([stream])
     if outcome([stream[:cut], stream[cut:]]) != whole:
-        raise RuntimeError("it depends on where it is cut")
+        raise RuntimeError("the messages depend on the cut")
     if len(stream) < 200 and outcome([stream[index : index + 1] for index in range(len(stream))]) != whole:
         raise RuntimeError("it depends on being cut")
     list(read_lines(data + b"\n"))

@@ -1,4 +1,4 @@
-"""Connections of DAQ programs: which are held, which have a place, and what is told of sensors that are left out."""
+"""Connections of DAQ programs: holding, takeovers, limits, and left-out sensors."""
 
 import pickle
 import select
@@ -46,7 +46,7 @@ class Connections(Ingest):
 
 
 class UnreadTests(Connections):
-    def test_an_end_of_a_connection_with_bytes_unread_is_said(self) -> None:
+    def test_end_with_unread_bytes_is_logged(self) -> None:
         factory = self.factory()
         waiting, transport = self.connect(factory)
         waiting.dataReceived(b'["name", "A"]\n')
@@ -66,7 +66,7 @@ class UnreadTests(Connections):
         self.assertIn("machine M: connected from", connected)
         self.assertEqual(disconnected, f"machine M: disconnected; {size} bytes of an unfinished frame were left unread")
 
-    def test_an_end_with_nothing_unread_or_after_a_refusal_says_nothing_of_it(self) -> None:
+    def test_end_without_unread_bytes_or_after_refusal_logs_none(self) -> None:
         factory = self.factory()
         silent, _ = self.connect(factory)
         self.lose(silent)
@@ -79,14 +79,14 @@ class UnreadTests(Connections):
 
 
 class HeldTests(Connections):
-    def test_a_refused_connection_is_held_unread_for_a_second(self) -> None:
+    def test_refused_connection_is_held_unread_for_a_second(self) -> None:
         factory = self.factory()
         protocol, transport = self.named(factory, "Press#1")
         self.assertEqual(transport.producerState, "paused")
         self.assertFalse(transport.disconnecting)
         self.reactor.advance(HOLD - 0.01)
         self.assertFalse(transport.disconnecting)
-        # Nothing of what is read by mistake is taken, and no pause of the store's lets it be read.
+        # Data read by mistake is ignored, and the end of a pause does not resume reading.
         factory.pause(True)
         factory.pause(False)
         self.assertEqual(transport.producerState, "paused")
@@ -99,7 +99,7 @@ class HeldTests(Connections):
         self.assertIn("machine name 'Press#1': '#' is not allowed", line)
         self.assertNotIn("None", line)
 
-    def test_a_connection_that_is_taken_over_is_held_unread_and_the_new_one_is_read_at_once(self) -> None:
+    def test_takeover_holds_the_old_connection_and_reads_the_new_one(self) -> None:
         factory = self.factory()
         first, first_transport = self.named(factory, "M")
         first.dataReceived(update(1.0))
@@ -116,7 +116,7 @@ class HeldTests(Connections):
         self.assertEqual(self.presence(), [("M", True)])
         self.assertEqual(self.value(self.counters.daq_takeovers), 1)
 
-    def test_two_programs_of_one_name_that_come_again_at_once_are_held_longer_and_longer(self) -> None:
+    def test_takeover_repeated_holds_longer(self) -> None:
         factory = self.factory()
         current = self.named(factory, "M")
         self.reactor.advance(1)
@@ -138,7 +138,7 @@ class HeldTests(Connections):
         self.assertLess(8 / sum(waits), 5)
         self.assertLess(len(self.log.lines), 20)
 
-    def test_a_takeover_a_while_after_the_last_is_held_shortly_again(self) -> None:
+    def test_takeover_after_a_while_holds_shortly(self) -> None:
         factory = self.factory()
         for wait in (HOLD, 2 * HOLD, HOLD):
             first, transport = self.named(factory, "M")
@@ -152,7 +152,7 @@ class HeldTests(Connections):
             if wait == 2 * HOLD:
                 self.reactor.advance(REPEATED)
 
-    def test_takeovers_of_one_machine_are_not_those_of_another(self) -> None:
+    def test_takeover_counts_are_separate_for_each_machine(self) -> None:
         factory = self.factory()
         for machine in ("A", "B"):
             _, transport = self.named(factory, machine)
@@ -160,7 +160,7 @@ class HeldTests(Connections):
             self.reactor.advance(HOLD)
             self.assertTrue(transport.disconnecting)
 
-    def test_held_connections_count_against_the_limit_and_end_with_the_daemon_at_once(self) -> None:
+    def test_held_connections_count_and_close_with_the_daemon(self) -> None:
         factory = self.factory(max_connections=3)
         held = [self.named(factory, "M")]
         held.append(self.named(factory, "M"))
@@ -173,14 +173,14 @@ class HeldTests(Connections):
         self.assertEqual(self.reactor.getDelayedCalls(), [])
         self.assertEqual(self.counters.connections.labels("daq")._value.get(), 0)
 
-    def test_a_held_peer_that_closes_itself_frees_its_place(self) -> None:
+    def test_held_connection_lost_is_forgotten(self) -> None:
         factory = self.factory(max_connections=1)
         protocol, _ = self.named(factory, "Press#1")
         self.lose(protocol)
         self.assertIsNotNone(factory.buildProtocol(None))
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
-    def test_a_held_peer_that_closes_its_end_is_noticed_though_nobody_reads(self) -> None:
+    def test_held_connection_closed_by_peer_is_noticed(self) -> None:
         class Polled:
             def register(self, fileno: int, events: int) -> None:
                 files.append(fileno)
@@ -203,7 +203,7 @@ class HeldTests(Connections):
         self.reactor.advance(0.1)
         self.assertEqual([transport.disconnecting for transport in transports], [False, True])
 
-    def test_silent_connections_give_way_where_the_limit_is_reached(self) -> None:
+    def test_connection_limit_evicts_unnamed_connections(self) -> None:
         factory = self.factory(max_connections=3)
         _, talks = self.named(factory, "M")
         first, silent = self.connect(factory)
@@ -215,7 +215,7 @@ class HeldTests(Connections):
         self.lose(first)
         self.assertEqual(self.value(self.counters.daq_refused), 1)
 
-    def test_a_refused_connection_that_gives_way_is_counted_once(self) -> None:
+    def test_connection_limit_evicted_refused_connection_is_counted_once(self) -> None:
         factory = self.factory(max_connections=1)
         wrong, silent = self.connect(factory)
         wrong.dataReceived(b"nonsense\0")
@@ -224,14 +224,14 @@ class HeldTests(Connections):
         self.assertTrue(silent.disconnected or silent.disconnecting)
         self.assertEqual(self.value(self.counters.daq_refused), 1)
 
-    def test_connections_with_a_name_give_way_to_none(self) -> None:
+    def test_connection_limit_keeps_named_connections(self) -> None:
         factory = self.factory(max_connections=2)
         for machine in ("A", "B"):
             self.named(factory, machine)
         self.assertIsNone(factory.buildProtocol(None))
         self.assertEqual(self.counters.connections_refused.labels("daq")._value.get(), 1)
 
-    def test_what_is_no_frame_is_told_where_it_belongs(self) -> None:
+    def test_foreign_protocol_is_told_its_port(self) -> None:
         factory = self.factory()
         factory.find_ports = lambda: ServedPorts("; HTTP is served on port 8080", ": its port is 4001")
         for stream, words in (
@@ -244,7 +244,7 @@ class HeldTests(Connections):
 
 
 class PlacesTests(Connections):
-    def test_names_that_come_and_go_without_data_take_no_place(self) -> None:
+    def test_machine_without_data_is_forgotten_at_its_end(self) -> None:
         factory = self.factory()
         for number in range(50):
             protocol, _ = self.named(factory, f"junk {number}")
@@ -254,21 +254,21 @@ class PlacesTests(Connections):
         self.assertEqual(self.batches(), [["v"]])
         self.assertEqual(factory.problems(), [])
 
-    def test_sensors_without_samples_take_no_place(self) -> None:
+    def test_sensor_without_samples_does_not_count(self) -> None:
         factory = self.factory(max_machine_sensors=2)
         protocol, _ = self.named(factory, "M")
         protocol.dataReceived(frame("DataUpdate", {f"junk {n}": {"type": "VIB", "data": []} for n in range(20)}))
         for sensor in "ab":
             protocol.dataReceived(update(1.0, sensor=sensor))
         self.assertEqual(self.batches(), [[], ["a"], ["b"]])
-        # One that is known may send nothing.
+        # A known sensor may be sent without samples.
         protocol.dataReceived(update(sensor="a"))
         self.assertEqual(self.batches()[-1], ["a"])
         self.lose(protocol)
         self.named(factory, "N")
         self.assertEqual(factory.problems(), [])
 
-    def test_machines_with_stored_data_always_have_their_place(self) -> None:
+    def test_machine_with_stored_data_is_always_admitted(self) -> None:
         factory = self.factory(max_machines=2, max_sensors=2, max_machine_sensors=1, max_new_sensors_per_minute=1)
         for machine in "ABCD":
             factory.machines.remember(machine, ["v", "w"])
@@ -284,7 +284,7 @@ class PlacesTests(Connections):
         self.reactor.advance(301)
         self.assertEqual(factory.problems(), [])
 
-    def test_a_machine_that_has_sent_data_keeps_its_place(self) -> None:
+    def test_machine_with_data_stays_registered(self) -> None:
         factory = self.factory(max_machines=1)
         protocol, _ = self.named(factory, "M")
         protocol.dataReceived(update(1.0))
@@ -292,7 +292,7 @@ class PlacesTests(Connections):
         _, transport = self.named(factory, "N")
         self.assertEqual(transport.producerState, "paused")
 
-    def test_a_machine_with_anomalies_only_keeps_its_place(self) -> None:
+    def test_machine_with_anomalies_only_stays_registered(self) -> None:
         factory = self.factory(max_machines=1)
         for score, kept in ((0.5, False), (1.5, True)):
             protocol, _ = self.named(factory, f"M{score}")
@@ -302,14 +302,14 @@ class PlacesTests(Connections):
             self.assertEqual(transport.producerState == "paused", kept)
             self.lose(_)
 
-    def test_an_older_name_that_is_decomposed_is_the_same_machine(self) -> None:
+    def test_machine_with_decomposed_stored_name_is_the_same(self) -> None:
         factory = self.factory(max_machines=1)
         factory.machines.remember("\u110c\u1175\u11ab", ["\u110c\u1175\u11ab"])
         protocol, _ = self.named(factory, "진")
         protocol.dataReceived(update(1.0, sensor="\u110c\u1175\u11ab"))
         self.assertEqual(self.batches(), [["진"]])
 
-    def test_new_sensors_beyond_the_bound_of_a_minute_are_taken_in_the_next(self) -> None:
+    def test_new_sensors_beyond_limit_are_admitted_in_the_next_minute(self) -> None:
         factory = self.factory(max_new_sensors_per_minute=3)
         protocol, _ = self.named(factory, "M")
         message = frame("DataUpdate", {n: {"type": "VIB", "data": [1.0]} for n in "abcde"})
@@ -327,7 +327,7 @@ class PlacesTests(Connections):
         self.assertEqual(factory.problems(), [])
         self.assertEqual(self.counters.daq_samples.value, 3 + 3 + 5)
 
-    def test_sensors_beyond_the_bounds_are_left_out_and_the_known_ones_taken(self) -> None:
+    def test_sensors_beyond_limits_are_left_out_and_known_ones_kept(self) -> None:
         factory = self.factory(max_sensors=3, max_machine_sensors=2)
         for machine, taken in (("M", ["a", "b"]), ("N", ["a"])):
             protocol, _ = self.named(factory, machine)
@@ -341,7 +341,7 @@ class PlacesTests(Connections):
 class LeftOutTests(Connections):
     bad: ClassVar[Any] = {"vib1": {"type": "VIB", "data": [1.0]}, "온도 #2": {"type": "TEMP", "data": [20.0]}}
 
-    def test_a_sensor_that_is_left_out_is_counted_logged_and_said_until_it_comes_no_more(self) -> None:
+    def test_left_out_sensor_is_counted_logged_and_reported(self) -> None:
         factory = self.factory()
         protocol, _ = self.named(factory, "M")
         for _ in range(100):
@@ -360,7 +360,7 @@ class LeftOutTests(Connections):
         self.reactor.advance(2)
         self.assertEqual(factory.problems(), [])
 
-    def test_each_sensor_of_a_message_is_named_with_its_own_reason(self) -> None:
+    def test_left_out_sensors_are_named_with_their_own_reasons(self) -> None:
         factory = self.factory()
         protocol, _ = self.named(factory, "M")
         bad = {"a#": {"type": "V", "data": [1.0]}, "b": {"type": "V", "data": [None]}, "c": {"data": [1.0]}}
@@ -376,7 +376,7 @@ class LeftOutTests(Connections):
         protocol.dataReceived(frame("DataUpdate", bad))
         self.assertEqual(len([line for line in self.log.lines if "sensor 'c' is left out" in line]), 2)
 
-    def test_more_sensors_than_lines_a_minute_are_named_in_the_next_minutes(self) -> None:
+    def test_left_out_sensors_beyond_line_limit_are_named_later(self) -> None:
         factory = self.factory()
         protocol, _ = self.named(factory, "M")
         bad = frame("DataUpdate", {f"s{n}": {"type": "V", "data": [None]} for n in range(30)})
@@ -385,10 +385,10 @@ class LeftOutTests(Connections):
             for _ in range(5):
                 protocol.dataReceived(bad)
         self.assertEqual([n for n in range(30) if f"sensor 's{n}' is left out" not in "".join(self.log.lines)], [])
-        # Twenty a minute, and how many there were more.
+        # Twenty lines a minute, and the number of the others.
         self.assertLess(len([line for line in self.log.lines if "DataUpdate" in line or "is left out" in line]), 45)
 
-    def test_thousands_of_bad_names_cost_few_lines_and_little_memory(self) -> None:
+    def test_left_out_thousands_of_names_need_few_lines_and_little_memory(self) -> None:
         factory = self.factory()
         protocol, _ = self.named(factory, "M")
         for number in range(20):
@@ -400,7 +400,7 @@ class LeftOutTests(Connections):
         self.assertLessEqual(len(machine.sensors), 20)
         self.assertLessEqual(len(machine.named), 200)
 
-    def test_a_sensor_that_comes_well_again_is_forgotten(self) -> None:
+    def test_left_out_sensor_that_becomes_valid_is_forgotten(self) -> None:
         factory = self.factory()
         protocol, _ = self.named(factory, "M")
         name = "s" * 60
@@ -412,7 +412,7 @@ class LeftOutTests(Connections):
         protocol.dataReceived(update(1.0, sensor="w"))
         self.assertEqual(factory.problems(), [])
 
-    def test_a_message_of_which_no_sensor_is_taken_is_dropped_and_counted(self) -> None:
+    def test_message_without_valid_sensor_is_dropped_and_counted(self) -> None:
         factory = self.factory()
         protocol, _ = self.named(factory, "M")
         protocol.dataReceived(frame("DataUpdate", {"s": {"type": "VIB", "data": [None]}}))
@@ -421,7 +421,7 @@ class LeftOutTests(Connections):
         self.assertEqual(self.value(self.counters.daq_left_out), 1)
         self.assertEqual(len(factory.problems()), 1)
 
-    def test_what_is_told_of_many_sensors_and_machines_is_bounded(self) -> None:
+    def test_left_out_problems_are_bounded(self) -> None:
         factory = self.factory(max_connections=100, max_machines=100)
         for number in range(30):
             protocol, _ = self.named(factory, f"M{number}")
@@ -435,7 +435,7 @@ class LeftOutTests(Connections):
         self.assertLess(max(map(len, problems)), 2000)
         self.assertEqual(self.value(self.counters.daq_left_out), 30 * 200)
 
-    def test_a_sensor_left_out_of_a_large_message_is_told_once(self) -> None:
+    def test_left_out_sensor_of_a_large_message_is_logged_once(self) -> None:
         self.patch(daq_module, "MAX_TURN_SAMPLES", 10)
         factory = self.factory()
         protocol, _ = self.named(factory, "M")
@@ -448,7 +448,7 @@ class LeftOutTests(Connections):
 
 
 class TurnTests(Connections):
-    def test_many_messages_of_one_read_are_dealt_with_in_turns_and_in_order(self) -> None:
+    def test_many_messages_of_one_read_are_processed_in_turns_in_order(self) -> None:
         factory = self.factory()
         protocol, transport = self.named(factory, "M")
         count = 2 * MAX_TURN_MESSAGES + 10
@@ -460,14 +460,14 @@ class TurnTests(Connections):
         self.assertEqual(scores(), list(range(count)))
         self.assertEqual(transport.producerState, "producing")
 
-    def test_all_messages_are_dealt_with_when_the_connection_ends_in_between(self) -> None:
+    def test_end_between_turns_processes_all_messages(self) -> None:
         protocol, _ = self.named(self.factory(), "M")
         count = 2 * MAX_TURN_MESSAGES + 10
         protocol.dataReceived(b"".join(frame("FaultDetect", {"score": n, "threshold": 0}) for n in range(count)))
         self.lose(protocol)
         self.assertEqual(len([record for record in self.records if not isinstance(record, Presence)]), count)
 
-    def test_a_connection_whose_frames_take_long_is_read_in_small_pieces(self) -> None:
+    def test_slow_frames_reduce_the_read_size(self) -> None:
         factory = self.factory()
         protocol, _ = self.named(factory, "M")
         sizes = []
@@ -478,5 +478,5 @@ class TurnTests(Connections):
         self.assertEqual(sizes, [16384, 65536, 65536, 4096, 4096, 4096])
 
 
-def test_a_frame_of_pickle_is_what_the_tests_send() -> None:
+def test_frame_helper_sends_a_pickle() -> None:
     assert pickle.loads(frame("name", "M")[:-2]) == ("name", "M")

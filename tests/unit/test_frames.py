@@ -1,4 +1,4 @@
-"""Frames of DAQ programs: what they must parse to however they are cut, and what hostile ones may cost."""
+"""Frames of DAQ programs: the same messages at any cut, against pickle and json, and the cost of hostile frames."""
 
 import itertools
 import json
@@ -27,7 +27,7 @@ INDEX: dict[str, dict[str, Any]] = json.loads((CASES / "index.json").read_text("
 NAME = pickle.dumps(("name", "M"), 2) + b"\0"
 FAULT = pickle.dumps(("FaultDetect", {"score": 1.5, "threshold": 1.0}), 2) + b"\0"
 
-#: What a socket gives at a time, at most: Twisted's ``tcp.Connection.bufferSize``.
+#: Maximum bytes of one read: Twisted's ``tcp.Connection.bufferSize``.
 CHUNK = 65536
 
 QUIET = settings(
@@ -44,7 +44,7 @@ Outcome: TypeAlias = tuple[list[Said], str]
 DROPPED: Said = ("dropped",)
 
 
-# -- what came out, in a form that compares: NaN equals NaN, and 0.0 is not -0.0
+# -- messages in a form that compares: NaN equals NaN, and 0.0 is not -0.0
 
 
 def said(message: DaqMessage) -> Said:
@@ -63,7 +63,7 @@ def said(message: DaqMessage) -> Said:
 
 
 def meant(value: Any) -> Said:
-    """The same of what ``pickle.loads`` or ``json.loads`` gives, by the words of the contract."""
+    """Return the message that a value of ``pickle.loads`` or ``json.loads`` stands for by the contract."""
     match value:
         case (str(event), data) if isinstance(value, tuple | list):
             pass
@@ -152,7 +152,7 @@ def frame(value: Any, protocol: int = 2, separator: bytes = b"\0") -> bytes:
 
 @pytest.fixture(params=INDEX)
 def case(request: pytest.FixtureRequest) -> tuple[bytes, Outcome]:
-    """A stream, and what must come of it."""
+    """Return a stream and its expected outcome."""
     expected = INDEX[request.param]
     stream = (CASES / f"{request.param}.bin").read_bytes()
     messages = [meant(message) for message in expected["messages"]]
@@ -160,22 +160,22 @@ def case(request: pytest.FixtureRequest) -> tuple[bytes, Outcome]:
     return stream, (messages, expected.get("then", "open"))
 
 
-def test_every_case_has_a_file() -> None:
+def test_cases_each_has_a_file() -> None:
     assert {path.stem for path in CASES.glob("*.bin")} == set(INDEX)
     assert len(INDEX) > 40
 
 
-def test_a_case_whole(case: tuple[bytes, Outcome]) -> None:
+def test_frame_reader_case_whole_gives_expected_messages(case: tuple[bytes, Outcome]) -> None:
     stream, expected = case
     assert outcome([stream]) == expected
 
 
-def test_a_case_byte_by_byte(case: tuple[bytes, Outcome]) -> None:
+def test_frame_reader_case_byte_by_byte_gives_expected_messages(case: tuple[bytes, Outcome]) -> None:
     stream, expected = case
     assert outcome(bytewise(stream)) == expected
 
 
-def test_a_case_received_before_any_message_is_read(case: tuple[bytes, Outcome]) -> None:
+def test_frame_reader_case_received_before_any_read_gives_expected_messages(case: tuple[bytes, Outcome]) -> None:
     stream, expected = case
     reader = FrameReader()
     for piece in chunks(stream, len(stream) // 3 + 1):
@@ -183,14 +183,14 @@ def test_a_case_received_before_any_message_is_read(case: tuple[bytes, Outcome])
     assert outcome([b""], reader=reader) == expected
 
 
-def test_a_case_with_needless_calls(case: tuple[bytes, Outcome]) -> None:
+def test_frame_reader_case_with_empty_reads_gives_expected_messages(case: tuple[bytes, Outcome]) -> None:
     stream, expected = case
     pieces = [part for piece in chunks(stream, len(stream) // 7 + 1) for part in (piece, b"")]
     assert outcome(pieces) == expected
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_case_in_random_pieces(case: tuple[bytes, Outcome], seed: int) -> None:
+def test_frame_reader_case_in_random_pieces_gives_expected_messages(case: tuple[bytes, Outcome], seed: int) -> None:
     stream, expected = case
     dice = random.Random(seed)
     places = [dice.randrange(len(stream) + 1) for _ in range(dice.choice([1, 2, 10, 100]))]
@@ -216,12 +216,14 @@ def test_a_case_in_random_pieces(case: tuple[bytes, Outcome], seed: int) -> None
         (b'\xef\xbb\xbf["FaultDetect", {"score": 1.5, "threshold": 1}]\0', [("FaultDetect", ["1.5", "1.0"])], "open"),
     ],
 )
-def test_a_case_with_trailing_data(case: tuple[bytes, Outcome], trailing: bytes, more: list[Said], then: str) -> None:
+def test_frame_reader_case_with_trailing_data_gives_expected_messages(
+    case: tuple[bytes, Outcome], trailing: bytes, more: list[Said], then: str
+) -> None:
     stream, (messages, end) = case
     expected = (messages, "refused") if end == "refused" else (messages + more, then)
     assert outcome([stream + trailing]) == expected
     assert outcome([stream, *bytewise(trailing)]) == expected
-    # The end of the one and the beginning of the other in one piece.
+    # The end of the case and the beginning of the trailing data in one piece.
     assert outcome([stream[:-2], stream[-2:] + trailing[:2], trailing[2:]]) == expected
 
 
@@ -229,7 +231,7 @@ def test_a_case_with_trailing_data(case: tuple[bytes, Outcome], trailing: bytes,
 
 
 def plain_text(max_size: int) -> st.SearchStrategy[str]:
-    # Lone surrogates are no text; protocols write them each in its own way.
+    # Lone surrogates are not text; each protocol writes them differently.
     return st.text(st.characters(exclude_categories=["Cs"]), max_size=max_size)
 
 
@@ -265,7 +267,7 @@ places = st.lists(st.integers(0, 2**31), max_size=12)
     first=st.tuples(st.integers(0, 5), separators),
     places=places,
 )
-def test_pickles_mean_what_pickle_says(
+def test_frame_reader_pickles_equal_pickle_loads(
     name: str, sent: list[tuple[Any, int, bytes]], first: tuple[int, bytes], places: list[int]
 ) -> None:
     pickles = [(pickle.dumps(("name", name), first[0]), first[1])]
@@ -279,7 +281,7 @@ def test_pickles_mean_what_pickle_says(
 
 @QUIET
 @given(sent=st.lists(messages, min_size=1, max_size=3), places=places, ascii_only=st.booleans())
-def test_json_means_what_json_says(sent: list[Any], places: list[int], ascii_only: bool) -> None:
+def test_frame_reader_json_equals_json_loads(sent: list[Any], places: list[int], ascii_only: bool) -> None:
     frames = [json.dumps(value, ensure_ascii=ascii_only) for value in sent]
     stream = NAME + b"".join(text.encode() + b"\0" for text in frames)
     expected = [("name", "M"), *(meant(json.loads(text)) for text in frames)]
@@ -288,7 +290,7 @@ def test_json_means_what_json_says(sent: list[Any], places: list[int], ascii_onl
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_long_lists_come_in_batches(protocol: int) -> None:
+def test_frame_reader_long_lists_keep_all_samples(protocol: int) -> None:
     # The pickler appends 1000 at a time, and sets 1000 items at a time.
     value = ("DataUpdate", {f"s{i}": {"type": "VIB", "data": [0.1 * j for j in range(i)]} for i in (0, 1, 999, 2500)})
     stream = NAME + frame(value, protocol, b"\\o")
@@ -330,7 +332,7 @@ half_right = st.one_of(
 
 @QUIET
 @given(value=half_right, protocol=st.integers(0, 5), places=places)
-def test_plain_data_of_a_wrong_shape_is_dropped_and_the_connection_lives(
+def test_frame_reader_invalid_message_is_dropped_and_reading_continues(
     value: Any, protocol: int, places: list[int]
 ) -> None:
     expected = meant(value)
@@ -349,7 +351,7 @@ anything = st.recursive(
 
 @QUIET
 @given(value=anything, protocol=st.integers(0, 5), places=places)
-def test_any_pickle_is_said_dropped_or_refused(value: Any, protocol: int, places: list[int]) -> None:
+def test_frame_reader_any_pickle_is_read_dropped_or_refused(value: Any, protocol: int, places: list[int]) -> None:
     stream = NAME + frame(value, protocol) + FAULT
     found, then = outcome(cut(stream, places))
     assert found[0] == ("name", "M")
@@ -411,14 +413,14 @@ def test_any_pickle_is_said_dropped_or_refused(value: Any, protocol: int, places
     ],
     ids=lambda value: repr(value)[:50],
 )
-def test_wrong_shapes_are_dropped(value: Any, protocol: int) -> None:
+def test_frame_reader_invalid_structure_is_dropped(value: Any, protocol: int) -> None:
     expected = ([("name", "M"), DROPPED, ("FaultDetect", ["1.5", "1.0"])], "open")
     assert outcome([NAME + frame(value, protocol, b"\\o") + FAULT]) == expected
 
 
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("deeper", [[[1.0]], [()], ({},), {"a": {"b": []}}])
-def test_nesting_deeper_than_any_message_is_refused(deeper: Any, protocol: int) -> None:
+def test_frame_reader_deep_nesting_is_refused(deeper: Any, protocol: int) -> None:
     value = ("DataUpdate", {"s": {"type": "VIB", "data": deeper}})
     assert outcome([NAME + frame(value, protocol) + FAULT]) == ([("name", "M")], "refused")
     assert outcome([NAME + json.dumps(value).encode() + b"\0" + FAULT]) == ([("name", "M")], "refused")
@@ -430,8 +432,8 @@ def test_nesting_deeper_than_any_message_is_refused(deeper: Any, protocol: int) 
     [2**1024, -(2**1024), 2**1024 - 1, 10**308 * 9, 10**1000, -(10**1100), 10**4000],
     ids=["2^1024", "-2^1024", "2^1024-1", "9e308", "1e1000", "-1e1100", "1e4000"],
 )
-def test_whole_numbers_beyond_a_double_are_no_samples(number: int, protocol: int) -> None:
-    # Not an infinity that nobody has measured; and the same in every protocol.
+def test_frame_reader_integer_beyond_a_double_leaves_sensor_out(number: int, protocol: int) -> None:
+    # They must not become infinity, in any protocol.
     value = ("DataUpdate", {"s": {"type": "VIB", "data": [1.0, number, 2.0]}})
     stream = NAME + frame(value, protocol) + FAULT
     expected = [("name", "M"), DROPPED, ("FaultDetect", ["1.5", "1.0"])], "open"
@@ -439,7 +441,7 @@ def test_whole_numbers_beyond_a_double_are_no_samples(number: int, protocol: int
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_the_largest_whole_numbers_of_a_double(protocol: int) -> None:
+def test_frame_reader_largest_integer_of_a_double_is_a_sample(protocol: int) -> None:
     value = ("DataUpdate", {"s": {"type": "VIB", "data": [2**1024 - 2**971, -(2**1023), 2**53 + 1, -(2**63)]}})
     assert outcome([NAME + frame(value, protocol)]) == ([("name", "M"), meant(value)], "open")
 
@@ -470,7 +472,7 @@ def test_the_largest_whole_numbers_of_a_double(protocol: int) -> None:
         ('["name", "B"]', DROPPED),
     ],
 )
-def test_json_frames(text: str, expected: Said) -> None:
+def test_frame_reader_json_gives_expected_message(text: str, expected: Said) -> None:
     stream = NAME + text.encode() + b"\0" + FAULT
     for pieces in ([stream], bytewise(stream)):
         assert outcome(pieces) == ([("name", "M"), expected, ("FaultDetect", ["1.5", "1.0"])], "open")
@@ -493,20 +495,20 @@ def test_json_frames(text: str, expected: Said) -> None:
     ],
     ids=lambda text: repr(text)[:30],
 )
-def test_json_that_cannot_be_read_ends_the_connection(text: bytes) -> None:
+def test_frame_reader_invalid_json_is_refused(text: bytes) -> None:
     stream = NAME + text + b"\0" + FAULT
     for pieces in ([stream], bytewise(stream)):
         assert outcome(pieces) == ([("name", "M")], "refused")
 
 
-def test_json_may_begin_a_connection() -> None:
+def test_frame_reader_json_name_opens_connection() -> None:
     assert outcome([b'{"event": "name", "data": "LabView"}\0' + FAULT])[0][0] == ("name", "LabView")
     assert outcome([b'["name", "LabView"]\0' + FAULT])[0][0] == ("name", "LabView")
 
 
 @pytest.mark.parametrize("depth", [5, 100, 300, 400, 500, 600, 900, 2000, 100_000])
 @pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}"), (b'[{"a":', b"}]")])
-def test_deep_json_is_refused(opening: bytes, closing: bytes, depth: int) -> None:
+def test_frame_reader_deep_json_is_refused(opening: bytes, closing: bytes, depth: int) -> None:
     assert outcome([NAME + opening * depth + b"1" + closing * depth + b"\0"]) == ([("name", "M")], "refused")
 
 
@@ -518,8 +520,8 @@ def test_deep_json_is_refused(opening: bytes, closing: bytes, depth: int) -> Non
     ],
     ids=["json", "protocol 0"],
 )
-def test_a_type_is_text_that_can_be_sent_on(text: bytes) -> None:
-    # Half a surrogate pair is no text: live events, and the store, could not be written.
+def test_frame_reader_type_with_lone_surrogate_is_not_admitted(text: bytes) -> None:
+    # Half a surrogate pair could not be written to live events and the store.
     reader = FrameReader()
     _, message = [*read_all(reader, NAME), *read_all(reader, text)]
     if isinstance(message, DataUpdate):
@@ -532,7 +534,7 @@ def test_a_type_is_text_that_can_be_sent_on(text: bytes) -> None:
 # -- Python 2, whose str is SHORT_BINSTRING (U) or BINSTRING (T)
 
 
-def test_pickles_of_python_2() -> None:
+def test_frame_reader_python_2_pickle_gives_expected_message() -> None:
     name = b"\x80\x02U\x04nameq\x01U\tShotBlastq\x02\x86q\x03.\\o"
     update = (
         b"\x80\x02U\nDataUpdateq\x01}q\x02U\x0fshot_blast_vib1q\x03}q\x04(U\x04typeq\x05U\x03VIBq\x06U\x04dataq\x07]q\x08("
@@ -543,7 +545,7 @@ def test_pickles_of_python_2() -> None:
         b"G?\xf0\x00\x00\x00\x00\x00\x00u\x86.\0"
     )
     for text in (name, update, fault):
-        # That these bytes are a pickle at all is Python's word.
+        # Python itself must read these bytes.
         assert pickle.loads(text)
     expected: Outcome = (
         [
@@ -557,9 +559,9 @@ def test_pickles_of_python_2() -> None:
     assert outcome([stream]) == outcome(bytewise(stream)) == expected
 
 
-def test_long_strings_of_python_2() -> None:
+def test_frame_reader_python_2_long_text_is_dropped() -> None:
     name = b"\x80\x02T\x04\x00\x00\x00nameq\x01T\x09\x00\x00\x00\xec\x87\xbc\xed\x8a\xb8.:1\x86."
-    # What it writes for text of more than 255 bytes.
+    # Python 2 writes this for text of more than 255 bytes.
     long = b"\x80\x02U\x04nameT\x2c\x01\x00\x00" + b"a" * 300 + b"\x86."
     assert pickle.loads(name, encoding="utf-8") == ("name", "쇼트.:1")
     assert pickle.loads(long) == ("name", "a" * 300)
@@ -592,23 +594,23 @@ def test_long_strings_of_python_2() -> None:
     ],
     ids=lambda first: repr(first)[:40],
 )
-def test_a_first_frame_that_is_no_name_is_refused(first: bytes) -> None:
+def test_frame_reader_first_frame_without_name_is_refused(first: bytes) -> None:
     assert outcome([first + NAME]) == outcome(bytewise(first + NAME)) == ([], "refused")
 
 
-def test_a_second_name_is_dropped() -> None:
+def test_frame_reader_second_name_is_dropped() -> None:
     stream = NAME + frame(("name", "N")) + b'["name", "M"]\0' + FAULT
     expected = ([("name", "M"), DROPPED, DROPPED, ("FaultDetect", ["1.5", "1.0"])], "open")
     assert outcome([stream]) == outcome(bytewise(stream)) == expected
 
 
 @pytest.mark.parametrize("behind", [b"x", b"\\x", b"\\\0", b"\\\\o", b"o", b"\n", b"\x80\x02", b".", b"[", b"\r\n\0"])
-def test_a_pickle_without_a_separator_is_refused(behind: bytes) -> None:
+def test_frame_reader_pickle_without_separator_is_refused(behind: bytes) -> None:
     stream = NAME + FAULT[:-1] + behind
     assert outcome([stream]) == outcome(bytewise(stream)) == ([("name", "M")], "refused")
 
 
-def test_messages_before_a_refusal_are_given() -> None:
+def test_frame_reader_messages_before_an_error_are_returned() -> None:
     reader = FrameReader()
     reader.receive_data(NAME + FAULT + b"c")
     assert said(read_one(reader)) == ("name", "M")
@@ -621,7 +623,7 @@ def test_messages_before_a_refusal_are_given() -> None:
 
 
 def sized(frame_of: Callable[[int], bytes], size: int) -> bytes:
-    """A frame of so many bytes, not counting its separator."""
+    """Return a frame of so many bytes, not counting its separator."""
     return next(text for text in map(frame_of, range(1, 3000)) if len(text) == size)
 
 
@@ -639,7 +641,7 @@ FRAMES_OF: dict[str, Callable[[int], bytes]] = {
 
 @pytest.mark.parametrize("kind", FRAMES_OF)
 @pytest.mark.parametrize("separator", [b"\0", b"\\o"])
-def test_a_frame_of_the_largest_size_and_of_one_byte_more(kind: str, separator: bytes) -> None:
+def test_frame_reader_frame_beyond_max_bytes_is_refused(kind: str, separator: bytes) -> None:
     if kind.startswith("json"):
         separator = b"\0"  # the only one of JSON
     limit = 1500
@@ -667,7 +669,7 @@ def test_a_frame_of_the_largest_size_and_of_one_byte_more(kind: str, separator: 
         (b"X\xe8\x03\x00\x00", b"x"),
     ],
 )
-def test_a_frame_without_an_end_is_refused_at_its_limit(head: bytes, pad: bytes) -> None:
+def test_frame_reader_endless_frame_is_refused_at_max_bytes(head: bytes, pad: bytes) -> None:
     reader = FrameReader(1000)
     fed = 0
     assert len(list(read_all(reader, NAME))) == 1
@@ -691,7 +693,7 @@ def test_a_frame_without_an_end_is_refused_at_its_limit(head: bytes, pad: bytes)
         b"\x80\x04\x95" + b"\xff" * 8,
     ],
 )
-def test_a_declared_length_beyond_the_limit_is_refused_at_once(head: bytes) -> None:
+def test_frame_reader_declared_length_beyond_max_is_refused_at_once(head: bytes) -> None:
     assert outcome([NAME, head], 2000) == ([("name", "M")], "refused")
     assert outcome([NAME, *bytewise(head)], 2000) == ([("name", "M")], "refused")
     # It is for the length that it is refused.
@@ -701,11 +703,11 @@ def test_a_declared_length_beyond_the_limit_is_refused_at_once(head: bytes) -> N
     assert outcome([NAME, shorter], 2000) == ([("name", "M")], "open")
 
 
-# -- hostile frames: refused or dropped, at a cost that is a small multiple of what they are long
+# -- hostile frames: refused or dropped, with memory of a small multiple of their size
 
 
 def update_of(data: bytes) -> bytes:
-    """``("DataUpdate", {"a": {"type": "VIB", "data": <data>}})`` around hand-written instructions."""
+    """Return a frame ``("DataUpdate", {"a": {"type": "VIB", "data": <data>}})`` around hand-written instructions."""
     return b"(U\nDataUpdate}U\x01a}(U\x04typeU\x03VIBU\x04data" + data + b"ust.\0"
 
 
@@ -801,14 +803,14 @@ LAWFUL: dict[str, bytes] = {
     "json floats": b'["DataUpdate", {"a": {"type": "VIB", "data": [' + b"1.5," * (MEGA // 8) + b"1]}}]\0",
 }
 
-#: Bytes that any frame may cost besides: 65 536 instructions with a memo entry each.
+#: Memory that any frame may need besides, in bytes: 65 536 instructions with a memo entry each.
 CONSTANT = 8 * 1024 * 1024
-#: Bytes that a byte may cost: a number of two bytes becomes a double of eight, is copied once, and arrays grow ahead.
+#: Memory that a byte may need, in bytes: a number of two becomes a double of eight and is copied, arrays grow ahead.
 MULTIPLE = 16
 
 
 def cost(pieces: Sequence[bytes]) -> tuple[Outcome, int]:
-    """What a connection that has said its name says then, and the most memory that this took."""
+    """Return the outcome of frames after the name, and the peak of memory in bytes."""
     reader = FrameReader()
     assert len(list(read_all(reader, NAME))) == 1
     found: list[DaqMessage] = []
@@ -826,17 +828,17 @@ def cost(pieces: Sequence[bytes]) -> tuple[Outcome, int]:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_frame_is_refused_or_dropped_at_a_small_cost(name: str) -> None:
+def test_frame_reader_hostile_frame_needs_little_memory(name: str) -> None:
     text = HOSTILE[name]
     (found, then), peak = cost(chunks(text))
-    # Only what has no end is waited for.
+    # Only an incomplete frame may leave the connection open.
     endings: list[Outcome] = [([DROPPED], "open"), ([], "refused")]
     assert (found, then) in [*endings, ([], "open")][: 3 if name in ENDLESS else 2]
     assert peak <= MULTIPLE * len(text) + CONSTANT
 
 
 @pytest.mark.parametrize("name", LAWFUL)
-def test_a_lawful_frame_has_a_small_cost_too(name: str) -> None:
+def test_frame_reader_valid_frame_needs_little_memory(name: str) -> None:
     text = LAWFUL[name]
     ((found,), then), peak = cost(chunks(text))
     assert (found[0], then) == ("DataUpdate", "open")
@@ -845,8 +847,8 @@ def test_a_lawful_frame_has_a_small_cost_too(name: str) -> None:
 
 
 @pytest.mark.parametrize("opcode", [b"p", b"g"])
-def test_a_memo_index_without_a_line_end_does_not_read_the_pickle_again(opcode: bytes) -> None:
-    # Each time over, the numbers would be pushed again: a packet of 64 KiB could ask for gigabytes.
+def test_pickle_reader_incomplete_memo_index_repeats_nothing(opcode: bytes) -> None:
+    # Otherwise the numbers would be pushed again with each read: a packet of 64 KiB could ask for gigabytes.
     text = b"K\x01" * 8 + opcode + b"1" * 12
     (found, then), peak = cost([text])
     assert (found, then) == ([], "refused")
@@ -856,29 +858,27 @@ def test_a_memo_index_without_a_line_end_does_not_read_the_pickle_again(opcode: 
 @pytest.mark.parametrize("opcode", [b"p", b"g"])
 @pytest.mark.parametrize("before", [b"", b"(", b"]", b"K\x01"])
 @pytest.mark.parametrize("digits", [5, 9, 12, 5000])
-def test_a_memo_index_of_too_many_digits_is_refused_however_it_is_cut(
-    before: bytes, opcode: bytes, digits: int
-) -> None:
+def test_pickle_reader_long_memo_index_is_refused_at_any_cut(before: bytes, opcode: bytes, digits: int) -> None:
     stream = NAME + before + opcode + b"9" * digits
     then = "open" if digits == 5 else "refused"
     assert outcome([stream]) == ([("name", "M")], then)
     assert outcome(bytewise(stream)) == ([("name", "M")], then)
 
 
-def test_alternating_short_instructions_are_bounded() -> None:
+def test_pickle_reader_too_many_instructions_are_refused() -> None:
     # 65 536 instructions are more than any message needs, however cheap each is.
     for pair in (b"N\x88", b"](" + b"e", b"}(" + b"u", b"(l", b"(t", b"(d", b"U\x00N", b"]q\x00"):
         assert outcome([NAME, b"(" + pair * 200_000]) == ([("name", "M")], "refused")
 
 
 @pytest.mark.parametrize("opcode", sorted({bytes([code]) for code in range(256)} - set(map(bytes, (b"[", b"{")))))
-def test_an_opcode_that_builds_no_plain_data_is_refused_when_it_is_met(opcode: bytes) -> None:
-    # By the tables of CPython's pickletools; what is refused needs no argument to be so.
+def test_pickle_reader_other_opcode_is_refused_at_once(opcode: bytes) -> None:
+    # From the tables of CPython's pickletools; a refused opcode needs no argument.
     plain = b"\x80\x95.GKMJ\x8a\x8bFILN\x88\x89\x8cX\x8dVSUT(]lae)\x85\x86\x87t}dsu\x94pqrghj"
-    # What may stand before a frame: blanks, line ends, and the beginning of a byte order mark.
+    # Bytes that may precede a frame: blanks, line ends, and the beginning of a byte order mark.
     plain += b" \t\r\n\xef"
     if opcode in plain:
-        # Alone it lacks its argument, its operand or its separator: no message comes of it.
+        # Alone it lacks its argument, its operand or its separator, and gives no message.
         assert outcome([NAME + opcode])[0] == [("name", "M")]
     else:
         assert outcome([NAME + opcode]) == ([("name", "M")], "refused")
@@ -961,7 +961,7 @@ SOUP = [
 
 @settings(QUIET, max_examples=300)
 @given(text=st.binary(max_size=200), named=st.booleans(), places=places)
-def test_fuzz_any_bytes(text: bytes, named: bool, places: list[int]) -> None:
+def test_frame_reader_any_bytes_give_the_same_at_any_cut(text: bytes, named: bool, places: list[int]) -> None:
     stream = NAME + text if named else text
     whole = outcome([stream])
     assert outcome(cut(stream, places)) == whole
@@ -970,7 +970,7 @@ def test_fuzz_any_bytes(text: bytes, named: bool, places: list[int]) -> None:
 
 @settings(QUIET, max_examples=600)
 @given(parts=st.lists(st.sampled_from(SOUP), max_size=25), places=places)
-def test_fuzz_instructions(parts: list[bytes], places: list[int]) -> None:
+def test_frame_reader_any_instructions_give_the_same_at_any_cut(parts: list[bytes], places: list[int]) -> None:
     stream = NAME + b"".join(parts)
     whole = outcome([stream])
     assert outcome(cut(stream, places)) == whole
@@ -988,7 +988,9 @@ changes = st.tuples(
     changes=st.lists(changes, min_size=1, max_size=5),
     places=places,
 )
-def test_fuzz_changed_frames(stream: bytes, changes: list[tuple[int, str, bytes]], places: list[int]) -> None:
+def test_frame_reader_changed_frames_give_the_same_at_any_cut(
+    stream: bytes, changes: list[tuple[int, str, bytes]], places: list[int]
+) -> None:
     for place, change, new in changes:
         at = place % len(stream)
         length = len(new)

@@ -1,4 +1,4 @@
-"""Frames that are made to cost much. How long they take, and how much memory, is in ``benchmarks/hostile.py``."""
+"""Frames that are built to be expensive; ``benchmarks/hostile_frames.py`` measures their time and memory."""
 
 import pytest
 
@@ -12,12 +12,12 @@ MEGA = 2**20
     "name",
     ["ints appended", "doubles and ints", "longs of no byte", "JSON ints", "JSON nulls and ints", "JSON one long text"],
 )
-def test_a_hostile_frame_takes_a_small_multiple_of_its_size(name: str) -> None:
+def test_frame_reader_hostile_frame_takes_small_multiple_of_its_size(name: str) -> None:
     assert memory(frame(*FRAMES[name], size=MEGA)) <= MULTIPLE * MEGA + CONSTANT
 
 
 @pytest.mark.parametrize("name", FRAMES)
-def test_a_hostile_frame_means_the_same_in_pieces(name: str) -> None:
+def test_frame_reader_hostile_frame_in_pieces_gives_the_same(name: str) -> None:
     stream = NAME + frame(*FRAMES[name], size=3000)
     whole = outcome([stream])
     for size in (1000, 7):
@@ -28,8 +28,8 @@ def test_a_hostile_frame_means_the_same_in_pieces(name: str) -> None:
     "name",
     ["ints appended", "ints of two bytes appended", "ints of four bytes appended", "doubles appended", "small ints"],
 )
-def test_numbers_of_any_form_are_read_together(name: str) -> None:
-    # One by one they took six hundred times as long as doubles. Both are measured in turn, and the best of each counts.
+def test_pickle_reader_numbers_of_any_form_are_read_together(name: str) -> None:
+    # One by one they take 600 times as long as doubles. Both are measured alternately; the best of each counts.
     costs = {"doubles": 99.0, name: 99.0}
     for _ in range(5):
         for each in costs:
@@ -38,6 +38,6 @@ def test_numbers_of_any_form_are_read_together(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["text and binary", "text and doubles", "text and binary appended"])
-def test_numbers_in_text_and_in_binary_by_turns_are_refused_early(name: str) -> None:
+def test_pickle_reader_alternating_text_and_binary_numbers_are_refused(name: str) -> None:
     pieces = turns(frame(*FRAMES[name], size=4 * MEGA), 4 * MEGA)
     assert len(pieces) < 20

@@ -1,4 +1,4 @@
-"""Protocols of scales and DAQ programs on a transport in memory, with a clock of the tests'."""
+"""Protocols of scales and DAQ programs on transports in memory, with a simulated clock."""
 
 import random
 from array import array
@@ -71,7 +71,7 @@ class ScaleTests(Ingest):
     def weights(self) -> list[float]:
         return [float(record.weight or 0) for record in self.records if isinstance(record, Reading)]
 
-    def test_every_line_end_at_every_cut(self) -> None:
+    def test_scale_any_line_end_at_any_cut_gives_all_readings(self) -> None:
         stream = b"ST,+1 kg\rST,+2 kg\nST,+3 kg\r\n\r\n  \nST,+4 kg\r\nST,+5"
         for cut in range(len(stream)):
             self.records.clear()
@@ -82,7 +82,7 @@ class ScaleTests(Ingest):
             self.assertEqual(self.weights(), [1.0, 2.0, 3.0, 4.0], cut)
         self.assertEqual(self.counters.scale_rejected.labels("dock")._value.get(), 0)
 
-    def test_a_line_too_long_is_skipped_to_its_end_at_every_cut(self) -> None:
+    def test_scale_overlong_line_at_any_cut_is_skipped(self) -> None:
         stream = b"ST,+1 kg\n" + b"x" * (MAX_LINE + 1) + b"\rST,+2 kg\n" + b"y" * 3 * MAX_LINE + b"\r\nST,+3 kg\n"
         for cut in range(0, len(stream), 7):
             self.records.clear()
@@ -94,7 +94,7 @@ class ScaleTests(Ingest):
             self.assertEqual(self.weights(), [1.0, 2.0, 3.0], cut)
             self.assertEqual(self.counters.scale_overlong.labels("dock")._value.get(), before + 2)
 
-    def test_the_longest_line_is_still_one(self) -> None:
+    def test_scale_line_of_max_length_is_read(self) -> None:
         protocol, _ = self.connect(self.factory)
         line = b"ST,+1 kg"
         protocol.dataReceived(line + b" " * (MAX_LINE - len(line)) + b"\n")
@@ -102,13 +102,13 @@ class ScaleTests(Ingest):
         protocol.dataReceived(line + b" " * (MAX_LINE + 1 - len(line)) + b"\n")
         self.assertEqual(self.weights(), [1.0])
 
-    def test_a_line_without_end_is_not_kept(self) -> None:
+    def test_scale_line_without_end_is_not_kept(self) -> None:
         protocol, _ = self.connect(self.factory)
         for _ in range(1000):
             protocol.dataReceived(b"x" * 1000)
         self.assertLess(len(protocol._reader.rest), 2 * MAX_LINE)
 
-    def test_presence_is_of_the_first_and_the_last(self) -> None:
+    def test_scale_presence_follows_first_and_last_connection(self) -> None:
         first, _ = self.connect(self.factory)
         second, _ = self.connect(self.factory)
         self.lose(first)
@@ -121,7 +121,7 @@ class ScaleTests(Ingest):
         self.factory.close()
         self.assertTrue(transport.disconnecting)
 
-    def test_bad_lines_are_limited_in_the_log_not_in_the_count(self) -> None:
+    def test_scale_bad_lines_are_all_counted_and_few_logged(self) -> None:
         protocol, _ = self.connect(self.factory)
         protocol.dataReceived(b"bad line, of more than fifty bytes, which nobody wants to read whole\n" * 100)
         self.assertEqual(self.counters.scale_rejected.labels("dock")._value.get(), 100)
@@ -130,7 +130,7 @@ class ScaleTests(Ingest):
         self.assertIn("b'bad line, of more than fifty bytes, which nobody w'...", lines[0])
         self.assertIn("192.168.1.1:54321", lines[0])
 
-    def test_however_a_stream_is_cut_it_says_the_same(self) -> None:
+    def test_scale_stream_at_any_cut_gives_the_same_readings(self) -> None:
         chance = random.Random(1)
         good = [b"ST,+%d.50 kg" % number for number in range(20)] + [b" US , NT , -1 _KG ", b"\x02OL,+9E+19 kg\x03"]
         bad = [b"ST,+1 pc", b"x" * MAX_LINE, b"\xff\x85", b"GET /"]
@@ -170,7 +170,7 @@ class ScaleTests(Ingest):
             counted = self.counters.scale_readings.labels("dock", status).value
             self.assertEqual(counted, len(cuttings) * sum(line.status == status for line in says), status)
 
-    def test_what_is_behind_the_line_that_closes_a_connection_is_not_read(self) -> None:
+    def test_scale_lines_after_a_close_are_not_read(self) -> None:
         protocol, transport = self.connect(self.factory)
         self.bus.attach(Reading, "closes", lambda reading: self.factory.close() if reading.weight == 2 else None)
         protocol.dataReceived(b"ST,+1 kg\nST,+2 kg\nST,+3 kg\nST,+4")
@@ -178,7 +178,7 @@ class ScaleTests(Ingest):
         self.assertTrue(transport.disconnecting)
         self.assertEqual(self.weights(), [1.0, 2.0])
 
-    def test_a_reading_came_when_its_line_ended(self) -> None:
+    def test_scale_reading_has_the_time_of_its_line_end(self) -> None:
         protocol, _ = self.connect(self.factory)
         for data in (b"ST,+1 kg\nST,+2", b" kg\nST,+3 kg\n", b"ST,+4 kg\n"):
             protocol.dataReceived(data)
@@ -190,7 +190,7 @@ class ScaleTests(Ingest):
 
 
 class SerialTests(Ingest):
-    def test_it_is_opened_again_and_again(self) -> None:
+    def test_serial_service_failed_open_is_repeated(self) -> None:
         factory = ScaleFactory("bench", self.bus, self.clock, self.counters, self.warnings, 2)
         opened: list[Any] = []
         problems: list[Exception] = [OSError("no such device"), ValueError("no such parity")]
@@ -216,7 +216,7 @@ class SerialTests(Ingest):
         self.lose(opened[1])
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
-    def test_stopped_while_it_waits(self) -> None:
+    def test_serial_service_stopped_while_waiting_does_not_open(self) -> None:
         factory = ScaleFactory("bench", self.bus, self.clock, self.counters, self.warnings, 2)
 
         def open_port(protocol: Any, line: SerialLine) -> None:
@@ -247,7 +247,7 @@ class DaqTests(Ingest):
             for record in self.records
         ]
 
-    def test_a_name_is_waited_for_so_long(self) -> None:
+    def test_daq_connection_without_name_is_closed_after_timeout(self) -> None:
         factory = self.factory()
         _, silent = self.connect(factory)
         named, talks = self.connect(factory)
@@ -258,14 +258,14 @@ class DaqTests(Ingest):
         self.assertTrue(silent.disconnecting)
         self.assertFalse(talks.disconnecting)
 
-    def test_a_connection_that_ends_leaves_no_timer(self) -> None:
+    def test_daq_connection_end_cancels_its_timer(self) -> None:
         factory = self.factory()
         protocol, _ = self.connect(factory)
         self.lose(protocol)
         self.assertEqual(self.reactor.getDelayedCalls(), [])
         self.assertEqual(self.counters.connections.labels("daq")._value.get(), 0)
 
-    def test_what_follows_a_refusal_is_not_read(self) -> None:
+    def test_daq_frames_after_a_refusal_are_not_read(self) -> None:
         protocol, transport = self.connect(self.factory())
         protocol.dataReceived(frame("name", "M") + update(1.0) + b"c" + update(2.0))
         protocol.dataReceived(update(3.0))
@@ -277,7 +277,7 @@ class DaqTests(Ingest):
         (line,) = [line for line in self.log.lines if "closed" in line]
         self.assertIn("192.168.1.1:54321", line)
 
-    def test_takeover(self) -> None:
+    def test_daq_takeover_replaces_connection(self) -> None:
         factory = self.factory()
         first, first_transport = self.connect(factory)
         first.dataReceived(frame("name", "M"))
@@ -290,14 +290,14 @@ class DaqTests(Ingest):
         self.lose(second)
         self.assertEqual(self.events(), [True, [[1.0]], False])
 
-    def test_bounds(self) -> None:
+    def test_daq_limits_leave_out_machines_and_sensors(self) -> None:
         factory = self.factory()
         protocols = [self.connect(factory) for _ in range(4)]
         for number, (protocol, _) in enumerate(protocols):
             protocol.dataReceived(frame("name", f"M{number}"))
         self.reactor.advance(HOLD)
         self.assertEqual([transport.disconnecting for _, transport in protocols], [False, False, False, True])
-        # Three of a machine's, five of all.
+        # Three sensors of a machine, five of all machines.
         for protocol, _ in protocols[:2]:
             for name in "abcd":
                 protocol.dataReceived(update(1.0, sensor=name))
@@ -307,7 +307,7 @@ class DaqTests(Ingest):
         ])  # fmt: skip
         self.assertEqual(self.counters.daq_dropped._value.get(), 3)
 
-    def test_pause(self) -> None:
+    def test_daq_pause_stops_reading(self) -> None:
         factory = self.factory()
         _, before = self.connect(factory)
         factory.pause(True)
@@ -317,7 +317,7 @@ class DaqTests(Ingest):
         self.assertEqual((before.producerState, after.producerState), ("producing", "producing"))
         self.assertEqual(self.counters.daq_pauses._value.get(), 1)
 
-    def test_a_large_message_is_dealt_with_in_turns_and_in_order(self) -> None:
+    def test_daq_large_message_is_processed_in_turns_in_order(self) -> None:
         self.patch(daq_module, "MAX_TURN_SAMPLES", 10)
         factory = self.factory()
         protocol, transport = self.connect(factory)
@@ -325,7 +325,7 @@ class DaqTests(Ingest):
         protocol.dataReceived(frame("name", "M") + update(*numbers) + update(-1.0))
         self.assertEqual(self.events(), [True, [numbers[:10]]])
         self.assertEqual(transport.producerState, "paused")
-        # What some transports give although they are paused.
+        # Some transports deliver this although they are paused.
         protocol.dataReceived(update(-2.0))
         for turn in range(1, 4):
             self.reactor.advance(0)
@@ -333,7 +333,7 @@ class DaqTests(Ingest):
         self.assertEqual(self.events()[5:], [[[-1.0]], [[-2.0]]])
         self.assertEqual(transport.producerState, "producing")
 
-    def test_what_was_received_is_dealt_with_when_a_connection_ends_in_between(self) -> None:
+    def test_daq_end_between_turns_processes_everything(self) -> None:
         self.patch(daq_module, "MAX_TURN_SAMPLES", 10)
         for number, end in enumerate((self.lose, lambda protocol: protocol.close())):
             self.records.clear()
@@ -346,7 +346,7 @@ class DaqTests(Ingest):
             self.assertEqual([sample for batch in batches for sample in batch], [*numbers, -1.0, -2.0])
             self.assertEqual(self.reactor.getDelayedCalls(), [])
 
-    def test_pause_and_turns_together(self) -> None:
+    def test_daq_pause_between_turns_stops_reading(self) -> None:
         self.patch(daq_module, "MAX_TURN_SAMPLES", 10)
         factory = self.factory()
         protocol, transport = self.connect(factory)
@@ -357,7 +357,7 @@ class DaqTests(Ingest):
         factory.pause(False)
         self.assertEqual(transport.producerState, "producing")
 
-    def test_split_update(self) -> None:
+    def test_split_update_keeps_all_samples_in_order(self) -> None:
 
         def sensor(first: int, count: int) -> SensorBatch:
             return SensorBatch("VIB", array("d", range(first, first + count)))

@@ -1,4 +1,4 @@
-"""Long JSON is read as it comes, and means what short JSON means, which is read when it is whole."""
+"""Long JSON is read as it arrives, and gives the same as short JSON, which is read when it is complete."""
 
 import itertools
 import json
@@ -31,7 +31,7 @@ NAME = b'["name", "M"]\0'
 
 
 def shown(value: Value) -> Any:
-    """A value in a form that compares; of a list that holds anything but numbers, up to the first of that."""
+    """Return a value in a form that compares; a list is cut after the first item that is not a number."""
     match value:
         case ListValue(others=[first, *_]) if any(isinstance(other, UnsupportedValue) for other in value.others):
             return [*map(repr, value.numbers[: value.odd_at]), shown(first)]
@@ -92,7 +92,7 @@ places = st.lists(st.integers(0, 2**31), max_size=8)
 
 @QUIET
 @given(value=values, places=places, indent=st.sampled_from([None, 0, 2]), ascii_only=st.booleans())
-def test_json_of_any_value_means_the_same_in_pieces(
+def test_json_reader_any_value_in_pieces_gives_the_same(
     value: Any, places: list[int], indent: int | None, ascii_only: bool
 ) -> None:
     agree(json.dumps(value, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass"), places)
@@ -108,14 +108,16 @@ TOKENS = (
 
 @settings(QUIET, max_examples=1500)
 @given(parts=st.lists(st.sampled_from(TOKENS), max_size=12), places=places, wrapped=st.booleans())
-def test_json_of_any_tokens_means_the_same_in_pieces(parts: list[str], places: list[int], wrapped: bool) -> None:
+def test_json_reader_any_tokens_in_pieces_give_the_same(parts: list[str], places: list[int], wrapped: bool) -> None:
     text = "".join(parts)
     agree((f"[{text}]" if wrapped else f"[{text}" if text[:1] not in "[{" else text).encode(), places)
 
 
 @QUIET
 @given(value=values, place=st.integers(0, 2**31), new=st.binary(min_size=1, max_size=2), places=places)
-def test_changed_json_means_the_same_in_pieces(value: Any, place: int, new: bytes, places: list[int]) -> None:
+def test_json_reader_changed_json_in_pieces_gives_the_same(
+    value: Any, place: int, new: bytes, places: list[int]
+) -> None:
     text = json.dumps(value).encode()
     at = place % len(text)
     changed = text[:at] + new.replace(b"\0", b"0") + text[at + len(new) :]
@@ -133,7 +135,7 @@ def test_changed_json_means_the_same_in_pieces(value: Any, place: int, new: byte
         b'["' + b"x" * 8191 + b'"]',
     ],
 )
-def test_long_text_is_skipped_and_counts_as_text(text: bytes) -> None:
+def test_json_reader_long_text_is_skipped_and_counts_as_text(text: bytes) -> None:
     for pieces in ([], list(range(0, len(text), 100)), list(range(0, len(text), 7001))):
         found = read_in_pieces(text, pieces)
         assert found != "refused"
@@ -142,21 +144,21 @@ def test_long_text_is_skipped_and_counts_as_text(text: bytes) -> None:
 
 @pytest.mark.parametrize("bad", [b"\xff", b"\xed\xa0\x80", b"\n", b"\\x", b"\\u12g4", b"\xc3"])
 @pytest.mark.parametrize("at", [0, 8191, 8192, 9000, 19_999])
-def test_long_text_that_is_broken_is_refused_however_it_is_cut(bad: bytes, at: int) -> None:
+def test_json_reader_invalid_long_text_is_refused_at_any_cut(bad: bytes, at: int) -> None:
     text = b'["' + b"x" * at + bad + b"x" * (20_000 - at) + b'"]'
     for pieces in ([], list(range(0, len(text), 1000)), list(range(len(text)))):
         assert read_in_pieces(text, pieces) == "refused"
 
 
 @pytest.mark.parametrize("digits", [4299, 4300, 4301, 5000, 16_000, 40_000])
-def test_numbers_of_many_digits(digits: int) -> None:
+def test_json_reader_numbers_of_many_digits_are_read(digits: int) -> None:
     text = b"[1," + b"9" * digits + b",2]"
     assert (read_whole(text) == "refused") is (digits > 4300)
     for pieces in ([], list(range(0, len(text), 1000))):
         assert read_in_pieces(text, pieces) == read_whole(text)
 
 
-# -- through the reader of frames: a frame is read in one of both ways by its length alone
+# -- through the frame reader, which decides by the length
 
 
 def long_frame(samples: list[str]) -> bytes:
@@ -165,7 +167,7 @@ def long_frame(samples: list[str]) -> bytes:
 
 
 @pytest.mark.parametrize("size", [1, 100, 4096, 65_536, 10**7])
-def test_a_long_frame_has_all_its_samples_in_order(size: int) -> None:
+def test_json_reader_long_frame_keeps_all_samples_in_order(size: int) -> None:
     stream = NAME + long_frame([str(number / 8) for number in range(60_000)]) + NAME
     pieces = [stream[at : at + size] for at in range(0, len(stream), size)] if size > 1 else [stream]
     reader = FrameReader()
@@ -176,18 +178,18 @@ def test_a_long_frame_has_all_its_samples_in_order(size: int) -> None:
 
 
 @pytest.mark.parametrize("behind", [b"x", b"]", b"[]", b"1"])
-def test_a_long_frame_with_something_behind_its_value_is_refused(behind: bytes) -> None:
+def test_json_reader_long_frame_with_trailing_bytes_is_refused(behind: bytes) -> None:
     with pytest.raises(WireError):
         list(read_all(FrameReader(), NAME + long_frame(["1"] * 60_000)[:-1] + behind + b"\0"))
 
 
-def test_a_long_frame_that_ends_too_early_is_refused() -> None:
+def test_json_reader_incomplete_long_frame_is_refused() -> None:
     with pytest.raises(WireError, match="too early"):
         list(read_all(FrameReader(), NAME + long_frame(["1"] * 60_000)[:-3] + b"\0"))
 
 
 @pytest.mark.parametrize("more", [0, 1])
-def test_the_length_from_which_a_frame_is_read_as_it_comes(more: int) -> None:
+def test_json_reader_frames_around_the_threshold_are_read(more: int) -> None:
     head, tail = b'["DataUpdate", {"s": {"type": "VIB", "data": [1', b"]}}]"
     text = head + b" " * (frames_module._MAX_WHOLE_JSON + more - len(head) - len(tail)) + tail
     for size in (len(text) + 1, 1000):
@@ -198,13 +200,13 @@ def test_the_length_from_which_a_frame_is_read_as_it_comes(more: int) -> None:
         assert isinstance(update, DataUpdate)
 
 
-def test_more_texts_than_any_message_needs_are_refused() -> None:
+def test_json_reader_too_many_texts_are_refused() -> None:
     for count in (MAX_TEXTS, MAX_TEXTS + 1):
         text = b"[" + b",".join([b'"abcdefgh"'] * count) + b"]"
         assert (read_in_pieces(text, []) == "refused") is (count > MAX_TEXTS)
 
 
-def test_a_long_frame_costs_a_small_multiple_of_its_size() -> None:
+def test_json_reader_long_frame_needs_little_memory() -> None:
     text = long_frame(["1"] * 2_000_000)
     pieces = [text[at : at + 65_536] for at in range(0, len(text), 65_536)]
     reader = FrameReader()
@@ -214,11 +216,11 @@ def test_a_long_frame_costs_a_small_multiple_of_its_size() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found == [2_000_000]
-    # Eight bytes a sample of two, an array that grows ahead, and a piece with its tokens. It was 20 times as much.
+    # Eight bytes for a sample of two, an array that grows ahead, and a piece with its tokens.
     assert peak < 9 * len(text)
 
 
-def test_the_index_of_what_is_no_number_is_told() -> None:
+def test_json_reader_invalid_sample_is_reported_with_its_index() -> None:
     for samples in (["1", "null", "2"], ["1"] * 40_000 + ["null"] + ["1"] * 40_000 + ["true"]):
         text = long_frame(samples)[:-1]
         for value in (json_value(text), _streamed(text)):
@@ -232,7 +234,7 @@ def _streamed(text: bytes) -> Value:
     return reader.value
 
 
-# -- cut around the length from which a frame is read as it comes
+# -- cut around the length from which a frame is read as it arrives
 
 
 def crossing_frame(before: int, tokens: str) -> bytes:
@@ -259,7 +261,7 @@ def read_frames(pieces: list[bytes]) -> list[Any]:
 
 
 @pytest.mark.parametrize("form", CROSSING)
-def test_a_frame_that_is_cut_around_the_threshold_has_all_its_samples(form: str) -> None:
+def test_json_reader_frame_cut_around_the_threshold_keeps_all_samples(form: str) -> None:
     before, tokens = CROSSING[form]
     stream = crossing_frame(before, tokens)
     whole = repr(message(json_value(stream[:-1]), len(stream) - 1))

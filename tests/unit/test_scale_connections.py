@@ -1,4 +1,4 @@
-"""Connections of scales: log lines, limits, what is refused, and how a scale is dialled."""
+"""Connections of scales: log lines, limits, refusals, and dialling."""
 
 import itertools
 import os
@@ -85,7 +85,7 @@ class HttpTests(ScaleConnections):
         sent = 0
         for request in REQUESTS:
             stream = request + self.BODY
-            # At each place of short requests; of long ones, where something begins or ends.
+            # At each position of short requests; of long ones, near their beginning and end.
             places = {at for at in range(len(stream)) if at < 40 or at > len(request) - 40 or len(stream) < 200}
             for cut in sorted(places | {MAX_LINE - 1, MAX_LINE, MAX_LINE + 1}):
                 transport = self.send([stream[:cut], stream[cut:]])
@@ -109,7 +109,7 @@ class HttpTests(ScaleConnections):
         self.assertEqual(self.readings(), [])
         self.assertEqual(self.counters.scale_rejected.labels("dock")._value.get(), 0)
 
-    def test_http_request_whose_end_has_not_come_lets_nothing_in(self) -> None:
+    def test_http_request_without_its_end_gives_no_reading(self) -> None:
         protocol, transport = self.connect(self.factory)
         protocol.dataReceived(b"POST / HT")
         self.assertFalse(transport.disconnecting)
@@ -136,7 +136,7 @@ class HttpTests(ScaleConnections):
         for number, pieces in enumerate(([hello], [hello[:1], hello[1:]], [hello[:2], hello[2:3]]), 1):
             self.assertTrue(self.send(pieces).disconnecting, pieces)
             self.assertEqual(self.count(), number)
-        # Noise, as far as can be told.
+        # This is too short to be identified.
         self.assertFalse(self.send([hello[:2]]).disconnecting)
 
     def test_http_request_is_logged_with_scale_and_peer_and_limited(self) -> None:
@@ -151,7 +151,7 @@ class HttpTests(ScaleConnections):
         )
         self.assertEqual(self.count(), 20)
 
-    def test_lines_that_are_no_request_end_no_connection(self) -> None:
+    def test_lines_with_slashes_do_not_close_the_connection(self) -> None:
         protocol, transport = self.connect(self.factory)
         protocol.dataReceived(b"HTTP/1.1 200 OK\r\nGET /\r\n/\r\nHTTP/1\r\n" + b"x" * 2000 + b"/\r\nST,+1 kg\r\n")
         self.assertFalse(transport.disconnecting)
@@ -160,7 +160,7 @@ class HttpTests(ScaleConnections):
 
 
 class LogTests(ScaleConnections):
-    def test_scale_that_comes_and_goes_has_one_line_each(self) -> None:
+    def test_connection_and_end_are_logged_once_each(self) -> None:
         protocol, _ = self.from_peer("10.0.0.7", 5555)
         protocol.dataReceived(b"ST,+1 kg\r\n")
         self.lose(protocol)
@@ -169,7 +169,7 @@ class LogTests(ScaleConnections):
             ["scale dock: 10.0.0.7:5555 connected", "scale dock: 10.0.0.7:5555 disconnected (closed by the peer)"],
         )
 
-    def test_end_of_a_connection_says_why(self) -> None:
+    def test_end_of_connection_is_logged_with_its_reason(self) -> None:
         protocol, transport = self.from_peer("10.0.0.7", 5555)
         transport.loseConnection()
         self.lose(protocol)
@@ -183,7 +183,7 @@ class LogTests(ScaleConnections):
             ],
         )
 
-    def test_second_peer_is_said_to_be_one(self) -> None:
+    def test_second_connection_is_logged(self) -> None:
         self.from_peer("10.0.0.7", 5555)
         second, _ = self.from_peer("10.0.0.8", 6666)
         self.from_peer("10.0.0.9", 7777)
@@ -199,7 +199,7 @@ class LogTests(ScaleConnections):
         self.lose(second)
         self.assertEqual(self.log.lines[3], "scale dock: 10.0.0.8:6666 disconnected (closed by the peer)")
 
-    def test_peer_that_only_reconnects_is_limited_and_others_are_not(self) -> None:
+    def test_reconnecting_peer_is_limited_alone(self) -> None:
         for port in range(100):
             protocol, _ = self.from_peer("10.0.0.7", port)
             self.lose(protocol)
@@ -222,9 +222,9 @@ class LimitTests(ScaleConnections):
     def closed(self) -> float:
         return count_of(self.counters.scale_silent_closed.labels("dock"))
 
-    def test_connection_silent_the_longest_makes_place(self) -> None:
+    def test_connection_limit_closes_the_longest_silent_connection(self) -> None:
         peers = [self.from_peer("10.0.0.7", port) for port in range(3)]
-        # Any bytes show that there is somebody, a line or not.
+        # Any bytes count as activity, also without a line end.
         peers[0][0].dataReceived(b"x")
         peers[1][0].dataReceived(b"no reading\r\n")
         for port in range(3, 6):
@@ -235,7 +235,7 @@ class LimitTests(ScaleConnections):
         self.assertIn("limits.connections (3)", closed[0])
         self.assertEqual((self.closed(), self.refused()), (3, 0))
 
-    def test_connection_that_is_being_closed_takes_no_place(self) -> None:
+    def test_connection_limit_does_not_count_evicted_connections(self) -> None:
         silent, transport = self.from_peer("10.0.0.7", 1)
         self.from_peer("10.0.0.7", 2)
         self.from_peer("10.0.0.7", 3)
@@ -245,21 +245,21 @@ class LimitTests(ScaleConnections):
         self.lose(silent)
         self.from_peer("10.0.0.7", 5)
         self.assertEqual(self.closed(), 2)
-        # What it still sends is nothing.
+        # Bytes that it still sends are ignored.
         silent.dataReceived(b"ST,+1 kg\r\n")
         self.assertEqual(self.readings(), [])
 
-    def test_connection_is_closed_only_where_all_places_are_taken(self) -> None:
+    def test_connection_limit_closes_none_before_it_is_reached(self) -> None:
         self.from_peer("10.0.0.7", 1)
         other, _ = self.from_peer("10.0.0.7", 2)
         self.from_peer("10.0.0.7", 3)
         self.from_peer("10.0.0.7", 4)
-        # One is still being closed, and another has left: two places are taken.
+        # One is being closed, and another has ended: two count.
         self.lose(other)
         self.from_peer("10.0.0.7", 5)
         self.assertEqual(self.closed(), 1)
 
-    def test_connections_that_have_sent_readings_are_never_closed(self) -> None:
+    def test_connection_limit_keeps_connections_with_readings(self) -> None:
         for port, line in enumerate((b"ST,+1 kg\r\n", b"OL,\r\n", b"noise\r\nUS,+1 kg\r\n")):
             protocol, _ = self.from_peer("10.0.0.7", port)
             protocol.dataReceived(line)
@@ -268,7 +268,7 @@ class LimitTests(ScaleConnections):
         self.assertEqual((self.closed(), self.refused()), (0, 1))
         self.assertIn("connection refused: limits.connections (3) is reached", self.log.lines[-1])
 
-    def test_silent_scale_stays_while_there_is_place(self) -> None:
+    def test_silent_connection_below_the_limit_stays_open(self) -> None:
         _, transport = self.from_peer("10.0.0.7", 1)
         self.reactor.advance(7 * 86400)
         self.from_peer("10.0.0.8", 2)
@@ -277,7 +277,7 @@ class LimitTests(ScaleConnections):
 
 @implementer(IStreamClientEndpoint)
 class Converter:
-    """A converter as dialling meets it: each attempt is answered by the next of its answers, or by the last again."""
+    """An endpoint that answers each attempt by the next of its answers; the last one repeats."""
 
     def __init__(self, *answers: BaseException | list[bytes]) -> None:
         self.answers = list(answers)
@@ -297,7 +297,7 @@ class Converter:
         for data in answer:
             protocol.dataReceived(data)
         if not self.lasts:
-            # The other side closes a moment later, as it does on a network.
+            # The peer closes a moment later, as on a network.
             self.later(lambda: protocol.connectionLost(Failure(ConnectionDone())))
         return connected
 
@@ -318,7 +318,7 @@ class DialTests(ScaleConnections):
         self.reactor.pump([0.05] * (seconds * 20))
         return [later - earlier for earlier, later in itertools.pairwise(converter.times)]
 
-    def test_attempt_that_fails_says_scale_address_reason_and_next(self) -> None:
+    def test_failed_attempt_logs_scale_address_reason_and_delay(self) -> None:
         self.dial(Converter(errors.ConnectionRefusedError()))
         (line,) = self.log.lines
         self.assertRegex(
@@ -326,7 +326,7 @@ class DialTests(ScaleConnections):
         )
         self.assertEqual(self.counters.scale_failed_attempts.labels("dock")._value.get(), 1)
 
-    def test_attempts_that_fail_are_limited_in_the_log_and_wait_longer(self) -> None:
+    def test_failed_attempts_repeated_are_limited_and_delayed(self) -> None:
         converter = Converter(errors.ConnectionRefusedError())
         self.dial(converter)
         waits = self.waits(converter, 590)
@@ -338,15 +338,15 @@ class DialTests(ScaleConnections):
         self.assertRegex(self.log.lines[5], r"^\d\d similar lines within 600 s were not logged, such as: ")
         self.assertRegex(self.log.lines[6], "retrying in 3[01] s$")
 
-    def test_attempt_that_fails_for_another_reason_is_said_at_once(self) -> None:
+    def test_failed_attempt_with_another_reason_is_logged_at_once(self) -> None:
         converter = Converter(*[errors.ConnectionRefusedError()] * 12, errors.TCPTimedOutError())
         self.dial(converter)
         self.waits(converter, 300)
         self.assertEqual(sum("connection refused" in line for line in self.log.lines), 5)
         self.assertIn("scale dock: cannot connect to 10.0.0.7:4002: timed out; retrying in 3", self.log.lines[5])
 
-    def test_peer_that_accepts_and_closes_is_dialled_with_growing_waits(self) -> None:
-        # Some say why, and some devices say nothing of use.
+    def test_peer_that_closes_at_once_is_dialled_with_growing_delays(self) -> None:
+        # Some errors have a reason, others have not.
         for answer in ([], [b"Port already in use\r\n"], [b"\xff\xfb\x01\xff\xfb\x03"]):
             converter = Converter(answer)
             self.log.lines.clear()
@@ -382,13 +382,13 @@ class DialTests(ScaleConnections):
         self.assertEqual(len(converter.times), attempts + 1)
         self.assertTrue(converter.times[-1] - lost < 3)
 
-    def test_service_that_is_stopped_dials_no_more(self) -> None:
+    def test_stopped_service_dials_no_more(self) -> None:
         converter = Converter(errors.ConnectionRefusedError())
         service = self.dial(converter)
         self.successResultOf(service.stopService())
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
-    def test_endpoint_of_twisted_is_spoken_of_too(self) -> None:
+    def test_failed_attempt_of_a_tcp_endpoint_is_logged(self) -> None:
         reactor = MemoryReactorClock()
         service = dialled(TCP4ClientEndpoint(reactor, "10.0.0.7", 4002), self.factory, reactor, "10.0.0.7:4002")
         service.startService()
@@ -443,7 +443,7 @@ def test_host_of_peer_is_without_its_port() -> None:
 
 
 class SerialLogTests(ScaleConnections):
-    def test_line_that_cannot_be_opened_says_scale_device_reason_and_next(self) -> None:
+    def test_serial_line_failed_open_logs_scale_device_reason_and_delay(self) -> None:
         def open_port(protocol: Any, line: SerialLine) -> None:
             raise FileNotFoundError(2, "could not open port /dev/ttyUSB0")
 
@@ -458,7 +458,7 @@ class SerialLogTests(ScaleConnections):
         self.assertGreater(self.counters.scale_failed_attempts.labels("dock")._value.get(), 10)
         service.stopService()
 
-    def test_line_that_is_lost_at_once_is_opened_with_growing_waits(self) -> None:
+    def test_serial_line_lost_at_once_is_opened_with_growing_delays(self) -> None:
         times: list[float] = []
 
         def open_port(protocol: Any, line: SerialLine) -> None:
@@ -482,7 +482,7 @@ class SerialLogTests(ScaleConnections):
 
 @pytest.fixture
 def terminal() -> Iterator[tuple[int, int]]:
-    """Both ends of a pseudo-terminal."""
+    """Return both ends of a pseudo-terminal."""
     host, device = pty.openpty()
     yield host, device
     os.close(host)
@@ -514,10 +514,10 @@ def test_check_parity_lets_a_break_arrive_as_a_byte(terminal: tuple[int, int], p
 
 
 @pytest.mark.parametrize("parity", ["E", "N"])
-def test_open_serial_port_has_its_flags_before_its_protocol_is_told(terminal: tuple[int, int], parity: str) -> None:
+def test_open_serial_port_sets_flags_before_connection_made(terminal: tuple[int, int], parity: str) -> None:
     pytest.importorskip("serial")
     host, device = terminal
-    # What came before the flags were set was not checked, and is dropped.
+    # Bytes that arrived before the flags were set were not checked, and are dropped.
     os.write(host, b"ST,+000053.26 kg\r\n")
     flags: list[int] = []
     received: list[bytes] = []
@@ -555,7 +555,7 @@ def test_open_serial_port_whose_flags_cannot_be_set_is_closed(
 
     monkeypatch.setattr("gateway.ingest.serial.check_parity", fail_to_set)
     protocol = Protocol()
-    # Who keeps the error keeps the port, unless it was closed.
+    # A reference to the error keeps the port open, unless it was closed.
     with pytest.raises(termios.error) as caught:
         open_serial_port(MemoryReactorClock(), protocol, SerialLine(os.ttyname(device), 2400, 8, "E", 1))
     assert protocol.transport is None
@@ -565,8 +565,8 @@ def test_open_serial_port_whose_flags_cannot_be_set_is_closed(
 
 
 class ParityTests(ScaleConnections):
-    def test_byte_of_wrong_parity_spoils_its_line_only(self) -> None:
-        # The system hands such a byte over as NUL.
+    def test_serial_byte_of_wrong_parity_rejects_its_line_only(self) -> None:
+        # The system delivers such a byte as NUL.
         protocol, _ = self.connect(self.factory)
         protocol.dataReceived(b"ST,+000053.26 kg\r\nST,+000\x0053.26 kg\r\nST,+000053.27\x00kg\r\nUS,+000053.28 kg\r\n")
         self.assertEqual([str(reading.weight) for reading in self.readings()], ["53.26", "53.28"])

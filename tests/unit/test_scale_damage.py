@@ -56,7 +56,7 @@ OVERLOADS = [
     b"OL,GS,1\xe4,00000000 kg",
 ]
 
-#: Bytes that matter in a line are put in more often than by chance.
+#: Bytes with a meaning in a line, which are inserted more often than by chance.
 LIKELY = b"0123456789.,+-_ @EGHKLNOPSTUZgkt%\x00\x02\x03\x0a\x0d\x11\x13\x7f\x85\xc2\xf0\xfa\xfb\xff"
 
 CHUNKS = 20
@@ -64,7 +64,7 @@ LINES_OF_A_CHUNK = 50_000
 
 
 def weight_and_status(line: bytes) -> tuple[str, Decimal | None] | None:
-    """Return what a line says, or nothing where it is no reading."""
+    """Return the reading of a line, or nothing if it is not valid."""
     try:
         found = parse_line(line)
     except WireError:
@@ -73,7 +73,7 @@ def weight_and_status(line: bytes) -> tuple[str, Decimal | None] | None:
 
 
 def damaged(chance: random.Random, line: bytes) -> bytes:
-    """Return a line with a few bytes lost, doubled, changed or put in."""
+    """Return a line with a few bytes lost, doubled, changed or inserted."""
     for _ in range(chance.choice((1, 1, 1, 2, 3))):
         at = int(chance.random() * len(line))
         other = bytes((chance.choice(LIKELY) if chance.random() < 0.7 else int(chance.random() * 256),))
@@ -87,7 +87,7 @@ def damaged(chance: random.Random, line: bytes) -> bytes:
         elif how == 3:
             line = line[:at] + other + line[at:]
         else:
-            # A whole piece is lost.
+            # A part of the line is lost.
             line = line[:at] + line[at + int(chance.random() * 6) :]
     return line
 
@@ -125,11 +125,11 @@ def test_parse_line_damaged_lines_give_no_wrong_weight(chunk: int) -> None:
 
 
 @pytest.mark.parametrize("line", GOOD, ids=ascii)
-def test_weight_of_good_line_is_what_the_parser_says(line: bytes) -> None:
+def test_parse_line_undamaged_line_gives_its_weight(line: bytes) -> None:
     assert weight_of(line) == parse_line(line)
 
 
-def test_parse_line_takes_exactly_the_documented_forms() -> None:
+def test_parse_line_accepts_exactly_the_documented_forms() -> None:
     chance = random.Random("forms")
     for line in GOOD * 300:
         piece = damaged(chance, line)
@@ -173,7 +173,7 @@ def test_parse_line_control_byte_at_any_place_gives_no_wrong_weight(line: bytes)
             inserted = line[:place] + byte + line[place:]
             for changed, last in ((replaced, place + 1), (inserted, place)):
                 for reading in says(changed + b"\r\n"):
-                    # It stands outside of what is read, ends a line in front of it, or is the lamp byte.
+                    # It is outside of the content, ends a line before it, or is the lamp byte.
                     is_outside = last <= core or place >= unit_ends or control in b"\r\n"
                     assert is_outside or (place == lamp and changed is replaced), changed
                     assert (reading.weight, reading.kind) == (right.weight, right.kind), changed
@@ -205,7 +205,7 @@ def test_parse_line_control_byte_at_any_place_gives_no_wrong_weight(line: bytes)
     ],
     ids=ascii,
 )
-def test_parse_line_bytes_that_are_no_text_inside_are_no_reading(line: bytes, noise: bytes) -> None:
+def test_parse_line_bytes_other_than_text_are_rejected(line: bytes, noise: bytes) -> None:
     start = next(at for at in range(len(line)) if line[at:].lower().startswith((b"st", b"us", b"hd", b"@")))
     end = len(line.rstrip(b"\x03\xff\xf1"))
     for place in range(start + 1, end):
@@ -250,6 +250,6 @@ def test_read_lines_cas_lamp_byte_that_ends_a_line_gives_no_weight(end: bytes) -
     ],
     ids=ascii,
 )
-def test_parse_line_what_is_nearly_cas_is_no_reading(line: bytes) -> None:
+def test_parse_line_nearly_cas_is_rejected(line: bytes) -> None:
     with pytest.raises(WireError):
         parse_line(line)

@@ -1,4 +1,4 @@
-"""Lines of scales: what each must parse to, and that nothing but a reading or a WireError ever comes out."""
+"""Lines of scales: the expected reading of each; any other bytes give a WireError."""
 
 import itertools
 import subprocess
@@ -59,7 +59,7 @@ ROWS = rows()
 def without_framing(line: bytes) -> str:
     line = line[framing_ends(line) :]
     end = next(end for end in range(len(line) + 1) if framing_ends(line[end:]) == len(line) - end)
-    # A lamp byte is no text.
+    # A lamp byte is not text.
     return line[:end].decode("ascii", "replace")
 
 
@@ -70,7 +70,7 @@ def weight_of(line: str) -> Decimal:
 
 
 @pytest.mark.parametrize(("line", "expected"), ROWS, ids=[repr(line)[:60] for line, _ in ROWS])
-def test_case(line: bytes, expected: list[str]) -> None:
+def test_parse_line_case_gives_expected_reading(line: bytes, expected: list[str]) -> None:
     if expected == ["reject"]:
         with pytest.raises(WireError):
             parse_line(line)
@@ -79,8 +79,8 @@ def test_case(line: bytes, expected: list[str]) -> None:
     assert parse_line(line) == ScaleLine(status, Decimal(weight) if weight else None, kind, without_framing(line))
 
 
-def test_the_cases_are_read() -> None:
-    # A file read as nothing would make a green suite.
+def test_cases_are_found() -> None:
+    # An empty file would pass every test.
     assert len(ROWS) > 50
     assert {rest[0] for _, rest in ROWS} == {"ST", "US", "HD", "OL", "reject"}
 
@@ -109,7 +109,7 @@ def test_the_cases_are_read() -> None:
     ],
     ids=ascii,
 )
-def test_look_alikes_are_no_reading(line: str) -> None:
+def test_parse_line_lookalike_is_rejected(line: str) -> None:
     with pytest.raises(WireError):
         parse_line(line.encode())
 
@@ -128,7 +128,7 @@ def test_look_alikes_are_no_reading(line: str) -> None:
         (b"ST,+53 kg\t", "ST,+53 kg"),
     ],
 )
-def test_raw_has_no_framing_and_no_blanks_around(line: bytes, raw: str) -> None:
+def test_parse_line_raw_has_no_framing(line: bytes, raw: str) -> None:
     found = parse_line(line)
     assert found.raw == raw
     assert found.weight in {Decimal(53), Decimal("53.26")}
@@ -166,7 +166,7 @@ def test_parse_line_framing_inside_is_no_reading(line: bytes) -> None:
         "ST,+53 kg\u3000".encode(),
     ],
 )
-def test_parse_line_what_is_no_framing_outside_is_no_reading(line: bytes) -> None:
+def test_parse_line_other_bytes_around_are_rejected(line: bytes) -> None:
     with pytest.raises(WireError):
         parse_line(line)
 
@@ -224,7 +224,7 @@ def test_parse_line_what_is_no_framing_outside_is_no_reading(line: bytes) -> Non
         (b"OL,GS,1\xe4,99999999 kg", ("OL", None, "gross")),
         (b"OL,NT,1\r,99999999 kg", ("OL", None, "net")),
         (b"OL,\x00 kg", None),
-        # Numbers that are no weights, and headers that nobody knows.
+        # Numbers that are not weights, and unknown headers.
         (b"QT,+00000012 PC", None),
         (b"ST,QT,+00000012 PC", None),
         (b"ST,GS,+00000012 PC", None),
@@ -281,20 +281,20 @@ def test_has_http_request_request_line_is_found(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"HTTP/1.1 200 OK\r\n", b"GET /HTTP/1.1", b"HTTP/", b" HTTP/", b"GET / HTTP"])
-def test_has_http_request_anything_else_is_none(data: bytes) -> None:
+def test_has_http_request_other_lines_are_not_found(data: bytes) -> None:
     assert not has_http_request(data)
 
 
 @pytest.mark.parametrize("status", ["ST", "US"])
 @pytest.mark.parametrize(("header", "kind"), [("", "gross"), ("GS,", "gross"), ("NT,", "net"), ("tr , ", "tare")])
-def test_kinds_of_weights(status: str, header: str, kind: str) -> None:
+def test_parse_line_header_gives_kind(status: str, header: str, kind: str) -> None:
     found = parse_line(f"{status},{header}+0012.34kg".encode())
     assert (found.status, found.kind, found.weight) == (status, kind, Decimal("12.34"))
 
 
 @pytest.mark.parametrize(("header", "kind"), [("", "gross"), ("GS,", "gross"), ("nt,", "net"), ("TR , ", "tare")])
 @pytest.mark.parametrize("rest", ["+9999999E+19", "-9999999E+19 kg", "    kg", "", "+000000.00 _kg"])
-def test_an_overload_has_a_kind_and_never_a_weight(header: str, kind: str, rest: str) -> None:
+def test_parse_line_overload_has_kind_without_weight(header: str, kind: str, rest: str) -> None:
     found = parse_line(f"OL,{header}{rest}".encode())
     assert (found.status, found.kind, found.weight) == ("OL", kind, None)
 
@@ -311,7 +311,7 @@ def test_an_overload_has_a_kind_and_never_a_weight(header: str, kind: str, rest:
         ("000000099999999", "kg"),
     ],
 )
-def test_the_heaviest(number: str, unit: str) -> None:
+def test_parse_line_largest_weight_is_read(number: str, unit: str) -> None:
     expected = Decimal(number) * KILOGRAMS[unit]
     assert weight_of(f"ST,+{number} {unit}") == expected
     assert weight_of(f"ST,-{number} {unit}") == -expected
@@ -329,13 +329,13 @@ def test_the_heaviest(number: str, unit: str) -> None:
         "220462262.19 lb",  # 99 999 999.996 kg
     ],
 )
-def test_heavier_than_the_column_holds(number: str) -> None:
+def test_parse_line_weight_beyond_the_column_is_rejected(number: str) -> None:
     for sign in ("+", "-"):
         with pytest.raises(WireError):
             parse_line(f"ST,{sign}{number}".encode())
 
 
-def test_digits_have_bounds() -> None:
+def test_parse_line_too_many_digits_are_rejected() -> None:
     assert weight_of("ST," + "5".rjust(15, "0") + "." + "1" * 9 + " kg") == Decimal("5.111111111")
     for number in ("5".rjust(16, "0"), "5." + "1" * 10, "5.", ".5"):
         with pytest.raises(WireError):
@@ -360,12 +360,14 @@ FACTORS = {
     unit=st.sampled_from(sorted(FACTORS)),
     precision=st.sampled_from([3, 28]),
 )
-def test_units_are_exact(sign: str, whole: str, fraction: str, point: str, unit: str, precision: int) -> None:
-    # 999999 t are heavier than a row can hold.
+def test_parse_line_units_are_exact(
+    sign: str, whole: str, fraction: str, point: str, unit: str, precision: int
+) -> None:
+    # 999999 t exceed the column.
     whole = whole[:4] if unit == "t" else whole
     fraction = fraction[:5] if point == "," else fraction
     number = whole + (point + fraction if fraction else "")
-    # Whatever decimal context a caller happens to have.
+    # The decimal context of the caller must not matter.
     with localcontext(prec=precision):
         weight = weight_of(f"ST,{sign}{number} {unit}")
     assert Fraction(weight) == Fraction(sign + number.replace(",", ".")) * FACTORS[unit]
@@ -373,7 +375,7 @@ def test_units_are_exact(sign: str, whole: str, fraction: str, point: str, unit:
 
 @QUIET
 @given(st.one_of(st.binary(max_size=60), st.lists(st.sampled_from(PIECES), max_size=12).map("".join).map(str.encode)))
-def test_any_bytes_are_a_reading_or_a_wire_error(line: bytes) -> None:
+def test_parse_line_any_bytes_give_reading_or_wire_error(line: bytes) -> None:
     try:
         found = parse_line(line)
     except WireError:
@@ -384,7 +386,7 @@ def test_any_bytes_are_a_reading_or_a_wire_error(line: bytes) -> None:
     assert (found.weight is None) == (found.status == "OL")
     assert found.weight is None or abs(found.weight) < HEAVIEST_KG
     assert found.raw == without_framing(line)
-    # Nothing but ASCII is understood beside a lamp byte, and what is kept of a line reads the same again.
+    # Besides a lamp byte only ASCII is accepted, and the raw text of a reading gives the same reading.
     assert found.raw.replace("\ufffd", "").isascii()
     assert parse_line(found.raw.replace("\ufffd", "\xff").encode("latin-1")) == found
 
@@ -395,7 +397,7 @@ def test_any_bytes_are_a_reading_or_a_wire_error(line: bytes) -> None:
     st.text("\x00\x01\x02\x03\x07\x09\x1b\x1f\x20\x7f", max_size=6),
     st.text("\x00\x01\x02\x03\x07\x09\x1b\x1f\x20\x7f", max_size=6),
 )
-def test_framing_bytes_around_change_no_reading(line: bytes, before: str, after: str) -> None:
+def test_parse_line_framing_around_changes_nothing(line: bytes, before: str, after: str) -> None:
     assert parse_line(before.encode() + line + after.encode()) == parse_line(line)
 
 
@@ -411,7 +413,7 @@ PLAIN = [
     b"ST,9999999.999999999  kg",
 ]
 
-#: What a line is put together from: first what is plain, then what only some scales send and what none does.
+#: Parts of a line: first those of the common form, then those of some scales, and of no scale.
 PARTS = [
     ["", " ", "\x02", "@23", "@"],
     ["ST", "US", "OL", "st", "Us", "SU", ""],
@@ -425,7 +427,7 @@ PARTS = [
     ["", " ", "\x03", "\x85", "\xff"],
 ]
 
-#: Plain lines in which any two parts are others.
+#: Lines of the common form that cover each pair of parts.
 NEARLY_PLAIN = list(
     dict.fromkeys(
         "".join({first: one, second: other}.get(place, parts[0]) for place, parts in enumerate(PARTS)).encode()
@@ -439,17 +441,17 @@ LINE_ENDS = st.sampled_from([b"\r\n", b"\n", b"\r"])
 
 
 def exactly(line: tuple[str, Decimal | None, str, str]) -> tuple[object, ...]:
-    """A line so that 1.0 is not 1.00 and -0 is not 0."""
+    """Return a line in a form in which 1.0 differs from 1.00 and -0 from 0."""
     status, weight, kind, raw = line
     return status, None if weight is None else weight.as_tuple(), kind, raw
 
 
 def agree(line: bytes, found: tuple[str, Decimal | None, str, str] | bytes) -> bool:
-    """Whether what is found of a line is itself or what it says."""
+    """Return whether the result for a line is the line itself or its reading."""
     return found == line if isinstance(found, bytes) else exactly(found) == exactly(parse_line(line))
 
 
-def test_what_is_nearly_plain_says_the_same() -> None:
+def test_read_lines_nearly_common_form_equals_parse_line() -> None:
     data = b"".join(line + b"\n" for line in NEARLY_PLAIN)
     found = list(read_lines(data))
     differ = [line for line, says in zip(NEARLY_PLAIN, found, strict=True) if not agree(line, says)]
@@ -460,29 +462,29 @@ def test_what_is_nearly_plain_says_the_same() -> None:
 
 @QUIET
 @given(st.lists(st.tuples(st.sampled_from(PLAIN + NEARLY_PLAIN), LINE_ENDS), max_size=5))
-def test_many_lines_at_a_time_say_what_each_says(lines: list[tuple[bytes, bytes]]) -> None:
+def test_read_lines_many_lines_equal_parse_line(lines: list[tuple[bytes, bytes]]) -> None:
     data = b"".join(line + end for line, end in lines)
     found = list(read_lines(data))
-    # A blank line may begin with the LF of a CR that is none of its own; bytes.splitlines knows the same three ends.
+    # The LF of a split CR LF gives a blank line; bytes.splitlines knows the same three ends.
     assert len(found) == len(data.splitlines())
     assert all(agree(line, says) for line, says in zip(data.splitlines(), found, strict=True))
 
 
 @QUIET
 @given(st.binary(max_size=200))
-def test_what_is_not_plain_comes_back_as_it_was(data: bytes) -> None:
+def test_read_lines_other_lines_are_returned_unchanged(data: bytes) -> None:
     assert list(read_lines(data + b"\n")) == (data + b"\n").splitlines()
 
 
 @pytest.mark.parametrize("line", PLAIN)
-def test_plain_lines_take_the_short_way(line: bytes) -> None:
+def test_read_lines_common_form_is_parsed(line: bytes) -> None:
     (found,) = read_lines(line + b"\r\n")
     assert not isinstance(found, bytes)
     assert exactly(found) == exactly(parse_line(line))
 
 
 @pytest.mark.parametrize(("line", "expected"), ROWS, ids=[repr(line)[:60] for line, _ in ROWS])
-def test_case_among_others(line: bytes, expected: list[str]) -> None:
+def test_read_lines_case_among_others_gives_expected_reading(line: bytes, expected: list[str]) -> None:
     before, found, after = read_lines(b"ST,+1 kg\r" + line + b"\r\nUS,+2 kg\n")
     assert (before, after) == (("ST", Decimal(1), "gross", "ST,+1 kg"), ("US", Decimal(2), "gross", "US,+2 kg"))
     assert agree(line, found)
@@ -517,9 +519,9 @@ for line in sys.stdin.read().split("\\n"):
 """
 
 
-def test_a_long_line_of_blanks_costs_next_to_nothing() -> None:
-    # In a process of its own, which the system ends after 5 s of computing: a pattern that tries all ways to share
-    # out 1 KiB of blanks needs an hour, in which the reactor would stand still.
+def test_parse_line_long_line_of_blanks_is_fast() -> None:
+    # In a separate process, which the system ends after 5 s of CPU: a pattern that tries all ways to split 1 KiB of
+    # blanks would block the reactor for an hour.
     child = subprocess.run(
         [sys.executable, "-c", PARSE_ALL],
         cwd=Path(__file__).parent.parent.parent,

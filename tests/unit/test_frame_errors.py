@@ -1,4 +1,4 @@
-"""What is said of frames that cannot be taken: the reason, in words that a DAQ programmer can act on."""
+"""Reasons of refused frames and dropped messages, which the author of a DAQ program can act on."""
 
 import array
 import collections
@@ -27,7 +27,7 @@ PLACES = ServedPorts("; HTTP is served on port 8080", ": its port is 4001")
 
 
 def refusal(stream: bytes, *, size: int = 10**9) -> str:
-    """Why a connection is closed."""
+    """Return the reason why a connection is closed."""
     reader = FrameReader(ports=PLACES)
     with pytest.raises(WireError) as caught:  # noqa: PT012 - whichever piece it is
         for at in range(0, len(stream), size):
@@ -36,7 +36,7 @@ def refusal(stream: bytes, *, size: int = 10**9) -> str:
 
 
 def frames(event: str, data: Any) -> list[bytes]:
-    """A message in every form in which it can be sent."""
+    """Return a message in every form in which it can be sent."""
     forms = [pickle.dumps((event, data), protocol) + b"\0" for protocol in range(6)]
     return [*forms, json.dumps([event, data]).encode() + b"\0"]
 
@@ -69,14 +69,14 @@ def messages(stream: bytes) -> list[Any]:
         (["M"], "machine name: text is needed, this is a list"),
     ],
 )
-def test_a_name_that_is_refused_is_said_with_its_character(name: Any, problem: str) -> None:
+def test_invalid_name_reason_quotes_the_character(name: Any, problem: str) -> None:
     for frame in frames("name", name):
         said = refusal(frame)
         assert any(each in said for each in problem.split("|")), said
         assert len(said) < 400
 
 
-def test_text_of_strangers_is_bounded_and_escaped() -> None:
+def test_reason_input_text_is_bounded_and_escaped() -> None:
     for text in ("x" * 100_000, "\x1b[2J" * 100, "\n" * 1000, "\u202e" * 1000):
         for frame in frames(text, 1):
             (found,) = messages(frame)
@@ -107,14 +107,14 @@ def test_text_of_strangers_is_bounded_and_escaped() -> None:
         ("name", "N", "a second name, 'N': a connection belongs to one machine"),
     ],
 )
-def test_a_message_that_is_dropped_is_said_with_the_reason(event: str, data: Any, reason: str) -> None:
+def test_invalid_message_has_its_reason(event: str, data: Any, reason: str) -> None:
     for frame in frames(event, data):
         (found,) = messages(frame)
         assert isinstance(found, InvalidMessage)
         assert reason in found.reason
 
 
-def test_what_is_no_pair_is_said() -> None:
+def test_invalid_message_other_than_a_pair_is_described() -> None:
     for value, what in (
         (None, "None"),
         ([1, 2], "a list"),
@@ -127,7 +127,7 @@ def test_what_is_no_pair_is_said() -> None:
         assert found.reason.endswith(f"this is {what}")
 
 
-# -- each sensor for itself
+# -- sensors
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_what_is_no_pair_is_said() -> None:
         ("s", None, '\'s\': a dict {"type": ..., "data": [...]} is needed, this is None'),
     ],
 )
-def test_a_sensor_that_is_wrong_is_left_out_and_the_others_are_taken(name: str, sensor: Any, reason: str) -> None:
+def test_update_invalid_sensor_is_left_out_alone(name: str, sensor: Any, reason: str) -> None:
     for data in ({"vib1": GOOD, name: sensor, "vib2": GOOD}, {name: sensor, "vib1": GOOD, "vib2": GOOD}):
         for frame in frames("DataUpdate", data):
             (update,) = messages(frame)
@@ -174,7 +174,7 @@ def test_a_sensor_that_is_wrong_is_left_out_and_the_others_are_taken(name: str, 
 
 @pytest.mark.parametrize("key", [None, 5, 1.5, True, (1, 2)])
 @pytest.mark.parametrize("first", [True, False])
-def test_a_sensor_whose_name_is_no_text_is_left_out_and_the_others_are_taken(key: Any, first: bool) -> None:
+def test_update_sensor_without_text_name_is_left_out_alone(key: Any, first: bool) -> None:
     data = {key: GOOD, "vib1": GOOD} if first else {"vib1": GOOD, key: GOOD}
     for protocol in range(6):
         (update,) = messages(pickle.dumps(("DataUpdate", data), protocol) + b"\0")
@@ -186,19 +186,19 @@ def test_a_sensor_whose_name_is_no_text_is_left_out_and_the_others_are_taken(key
 @pytest.mark.parametrize(
     "data", [{1: 2, "vib1": GOOD}, {"vib1": GOOD, 1: 2, 3: 4}, {1: 2, 3: GOOD, 4: 5, "vib1": GOOD}]
 )
-def test_numbers_for_names_take_no_sensor_with_them(data: Any) -> None:
+def test_update_numbers_as_names_remove_no_other_sensor(data: Any) -> None:
     for protocol in range(6):
         (update,) = messages(pickle.dumps(("DataUpdate", data), protocol) + b"\0")
         assert list(update.sensors) == ["vib1"]
 
 
-def test_a_sensor_is_told_each_time_though_its_message_has_the_same_form() -> None:
+def test_update_invalid_sensor_is_reported_with_each_message() -> None:
     frame = pickle.dumps(("DataUpdate", {"vib1": GOOD, "온도 #2": {"type": "TEMP", "data": []}})) + b"\\o"
     found = messages(frame * 5)
     assert [len(update.left_out) for update in found] == [1] * 5
 
 
-def test_a_sensor_that_comes_in_two_forms_of_unicode_is_taken_once() -> None:
+def test_update_sensor_in_two_forms_of_unicode_is_used_once() -> None:
     (update,) = messages(pickle.dumps(("DataUpdate", {NFD: GOOD, "진동기": GOOD})) + b"\0")
     assert (list(update.sensors), len(update.left_out), update.size) == (["진동기"], 1, 2)
 
@@ -207,7 +207,7 @@ def test_a_sensor_that_comes_in_two_forms_of_unicode_is_taken_once() -> None:
 
 
 class Thing:
-    """An object of a class of its own."""
+    """An object of a class that is not plain data."""
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -225,13 +225,13 @@ class Thing:
         (fractions.Fraction(1, 2), ["a pickled object 'fractions.Fraction'"]),
         (1j, ["a pickled object", "complex'"]),
         (array.array("d", [1.0]), ["array", ".tolist()"]),
-        (Thing(), ["a pickled object 'tests.unit.test_daq_words.Thing'"]),
+        (Thing(), ["a pickled object 'tests.unit.test_frame_errors.Thing'"]),
         (b"bytes", ["bytes; send text or numbers"]),
         ({1, 2}, ["set"]),
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_an_object_is_said_with_its_name(value: Any, words: list[str], protocol: int) -> None:
+def test_refused_object_is_named(value: Any, words: list[str], protocol: int) -> None:
     for data in (
         ("FaultDetect", {"score": value, "threshold": 1.0}),
         ("DataUpdate", {"s": {"type": "V", "data": value}}),
@@ -241,20 +241,20 @@ def test_an_object_is_said_with_its_name(value: Any, words: list[str], protocol:
             assert word in said
 
 
-def test_an_object_is_said_in_a_list_too() -> None:
+def test_refused_object_in_a_list_is_named() -> None:
     for protocol in range(6):
         data = {"s": {"type": "V", "data": [1.0, np.float64(1.0)]}}
         assert "a numpy object" in refusal(NAME + pickle.dumps(("DataUpdate", data), protocol) + b"\0")
 
 
-def test_an_object_is_refused_however_it_is_cut() -> None:
+def test_refused_object_is_named_at_any_cut() -> None:
     for protocol in range(6):
         stream = NAME + pickle.dumps(("FaultDetect", {"score": np.float64(1.0), "threshold": 1.0}), protocol) + b"\0"
         for size in (1, 2, 7):
             assert refusal(stream, size=size)
 
 
-# -- what is no frame
+# -- other protocols, and missing separators
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_an_object_is_refused_however_it_is_cut() -> None:
         (b"OLD STUFF\r\n", "this is text, neither a pickle nor JSON"),
         (b"ST,GS,+00123.45kg\r\n", "this is a line of a scale: its port is 4001"),
         (b"US,GS,+00123.45kg\r\n" * 8, "this is a line of a scale"),
-        # Which a pickle could begin with, and wait for the rest of.
+        # A pickle could begin like this, and would be incomplete.
         (b"US,GS,+00123.45kg\r\n", "this is a line of a scale"),
         (b"us , +00123.45 _kg", "this is a line of a scale"),
         (b"OL,-99999999PC\r\n", "this is a line of a scale"),
@@ -301,19 +301,19 @@ def test_an_object_is_refused_however_it_is_cut() -> None:
         (b"\\o", "an empty frame"),
     ],
 )
-def test_what_is_no_frame_is_said(stream: bytes, words: str) -> None:
+def test_foreign_protocol_is_identified(stream: bytes, words: str) -> None:
     assert words in refusal(stream)
-    # Behind a name too.
+    # After a name as well.
     assert words in refusal(NAME + stream)
     assert refusal(stream, size=1)
 
 
-def test_http_in_pieces_is_said_as_far_as_it_can_be_told() -> None:
+def test_foreign_protocol_http_in_pieces_is_identified() -> None:
     assert "an HTTP request" in refusal(b"GET / HTTP/1.1\r\n\r\n", size=1)
     assert "an HTTP request" in refusal(b"POST / HTTP/1.1\r\n\r\n", size=5)
 
 
-def test_a_missing_separator_is_said() -> None:
+def test_missing_separator_after_pickle_is_reported() -> None:
     said = refusal(NAME + pickle.dumps(("DataUpdate", {})) + pickle.dumps(("DataUpdate", {})))
     assert said == r"a pickle without a separator: NUL or \o must follow it, not '\x80'"
 
@@ -337,14 +337,14 @@ LONG_TEXT = "x" * 70_000
         b'["' + LONG_TEXT.encode() + b'"]\n["DataUpdate"',
     ],
 )
-def test_json_without_a_separator_is_said_as_soon_as_something_follows(stream: bytes) -> None:
+def test_missing_separator_after_json_is_reported_at_once(stream: bytes) -> None:
     end = stream.rstrip(b"\0")
     for size in (10**9, 1, 2, 3) if len(stream) < 1000 else (10**9, 4096):
         assert refusal(stream if size > len(stream) else end, size=size) == NO_NUL
         assert refusal(NAME + (stream if size > len(stream) else end), size=size) == NO_NUL
 
 
-def test_brackets_in_texts_do_not_end_json() -> None:
+def test_missing_separator_brackets_in_texts_are_ignored() -> None:
     sensors = {"a]b": 1, '"] [': 2, "} {": 3, "]\\o": {"type": "} x", "data": [1.0]}, "ok": GOOD}
     for value in (["DataUpdate", sensors], {"event": "DataUpdate", "data": sensors}):
         stream = NAME + json.dumps(value).encode() + b"\0"
@@ -370,29 +370,29 @@ def test_brackets_in_texts_do_not_end_json() -> None:
     ],
 )
 @pytest.mark.parametrize("size", [10**9, 7])
-def test_what_is_left_unread_is_said(stream: bytes, words: str, size: int) -> None:
+def test_unfinished_describes_unread_bytes(stream: bytes, words: str, size: int) -> None:
     reader = FrameReader()
     for at in range(0, len(stream), size):
         list(read_all(reader, stream[at : at + size]))
     assert reader.unfinished() == words
 
 
-def test_a_first_frame_that_is_no_name_is_said() -> None:
+def test_first_frame_without_name_is_reported() -> None:
     assert 'must be ("name", "<machine>"), not DataUpdate' in refusal(pickle.dumps(("DataUpdate", {})) + b"\0")
     assert 'must be ("name", "<machine>")' in refusal(pickle.dumps(("FaultDetect", {"score": 1})) + b"\0")
 
 
-def test_json_that_cannot_be_read_is_said_with_the_place() -> None:
+def test_invalid_json_is_reported_with_its_position() -> None:
     assert "character 1" in refusal(NAME + b"['name', 'M']\0")
     assert "is out of place" in refusal(NAME + b"[" + b"1," * 60_000 + b"x]\0")
 
 
-# -- what stands between frames
+# -- bytes between frames
 
 
 @pytest.mark.parametrize("between", [b"\r\n", b"\n", b" ", b"\t \r\n\r\n", b"\xef\xbb\xbf", b"\r\n\xef\xbb\xbf"])
 @pytest.mark.parametrize("size", [1, 2, 3, 10**9])
-def test_blanks_and_byte_order_marks_between_frames_are_passed_over(between: bytes, size: int) -> None:
+def test_blanks_and_byte_order_marks_between_frames_are_skipped(between: bytes, size: int) -> None:
     fault = {"score": 1, "threshold": 2}
     for frame in frames("FaultDetect", fault):
         stream = between + NAME + between + frame + between + frame + between
@@ -401,7 +401,7 @@ def test_blanks_and_byte_order_marks_between_frames_are_passed_over(between: byt
         assert found[1:] == [FaultDetect(1.0, 2.0)] * 2
 
 
-def test_blanks_take_no_memory() -> None:
+def test_blanks_between_frames_need_no_memory() -> None:
     reader = FrameReader()
     list(read_all(reader, NAME))
     for _ in range(100):
@@ -409,13 +409,13 @@ def test_blanks_take_no_memory() -> None:
     assert len(reader._data) < 10
 
 
-def test_python_never_builds_what_a_pickle_names() -> None:
-    # That the words of an object are made without the object.
+def test_refused_object_is_never_built() -> None:
+    # The reason must be built without building the object.
     class Boom:
         def __reduce__(self) -> Any:
             return io.open, ("/nonexistent/boom", "w")
 
     for protocol in range(6):
         assert "a pickled object" in refusal(NAME + pickle.dumps(Boom(), protocol) + b"\0")
-    # Other versions of Python know the module by a longer name.
+    # In other versions of Python the module has a longer name.
     assert "a pickled object" in refusal(NAME + b"c_io\nopen\np0\n(V/nonexistent/boom\np1\nVw\np2\ntp3\nRp4\n.\0")

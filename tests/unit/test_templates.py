@@ -1,4 +1,4 @@
-"""Pickles recognised by their shape: they must mean what the stack machine makes of them, in every respect."""
+"""Templates of pickles: a match must equal the result of the pickle reader in every respect."""
 
 import math
 import pickle
@@ -27,7 +27,7 @@ BINARY = (1, 2, 3, 4, 5)
 
 
 def update(*counts: int, protocol: int = 4, kind: str = "VIB", seed: int = 1) -> bytes:
-    """A pickled message of sensors with so many samples each."""
+    """Return a pickled message of sensors with so many samples each."""
     chance = random.Random(seed)
     data = {
         f"vib{number}": {"type": kind, "data": [chance.gauss(0.0, 1.0) for _ in range(count)]}
@@ -37,12 +37,12 @@ def update(*counts: int, protocol: int = 4, kind: str = "VIB", seed: int = 1) ->
 
 
 def update_of(*samples: list[Any]) -> bytes:
-    """A pickled message of sensors with these samples."""
+    """Return a pickled message of sensors with these samples."""
     data = {f"vib{number}": {"type": "VIB", "data": each} for number, each in enumerate(samples)}
     return pickle.dumps(("DataUpdate", data))
 
 
-def shape_of(whole: bytes) -> FrameTemplate | None:
+def template_of(whole: bytes) -> FrameTemplate | None:
     reader = PickleReader(len(whole))
     assert reader.read(whole, 0) == len(whole)
     read = message(reader.value, len(whole))
@@ -50,10 +50,10 @@ def shape_of(whole: bytes) -> FrameTemplate | None:
     return FrameTemplate.of(read, reader.runs, whole)
 
 
-def recognised(shape: FrameTemplate | None, whole: bytes) -> Any:
-    """What a shape makes of a message; it is all there."""
-    assert shape is not None
-    found = shape.read(whole + b"\0", 0, LIMIT)
+def read_by_template(template: FrameTemplate | None, whole: bytes) -> Any:
+    """Return the message that a template reads, or its result without a match."""
+    assert template is not None
+    found = template.read(whole + b"\0", 0, LIMIT)
     if not isinstance(found, tuple):
         return found
     read, end = found
@@ -62,8 +62,8 @@ def recognised(shape: FrameTemplate | None, whole: bytes) -> Any:
     return said(read)
 
 
-def read_slowly(whole: bytes) -> Any:
-    """What the stack machine makes of it."""
+def read_by_instructions(whole: bytes) -> Any:
+    """Return the message that the pickle reader reads."""
     reader = PickleReader(len(whole))
     assert reader.read(whole, 0) == len(whole)
     return said(message(reader.value, len(whole)))
@@ -75,12 +75,12 @@ def protocol(request: pytest.FixtureRequest) -> int:
     return number
 
 
-def test_other_samples_of_the_same_sensors(protocol: int) -> None:
+def test_template_other_samples_of_the_same_sensors_match(protocol: int) -> None:
     # Protocol 1 appends a single number in another way.
-    shape = shape_of(update(30, 2, 65, protocol=protocol))
+    template = template_of(update(30, 2, 65, protocol=protocol))
     for counts in ((30, 2, 65), (30, 2, 65), (29, 3, 64), (1000, 128, 2), (64, 63, 66)):
         whole = update(*counts, protocol=protocol, seed=2)
-        assert recognised(shape, whole) == read_slowly(whole)
+        assert read_by_template(template, whole) == read_by_instructions(whole)
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def test_other_samples_of_the_same_sensors(protocol: int) -> None:
         (pickle.dumps(("name", "M")), "a name"),
     ],
 )  # fmt: skip
-def test_what_differs_is_not_recognised(other: bytes, why: str) -> None:
-    assert recognised(shape_of(update(3, 4)), other) is None, why
+def test_template_other_message_does_not_match(other: bytes, why: str) -> None:
+    assert read_by_template(template_of(update(3, 4)), other) is None, why
 
 
 @pytest.mark.parametrize(
@@ -115,8 +115,8 @@ def test_what_differs_is_not_recognised(other: bytes, why: str) -> None:
     ],
     ids=str,
 )
-def test_what_has_no_shape(data: Any) -> None:
-    assert shape_of(pickle.dumps(("DataUpdate", data))) is None
+def test_template_message_without_runs_of_doubles_has_none(data: Any) -> None:
+    assert template_of(pickle.dumps(("DataUpdate", data))) is None
 
 
 def number(value: float) -> bytes:
@@ -124,70 +124,70 @@ def number(value: float) -> bytes:
 
 
 def by_hand(data: bytes) -> bytes:
-    """A message whose dict of sensors is built by some instructions."""
+    """Return a message whose dict of sensors is built by these instructions."""
     return b"\x80\x02X\x0a\x00\x00\x00DataUpdate" + data + b"\x86."
 
 
 A, B, TYPE, DATA, VIB = (b"X" + struct.pack("<I", len(text)) + text for text in (b"a", b"b", b"type", b"data", b"VIB"))
 
 
-def test_runs_that_stand_in_another_order_than_their_sensors() -> None:
+def test_template_runs_in_another_order_than_sensors_have_none() -> None:
     def run(value: float, index: bytes) -> bytes:
         return b"](" + number(value) + number(value) + b"eq" + index
 
     begin, more, end = b"}(" + TYPE + VIB, b"X\x01\0\0\0x", b"u"
     straight = b"}(" + A + begin + DATA + run(1.0, b"\1") + end + B + begin + DATA + run(2.0, b"\2") + end + b"u"
-    assert shape_of(by_hand(straight)) is not None
-    # The second sensor's samples stand, by the way, in the first.
+    assert template_of(by_hand(straight)) is not None
+    # The second sensor's samples are already in the first one.
     crossed = b"}(" + A + begin + more + run(1.0, b"\1") + DATA + run(2.0, b"\2") + end
     crossed += B + begin + DATA + b"h\1" + end + b"u"
-    assert read_slowly(by_hand(crossed))[1][1] == ("b", "VIB", ["1.0", "1.0"])
-    assert shape_of(by_hand(crossed)) is None
+    assert read_by_instructions(by_hand(crossed))[1][1] == ("b", "VIB", ["1.0", "1.0"])
+    assert template_of(by_hand(crossed)) is None
     # Two sensors share one list.
     shared = b"}(" + A + begin + DATA + run(1.0, b"\1") + end + B + begin + DATA + b"h\1" + end + b"u"
-    assert shape_of(by_hand(shared)) is None
+    assert template_of(by_hand(shared)) is None
 
 
-def test_a_key_that_comes_twice() -> None:
+def test_template_repeated_key_has_none() -> None:
     sensor = b"}(" + TYPE + VIB + DATA + b"](" + number(1.0) + number(1.5) + b"eu"
-    assert shape_of(by_hand(b"}(" + A + sensor + B + sensor + b"u")) is not None
-    assert shape_of(by_hand(b"}(" + A + sensor + A + sensor + b"u")) is None
+    assert template_of(by_hand(b"}(" + A + sensor + B + sensor + b"u")) is not None
+    assert template_of(by_hand(b"}(" + A + sensor + A + sensor + b"u")) is None
 
 
 def text_of(text: bytes) -> bytes:
-    """What Python 2 calls a str."""
+    """Return a str of Python 2."""
     return b"U" + bytes([len(text)]) + text
 
 
-def test_a_byte_that_only_looks_as_if_a_length_followed() -> None:
-    """Here it is the index of a memo, with the opcode of a text and its length behind it."""
+def test_template_frame_opcode_in_a_memo_index_is_not_a_length() -> None:
+    """The byte is the index of a memo, followed by the opcode of a text and its length."""
     sensor = b"}(" + text_of(b"type") + text_of(b"VIB") + text_of(b"data") + b"](" + number(1.0) + number(2.0) + b"eu"
     rest = text_of(b"DataUpdate") + b"s" + text_of(b"data") + b"}" + text_of(b"a") + sensor + b"ss."
     good, bad = (b"}q\x95\x8d" + struct.pack("<Q", length) + b"event" + rest for length in (5, 6))
-    assert recognised(shape_of(good), good) == read_slowly(good)
-    # A text longer by one takes an opcode in.
-    assert recognised(shape_of(good), bad) is None
+    assert read_by_template(template_of(good), good) == read_by_instructions(good)
+    # A text longer by one byte would include an opcode.
+    assert read_by_template(template_of(good), bad) is None
     with pytest.raises(WireError):
-        read_slowly(bad)
+        read_by_instructions(bad)
 
 
-def test_samples_that_stand_at_the_very_beginning() -> None:
-    """They are a key, which nobody asks for, and come again out of the memo."""
+def test_template_samples_at_the_beginning_are_read() -> None:
+    """The samples are an unused key, and are read again from the memo."""
     key = b"}(" + number(1.0) + number(2.0) + b"tq\x05N"
     sensor = b"}(" + text_of(b"type") + text_of(b"VIB") + text_of(b"data") + b"h\x05u"
     whole = key + b"s(" + text_of(b"event") + text_of(b"DataUpdate") + text_of(b"data") + b"}" + text_of(b"a") + sensor
     whole += b"su."
     expected = ("DataUpdate", [("a", "VIB", ["1.0", "2.0"])])
-    assert read_slowly(whole) == expected
+    assert read_by_instructions(whole) == expected
     assert outcome([NAME + whole + b"\0"]) == ([("name", "M"), expected], "open")
 
 
-def test_a_number_that_was_put_into_the_memo_and_comes_again() -> None:
+def test_template_number_from_the_memo_has_none() -> None:
     run = b"](" + number(1.0) + number(1.5)
     sensor = b"}(" + TYPE + VIB + DATA
-    assert shape_of(by_hand(b"}(" + A + sensor + run + b"q\1eu" + b"u")) is not None
+    assert template_of(by_hand(b"}(" + A + sensor + run + b"q\1eu" + b"u")) is not None
     # The list is longer than its run.
-    assert shape_of(by_hand(b"}(" + A + sensor + run + b"q\1h\1eu" + b"u")) is None
+    assert template_of(by_hand(b"}(" + A + sensor + run + b"q\1h\1eu" + b"u")) is None
 
 
 doubles = st.lists(
@@ -199,7 +199,7 @@ doubles = st.lists(
 
 @given(st.lists(doubles, min_size=1, max_size=6), st.sampled_from(BINARY), st.lists(st.integers(0, 10_000)))
 @QUIET
-def test_a_connection_means_the_same_with_shapes_and_without(
+def test_frame_reader_with_and_without_templates_gives_the_same(
     sent: list[list[list[float]]], protocol: int, places: list[int]
 ) -> None:
     stream = NAME + b"".join(
@@ -209,7 +209,7 @@ def test_a_connection_means_the_same_with_shapes_and_without(
         + (b"\0", b"\\o")[number % 2]
         for number, sensors in enumerate(sent)
     )
-    expected = without_shapes([stream])
+    expected = without_templates([stream])
     assert outcome([stream]) == expected
     assert outcome(cut(stream, places)) == expected
     assert outcome(bytewise(stream)) == expected
@@ -217,24 +217,26 @@ def test_a_connection_means_the_same_with_shapes_and_without(
 
 @given(st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=3), st.lists(st.integers(0, 2000)))
 @QUIET
-def test_changed_bytes_mean_the_same_with_shapes_and_without(changes: list[tuple[int, int]], places: list[int]) -> None:
+def test_frame_reader_changed_bytes_give_the_same_with_and_without_templates(
+    changes: list[tuple[int, int]], places: list[int]
+) -> None:
     known = update(5, 3) + b"\\o"
     changed = bytearray(known)
     for place, value in changes:
         changed[place % len(changed)] = value
     stream = NAME + known + bytes(changed) + known
-    expected = without_shapes([stream])
+    expected = without_templates([stream])
     assert outcome([stream]) == expected
     assert outcome(cut(stream, places)) == expected
 
 
-def without_shapes(pieces: list[bytes]) -> Outcome:
+def without_templates(pieces: list[bytes]) -> Outcome:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(frames_module, "_MAX_ATTEMPTS", 0)
         return outcome(pieces)
 
 
-def test_each_message_but_the_first_is_recognised_however_it_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frame_reader_later_messages_match_at_any_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = b"".join(update(30, 40, seed=seed) + b"\\o" for seed in range(20))
     for pieces in ([stream], bytewise(stream), cut(stream, range(0, len(stream), 100))):
         reader = FrameReader()
@@ -244,7 +246,7 @@ def test_each_message_but_the_first_is_recognised_however_it_is_cut(monkeypatch:
             assert sum(len(list(read_all(reader, piece))) for piece in pieces) == 20
 
 
-def test_a_message_that_comes_in_pieces_is_known_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frame_reader_message_received_in_pieces_becomes_template(monkeypatch: pytest.MonkeyPatch) -> None:
     reader = FrameReader()
     for piece in bytewise(NAME + update(30, 40) + b"\\o"):
         list(read_all(reader, piece))
@@ -252,7 +254,7 @@ def test_a_message_that_comes_in_pieces_is_known_the_next_time(monkeypatch: pyte
     assert len(list(read_all(reader, update(31, 39) + b"\\o"))) == 1
 
 
-def test_several_kinds_of_messages_are_known_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frame_reader_several_templates_match(monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = [update(3, kind=kind) + b"\\o" for kind in ("VIB", "TEMP", "X", "Y")]
     reader = FrameReader()
     list(read_all(reader, NAME + b"".join(kinds)))
@@ -264,7 +266,7 @@ def _no_more(limit: int) -> PickleReader:
     raise AssertionError("it is read instruction by instruction")
 
 
-def test_what_never_has_a_shape_is_not_gone_through_twice_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frame_reader_attempts_without_template_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
 
     class Counted(PickleReader):
@@ -279,16 +281,16 @@ def test_what_never_has_a_shape_is_not_gone_through_twice_for_ever(monkeypatch: 
     assert len(made) == 101 + frames_module._MAX_ATTEMPTS
 
 
-def test_shapes_are_bounded() -> None:
+def test_frame_reader_templates_are_bounded() -> None:
     reader = FrameReader()
     list(read_all(reader, NAME))
     for number in range(100):
         wide = {f"{number} {index}": {"type": "VIB", "data": [1.5, 2.5]} for index in range(100)}
         list(read_all(reader, pickle.dumps(("DataUpdate", wide)) + b"\0"))
-    assert 0 < sum(shape.weight for shape in reader._templates) <= frames_module._MAX_TEMPLATE_BYTES
+    assert 0 < sum(template.weight for template in reader._templates) <= frames_module._MAX_TEMPLATE_BYTES
 
 
-def test_a_length_that_is_a_lie_holds_nothing_up() -> None:
+def test_frame_reader_wrong_pickle_length_delays_nothing() -> None:
     whole = bytearray(update(5, 6))
     whole[3:11] = struct.pack("<Q", 60_000)
     reader = FrameReader()
@@ -296,7 +298,7 @@ def test_a_length_that_is_a_lie_holds_nothing_up() -> None:
     assert len(list(read_all(reader, bytes(whole) + b"\0"))) == 1
 
 
-def test_a_recognised_frame_is_no_larger_than_any() -> None:
+def test_frame_reader_matched_frame_keeps_max_bytes() -> None:
     limit = len(update(10)) + 2
     reader = FrameReader(limit)
     assert len(list(read_all(reader, NAME + (update(10) + b"\\o") * 2))) == 3
@@ -304,13 +306,13 @@ def test_a_recognised_frame_is_no_larger_than_any() -> None:
         list(read_all(reader, update(11) + b"\\o"))
 
 
-def test_what_is_begun_goes_on_where_it_stopped() -> None:
+def test_template_partial_match_continues() -> None:
     whole = update(50, 60) + b"\0"
-    shape = shape_of(whole[:-1])
-    assert shape is not None
-    begun = shape.read(whole[:600], 0, LIMIT)
-    assert isinstance(begun, PartialMatch)
-    assert list(begun.sensors) == ["vib0"]
-    known = shape.read(whole, 0, LIMIT, begun)
+    template = template_of(whole[:-1])
+    assert template is not None
+    partial = template.read(whole[:600], 0, LIMIT)
+    assert isinstance(partial, PartialMatch)
+    assert list(partial.sensors) == ["vib0"]
+    known = template.read(whole, 0, LIMIT, partial)
     assert isinstance(known, tuple)
-    assert said(known[0]) == read_slowly(whole[:-1])
+    assert said(known[0]) == read_by_instructions(whole[:-1])
