@@ -370,31 +370,16 @@ class DaqFactory(Factory):
         self._bus.publish(Presence("machine", machine, connected=True))
 
     def _take_over(self, machine: str, before: DaqProtocol, protocol: DaqProtocol) -> None:
-        """Hold the connection that a new one of the same machine replaces; longer if this repeats.
-
-        :param before: the replaced connection.
-        :param protocol: the new connection.
-        """
+        """Hold the connection of a machine that a new one replaces; longer if this repeats."""
         self._taken_over.inc()
         count = self._takeovers.add(machine)
+        fields = {"machine": machine, "peer": protocol.peer, "before": before.peer, "count": count}
+        text = "machine {machine}: {peer} takes over from {before}"
         if count == 1:
-            self._warnings.info(
-                f"presence {machine}",
-                "machine {machine}: {peer} takes over from {before}",
-                machine=machine,
-                peer=protocol.peer,
-                before=before.peer,
-            )
+            self._warnings.info(f"presence {machine}", text, **fields)
         else:
-            self._warnings.warn(
-                f"takeover {machine}",
-                "machine {machine}: {peer} takes over from {before}, takeover {count} in a row; if two programs send"
-                " under one name, give each its own name",
-                machine=machine,
-                peer=protocol.peer,
-                before=before.peer,
-                count=count,
-            )
+            text += ", takeover {count} in a row; if two programs send under one name, give each its own name"
+            self._warnings.warn(f"takeover {machine}", text, **fields)
         before.hold(min(HOLD * 2 ** min(count - 1, 10), MAX_HOLD))
 
     def refused(self, protocol: DaqProtocol, reason: str) -> None:
