@@ -3,11 +3,13 @@
 import ast
 import configparser
 import json
+import pickle
 import re
 import sqlite3
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,9 @@ from gateway.web.rest.samples import MachineApi
 from gateway.web.rest.scales import ScaleApi
 from gateway.web.rest.statistics import SioApi, StatApi
 from gateway.web.rest.status import StatusApi
+from gateway.wire.frames import FrameReader
+from gateway.wire.messages import DataUpdate, FaultDetect, Name
+from gateway.wire.scale import parse_line
 from tests.conftest import ROOT
 
 DOCS = ROOT / "docs"
@@ -266,3 +271,61 @@ def test_dependencies_page_lists_every_package() -> None:
     for requirements in (setup["options"]["install_requires"], extras["serial"], extras["test"], extras["docs"]):
         for name in re.findall(r"^[A-Za-z][\w-]*", requirements, re.MULTILINE):
             assert name.startswith("types-") or re.search(rf"\b{name}\b", text), name
+
+
+# -- wire formats
+
+
+def test_forms_on_page_of_scale_lines_parse_to_what_the_page_says() -> None:
+    rows = re.findall(r"^\S.*? ``(\w\w ?,.*?|@.*?)`` +(\S.*)$", page("reference/scale-lines"), re.MULTILINE)
+    assert len(rows) == 8
+    for line, meaning in rows:
+        read = parse_line(line.encode())
+        if read.weight is None:
+            assert meaning.startswith("no weight")
+        else:
+            weight, kind = re.findall(r"^([\d.]+) kg, (\w+)", meaning)[0]
+            assert (read.weight, read.kind) == (Decimal(weight), kind), line
+
+
+def test_messages_on_page_of_frames_are_read() -> None:
+    rows = re.findall(r"^``(\w+)`` +``(.+?)``  ", page("reference/daq-frames"), re.MULTILINE)
+    expected = {"name": Name, "DataUpdate": DataUpdate, "FaultDetect": FaultDetect}
+    assert {event for event, _ in rows} == set(expected)
+    for event, data in rows:
+        content = json.loads(data)
+        for frame in (
+            pickle.dumps((event, content)) + b"\0",
+            pickle.dumps((event, content)) + rb"\o",
+            json.dumps([event, content]).encode() + b"\0",
+            json.dumps({"event": event, "data": content}).encode() + b"\0",
+        ):
+            reader = FrameReader()
+            if event != "name":
+                reader.receive_data(b'["name", "ShotBlast"]\0')
+                reader.next_message()
+            reader.receive_data(frame)
+            assert type(reader.next_message()) is expected[event], frame
+
+
+def test_log_lines_on_page_of_frames_are_those_of_the_code() -> None:
+    texts = {
+        node.value
+        for folder in ("wire", "ingest", "model")
+        for node in code_of(ROOT / "gateway" / folder)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    table = page("reference/daq-frames").partition("Log lines\n---------\n")[2].partition("These lines cut")[0]
+    width = len(re.findall(r"^(=+) =+$", table, re.MULTILINE)[0])
+    lines: list[str] = []
+    for row in table.split("\n"):
+        first, second = row[:width].strip(), row[width:].strip()
+        if first and set(first) != {"="} and first != "line":
+            if second:
+                lines.append(first)
+            else:
+                lines[-1] += f" {first}"
+    assert len(lines) >= 10
+    for line in lines:
+        for fragment in re.split(r"'[^']*'|\.\.\.|\d+", line):
+            assert any(fragment.strip(" ,;:") in text for text in texts), f"{line}: {fragment}"
