@@ -316,16 +316,8 @@ def test_log_lines_on_page_of_frames_are_those_of_the_code() -> None:
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
     table = page("reference/daq-frames").partition("Log lines\n---------\n")[2].partition("These lines cut")[0]
-    width = len(re.findall(r"^(=+) =+$", table, re.MULTILINE)[0])
-    lines: list[str] = []
-    for row in table.split("\n"):
-        first, second = row[:width].strip(), row[width:].strip()
-        if first and set(first) != {"="} and first != "line":
-            if second:
-                lines.append(first)
-            else:
-                lines[-1] += f" {first}"
+    lines = [" ".join(line.split()) for line in re.findall(r"^    \* - (.*(?:\n        .*)*)", table, re.MULTILINE)[1:]]
     assert len(lines) >= 10
     for line in lines:
-        for fragment in re.split(r"'[^']*'|\.\.\.|\d+", line):
+        for fragment in re.split(r"'[^']*'|\.\.\.|[;:]|\d+", line):
             assert any(fragment.strip(" ,;:") in text for text in texts), f"{line}: {fragment}"
