@@ -2,8 +2,12 @@
 
 from typing import cast
 
-from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, Logger, LogPublisher, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
+
+from gateway.runtime.clock import WallClock
+from gateway.runtime.limited_log import LimitedLog
+from gateway.runtime.metrics import Counters
 
 
 def collect_lines(case: SynchronousTestCase) -> list[str]:
@@ -17,3 +21,8 @@ def collect_lines(case: SynchronousTestCase) -> list[str]:
     globalLogPublisher.addObserver(observer)
     case.addCleanup(globalLogPublisher.removeObserver, observer)
     return lines
+
+
+def silent_log(clock: WallClock, counters: Counters) -> LimitedLog:
+    """Return a log that writes nothing."""
+    return LimitedLog(Logger(observer=LogPublisher()), clock, counters)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.timeseries.calendar import FULL_MINUTES, MADE_OF, PERIODS, end_of, minutes_of, start_of
+from tests.support.entries import at
 
 SEOUL = ZoneInfo("Asia/Seoul")
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -34,10 +35,6 @@ ZONES = [
     ZoneInfo("Atlantic/Azores"),
     ZoneInfo("Africa/Cairo"),
 ]
-
-
-def at(text: str, zone: ZoneInfo, fold: int = 0) -> datetime:
-    return datetime.fromisoformat(text).replace(tzinfo=zone, fold=fold)
 
 
 def utc(time: datetime) -> datetime:

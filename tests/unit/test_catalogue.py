@@ -24,13 +24,8 @@ import gateway.bus.event
 import gateway.bus.topics
 import gateway.web.push.socketio_endpoint
 import gateway.web.push.ws_endpoint
-from gateway.bus.bus import Bus
-from gateway.live.state import LiveState
 from gateway.model import records as model
 from gateway.model.records import Batch, Commit, CommitEntry, Fault, Presence, Reading, Record, SensorBatch, Update
-from gateway.runtime.clock import WallClock
-from gateway.runtime.limited_log import LimitedLog
-from gateway.runtime.metrics import Counters
 from gateway.web.clients.registry import LiveClients
 from gateway.web.push.socketio_endpoint import MachineNamespaces
 from gateway.web.push.subscription import SubscriptionContext
@@ -38,6 +33,8 @@ from gateway.web.push.ws_endpoint import EventsWebSocketFactory, EventsWebSocket
 from gateway.web.schema.asyncapi import document
 from gateway.web.schema.catalogue import CHANNELS, SCHEMAS, ChannelSpec, MessageSpec
 from gateway.web.socketio.packets import Outgoing
+from tests.support.logs import silent_log
+from tests.support.runtime import make_runtime
 
 DOCS = (Path(__file__).parent.parent.parent / "docs" / "reference" / "events.rst").read_text("utf-8")
 DOCUMENT = json.loads(orjson.dumps(document("gateway.example:8080")))
@@ -209,23 +206,17 @@ def checked(event: Any) -> tuple[str, str]:
     return channel.key, event["event"]
 
 
-class Quiet:
-    def warn(self, message: str, **fields: object) -> None:
-        """Do nothing."""
-
-
 class Gateway:
     """Bus, live state and one open WebSocket, without a reactor."""
 
     def __init__(self) -> None:
         reactor = Clock()
         reactor.advance(NOW.timestamp())
-        clock = WallClock(SEOUL, reactor.seconds, reactor.seconds)
-        counters = Counters()
-        self.bus = Bus(clock, counters)
-        self.live = LiveState(self.bus, clock, {"default": 10.0, "silent": 10.0})
+        scales = {"default": {"listen": "tcp:4001"}, "silent": {"listen": "tcp:4002"}}
+        runtime = make_runtime(reactor, zone=SEOUL, scales=scales)
+        clock, counters, self.bus, self.live = runtime.clock, runtime.counters, runtime.bus, runtime.live
         feed = SubscriptionContext(reactor, self.bus, self.live, clock, counters, 1_000_000)
-        warnings = LimitedLog(Quiet(), clock, counters)  # type: ignore[arg-type]  # a fake
+        warnings = silent_log(clock, counters)
         self.protocol = EventsWebSocketProtocol()
         self.protocol.factory = EventsWebSocketFactory(feed, LiveClients(counters, 10), warnings)
         self.protocol.transport = StringTransport()

@@ -21,13 +21,13 @@ from gateway.raw.damage import DamageLog
 from gateway.raw.log import RawLog, add_lines
 from gateway.runtime.clock import WallClock
 from gateway.runtime.limited_log import LimitedLog
-from gateway.runtime.metrics import Counters
 from gateway.stats.rollup import Rollup
 from gateway.stats.statistics import Statistics
 from gateway.store.event_numbers import SEQ_BLOCK, EventNumberReserve
 from gateway.store.writer import HIGH_WATER, LOW_WATER, Writer
 from gateway.timeseries.bucket import MIN_NUMPY_SAMPLES, Bucket
 from tests.support.logs import collect_lines
+from tests.support.runtime import make_runtime
 from tests.trial import new_folder
 
 #: 2025-12-18 10:11:00 UTC.
@@ -40,9 +40,8 @@ class Parts(SynchronousTestCase):
     def setUp(self) -> None:
         self.reactor = Clock()
         self.reactor.rightNow = START
-        self.clock = WallClock(UTC, self.reactor.seconds, self.reactor.seconds)
-        self.counters = Counters()
-        self.bus = Bus(self.clock, self.counters)
+        self.runtime = make_runtime(self.reactor)
+        self.clock, self.counters, self.bus = self.runtime.clock, self.runtime.counters, self.runtime.bus
 
     def batch(self, machine: str = "M", sensor: str = "v", *samples: float, kind: str = "VIB") -> Batch:
         return Batch(machine, {sensor: SensorBatch(kind, array("d", samples))}, self.clock.now())

@@ -7,14 +7,12 @@ from typing import Any
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from gateway.bus.bus import Bus
-from gateway.live.state import LiveState
 from gateway.model.records import Fault, Presence, Update
 from gateway.runtime.clock import WallClock
-from gateway.runtime.metrics import Counters
 from gateway.web.push.socketio_endpoint import MachineNamespaces
 from gateway.web.socketio.packets import Outgoing
 from gateway.web.socketio.server import NamespaceClient
+from tests.support.runtime import make_runtime
 
 NOW = datetime(2025, 12, 18, 10, 12, tzinfo=UTC)
 
@@ -35,9 +33,8 @@ class FakeSession:
 class MachineNamespaceTests(SynchronousTestCase):
     def setUp(self) -> None:
         clock = WallClock(UTC, NOW.timestamp, Clock().seconds)
-        self.counters = Counters()
-        self.bus = Bus(clock, self.counters)
-        self.live = LiveState(self.bus, clock, {})
+        runtime = make_runtime(Clock(), clock)
+        self.counters, self.bus, self.live = runtime.counters, runtime.bus, runtime.live
         self.namespaces = MachineNamespaces(self.bus, self.live)
 
     def join(self, name: str) -> tuple[FakeSession, NamespaceClient]:

@@ -3,7 +3,6 @@
 import json
 from array import array
 from collections.abc import Iterator
-from datetime import UTC
 from decimal import Decimal
 from typing import Any
 
@@ -14,33 +13,24 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from gateway.bus.bus import Bus
 from gateway.bus.event import Event
-from gateway.live.state import LiveState
 from gateway.model.records import Batch, Fault, Presence, Reading, SensorBatch, Update
-from gateway.runtime.clock import WallClock
-from gateway.runtime.limited_log import LimitedLog
-from gateway.runtime.metrics import Counters
 from gateway.web.clients.outbox import Outbox
 from gateway.web.clients.registry import LiveClients
 from gateway.web.push.subscription import Subscription, SubscriptionContext
 from gateway.web.push.ws_endpoint import EventsWebSocketFactory, EventsWebSocketProtocol
+from tests.support.logs import silent_log
+from tests.support.runtime import make_runtime
 
 #: Maximum bytes that wait for a client.
 BOUND = 10_000
 
 
-class Quiet:
-    def warn(self, message: str, **fields: object) -> None:
-        """Do nothing."""
-
-
 class EventsWebSocketTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.reactor = Clock()
-        self.clock = WallClock(UTC, self.reactor.seconds, self.reactor.seconds)
-        self.counters = Counters()
-        self.bus = Bus(self.clock, self.counters)
-        self.live = LiveState(self.bus, self.clock, {"default": 10.0})
-        warnings = LimitedLog(Quiet(), self.clock, self.counters)  # type: ignore[arg-type]  # a fake
+        runtime = make_runtime(self.reactor)
+        self.clock, self.counters, self.bus, self.live = runtime.clock, runtime.counters, runtime.bus, runtime.live
+        warnings = silent_log(self.clock, self.counters)
         self.context = SubscriptionContext(self.reactor, self.bus, self.live, self.clock, self.counters, BOUND)
         self.factory = EventsWebSocketFactory(self.context, LiveClients(self.counters, 10), warnings)
         self.closed: list[int] = []
