@@ -13,37 +13,30 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
-from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from twisted.internet import reactor as real_reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from gateway.bus.bus import Bus
-from gateway.live.state import LiveState
+from gateway.assembly import build_pipeline
+from gateway.config.settings import Settings
 from gateway.model.entries import StoreEntry
 from gateway.model.records import Batch, SensorBatch, Update
-from gateway.raw.damage import DamageLog
+from gateway.parts import Paths
 from gateway.raw.files import HEADER
-from gateway.raw.log import RawLog
 from gateway.replay.recovery import Recovery
 from gateway.runtime.clock import WallClock
-from gateway.runtime.metrics import Counters
-from gateway.stats.rollup import Rollup
-from gateway.stats.statistics import Statistics
+from gateway.store.interface import Store
 from gateway.store.sqlite.store import SqliteStore
-from gateway.store.writer import Writer
 from gateway.timeseries.calendar import PERIODS
+from tests.support.runtime import make_runtime
 
 #: A whole sample line.
 _LINE: Final = re.compile(
     rb"((?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d),(-?(?:0|[1-9]\d*)(?:\.\d+)?(?:e[+-]?\d+)?|-?inf|nan)\r*"
 )
-
-#: Defaults of the configuration; any other type is REAL.
-MODES: Final = {"vib": "ABS", "temp": "REAL"}
 
 
 @dataclass(slots=True)
@@ -164,21 +157,15 @@ class Killable:
         """
         assert not self.running
         self.clock = self._clock_type(self.zone, lambda: self.wall, self.reactor.seconds)
-        self.counters = Counters()
-        self.bus = Bus(self.clock, self.counters)
-        self.live = LiveState(self.bus, self.clock, {})
+        runtime = make_runtime(self.reactor, self.clock)
+        self.counters, self.bus, self.live = runtime.counters, runtime.bus, runtime.live
         self.store = SqliteStore(real_reactor, self.clock, self.counters, str(self.db))
         self.store.open()
         self.gate = Gate(self.store)
-        self.writer = Writer(self.reactor, self.bus, self.counters, self.gate, lambda _: None)  # type: ignore[arg-type]
-        self.damage = DamageLog(self.clock, self.counters)
-        self.rawlog = RawLog(self.reactor, self.clock, self.counters, str(self.data), self.writer.knows, self.damage)
-        new_rollup = partial(Rollup, self.zone, MODES)
-        rollup = new_rollup()
-        self.statistics = Statistics(
-            self.reactor, self.bus, self.clock, self.counters, rollup, self.rawlog, self.writer.add
-        )
-        self.bus.attach(Batch, self.rawlog.name, self.rawlog.write)
+        paths = Paths(str(self.data.parent), str(self.db), str(self.data), "")
+        pipeline = build_pipeline(runtime, Settings(), paths, cast(Store, self.gate), lambda _: None)
+        self.writer, self.rawlog = pipeline.writer, pipeline.raw_log
+        rollup, new_rollup, self.damage = pipeline.rollup, pipeline.new_rollup, pipeline.damage
         self.bus.attach(Update, "test", self.heard.append)
         self.running = True
         recovery = Recovery(str(self.data), self.zone, rollup, new_rollup, self.damage)
@@ -192,8 +179,8 @@ class Killable:
         settled = self.writer.settled()
         await self.gate.let_through()
         await settled
-        for part in (self.writer, self.rawlog, self.statistics):
-            part.startService()
+        for service in pipeline.services:
+            service.startService()
         return True
 
     async def kill(self, tear: Callable[[int], int] = lambda _: 0, entries: int = 0) -> None:
