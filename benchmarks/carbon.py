@@ -22,7 +22,7 @@ from benchmarks.cpu import run_seconds
 from benchmarks.daq import messages
 from benchmarks.peers.carbon_cache import VARIABLE, CarbonCache, script
 from benchmarks.table import Row
-from tests.daemon import Daemon, running
+from tests.support.daemon import Daemon, running
 
 #: How often this gateway and carbon-cache are measured in turn.
 ROUNDS: Final = 3

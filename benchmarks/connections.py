@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.table import Row
-from tests.daemon import Daemon, running, until
+from tests.support.daemon import Daemon, running, until
 
 CONNECTIONS: Final = 10_000
 

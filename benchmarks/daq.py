@@ -23,7 +23,7 @@ from benchmarks.crowd import Helper, paced
 from benchmarks.scales import cpu_seconds
 from benchmarks.table import Row
 from gateway.wire.frames import NEED_DATA, FrameReader
-from tests.daemon import Daemon, running, until
+from tests.support.daemon import Daemon, running, until
 
 #: Sensors and samples of a message, how many messages make a round, and the goals: the better one, and the least.
 WORK: Final = ((4, 30, 20_000, 1.0, 2.0), (4, 1000, 1_000, 0.6, 1.5))

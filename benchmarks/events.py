@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 from benchmarks.crowd import Helper, number_of
 from benchmarks.scales import cpu_seconds
 from benchmarks.table import Row
-from tests.daemon import Daemon, free_ports, running, until
+from tests.support.daemon import Daemon, free_ports, running, until
 
 #: Subscribers of one event, its times a second, and how often the gateway and a bare loop are measured in turn.
 WIDE: Final = 1000

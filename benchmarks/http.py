@@ -24,8 +24,8 @@ from benchmarks.committers import commit_for
 from benchmarks.peers.reading import VARIABLE
 from benchmarks.scales import cpu_seconds
 from benchmarks.table import Row
-from tests.daemon import Daemon, free_ports, running, until
-from tests.postgres import Server
+from tests.support.daemon import Daemon, free_ports, running, until
+from tests.support.postgres import Server
 
 #: How often everybody is measured in turn; the median counts.
 ROUNDS: Final = 5

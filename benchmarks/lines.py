@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from benchmarks.cpu import run_seconds
 from benchmarks.table import Row
-from tests.daemon import Daemon, free_ports, running, until
+from tests.support.daemon import Daemon, free_ports, running, until
 
 #: Scales that send at the same time.
 CONNECTIONS: Final = 200

@@ -12,8 +12,8 @@ from typing import Final
 
 from benchmarks.crowd import Helper
 from benchmarks.table import Row
-from tests.daemon import Daemon, free_ports, until
-from tests.postgres import Server
+from tests.support.daemon import Daemon, free_ports, until
+from tests.support.postgres import Server
 
 #: Scales, and their lines a second; messages of a machine a second, of which each second one is an anomaly.
 SCALES: Final = 100

@@ -20,9 +20,9 @@ from typing import Final
 from benchmarks.daq import messages
 from benchmarks.scales import cpu_seconds
 from benchmarks.table import Row
-from tests.daemon import Daemon, until
-from tests.postgres import Server
-from tests.processes import Site, others
+from tests.support.daemon import Daemon, until
+from tests.support.postgres import Server
+from tests.support.processes import Site, others
 
 #: How often one process and two are measured in turn.
 ROUNDS: Final = 3

@@ -27,7 +27,7 @@ from gateway.store.rows import BUCKET_COLUMNS, values_of
 from gateway.store.sqlite.machine_tables import MachineTables
 from gateway.store.sqlite.queries import quoted, rollup_progress, sensors
 from gateway.timeseries.bucket import Bucket
-from tests.daemon import Daemon
+from tests.support.daemon import Daemon
 
 ZONE: Final = ZoneInfo("Asia/Seoul")
 MODES: Final = {"vib": "ABS", "temp": "REAL"}

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from benchmarks.table import Row
-from tests.daemon import Daemon, free_ports, until
+from tests.support.daemon import Daemon, free_ports, until
 
 #: Scales, and their lines a second.
 SCALES = 1000

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.table import Row
-from tests.daemon import Daemon, running, until
+from tests.support.daemon import Daemon, running, until
 
 #: Connections that send a head byte by byte, that send a body byte by byte, and that read an answer byte by byte.
 HEADS: Final = 500

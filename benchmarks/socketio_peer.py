@@ -18,7 +18,7 @@ from typing import Any, Final
 from benchmarks.cpu import run_seconds
 from benchmarks.crowd import Helper, paced
 from benchmarks.table import Row
-from tests.daemon import free_ports, running, until
+from tests.support.daemon import free_ports, running, until
 
 CLIENTS: Final = 500
 MACHINE: Final = "ShotBlast"

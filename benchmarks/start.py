@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.table import Row
-from tests.daemon import TWISTD, Daemon, free_ports
+from tests.support.daemon import TWISTD, Daemon, free_ports
 
 #: How often the two are started in turn.
 ROUNDS: Final = 5

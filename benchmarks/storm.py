@@ -11,7 +11,7 @@ from typing import Final
 
 from benchmarks.scales import cpu_seconds
 from benchmarks.table import Row
-from tests.daemon import Daemon, running, until
+from tests.support.daemon import Daemon, running, until
 
 #: Connections a second, and the share of a core, that a storm may cost.
 RATE: Final = 5.0

@@ -11,7 +11,7 @@ import hypothesis
 import pytest
 from twisted.trial import util
 
-from tests.daemon import Daemon, running
+from tests.support.daemon import Daemon, running
 
 ROOT = Path(__file__).parent.parent
 

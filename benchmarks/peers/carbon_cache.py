@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 from typing import Final, Self
 
-from tests.daemon import free_ports, until
+from tests.support.daemon import free_ports, until
 
 #: Where the script is looked for: what this variable names, or the search path.
 VARIABLE: Final = "CARBON_CACHE"

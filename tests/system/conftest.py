@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.postgres import Server
+from tests.support.postgres import Server
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonschema import Draft7Validator
 
-from tests.daemon import PATIENCE, Daemon, Subscriber
+from tests.support.daemon import PATIENCE, Daemon, Subscriber
 from tests.support.frames import frame
 from tests.system.test_recovery import at, seoul, set_clock
 

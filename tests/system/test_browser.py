@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.conftest import program
-from tests.daemon import PATIENCE, Daemon, until
+from tests.support.daemon import PATIENCE, Daemon, until
 from tests.support.frames import fault, frame
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.daemon import PATIENCE, Daemon, until
-from tests.killable import readable
+from tests.support.daemon import PATIENCE, Daemon, until
 from tests.support.frames import frame
+from tests.support.killable import readable
 from tests.system.test_recovery import at, seoul
 
 #: Damage of the file of the sensor with the same name.

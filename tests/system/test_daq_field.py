@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import PATIENCE, Daemon, running, until
+from tests.support.daemon import PATIENCE, Daemon, running, until
 from tests.support.frames import frame
 
 GOOD = {"type": "VIB", "data": [1.0]}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import TWISTD, Daemon, until
+from tests.support.daemon import TWISTD, Daemon, until
 from tests.support.frames import frame, update
 
 #: Size of the file system, in bytes.

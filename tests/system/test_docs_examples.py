@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.conftest import ROOT
-from tests.daemon import Daemon, running, until
+from tests.support.daemon import Daemon, running, until
 
 PAGE = ROOT / "docs" / "reference" / "rest.rst"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import PATIENCE, Daemon, running, until, with_constants
+from tests.support.daemon import PATIENCE, Daemon, running, until, with_constants
 
 
 def test_sigterm_ends_with_status_0_and_everything_written(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.daemon import PATIENCE, Daemon, running, until
+from tests.support.daemon import PATIENCE, Daemon, running, until
 from tests.support.frames import frame
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.daemon import PATIENCE, Daemon, Stopwatch, until, with_constants
-from tests.postgres import Server
+from tests.support.daemon import PATIENCE, Daemon, Stopwatch, until, with_constants
 from tests.support.frames import fault, frame
+from tests.support.postgres import Server
 from tests.system.test_recovery import AT_TIME, seoul, set_clock
 
 #: Gateway that waits long for the answer to a ping, because the test reads its connections late.

@@ -31,8 +31,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.conftest import ROOT
-from tests.daemon import PATIENCE, TWISTD, Daemon, free_ports, running, until
-from tests.postgres import Server
+from tests.support.daemon import PATIENCE, TWISTD, Daemon, free_ports, running, until
+from tests.support.postgres import Server
 
 #: Pages written for users, in both languages.
 PAGES = sorted(

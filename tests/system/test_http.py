@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.daemon import Daemon, running, until
+from tests.support.daemon import Daemon, running, until
 
 PAGE = "https://plant.example"
 

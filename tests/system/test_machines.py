@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.daemon import Daemon, running, until
+from tests.support.daemon import Daemon, running, until
 from tests.support.frames import fault, frame, update
 
 #: Long enough for a test that runs over midnight.

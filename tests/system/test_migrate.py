@@ -34,10 +34,10 @@ from gateway.store.spool.spool import Spool
 from gateway.store.sqlite.store import SqliteStore
 from gateway.timeseries.calendar import PERIODS, start_of
 from tests.conftest import ROOT
-from tests.daemon import PATIENCE, until
-from tests.postgres import ServerCase
+from tests.support.daemon import PATIENCE, until
 from tests.support.entries import bucket_of
-from tests.trial import new_folder
+from tests.support.postgres import ServerCase
+from tests.support.trial import new_folder
 
 BERLIN = ZoneInfo("Europe/Berlin")
 

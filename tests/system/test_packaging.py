@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import Daemon, until
+from tests.support.daemon import Daemon, until
 
 ROOT = Path(__file__).parent.parent.parent
 

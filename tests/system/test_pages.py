@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import websocket
 
-from tests.daemon import PATIENCE, Daemon, running, until
+from tests.support.daemon import PATIENCE, Daemon, running, until
 
 COMMIT = json.dumps({"cylinder_no": "CY001", "event_type": "SHIP"}).encode()
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
-from tests.daemon import Daemon, Subscriber, until
-from tests.postgres import Server
+from tests.support.daemon import Daemon, Subscriber, until
 from tests.support.frames import fault, frame
+from tests.support.postgres import Server
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from tests.daemon import Daemon, running, until
-from tests.postgres import Server
+from tests.support.daemon import Daemon, running, until
+from tests.support.postgres import Server
 
 #: Cylinder that must not be logged.
 CYLINDER = "CY-SECRET-77"

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.daemon import PATIENCE, TWISTD, Daemon, running, until
+from tests.support.daemon import PATIENCE, TWISTD, Daemon, running, until
 
 #: Signals that an administrator or a tool may send, and that end nothing.
 HARMLESS = [

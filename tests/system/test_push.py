@@ -11,9 +11,9 @@ import pytest
 
 from gateway.alert.firebase import connect_firebase
 from gateway.alert.sender import NotSentError, PushMessage, Send
-from tests.daemon import Daemon, Stopwatch, until
-from tests.google import PROJECT, Answer, Google, playing_google
+from tests.support.daemon import Daemon, Stopwatch, until
 from tests.support.frames import frame
+from tests.support.google import PROJECT, Answer, Google, playing_google
 
 
 @pytest.fixture

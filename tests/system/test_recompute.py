@@ -23,7 +23,7 @@ import yaml
 from gateway.stats.rollup import Rollup
 from gateway.store.sqlite.machine_tables import MachineTables
 from tests.conftest import ROOT
-from tests.daemon import PATIENCE, running, until
+from tests.support.daemon import PATIENCE, running, until
 from tests.support.frames import frame, update
 
 PERIODS = ("hour", "day", "month", "year")

@@ -16,9 +16,9 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from tests.daemon import Daemon, until
-from tests.killable import readable
+from tests.support.daemon import Daemon, until
 from tests.support.frames import frame
+from tests.support.killable import readable
 
 SEOUL = ZoneInfo("Asia/Seoul")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.daemon import Daemon, running, until
+from tests.support.daemon import Daemon, running, until
 
 
 def exchange(daemon: Daemon, sent: bytes) -> list[tuple[int, dict[str, str], bytes]]:

@@ -24,7 +24,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from gateway.store.rows import BUCKET_COLUMNS
-from tests.daemon import PATIENCE, Daemon, assert_same, running, until, with_constants
+from tests.support.daemon import PATIENCE, Daemon, assert_same, running, until, with_constants
 from tests.support.frames import frame, update
 
 SEOUL = ZoneInfo("Asia/Seoul")

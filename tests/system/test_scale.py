@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.daemon import PATIENCE, Daemon, Stopwatch, free_ports, running, until, with_constants
+from tests.support.daemon import PATIENCE, Daemon, Stopwatch, free_ports, running, until, with_constants
 
 LATEST = "/api/scale-gateway/latest/"
 COMMIT = "/api/scale-gateway/commit/"

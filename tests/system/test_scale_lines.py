@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import Daemon, free_ports, running, until
+from tests.support.daemon import Daemon, free_ports, running, until
 
 LATEST = "/api/scale-gateway/latest/"
 

@@ -14,10 +14,10 @@ import pytest
 import websocket
 
 from tests.conftest import ROOT
-from tests.daemon import PATIENCE, TWISTD, Daemon, until, with_constants
-from tests.postgres import Server
-from tests.processes import Site, environment_of, others
+from tests.support.daemon import PATIENCE, TWISTD, Daemon, until, with_constants
 from tests.support.frames import fault, frame
+from tests.support.postgres import Server
+from tests.support.processes import Site, environment_of, others
 from tests.system.test_gateways import Polls
 from tests.system.test_postgres import is_well
 from tests.system.test_recovery import lines, seoul

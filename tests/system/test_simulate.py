@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import PATIENCE, Daemon, until
+from tests.support.daemon import PATIENCE, Daemon, until
 
 
 def simulate(daemon: Daemon, kind: str, *options: str) -> dict[str, int]:

@@ -10,7 +10,7 @@ from typing import Final
 
 import pytest
 
-from tests.daemon import Daemon, running, until
+from tests.support.daemon import Daemon, running, until
 
 #: Anomalies in an answer of about 1 MB.
 ROWS: Final = 12_000

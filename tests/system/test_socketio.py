@@ -17,7 +17,7 @@ import socketio
 import websocket
 
 from tests.conftest import ROOT, missing
-from tests.daemon import PATIENCE, Daemon, running, until
+from tests.support.daemon import PATIENCE, Daemon, running, until
 from tests.support.frames import fault, frame
 from tests.system.test_recovery import at, seoul, set_clock
 

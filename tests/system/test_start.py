@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.daemon import END, PATIENCE, TWISTD, Daemon, Stopwatch, running, until
+from tests.support.daemon import END, PATIENCE, TWISTD, Daemon, Stopwatch, running, until
 
 
 def refused(daemon: Daemon) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import PATIENCE, TWISTD, Daemon, running, until
+from tests.support.daemon import PATIENCE, TWISTD, Daemon, running, until
 from tests.support.frames import frame
 from tests.system.test_start import refused
 

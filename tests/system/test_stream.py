@@ -11,7 +11,7 @@ from unittest.mock import ANY
 import pytest
 import websocket
 
-from tests.daemon import PATIENCE, Daemon, Subscriber, running, until, with_constants
+from tests.support.daemon import PATIENCE, Daemon, Subscriber, running, until, with_constants
 from tests.support.frames import frame
 
 #: A daemon that waits long for answers to pings and close frames, so that a slow test does not fail.

@@ -17,7 +17,7 @@ from gateway.runtime.directory_lock import OLD_LOCK, DirectoryInUse, DirectoryLo
 from gateway.runtime.limited_log import shown
 from gateway.runtime.logs import BufferingObserver, LogOutput
 from gateway.runtime.metrics import Counters
-from tests.trial import new_folder
+from tests.support.trial import new_folder
 
 
 class LogCase(SynchronousTestCase):

@@ -31,11 +31,11 @@ from gateway.store.interface import (
 from gateway.store.postgres.session import Session
 from gateway.store.postgres.store import PostgresStore
 from gateway.store.spool.spool import Spool
-from tests.daemon import Stopwatch
-from tests.postgres import ServerCase
+from tests.support.daemon import Stopwatch
 from tests.support.entries import DAY, ENTRY, at, end, fault, hour
+from tests.support.postgres import ServerCase
 from tests.support.reactor import reactor
-from tests.trial import new_folder, until
+from tests.support.trial import new_folder, until
 
 #: Schema as "manage.py sqlmigrate" prints it for the Django project.
 DJANGO = """

@@ -19,9 +19,9 @@ from gateway.store.postgres.notify import PostgresChannel
 from gateway.store.postgres.refusals import explain
 from gateway.store.postgres.session import Session, Work
 from gateway.store.postgres.store import PostgresStore
-from tests.daemon import PATIENCE
+from tests.support.daemon import PATIENCE
 from tests.support.entries import DAY, ENTRY, fault
-from tests.trial import until
+from tests.support.trial import until
 from tests.unit.test_postgres_refusals import SECRET, RefusalCase
 
 #: Key of a request that is repeated.

@@ -18,10 +18,10 @@ from gateway.store.postgres.refusals import explain
 from gateway.store.postgres.session import Session
 from gateway.store.postgres.store import PostgresStore
 from gateway.store.spool.spool import Spool
-from tests.postgres import Server, ServerCase
 from tests.support.entries import DAY, ENTRY, fault
+from tests.support.postgres import Server, ServerCase
 from tests.support.reactor import reactor
-from tests.trial import new_folder, until
+from tests.support.trial import new_folder, until
 
 SECRET = "CY-SECRET-77"
 

@@ -26,9 +26,9 @@ from gateway.raw.log import RawLog
 from gateway.raw.plot import Plot
 from gateway.runtime.clock import WallClock
 from gateway.runtime.metrics import Counters
-from tests.killable import Killable, readable
+from tests.support.killable import Killable, readable
 from tests.support.metrics import count_of
-from tests.trial import new_folder
+from tests.support.trial import new_folder
 from tests.unit.test_recovery import at
 
 GOOD = HEADER + b"10:00:00,1.5\n10:00:00,2.5\n10:00:01,3.5\n"

@@ -1,6 +1,6 @@
 """Recovery: a gateway that is killed at any moment and started again reports the same means as without a kill.
 
-This holds for all samples that reached the operating system; see :mod:`tests.killable`.
+This holds for all samples that reached the operating system; see :mod:`tests.support.killable`.
 """
 
 import gzip
@@ -27,8 +27,8 @@ from gateway.store.sqlite import machine_db
 from gateway.store.sqlite.machine_tables import MachineTables
 from gateway.timeseries.bucket import Bucket
 from gateway.timeseries.calendar import PERIODS, end_of, start_of
-from tests.killable import Killable, means_of_files, never_killed
-from tests.trial import new_folder
+from tests.support.killable import Killable, means_of_files, never_killed
+from tests.support.trial import new_folder
 
 SEOUL = ZoneInfo("Asia/Seoul")
 KOLKATA = ZoneInfo("Asia/Kolkata")

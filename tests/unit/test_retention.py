@@ -21,7 +21,7 @@ from gateway.runtime.clock import WallClock
 from gateway.runtime.metrics import Counters
 from gateway.runtime.threads import pool_of
 from tests.support.reactor import reactor
-from tests.trial import new_folder
+from tests.support.trial import new_folder
 
 TODAY = date(2025, 12, 18)
 

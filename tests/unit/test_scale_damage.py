@@ -7,7 +7,7 @@ import pytest
 
 from gateway.wire.errors import WireError
 from gateway.wire.scale import ScaleLine, parse_line, read_lines
-from tests.scale_forms import weight_of
+from tests.support.scale_forms import weight_of
 
 #: A line of each form that is a weight.
 GOOD = [

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.wire.errors import WireError
 from gateway.wire.scale import HEAVIEST_KG, KILOGRAMS, ScaleLine, has_http_request, parse_line, read_lines
-from tests.scale_forms import framing_ends
+from tests.support.scale_forms import framing_ends
 
 CASES = Path(__file__).parent.parent / "cases" / "scale" / "lines.tsv"
 

@@ -28,7 +28,7 @@ from gateway.store.writer import HIGH_WATER, LOW_WATER, Writer
 from gateway.timeseries.bucket import MIN_NUMPY_SAMPLES, Bucket
 from tests.support.logs import collect_lines
 from tests.support.runtime import make_runtime
-from tests.trial import new_folder
+from tests.support.trial import new_folder
 
 #: 2025-12-18 10:11:00 UTC.
 START = datetime(2025, 12, 18, 10, 11, tzinfo=UTC).timestamp()

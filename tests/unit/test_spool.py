@@ -32,7 +32,7 @@ from gateway.store.sqlitefile.files import SPOOL_FILE
 from gateway.timeseries.bucket import Bucket
 from gateway.timeseries.calendar import PERIODS, end_of, start_of
 from tests.support.reactor import reactor
-from tests.trial import new_folder
+from tests.support.trial import new_folder
 
 ROOT = Path(__file__).parent.parent.parent
 

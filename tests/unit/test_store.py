@@ -39,11 +39,11 @@ from gateway.store.sqlite import queries
 from gateway.store.sqlite.store import SqliteStore
 from gateway.store.sqlitefile.transactions import run_together
 from gateway.timeseries.calendar import PERIODS, end_of, minutes_of, start_of
-from tests.daemon import assert_same
-from tests.postgres import ServerCase
+from tests.support.daemon import assert_same
 from tests.support.entries import DAY, ENTRY, SEOUL, at, bucket_of, end, fault, hour, mean
+from tests.support.postgres import ServerCase
 from tests.support.reactor import reactor
-from tests.trial import new_folder
+from tests.support.trial import new_folder
 
 if TYPE_CHECKING:
     _Case = TestCase

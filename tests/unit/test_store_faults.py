@@ -40,10 +40,10 @@ from gateway.store.sqlitefile import group_writer as writing
 from gateway.store.sqlitefile import transactions
 from gateway.store.sqlitefile.files import SPOOL_FILE
 from gateway.store.sqlitefile.note import Note, read_note, write_note
-from tests.daemon import PATIENCE
+from tests.support.daemon import PATIENCE
 from tests.support.entries import DAY, ENTRY, at, fault, mean
 from tests.support.reactor import reactor
-from tests.trial import new_folder, until
+from tests.support.trial import new_folder, until
 
 NAME = "cynow-gateway.sqlite3"
 

@@ -16,7 +16,7 @@ import psycopg2
 from twisted.trial.unittest import TestCase
 
 from tests.conftest import missing
-from tests.daemon import PATIENCE, free_ports, until
+from tests.support.daemon import PATIENCE, free_ports, until
 
 #: Where Debian keeps what is not in the PATH, the newest first.
 _DEBIAN = Path("/usr/lib/postgresql")

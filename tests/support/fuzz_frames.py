@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of the frame reader, by hand.
 
     pip install atheris
-    python tests/fuzz_frames.py -max_total_time=600 [CORPUS_FOLDER]
+    python tests/support/fuzz_frames.py -max_total_time=600 [CORPUS_FOLDER]
 
 Only WireError may be raised, and a stream must give the same messages at any cut.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import atheris
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 with atheris.instrument_imports():
     from gateway.wire.errors import WireError

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from tests.daemon import PATIENCE, TWISTD, Daemon, free_ports, until
+from tests.support.daemon import PATIENCE, TWISTD, Daemon, free_ports, until
 
 #: Runs ``twistd`` at another time of the wall clock.
 _AT_TIME: Final = str(Path(__file__).parent / "at_time.py")

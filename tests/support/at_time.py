@@ -1,4 +1,4 @@
-"""``twistd`` with a shifted wall clock: ``python tests/at_time.py SECONDS ARGUMENTS``.
+"""``twistd`` with a shifted wall clock: ``python tests/support/at_time.py SECONDS ARGUMENTS``.
 
 Instead of the seconds, the path of a file can be given; the seconds in it may change. The monotonic clock, and so every
 timer, is not shifted.

@@ -11,7 +11,7 @@ from twisted.internet import reactor
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.daemon import PATIENCE
+from tests.support.daemon import PATIENCE
 
 #: A folder without a disk, where there is one.
 _MEMORY: Final = "/dev/shm" if os.path.isdir("/dev/shm") else None

@@ -1,6 +1,6 @@
 """A small application of the gateway's Socket.IO layer, for the public test suites of the two protocols.
 
-``python -m tests.socketio_app --port 3000`` serves what they expect: ``/engine.io/`` sends back every message;
+``python -m tests.support.socketio_app --port 3000`` serves what they expect: ``/engine.io/`` sends back every message;
 ``/socket.io/`` has the namespaces ``/`` and ``/custom``, which say ``auth`` to who joins, and answer ``message`` by
 ``message-back`` and ``message-with-ack`` by an acknowledgement.
 """
@@ -97,7 +97,7 @@ def main() -> None:
     """The command."""
     from twisted.internet import reactor
 
-    parser = argparse.ArgumentParser(prog="python -m tests.socketio_app", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.support.socketio_app", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=3000)
     parser.add_argument("--ping-interval", type=float, default=0.3, help="seconds (default %(default)s)")

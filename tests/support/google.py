@@ -17,7 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from tests.daemon import free_ports
+from tests.support.daemon import free_ports
 
 HOST = "fcm.googleapis.com"
 PROJECT = "plant-of-the-test"
