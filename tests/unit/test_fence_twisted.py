@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.address import IPv4Address
+from twisted.internet.task import Clock
 from twisted.internet.tcp import Connection
 from twisted.internet.testing import StringTransport
 from twisted.web.http import HTTPChannel
@@ -42,7 +43,7 @@ class PlainSite(Site):
 
 
 def channel() -> Any:
-    channel = PlainSite(Resource()).buildProtocol(IPv4Address("TCP", "192.0.2.1", 1))
+    channel = PlainSite(Resource(), reactor=Clock()).buildProtocol(IPv4Address("TCP", "192.0.2.1", 1))
     channel.makeConnection(StringTransport())
     return channel
 
