@@ -105,7 +105,7 @@ def test_refused_page_is_logged_with_its_origin_and_the_key(daemon: Daemon) -> N
         text = f"origin '{origin}' is not in server.cors_origins"
         until(lambda text=text: text in daemon.log(), "the line")
         (line,) = [line for line in daemon.log().splitlines() if text in line]
-        assert "[gateway.web#warn]" in line
+        assert "[gateway.web.http#warn]" in line
         assert "127.0.0.1" in line
 
 

@@ -110,7 +110,7 @@ def test_outage_keeps_data_and_live_events(plant: Daemon, server: Server, how: s
     plant.weigh(b"ST,+00001.00 kg")
     until(plant.latest_is(1.0), "the weight")
     assert plant.commit("BEFORE")[0] == 200
-    machine = plant.daq(frame("name", "M"), fault(1))
+    machine = plant.daq(frame("name", "M"), fault(1, 0.5))
     until(lambda: anomalies(server) == [1], "the anomaly")
     if how == "immediate":
         server.stop()
@@ -210,7 +210,7 @@ def test_two_gateways_share_a_database(server: Server, tmp_path: Path) -> None:
         for number, gateway in enumerate(gateways):
             gateway.start_answers()
             until(lambda gateway=gateway: is_well(gateway), "PostgreSQL is connected")
-            gateway.daq(frame("name", f"M{number}"), fault(number + 1))
+            gateway.daq(frame("name", f"M{number}"), fault(number + 1, 0.5))
             gateway.weigh(b"ST,+00001.00 kg")
             until(gateway.latest_is(1.0), "the weight")
             assert gateway.commit(f"CY{number}")[0] == 200

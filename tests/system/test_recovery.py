@@ -22,7 +22,7 @@ from tests.support.killable import readable
 
 SEOUL = ZoneInfo("Asia/Seoul")
 
-AT_TIME = str(Path(__file__).parent.parent / "at_time.py")
+AT_TIME = str(Path(__file__).parent.parent / "support" / "at_time.py")
 
 TYPES = {"v": "VIB", "t": "TEMP"}
 

@@ -102,7 +102,7 @@ def test_bad_bytes_cost_one_line_and_no_connection(shared_daemon: Daemon) -> Non
     assert daemon.metric("cynow_scale_overlong_lines_total", scale_id="default") == overlong + 2
     log = daemon.log()
     assert "A" * 51 not in log
-    assert "beyond 1024 bytes" in log
+    assert "a line of more than 1024 bytes is skipped" in log
 
 
 def test_an_unknown_scale(shared_daemon: Daemon) -> None:

@@ -67,7 +67,7 @@ def test_connections_are_spread_and_each_shows_everything(site: Site, server: Se
         assert weights == list(map(float, range(MANY)))
     machines = site.connections(site.daq_port, MANY)
     for number, machine in enumerate(machines):
-        machine.sendall(frame("name", f"M{number:02}") + fault(number + 1))
+        machine.sendall(frame("name", f"M{number:02}") + fault(number + 1, 0.5))
     assert all(are_open("daq", MANY, a, b))
     for client in clients:
         scores = sorted(event["data"]["score"] for event in client.events(MANY, "anomaly"))
