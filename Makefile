@@ -2,7 +2,7 @@
 #   make demo   the gateway with a simulated scale and a simulated machine
 #   make test   the whole suite
 # For development (see CONTRIBUTING.rst):
-#   make test-fast                unit tests that take a minute
+#   make test-fast                unit tests that take about a minute
 #   make coverage                 unit tests with branch coverage
 #   make lint                     linters, types, spelling
 #   make docs                     documentation, in build/docs
@@ -70,7 +70,8 @@ clean:
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "Python 3.11 or newer is needed: make PYTHON=python3.x ..." >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	    echo "a virtual environment cannot be made: install the package python3-venv" >&2; exit 1; }
 
 $(VENV)/.demo: setup.cfg pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable .

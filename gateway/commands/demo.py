@@ -6,6 +6,7 @@ import http.client
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,8 +14,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from gateway.config.loader import ConfigError, load
+from gateway.config.settings import Settings
+
 #: Maximum seconds until the daemon answers.
-_MAX_START: Final = 15.0
+_MAX_START: Final = 60.0
 
 _CONFIG: Final = """\
 # Configuration of the demonstration: all defaults, with the files in its own folder.
@@ -62,12 +66,36 @@ def _run(arguments: list[str], folder: Path, log_path: Path) -> Iterator[subproc
         process.wait()
 
 
-def _wait_for_reading(daemon: "subprocess.Popen[bytes]", log_path: Path) -> None:
+def _load_settings(config: Path) -> Settings:
+    try:
+        return load(config, os.environ)
+    except ConfigError as error:
+        raise SystemExit(f"demo: {config}: {error}") from error
+
+
+def _check_ports(settings: Settings) -> None:
+    """Check that no other program uses the ports: the simulators would send their data to another gateway.
+
+    :raises SystemExit: a port is in use.
+    """
+    for port in (settings.server.port, settings.server.tcp_port, settings.scale.port):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                raise SystemExit(
+                    f"demo: port {port} cannot be used ({error.strerror}); stop the program that uses it, such as"
+                    " another gateway"
+                ) from error
+
+
+def _wait_for_reading(daemon: "subprocess.Popen[bytes]", log_path: Path, port: int) -> None:
     deadline = time.monotonic() + _MAX_START
     while time.monotonic() < deadline:
         if daemon.poll() is not None:
             raise SystemExit(log_path.read_text("utf-8") or f"demo: the gateway ended with status {daemon.returncode}")
-        connection = http.client.HTTPConnection("127.0.0.1", 8080, timeout=1)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
         try:
             connection.request("GET", "/api/scale-gateway/latest/")
             if connection.getresponse().status == 200:
@@ -91,6 +119,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m gateway.
     config = folder / "cynow-gateway.yaml"
     if not config.exists():
         config.write_text(_CONFIG, "utf-8")
+    settings = _load_settings(config)
+    _check_ports(settings)
+    port = settings.server.port
     log_path = folder / "demo.log"
     log_path.write_bytes(b"")
     # SIGTERM must end the other processes too.
@@ -100,15 +131,15 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m gateway.
     with contextlib.ExitStack() as stack, contextlib.suppress(KeyboardInterrupt):
         daemon = stack.enter_context(_run(twistd, folder, log_path))
         for simulator in (
-            [*simulate, "scale", "--faults", "0.02"],
-            [*simulate, "machine", "--anomalies", "0.02"],
+            [*simulate, "scale", "--port", str(settings.scale.port), "--faults", "0.02"],
+            [*simulate, "machine", "--port", str(settings.server.tcp_port), "--anomalies", "0.02"],
         ):
             stack.enter_context(_run(simulator, folder, log_path))
-        _wait_for_reading(daemon, log_path)
+        _wait_for_reading(daemon, log_path, port)
         sys.stdout.write(
             _TEXT.format(
-                url="http://127.0.0.1:8080",
-                ws="ws://127.0.0.1:8080",
+                url=f"http://127.0.0.1:{port}",
+                ws=f"ws://127.0.0.1:{port}",
                 folder=folder,
                 today=time.strftime("%Y-%m-%d"),
             )
@@ -117,5 +148,5 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m gateway.
         while (status := daemon.poll()) is None:
             # A Ctrl-C just before a wait without a time limit would go unnoticed until the process ends.
             time.sleep(0.1)
-        raise SystemExit(status)
+        raise SystemExit(f"demo: the gateway ended with status {status}; see {log_path}")
     sys.stdout.write("\nEverything has ended.\n")

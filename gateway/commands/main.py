@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Final
 
+from gateway import __version__
+
 
 @dataclass(frozen=True, slots=True)
 class Command:
@@ -41,9 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     """
     parser = argparse.ArgumentParser(
         prog="cynow-gateway",
-        description="Commands of the CYNOW gateway. The daemon itself is started by: twistd cynow-gateway",
+        description="Commands of the CYNOW gateway. The daemon itself: twistd cynow-gateway",
         epilog="cynow-gateway COMMAND --help shows the options of a command.",
     )
+    parser.add_argument("--version", action="version", version=f"cynow-gateway {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     for name, command in COMMANDS.items():
         commands.add_parser(name, help=command.summary, add_help=False)

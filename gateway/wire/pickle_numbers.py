@@ -187,7 +187,7 @@ def doubles(run: bytes) -> Numbers:
     packed = bytearray(run)
     del packed[::9]
     numbers = array("d", packed)
-    if _IS_LITTLE_ENDIAN:
+    if _IS_LITTLE_ENDIAN:  # pragma: no branch - as almost every machine
         numbers.byteswap()
     return numbers
 

@@ -159,7 +159,7 @@ def test_the_log_goes_to_a_file_and_stderr_korean_intact(tmp_path: Path) -> None
         daemon.daq(b'["name", "\xec\x87\xbc\xed\x8a\xb8"]\0')
         until(lambda: "쇼트" in daemon.log(), "the line")
         log = (tmp_path / "log" / "cynow-gateway.log").read_text("utf-8")
-        assert "machine 쇼트 is connected" in log
+        assert "machine 쇼트: connected from" in log
         assert "+09:00 [" in log
 
 
