@@ -70,8 +70,7 @@ def read_doubles(stack: PickleStack, data: bytes, pos: int) -> int:
 
 
 def _read_double(stack: PickleStack, data: bytes, pos: int) -> int:
-    if pos + 9 > len(data):
-        return pos
+    """Read one BINFLOAT, which is complete: the opcode behind it has arrived."""
     if stack.is_in_text:
         _switch(stack)
     stack.push_numbers(doubles(data[pos : pos + 9]))
