@@ -591,6 +591,7 @@ class TogetherTests(PostgresCase):
     async def together(self, *orders: tuple[CommitEntry, IdempotencyKey | None]) -> tuple[list[Any], int]:
         """Return the outcomes of simultaneous commits, and the number of transactions."""
         store = self.opened()
+        await until(lambda: not store.problems, "PostgreSQL is connected")
         await store.machines()
         transaction, count = Session.transaction, 0
 
