@@ -23,10 +23,16 @@ SLOW = {
     "test_postgres",
     "test_postgres_outcomes",
     "test_postgres_refusals",
+    "test_raw_damage",
     "test_recovery",
+    "test_rollup",
     "test_scale_damage",
     "test_spool",
+    "test_sinks",
+    "test_store",
+    "test_style",
     "test_store_faults",
+    "test_templates",
 }
 
 
