@@ -197,7 +197,7 @@ def build_ingest(runtime: Runtime, settings: Settings, ports: PortDirectory) -> 
     :param ports: directory that the listeners are added to.
     """
     clock, counters, reactor = runtime.clock, runtime.counters, runtime.reactor
-    shared = SharedPorts(reactor) if settings.server.share_ports else reactor
+    listening = _listening_reactor(reactor, settings)
     log = LimitedLog(Logger("gateway.ingest.scale"), clock, counters)
     factories: list[ScaleFactory] = []
     listeners: list[Listener] = []
@@ -208,7 +208,7 @@ def build_ingest(runtime: Runtime, settings: Settings, ports: PortDirectory) -> 
         if line.listen is not None:
             key = f"scales.{scale_id}" if settings.scales else "scale.port"
             host_key = None if settings.scales else "server.host" if settings.scale.host is None else "scale.host"
-            listener = Listener(key, serverFromString(shared, line.listen), factory, host_key)
+            listener = Listener(key, serverFromString(listening, line.listen), factory, host_key)
             listener.guard(reactor, runtime.files, SPARE)
             ports.add_scale(listener)
             listeners.append(listener)
@@ -218,6 +218,10 @@ def build_ingest(runtime: Runtime, settings: Settings, ports: PortDirectory) -> 
         else:
             services.append(SerialService(_serial_line(line), factory, reactor, partial(open_serial_port, reactor)))
     return Ingest(factories, listeners, services)
+
+
+def _listening_reactor(reactor: IReactor, settings: Settings) -> IReactor | SharedPorts:
+    return SharedPorts(reactor) if settings.server.share_ports else reactor
 
 
 def _serial_line(line: ScaleConnection) -> SerialLine:
@@ -270,12 +274,12 @@ def build_listeners(
     :param ports: directory that the listener of HTTP is added to.
     """
     reactor, server = runtime.reactor, settings.server
-    shared = SharedPorts(reactor) if server.share_ports else reactor
+    listening = _listening_reactor(reactor, settings)
     endpoint = partial(tcp_endpoint, server.host)
-    http = Listener("server.port", serverFromString(shared, endpoint(server.port)), web.site, "server.host")
+    http = Listener("server.port", serverFromString(listening, endpoint(server.port)), web.site, "server.host")
     http.guard(reactor, runtime.files, SPARE_OF_HTTP)
     ports.http_listener = http
-    tcp = Listener("server.tcp_port", serverFromString(shared, endpoint(server.tcp_port)), daq, "server.host")
+    tcp = Listener("server.tcp_port", serverFromString(listening, endpoint(server.tcp_port)), daq, "server.host")
     tcp.guard(reactor, runtime.files, SPARE)
     if server.own_port is None:
         return [http, tcp]

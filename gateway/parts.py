@@ -81,9 +81,9 @@ class StoreParts:
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """Sinks of the bus: statistics, raw files, writer, alerts.
+    """Sinks of the bus: statistics, raw files and writer.
 
-    :ivar services: services of the pipeline, in the order of their start.
+    :ivar services: services of these sinks, in the order of their start.
     :ivar new_rollup: returns an empty rollup.
     """
 

@@ -27,10 +27,8 @@ from gateway.timeseries.calendar import PERIODS, end_of, minutes_of, start_of
 #: Maximum attempts to write to a store that another program has locked.
 _MAX_ATTEMPTS: Final = 5
 
-
 #: Key of a row: its period, and its start with the offset from UTC.
 RowKey = tuple[str, str]
-
 
 #: Number of samples in the first of two repeated hours, by day and hour.
 FirstCounts = dict[date, dict[int, int]]

@@ -83,8 +83,8 @@ async def _run(reactor: Any, options: argparse.Namespace, settings: Settings, cl
     counters = Counters()
     store = _open_store(reactor, clock, counters, settings)
     try:
-        standing = await store.rollup_progress({}, clock.now())
-        types = {(state.machine, state.sensor): state.type for state in standing.sensors}
+        stored = await store.rollup_progress({}, clock.now())
+        types = {(state.machine, state.sensor): state.type for state in stored.sensors}
         jobs = _jobs(options, settings, types)
         size = sum(size_of(file) for job in jobs for file in job.raw_files)
         damage = DamageLog(clock, counters, MAX_FILES)

@@ -24,7 +24,6 @@ ENVIRONMENT: Final = {
     "CYNOW_GATEWAY_OWN_PORT": ("server", "own_port"),
 }
 
-
 #: Kinds of endpoints that several processes may listen on at a time.
 _SHAREABLE: Final = ("tcp:", "tcp6:", "systemd:")
 

@@ -28,12 +28,9 @@ def _no_bool(value: object) -> object:
 
 Port = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=65535)]
 
-
 Seconds = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)]
 
-
 Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
-
 
 Folder = Annotated[str, Field(min_length=1)]
 
@@ -99,7 +96,7 @@ class _Section(BaseModel):
 
 
 class ServerSettings(_Section):
-    """Where the gateway listens for HTTP and for DAQ programs."""
+    """Addresses and ports for HTTP and DAQ programs, and the pages that may use them."""
 
     host: ListeningHost = "127.0.0.1"
     port: Port = 8080

@@ -17,7 +17,6 @@ from gateway.wire.messages import OmittedSensor
 _MINUTE: Final = 60.0
 _SHOWN: Final = 300.0
 
-
 #: Maximum seconds between takeovers of a machine that count as repeated.
 REPEATED: Final = 60.0
 

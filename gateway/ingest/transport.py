@@ -13,7 +13,6 @@ from gateway.wire.other_protocols import ServedPorts
 #: TCP keep-alive: a peer that vanishes (a cable, a power cut) is noticed after 15 + 3 x 5 seconds of silence.
 KEEP_ALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 
-
 #: Maximum bytes of one read: 800 lines of a scale, a quarter of Twisted's default. A peer that sends lines without
 #: pause then occupies the reactor for at most a tenth of a second at a time.
 READ_SIZE: Final = 16 * 1024

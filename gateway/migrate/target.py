@@ -24,7 +24,7 @@ MIGRATED: Final = "~migrated"
 #: Advisory lock while commits are written, since two runs at a time do not see each other's rows.
 _COMMIT_LOCK: Final = 0x63796E6F77_02
 
-#: A sequence that is behind by more numbers than this is set: nothing takes so many while one statement runs.
+#: A sequence that is further behind than this is set: no other program takes as many numbers during one statement.
 _MAX_STEPS: Final = 1000
 
 #: Parameters of the connection, unless the URL sets them. The operating system notices a lost server.

@@ -27,8 +27,8 @@ from gateway.timeseries.bucket import MIN_NUMPY_SAMPLES
 
 log = Logger()
 
-#: Lines are written to the operating system after so many seconds, and as soon as so many bytes wait of a sensor whose
-#: type is stored.
+#: Maximum seconds that lines wait before they are written to the operating system, and the bytes of one sensor that
+#: are written at once if its type is stored.
 FLUSH_SECONDS: Final = 0.4
 _FLUSH_BYTES: Final = 64 * 1024
 
@@ -98,7 +98,7 @@ class PendingLines:
     def add(self, prefix: bytes, samples: "array[float]") -> bool:
         """Add samples of the second of a prefix.
 
-        :returns: whether so many bytes wait that the lines should be written.
+        :returns: whether enough bytes wait for the lines to be written.
         """
         if prefix is not self._prefix or len(self._samples) >= _MAX_SAMPLES:
             self.text()

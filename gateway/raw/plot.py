@@ -32,7 +32,7 @@ class Plot:
 
     :param begin: begin of the range, aware.
     :param end: end of the range, exclusive.
-    :param max_points: maximum number of points. The range is divided into so many intervals of equal length, and each
+    :param max_points: maximum number of points. The range is divided into that many intervals of equal length, and each
         interval with samples is a point.
     :param damage: log for damaged files.
     :param today: first day with files that are still growing.

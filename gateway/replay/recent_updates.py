@@ -42,7 +42,7 @@ class RecentUpdates:
         self._new_rollup = new_rollup
 
     def read(self, state: SensorState, open_files: Sequence[OpenFile], count: int) -> list[Update]:
-        """Return about the last so many updates of a sensor, oldest first; fewer if there are no more."""
+        """Return about this number of the last updates of a sensor, oldest first; fewer if fewer exist."""
         updates: list[Update] = []
         for open_file in reversed(open_files):
             if len(updates) < count:

@@ -78,15 +78,15 @@ async def recover(
     now = clock.now()
     days = await in_thread(recovery.find_files, now)
     _remember(days, remember)
-    standing = await store.rollup_progress(days, now)
-    _remember([(state.machine, state.sensor) for state in standing.sensors], remember)
-    recovered = await in_thread(recovery.run, standing, now)
+    progress = await store.rollup_progress(days, now)
+    _remember([(state.machine, state.sensor) for state in progress.sensors], remember)
+    recovered = await in_thread(recovery.run, progress, now)
     live.restore(recovered.updates)
     writer.add(recovered.entries)
     await writer.settled()
     log.info(
         "recovered {sensors} sensors in {seconds:.2f} s ({samples} samples re-read, {count} overdue periods closed)",
-        sensors=len(standing.sensors),
+        sensors=len(progress.sensors),
         samples=recovered.samples,
         count=len(recovered.entries),
         seconds=clock.monotonic() - start,
@@ -95,7 +95,7 @@ async def recover(
         # Some machines have only anomalies.
         for machine in await store.machines():
             remember(machine, ())
-    return standing.unreadable
+    return progress.unreadable
 
 
 def _remember(sensors: Iterable[tuple[str, str]], remember: Callable[[str, Iterable[str]], None]) -> None:

@@ -34,7 +34,8 @@ class Storage:
     :ivar numbers: store of event numbers, opened and closed with the store.
     :ivar readers: thread pool that reads raw files.
     :ivar compressor: thread pool that compresses raw files, for which readers must not wait.
-    :ivar first_number: lowest number of live events, if that is not up to the store.
+    :ivar recover_parts: recovers the state of the parts.
+    :ivar first_number: returns the lowest number of live events of this process; ``None`` if the store decides.
     :ivar unrecovered: machines whose state could not be recovered, for ``/healthz``.
     """
 

@@ -25,32 +25,25 @@ from gateway.runtime.sd_notify import SystemdNotifier
 
 log = Logger()
 
-
 #: Seconds by which systemd is repeatedly asked to extend the start timeout during the recovery.
 _STARTING: Final = 30
 
-
 #: Seconds for requests in flight at shutdown, of the five that the whole shutdown may take.
 _PATIENCE: Final = 2.0
-
 
 #: Switch interval of threads, in seconds. The reactor gives up the interpreter lock with each send: with Python's
 #: default of 5 ms, a hundred answers take half a second while another thread encodes.
 _SWITCH_SECONDS: Final = 0.0005
 
-
 #: Seconds after which the process exits even if something hangs: each step of the shutdown, and Python's own, has a
 #: bound, but their sum has none.
 _LATEST: Final = 4.7
 
-
 #: Seconds between reports of log lines that were left out.
 _REPORTING: Final = 10.0
 
-
 #: Umask of new files: others have no access, and the group may not write.
 _UMASK: Final = 0o027
-
 
 #: A step of the shutdown: its name in the log, its function, and the seconds that it may take.
 Step: TypeAlias = tuple[str, Callable[[], Coroutine[Any, Any, None]], float]

@@ -174,16 +174,12 @@ class LimitedObserver:
 #: Maximum characters of a line shown as the example of those left out.
 _EXAMPLE: Final = 300
 
-
 _LEFT_OUT: Final = "{count} similar lines within {period} s were not logged, such as: {example}"
-
 
 #: Namespaces of text written to standard output and error, line by line, such as the tracebacks of threads.
 _STANDARD_STREAMS: Final = frozenset({"stdout", "stderr"})
 
-
 _DIGITS: Final = re.compile(r"[0-9]+")
-
 
 #: Formats of lines that are plain text.
 _WHOLE: Final = frozenset({None, "{log_text}", "{log_io}"})

@@ -17,7 +17,6 @@ from gateway.runtime.ports import SharedPort
 
 log = Logger()
 
-
 #: Seconds for which a port stops accepting after it refused a connection: a refused peer may return at once.
 _PAUSE: Final = 1.0
 

@@ -31,7 +31,6 @@ BUCKET_COLUMNS: Final = {
     "max_time": "TIMESTAMP",
 }
 
-
 #: Number of items that are encoded at a time. So few reuse the memory of those before them; a whole page would need
 #: hundreds of new pages of memory, which take longer than the encoding.
 CHUNK: Final = 256

@@ -27,7 +27,6 @@ _SENSOR_BYTES: Final = 200
 #: Bytes that may be an incomplete separator.
 _INCOMPLETE_SEPARATORS: Final = frozenset({b"", b"\\"})
 
-
 #: A message, and the position after its frame.
 Match: TypeAlias = tuple[DataUpdate, int]
 

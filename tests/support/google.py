@@ -1,4 +1,4 @@
-"""Google for tests: its token endpoint, and behind a proxy that ends TLS the host that push messages are sent to."""
+"""Google for tests: its token endpoint and, behind a proxy that ends TLS, the host of push messages."""
 
 import contextlib
 import json
@@ -8,15 +8,14 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from tests.support.certificates import pem_of, self_signed
 from tests.support.daemon import free_ports
 
 HOST = "fcm.googleapis.com"
@@ -31,7 +30,7 @@ EXPLANATION = "explanation-of-the-test"
 
 @dataclass(frozen=True)
 class Answer:
-    """What is answered to a message; 200 is success."""
+    """Answer to a message; 200 is success."""
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
@@ -56,7 +55,7 @@ class Google:
         self.asked: list[dict[str, Any]] = []
         self.asked_at: list[float] = []
         self.tokens = 0
-        self.private_key = _pem(_key())
+        self.private_key = pem_of(_key())
         self.credentials = folder / "credentials.json"
         self.credentials.write_text(
             json.dumps(
@@ -189,7 +188,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def playing_google(folder: Path) -> Iterator[Google]:
-    """Google, for a block; it keeps its files in ``folder``."""
+    """Run Google within a block.
+
+    :param folder: folder of its files.
+    """
     google = Google(folder)
     google.start()
     try:
@@ -202,33 +204,12 @@ def _key() -> rsa.RSAPrivateKey:
     return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
-def _pem(key: rsa.RSAPrivateKey) -> str:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    ).decode()
-
-
 def _tls(folder: Path) -> ssl.SSLContext:
-    """A server's side for the host of push messages; ``authority.pem`` is who vouches for it: itself."""
-    key = _key()
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, HOST)])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(HOST)]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
+    """Return the TLS context of the host of push messages; ``authority.pem`` is its own authority."""
+    certificate, key = self_signed(HOST, x509.DNSName(HOST))
     chain = folder / "chain.pem"
-    public = certificate.public_bytes(serialization.Encoding.PEM).decode()
-    chain.write_text(public + _pem(key), "ascii")
-    (folder / "authority.pem").write_text(public, "ascii")
+    chain.write_text(certificate + key, "ascii")
+    (folder / "authority.pem").write_text(certificate, "ascii")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(chain)
     return context

@@ -16,7 +16,6 @@ import textwrap
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,9 @@ import socketio
 import websocket
 import yaml
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.conftest import ROOT
+from tests.support.certificates import self_signed
 from tests.support.daemon import PATIENCE, TWISTD, Daemon, free_ports, running, until
 from tests.support.postgres import Server
 
@@ -150,25 +148,9 @@ def _replace(text: str, old: str, new: str) -> str:
 
 def _self_signed(folder: Path) -> tuple[Path, Path]:
     """Write a certificate and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "plant.example")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    (folder / "plant.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    (folder / "plant.key").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
+    certificate, key = self_signed("plant.example", x509.IPAddress(IPv4Address("127.0.0.1")))
+    (folder / "plant.pem").write_text(certificate, "ascii")
+    (folder / "plant.key").write_text(key, "ascii")
     return folder / "plant.pem", folder / "plant.key"
 
 

@@ -175,7 +175,6 @@ _REMEDIES: Final = {
     "ssl": "set sslmode in database.url to a mode that the server supports",
 }
 
-
 #: Statements that give the missing right on an object.
 _GRANT_ON_TABLE: Final = "GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE {name} TO {role};"
 _GRANTS: Final = {

@@ -30,7 +30,7 @@ class LossDetector(DeadConnectionDetector):  # type: ignore[misc]  # the base cl
     ) -> None:
         super().__init__(is_loss, reactor=reactor)
         self._on_loss = on_loss
-        # Not connected yet: errors of the first attempt to connect are no loss.
+        # Not connected yet: an error of the first attempt to connect is not a loss.
         self.connectionIsDead = True
 
     def startReconnecting(self, failure: Failure) -> None:
@@ -96,7 +96,7 @@ class Connection(txpostgres.Connection):  # type: ignore[misc]  # the base class
             self.close()
 
     def cursorFinished(self, cursor: Any) -> None:
-        # The outcome of the statement must reach its caller even if there is no socket left to watch.
+        # The caller must get the outcome of the statement even if its socket is gone.
         with contextlib.suppress(ValueError, OSError):
             super().cursorFinished(cursor)
 

@@ -12,13 +12,10 @@ from gateway.timeseries.bucket import Bucket
 #: Cost of an entry beside its texts, in bytes: the head of its row, its kind and its numbers.
 ENTRY_BYTES: Final = 32
 
-
 #: Version of the form of bodies: shortest digits that restore a float, an infinity as a word, any integer.
 _FORM: Final = 1
 
-
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-
 
 _KINDS: Final[dict[str, type[StoreEntry]]] = {
     "hour": ClosedHour,
@@ -27,13 +24,10 @@ _KINDS: Final[dict[str, type[StoreEntry]]] = {
     "sensor": Sighting,
 }
 
-
 _KIND_OF: Final = {entry_type: kind for kind, entry_type in _KINDS.items()}
-
 
 #: Waiting entry: number, form, kind, machine, sensor, cost and body.
 SpoolRow: TypeAlias = tuple[int, int, str, str, str | None, int, str]
-
 
 #: Selects all waiting entries as :data:`SpoolRow`.
 ROWS: Final = "SELECT number, form, kind, machine, sensor, cost, body FROM entry ORDER BY number"

@@ -38,10 +38,8 @@ log = Logger()
 
 T = TypeVar("T")
 
-
 #: Name of the note on this file.
 _NOTE: Final = "spool"
-
 
 #: Size in bytes to which the write-ahead log is truncated once it is in the database.
 _MAX_LOG_BYTES: Final = 4 * 1024 * 1024

@@ -19,7 +19,6 @@ from gateway.store.interface import (
 #: Lifetime of an Idempotency-Key, in seconds; the contract is a day at least.
 _KEY_LIFE: Final = 48 * 3600.0
 
-
 _INSERT_COMMIT: Final = (
     "INSERT INTO scale_weight_log (scale_id, cylinder_no, event_type, gross_kg, raw_line, received_at,"
     " committed_at, arrival_shipping_no, move_report_no) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"

@@ -16,22 +16,17 @@ from gateway.timeseries.calendar import PERIODS, start_of
 #: Additions to a sensor's name in the name of its table, see :meth:`MachineTables.means`. Sensors' names have no tilde.
 ADDED_COLUMNS: Final = re.compile(r"^~|~[0-9]+$")
 
-
 #: Columns of every table of means.
 _OLD_COLUMNS: Final = {"id", "time", "data"}
-
 
 #: Columns of a bucket in a SELECT.
 BUCKET_SELECT: Final = ", ".join(BUCKET_COLUMNS)
 
-
 #: Maximum number of items of a page.
 PAGE: Final = 10_000
 
-
 #: Number below the ids of all rows.
 BEFORE_IDS: Final = -(2**63)
-
 
 #: Number above the ids of all rows.
 BEHIND_IDS: Final = 2**63 - 1

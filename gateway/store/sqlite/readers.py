@@ -12,7 +12,6 @@ from typing import Final, TypeAlias
 #: Maximum connections that stay open; SQLite keeps up to 2 MB of pages for each.
 _MAX_IDLE: Final = 8
 
-
 #: Device, inode, change time and size of a file; they differ for another file, or for other content.
 Content: TypeAlias = tuple[int, int, int, int]
 

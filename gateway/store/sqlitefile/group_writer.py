@@ -34,14 +34,11 @@ from gateway.store.sqlitefile.transactions import (
 
 T = TypeVar("T")
 
-
 #: Device and inode of a file, which distinguish it from another file with its name.
 Identity: TypeAlias = tuple[int, int]
 
-
 #: Interval of checks of the file, in seconds.
 _CHECK_INTERVAL: Final = 2.0
-
 
 #: Size of the smallest database, in bytes; a smaller file was truncated.
 _MIN_BYTES: Final = 512

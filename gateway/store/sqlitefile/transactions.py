@@ -14,18 +14,14 @@ from gateway.store.sqlitefile.errors import primary
 
 T = TypeVar("T")
 
-
 #: Function that runs in a transaction.
 Job = Callable[[sqlite3.Connection], T]
-
 
 #: Maximum number of jobs in one transaction.
 MAX_BATCH: Final = 1000
 
-
 #: Maximum wait of a transaction for a lock of another program, in seconds.
 LOCK_WAIT: Final = 2.0
-
 
 #: Error text of a job that was not answered in time.
 TOO_SLOW: Final = "the disk, a lock or a trigger keeps the database busy"
