@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from gateway.bus.bus import Bus
-from gateway.model.records import Presence, Reading, Update
+from gateway.model.records import Arrival, Presence, Reading, Update
 from gateway.runtime.clock import WallClock
 
 #: Maximum remembered machines that have disconnected without an update.
@@ -19,7 +19,7 @@ RECENT_UPDATES: Final = 60
 _MAX_REMOTE_NAMES: Final = 100_000
 
 #: Name of this gateway among those that a scale or a machine is connected to.
-_LOCAL: Final = ""
+LOCAL: Final = ""
 
 
 @dataclass(slots=True)
@@ -29,7 +29,8 @@ class ScaleState:
     :ivar idle_timeout: age in seconds at which the latest reading becomes stale.
     :ivar is_local: whether it is configured on this gateway.
     :ivar latest: latest stable gross reading.
-    :ivar latest_at: monotonic time of its arrival, in seconds.
+    :ivar latest_at: monotonic time of its arrival, in seconds; of another gateway's, as estimated by its age.
+    :ivar arrival: its arrival as the scale's gateway knows it; ``None`` if that gateway did not tell it.
     :ivar gateways: gateways that the scale is connected to.
     """
 
@@ -37,6 +38,7 @@ class ScaleState:
     is_local: bool = True
     latest: Reading | None = None
     latest_at: float = 0.0
+    arrival: Arrival | None = None
     gateways: set[str] = field(default_factory=set)
 
 
@@ -75,6 +77,7 @@ class LiveState:
             state = self._scales[reading.scale_id]
             state.latest = reading
             state.latest_at = self._clock.monotonic()
+            state.arrival = Arrival(LOCAL, state.latest_at)
 
     def _on_update(self, update: Update) -> None:
         self._local_machines[update.machine] = None
@@ -89,7 +92,7 @@ class LiveState:
     def _on_presence(self, presence: Presence) -> None:
         if presence.source == "machine" and presence.connected:
             self._local_machines[presence.name] = None
-        self._set_presence(_LOCAL, presence)
+        self._set_presence(LOCAL, presence)
 
     def _set_presence(self, gateway: str, presence: Presence) -> None:
         if presence.source == "scale":
@@ -131,7 +134,7 @@ class LiveState:
 
     def is_here(self, source: str, name: str) -> bool:
         """Return whether a scale or a machine is connected to this gateway."""
-        return _LOCAL in self._gateways(source, name)
+        return LOCAL in self._gateways(source, name)
 
     # -- other gateways, as the relay reports them
 
@@ -148,18 +151,18 @@ class LiveState:
             self._scales[scale_id].idle_timeout = idle_timeout
         return True
 
-    def apply_remote_reading(self, reading: Reading, age: float) -> bool:
+    def apply_remote_reading(self, reading: Reading, age: float, arrival: Arrival | None = None) -> bool:
         """Apply a settled reading of a known scale.
 
-        :param age: seconds since its arrival at the other gateway; ages are compared, since wall clocks may differ.
+        :param age: seconds since its arrival at the other gateway.
+        :param arrival: that arrival, if it is known.
         :returns: whether it is newer than the latest reading.
         """
         state = self._scales[reading.scale_id]
-        arrival = self._clock.monotonic() - age
-        if state.latest is not None and (arrival <= state.latest_at or reading == state.latest):
+        latest_at = self._clock.monotonic() - age
+        if state.latest is not None and (reading == state.latest or not _is_newer(state, latest_at, arrival)):
             return False
-        state.latest = reading
-        state.latest_at = arrival
+        state.latest, state.latest_at, state.arrival = reading, latest_at, arrival
         return True
 
     def apply_remote_machine(self, machine: str) -> bool:
@@ -286,3 +289,14 @@ class LiveState:
                 sensor: [update.payload() for update in updates] for sensor, updates in self.recent(machine).items()
             },
         }
+
+
+def _is_newer(state: ScaleState, latest_at: float, arrival: Arrival | None) -> bool:
+    """Return whether a reading came after the latest one.
+
+    Those of one gateway are compared by its own clock: an age grows on the way, so that the first of two readings may
+    seem to have come last. Those of two gateways are compared by age, since wall clocks differ.
+    """
+    if arrival is not None and state.arrival is not None and arrival.gateway == state.arrival.gateway:
+        return arrival.time >= state.arrival.time
+    return latest_at > state.latest_at

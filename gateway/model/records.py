@@ -71,6 +71,17 @@ class Reading(_Reading):
         }
 
 
+class Arrival(NamedTuple):
+    """Moment at which a reading came from its scale. Those of one gateway are in the order of its readings.
+
+    :ivar gateway: gateway that the scale was connected to; ``""`` is this one.
+    :ivar time: time on that gateway's monotonic clock, in seconds.
+    """
+
+    gateway: str
+    time: float
+
+
 @dataclass(frozen=True, slots=True)
 class CommitEntry:
     """A commit before it is stored; its fields are the columns of ``scale_weight_log``."""

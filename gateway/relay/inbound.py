@@ -4,8 +4,8 @@ from datetime import tzinfo
 from typing import Any
 
 from gateway.bus.bus import Bus
-from gateway.live.state import LiveState
-from gateway.model.records import Presence, Reading, Update
+from gateway.live.state import LOCAL, LiveState
+from gateway.model.records import Arrival, Presence, Reading, Update
 from gateway.relay.protocol import MachineItem, RecordItem, ScaleItem, SensorItem, read_item
 from gateway.runtime.metrics import Counters
 from gateway.wire.errors import WireError
@@ -17,13 +17,15 @@ class InboundItems:
     Nothing received is sent on: items are published as remote records.
 
     :param zone: configured time zone.
+    :param own_token: token of this gateway.
     """
 
-    def __init__(self, bus: Bus, live: LiveState, counters: Counters, zone: tzinfo) -> None:
+    def __init__(self, bus: Bus, live: LiveState, counters: Counters, zone: tzinfo, own_token: str) -> None:
         self._bus = bus
         self._live = live
         self._counters = counters
         self._zone = zone
+        self._own_token = own_token
 
     def apply(self, token: str, raw_item: Any) -> None:
         """Apply an item of a message.
@@ -38,7 +40,11 @@ class InboundItems:
                     self._bus.publish(item.record, remote=True, time=item.time)
             case ScaleItem() as item:
                 self._add_scale(item.presence.name, item.idle_timeout)
-                if item.latest is not None and self._live.apply_remote_reading(item.latest, item.age):
+                arrival = item.arrival
+                if arrival is not None and arrival.gateway == self._own_token:
+                    # A peer returns what came from this gateway.
+                    arrival = arrival._replace(gateway=LOCAL)
+                if item.latest is not None and self._live.apply_remote_reading(item.latest, item.age, arrival):
                     self._bus.publish(item.latest, remote=True, time=item.latest.received_at)
                 self._apply_presence(token, item.presence)
             case MachineItem() as item:
@@ -65,7 +71,9 @@ class InboundItems:
                 self._add_scale(record.scale_id, item.idle_timeout)
                 # A state may have contained it already.
                 if record.settled:
-                    return live.apply_remote_reading(record, item.age) or live.latest(record.scale_id) != record
+                    arrival = None if item.arrived is None else Arrival(token, item.arrived)
+                    is_applied = live.apply_remote_reading(record, item.age, arrival)
+                    return is_applied or live.latest(record.scale_id) != record
             case Update():
                 if record in live.recent(record.machine).get(record.sensor, ()):
                     return False

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from gateway.live.state import LiveState
+from gateway.live.state import LOCAL, LiveState
 from gateway.model.records import Presence, Reading
 from gateway.relay import protocol
 from gateway.relay.settings import RelaySettings
@@ -156,7 +156,9 @@ class OutboundQueue:
     def _record_item(self, waiting: _WaitingRecord) -> protocol.RelayItem:
         record = waiting.record
         age = max(0.0, self._clock.monotonic() - waiting.published_at)
-        return protocol.record_item(record, waiting.time, age, self._idle_timeout_of(record))
+        arrived = waiting.published_at if isinstance(record, Reading) else None
+        item = protocol.RecordItem(record, waiting.time, age, self._idle_timeout_of(record), arrived)
+        return protocol.record_item(item)
 
     def _idle_timeout_of(self, record: protocol.SharedRecord) -> float:
         if isinstance(record, Reading):
@@ -169,8 +171,12 @@ class OutboundQueue:
         """Yield the items of this gateway's state, each as it is at that moment."""
         for scale_id, state in self._live.own_scales().items():
             age = max(0.0, self._live.age(scale_id))
-            is_here = self._live.is_here("scale", scale_id)
-            yield protocol.scale_item(scale_id, is_here, state.idle_timeout, state.latest, age)
+            presence = Presence("scale", scale_id, self._live.is_here("scale", scale_id))
+            arrival = state.arrival
+            if arrival is not None and arrival.gateway == LOCAL:
+                arrival = arrival._replace(gateway=self._token)
+            item = protocol.ScaleItem(presence, state.idle_timeout, state.latest, age, arrival)
+            yield protocol.scale_item(item)
         for machine in self._live.own_machines():
             yield protocol.machine_item(machine, self._live.is_here("machine", machine))
             for sensor, updates in list(self._live.recent(machine).items()):

@@ -6,17 +6,26 @@ the database's encoding. Times are seconds since 1970. Ages are seconds, because
 """
 
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
-from decimal import Decimal, InvalidOperation
+from decimal import InvalidOperation
 from typing import Any, Final, TypeAlias, TypeVar
 
-from gateway.model.names import name_of
-from gateway.model.records import Commit, CommitEntry, Fault, Presence, Reading, Update
+from gateway.model.records import Arrival, Commit, CommitEntry, Fault, Presence, Reading, Update
+from gateway.relay.values import (
+    is_text,
+    read_arrival,
+    read_flag,
+    read_name,
+    read_number,
+    read_scale,
+    read_seconds,
+    read_text,
+    read_time,
+    read_weight,
+)
 from gateway.wire.errors import WireError
-from gateway.wire.scale import HEAVIEST_KG
 
 #: Maximum bytes of a message: NOTIFY takes less than 8,000 (PostgreSQL's NOTIFY_PAYLOAD_MAX_LENGTH).
 MAX_BYTES: Final = 7_900
@@ -36,9 +45,6 @@ _WEIGHT_KINDS: Final = frozenset({"gross", "net", "tare", "hold"})
 
 #: Maximum characters of a scale's line.
 _MAX_RAW: Final = 1024
-
-#: Limit of times, about the year 8900: :class:`datetime` takes earlier ones in every time zone.
-_MAX_TIME: Final = 2.2e11
 
 T = TypeVar("T")
 
@@ -72,12 +78,14 @@ class RecordItem:
     :ivar time: time at which the peer published it.
     :ivar age: seconds since then.
     :ivar idle_timeout: idle time-out of its scale, in seconds.
+    :ivar arrived: time of a reading's arrival on the peer's monotonic clock, in seconds; ``None`` of an older version.
     """
 
     record: SharedRecord
     time: datetime
     age: float
     idle_timeout: float
+    arrived: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +94,14 @@ class ScaleItem:
 
     :ivar idle_timeout: idle time-out of the scale, in seconds.
     :ivar age: age of its latest weight, in seconds.
+    :ivar arrival: arrival of that weight, at the gateway with the token; ``None`` if it is not known.
     """
 
     presence: Presence
     idle_timeout: float
     latest: Reading | None
     age: float
+    arrival: Arrival | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,20 +150,22 @@ def pack_items(items: Iterable[RelayItem], head: int, reject: Callable[[RelayIte
         yield group
 
 
-def record_item(record: SharedRecord, time: datetime, age: float, idle_timeout: float) -> RelayItem:
+def record_item(item: RecordItem) -> RelayItem:
     """Return the item of a record."""
-    return {"at": time.timestamp(), "age": age, "idle": idle_timeout, **_record_fields(record)}
+    fields = {"at": item.time.timestamp(), "age": item.age, "idle": item.idle_timeout, **_record_fields(item.record)}
+    return fields if item.arrived is None else {**fields, "arrived": item.arrived}
 
 
-def scale_item(scale_id: str, connected: bool, idle_timeout: float, latest: Reading | None, age: float) -> RelayItem:
+def scale_item(item: ScaleItem) -> RelayItem:
     """Return the item of a scale's state."""
     return {
         "is": "scale",
-        "scale": scale_id,
-        "connected": connected,
-        "idle": idle_timeout,
-        "latest": None if latest is None else _record_fields(latest),
-        "age": age,
+        "scale": item.presence.name,
+        "connected": item.presence.connected,
+        "idle": item.idle_timeout,
+        "latest": None if item.latest is None else _record_fields(item.latest),
+        "age": item.age,
+        "arrival": item.arrival,
     }
 
 
@@ -253,11 +265,11 @@ def _parse(parser: Callable[..., T], *arguments: Any) -> T:
 def _parse_message(value: Any) -> RelayMessage:
     token, name, number, to, kind = value["from"], value["name"], value["number"], value["to"], value["say"]
     items = value["items"]
-    if not (_is_text(token, 64) and token and _is_text(name, 64)):
+    if not (is_text(token, 64) and token and is_text(name, 64)):
         raise WireError("its sender is not a valid gateway")
     if isinstance(number, bool) or not isinstance(number, int) or not 0 < number < 2**63:
         raise WireError("its number is not valid")
-    if not (to is None or _is_text(to, 64)) or kind not in _MESSAGE_KINDS or not isinstance(items, list):
+    if not (to is None or is_text(to, 64)) or kind not in _MESSAGE_KINDS or not isinstance(items, list):
         raise WireError("its kind, receiver or items are not valid")
     return RelayMessage(token, name, number, to, kind, items)
 
@@ -269,26 +281,36 @@ def _parse_item(item: Mapping[str, Any], zone: tzinfo) -> RecordItem | ScaleItem
             reading = None if latest is None else _parse_reading(latest, zone)
             if reading is not None and not (reading.settled and reading.scale_id == item["scale"]):
                 raise WireError("its latest weight is not a settled reading of the scale")
-            presence = Presence("scale", _scale(item), _flag(item["connected"]))
-            return ScaleItem(presence, _seconds(item["idle"]), reading, _seconds(item["age"]))
+            presence = Presence("scale", read_scale(item), read_flag(item["connected"]))
+            arrival = read_arrival(item.get("arrival"))
+            return ScaleItem(presence, read_seconds(item["idle"]), reading, read_seconds(item["age"]), arrival)
         case "machine":
-            return MachineItem(Presence("machine", _name(item["machine"]), _flag(item["connected"])))
+            return MachineItem(Presence("machine", read_name(item["machine"]), read_flag(item["connected"])))
         case "sensor":
-            machine, sensor = _name(item["machine"]), _name(item["sensor"])
-            updates = [Update(machine, sensor, _number(mean), _time(end, zone)) for end, mean in item["means"]]
+            machine, sensor = read_name(item["machine"]), read_name(item["sensor"])
+            updates = [Update(machine, sensor, read_number(mean), read_time(end, zone)) for end, mean in item["means"]]
             if not updates:
                 raise WireError("a sensor has no means")
             return SensorItem(updates)
     record = _RECORD_PARSERS[item["is"]](item, zone)
-    return RecordItem(record, _time(item["at"], zone), _seconds(item["age"]), _seconds(item["idle"]))
+    arrived = item.get("arrived")
+    return RecordItem(
+        record,
+        read_time(item["at"], zone),
+        read_seconds(item["age"]),
+        read_seconds(item["idle"]),
+        None if arrived is None else read_seconds(arrived),
+    )
 
 
 def _parse_reading(item: Mapping[str, Any], zone: tzinfo) -> Reading:
     status, kind, weight = item["status"], item["kind"], item["kg"]
     if status not in _STATUSES or kind not in _WEIGHT_KINDS or (status == "OL") != (weight is None):
         raise WireError("a reading is not valid")
-    kilograms = None if weight is None else _weight(weight)
-    return Reading(_scale(item), status, kilograms, kind, _text(item["raw"], _MAX_RAW), _time(item["received"], zone))
+    kilograms = None if weight is None else read_weight(weight)
+    return Reading(
+        read_scale(item), status, kilograms, kind, read_text(item["raw"], _MAX_RAW), read_time(item["received"], zone)
+    )
 
 
 def _parse_commit(item: Mapping[str, Any], zone: tzinfo) -> Commit:
@@ -299,26 +321,31 @@ def _parse_commit(item: Mapping[str, Any], zone: tzinfo) -> Commit:
     return Commit(
         number,
         CommitEntry(
-            scale_id=_scale(item),
-            cylinder_no=_text(item["cylinder"], 50),
-            event_type=_text(item["type"], 10),
-            gross_kg=_weight(item["kg"]),
+            scale_id=read_scale(item),
+            cylinder_no=read_text(item["cylinder"], 50),
+            event_type=read_text(item["type"], 10),
+            gross_kg=read_weight(item["kg"]),
             raw_line="",
-            received_at=_time(item["received"], zone),
-            committed_at=_time(item["committed"], zone),
-            arrival_shipping_no=None if shipping is None else _text(shipping, 50),
-            move_report_no=None if report is None else _text(report, 50),
+            received_at=read_time(item["received"], zone),
+            committed_at=read_time(item["committed"], zone),
+            arrival_shipping_no=None if shipping is None else read_text(shipping, 50),
+            move_report_no=None if report is None else read_text(report, 50),
         ),
     )
 
 
 def _parse_update(item: Mapping[str, Any], zone: tzinfo) -> Update:
-    return Update(_name(item["machine"]), _name(item["sensor"]), _number(item["mean"]), _time(item["end"], zone))
+    return Update(
+        read_name(item["machine"]), read_name(item["sensor"]), read_number(item["mean"]), read_time(item["end"], zone)
+    )
 
 
 def _parse_fault(item: Mapping[str, Any], zone: tzinfo) -> Fault:
     return Fault(
-        _name(item["machine"]), _number(item["score"]), _number(item["threshold"]), _time(item["received"], zone)
+        read_name(item["machine"]),
+        read_number(item["score"]),
+        read_number(item["threshold"]),
+        read_time(item["received"], zone),
     )
 
 
@@ -326,7 +353,7 @@ def _parse_presence(item: Mapping[str, Any], _: tzinfo) -> Presence:
     source = item["source"]
     if source not in {"scale", "machine"}:
         raise WireError("the source of a presence is neither scale nor machine")
-    return Presence(source, _name(item["name"]), _flag(item["connected"]))
+    return Presence(source, read_name(item["name"]), read_flag(item["connected"]))
 
 
 _RECORD_PARSERS: Final[dict[str, Callable[[Mapping[str, Any], tzinfo], SharedRecord]]] = {
@@ -336,63 +363,3 @@ _RECORD_PARSERS: Final[dict[str, Callable[[Mapping[str, Any], tzinfo], SharedRec
     "fault": _parse_fault,
     "presence": _parse_presence,
 }
-
-
-def _is_text(value: Any, max_length: int) -> bool:
-    # Half a surrogate pair cannot be encoded for subscribers.
-    return isinstance(value, str) and len(value) <= max_length and not any("\ud800" <= c <= "\udfff" for c in value)
-
-
-def _text(value: Any, max_length: int) -> str:
-    if not _is_text(value, max_length):
-        raise WireError(f"a value is not a text of at most {max_length} characters")
-    return str(value)
-
-
-def _name(value: Any) -> str:
-    # A peer of an older version may send the name decomposed.
-    name = name_of(value) if isinstance(value, str) else None
-    if name is None:
-        raise WireError("a name is not valid")
-    return name
-
-
-def _scale(item: Mapping[str, Any]) -> str:
-    scale_id = _name(item["scale"])
-    if len(scale_id) > 50:
-        raise WireError("the name of a scale has more than 50 characters")
-    return scale_id
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise WireError("a flag is neither true nor false")
-    return value
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise WireError("a value is not a number")
-    return float(value)
-
-
-def _seconds(value: Any) -> float:
-    seconds = _number(value)
-    if not 0 <= seconds < math.inf:
-        raise WireError("a duration is not valid")
-    return seconds
-
-
-def _weight(value: Any) -> Decimal:
-    weight = Decimal(_text(value, 64))
-    # A commit rounds a weight to 0.01, which would need much memory for an extreme exponent.
-    if not weight.is_finite() or abs(weight) >= HEAVIEST_KG or weight.adjusted() < -40:
-        raise WireError("a weight is not valid")
-    return weight
-
-
-def _time(value: Any, zone: tzinfo) -> datetime:
-    seconds = _number(value)
-    if not 0 <= seconds < _MAX_TIME:
-        raise WireError("a time is not valid")
-    return datetime.fromtimestamp(seconds, zone)

@@ -76,7 +76,7 @@ class Relay(Service):
         self._channel = channel
         self._token = settings.token
         self._outbound = OutboundQueue(live, clock, counters, self._warnings, settings)
-        self._inbound = InboundItems(bus, live, counters, clock.zone)
+        self._inbound = InboundItems(bus, live, counters, clock.zone, settings.token)
         self._peers = PeerDirectory(clock, counters, settings.sent_name, self._request_state)
         #: Whether messages could not be sent, so that hello and the state must be sent again.
         self._has_failed = False

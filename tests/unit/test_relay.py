@@ -575,12 +575,71 @@ def test_relay_scale_on_two_gateways_has_the_last_weight(site: Site) -> None:
     assert c.live.latest("s") == b.live.latest("s")
 
 
+def weight_at(gateway: Gateway) -> float:
+    latest = gateway.live.latest("s")
+    assert latest is not None
+    assert latest.weight is not None
+    return float(latest.weight)
+
+
+def hold(gateway: Gateway) -> tuple[list[str], Callable[[str], None]]:
+    """Return the payloads that a gateway does not hear, as they come, and a function that lets it hear one."""
+    held: list[str] = []
+    hear, gateway.channel.heard = gateway.channel.heard, held.append
+    return held, hear
+
+
+def test_relay_delayed_weights_of_one_gateway_leave_the_last(site: Site) -> None:
+    """The age of a weight grows on the way: of two that are late, the first seems to be the last."""
+    a, b = site.joined("hall a", "s"), site.joined("hall b", "s")
+    held, hear = hold(b)
+    for kilograms in ("1", "2"):
+        a.weigh("s", kilograms)
+        site.wait(0.1)
+    site.wait(1.0)
+    for payload in held:
+        hear(payload)
+        site.wait(0.0)
+    assert weight_at(b) == 2
+
+
+def test_relay_late_state_of_a_peer_replaces_no_newer_weight(site: Site) -> None:
+    a, b = site.joined("hall a", "s"), site.joined("hall b", "s")
+    c = site.joined("hall c", "c")
+    held, hear = hold(b)
+    for kilograms in ("1", "2"):
+        a.weigh("s", kilograms)
+        site.wait(0.1)
+    site.wait(1.0)
+    hear(held[0])
+    assert weight_at(b) == 1
+    # It sends its state, with a weight that others have a later one of.
+    b.channel.come()
+    site.wait(0.1)
+    items = [item for message in site.hub.says("state") for item in message["items"] if item["is"] == "scale"]
+    assert "1" in [item["latest"]["kg"] for item in items if item["latest"]]
+    assert weight_at(a) == 2
+    assert weight_at(c) == 2
+
+
+def test_relay_peer_of_an_older_version_tells_weights_by_age(a: Gateway) -> None:
+    def state(kilograms: str, age: float) -> str:
+        latest = {name: value for name, value in item(scale="s", kg=kilograms).items() if name != "arrived"}
+        fields = {"is": "scale", "scale": "s", "connected": True, "idle": 5, "latest": latest, "age": age}
+        return protocol.encode_message("old", "hall z", 1, None, protocol.STATE, [json.dumps(fields)])
+
+    a.site.wait(5.0)
+    for kilograms, age, expected in (("1", 2.0, 1), ("2", 1.0, 2), ("3", 3.0, 2)):
+        a.channel.heard(state(kilograms, age))
+        assert weight_at(a) == expected
+
+
 # -- invalid messages
 
 
 def item(**fields: Any) -> dict[str, Any]:
-    (found,) = [protocol.record_item(Reading("a", "ST", Decimal(1), "gross", "x", START), START, 0.0, 10.0)]
-    return {**found, **fields}
+    reading = Reading("a", "ST", Decimal(1), "gross", "x", START)
+    return {**protocol.record_item(protocol.RecordItem(reading, START, 0.0, 10.0, 1.0)), **fields}
 
 
 ITEMS: list[Any] = [
@@ -611,6 +670,8 @@ ITEMS: list[Any] = [
     item(at=None),
     item(age=-1),
     item(age=float("inf")),
+    item(arrived="soon"),
+    item(arrived=-1),
     item(idle=True),
     {"is": "presence", "source": "site", "name": "a", "connected": True, "at": 0, "age": 0, "idle": 1},
     {"is": "presence", "source": "machine", "name": "a", "connected": 1, "at": 0, "age": 0, "idle": 1},
@@ -622,6 +683,9 @@ ITEMS: list[Any] = [
     {"is": "sensor", "machine": "M", "sensor": "v", "means": 5},
     {"is": "scale", "scale": "a", "connected": True, "idle": 1, "latest": item(status="US"), "age": 0},
     {"is": "scale", "scale": "b", "connected": True, "idle": 1, "latest": item(), "age": 0},
+    {"is": "scale", "scale": "a", "connected": True, "idle": 1, "latest": item(), "age": 0, "arrival": ["t"]},
+    {"is": "scale", "scale": "a", "connected": True, "idle": 1, "latest": item(), "age": 0, "arrival": ["t", None]},
+    {"is": "scale", "scale": "a", "connected": True, "idle": 1, "latest": item(), "age": 0, "arrival": 1},
 ]
 
 

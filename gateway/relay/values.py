@@ -1,0 +1,95 @@
+"""Values in the messages between gateways, checked. Each function raises :class:`WireError` on an invalid value."""
+
+import math
+from collections.abc import Mapping
+from datetime import datetime, tzinfo
+from decimal import Decimal
+from typing import Any, Final
+
+from gateway.model.names import name_of
+from gateway.model.records import Arrival
+from gateway.wire.errors import WireError
+from gateway.wire.scale import HEAVIEST_KG
+
+#: Limit of times, about the year 8900: :class:`datetime` takes earlier ones in every time zone.
+_MAX_TIME: Final = 2.2e11
+
+
+def is_text(value: Any, max_length: int) -> bool:
+    """Return whether a value is a text of at most some characters that can be encoded as UTF-8."""
+    # Half a surrogate pair cannot be encoded for subscribers.
+    return isinstance(value, str) and len(value) <= max_length and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def read_text(value: Any, max_length: int) -> str:
+    """Return a text of at most some characters."""
+    if not is_text(value, max_length):
+        raise WireError(f"a value is not a text of at most {max_length} characters")
+    return str(value)
+
+
+def read_name(value: Any) -> str:
+    """Return the name of a scale, machine or sensor."""
+    # A peer of an older version may send the name decomposed.
+    name = name_of(value) if isinstance(value, str) else None
+    if name is None:
+        raise WireError("a name is not valid")
+    return name
+
+
+def read_scale(item: Mapping[str, Any]) -> str:
+    """Return the scale of an item."""
+    scale_id = read_name(item["scale"])
+    if len(scale_id) > 50:
+        raise WireError("the name of a scale has more than 50 characters")
+    return scale_id
+
+
+def read_flag(value: Any) -> bool:
+    """Return a flag."""
+    if not isinstance(value, bool):
+        raise WireError("a flag is neither true nor false")
+    return value
+
+
+def read_number(value: Any) -> float:
+    """Return a number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise WireError("a value is not a number")
+    return float(value)
+
+
+def read_seconds(value: Any) -> float:
+    """Return a duration in seconds."""
+    seconds = read_number(value)
+    if not 0 <= seconds < math.inf:
+        raise WireError("a duration is not valid")
+    return seconds
+
+
+def read_arrival(value: Any) -> Arrival | None:
+    """Return an arrival; ``None`` if it is not known."""
+    if value is None:
+        return None
+    token, arrived = value
+    return Arrival(read_text(token, 64), read_seconds(arrived))
+
+
+def read_weight(value: Any) -> Decimal:
+    """Return a weight in kilograms."""
+    weight = Decimal(read_text(value, 64))
+    # A commit rounds a weight to 0.01, which would need much memory for an extreme exponent.
+    if not weight.is_finite() or abs(weight) >= HEAVIEST_KG or weight.adjusted() < -40:
+        raise WireError("a weight is not valid")
+    return weight
+
+
+def read_time(value: Any, zone: tzinfo) -> datetime:
+    """Return a time of the configured zone.
+
+    :param value: seconds since 1970.
+    """
+    seconds = read_number(value)
+    if not 0 <= seconds < _MAX_TIME:
+        raise WireError("a time is not valid")
+    return datetime.fromtimestamp(seconds, zone)
