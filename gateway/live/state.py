@@ -30,7 +30,8 @@ class ScaleState:
     :ivar is_local: whether it is configured on this gateway.
     :ivar latest: latest stable gross reading.
     :ivar latest_at: monotonic time of its arrival, in seconds; of another gateway's, as estimated by its age.
-    :ivar arrival: its arrival as the scale's gateway knows it; ``None`` if that gateway did not tell it.
+    :ivar origin: gateway that the scale was connected to then; ``None`` if it is not known.
+    :ivar arrived: time of its arrival on the origin's monotonic clock, in seconds.
     :ivar gateways: gateways that the scale is connected to.
     """
 
@@ -38,7 +39,8 @@ class ScaleState:
     is_local: bool = True
     latest: Reading | None = None
     latest_at: float = 0.0
-    arrival: Arrival | None = None
+    origin: str | None = None
+    arrived: float = 0.0
     gateways: set[str] = field(default_factory=set)
 
 
@@ -76,8 +78,8 @@ class LiveState:
         if reading.settled:
             state = self._scales[reading.scale_id]
             state.latest = reading
-            state.latest_at = self._clock.monotonic()
-            state.arrival = Arrival(LOCAL, state.latest_at)
+            state.latest_at = state.arrived = self._clock.monotonic()
+            state.origin = LOCAL
 
     def _on_update(self, update: Update) -> None:
         self._local_machines[update.machine] = None
@@ -162,7 +164,8 @@ class LiveState:
         latest_at = self._clock.monotonic() - age
         if state.latest is not None and (reading == state.latest or not _is_newer(state, latest_at, arrival)):
             return False
-        state.latest, state.latest_at, state.arrival = reading, latest_at, arrival
+        state.latest, state.latest_at = reading, latest_at
+        state.origin, state.arrived = (None, 0.0) if arrival is None else arrival
         return True
 
     def apply_remote_machine(self, machine: str) -> bool:
@@ -297,6 +300,6 @@ def _is_newer(state: ScaleState, latest_at: float, arrival: Arrival | None) -> b
     Those of one gateway are compared by its own clock: an age grows on the way, so that the first of two readings may
     seem to have come last. Those of two gateways are compared by age, since wall clocks differ.
     """
-    if arrival is not None and state.arrival is not None and arrival.gateway == state.arrival.gateway:
-        return arrival.time >= state.arrival.time
+    if arrival is not None and arrival.gateway == state.origin:
+        return arrival.time >= state.arrived
     return latest_at > state.latest_at

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Final
 
 from gateway.live.state import LOCAL, LiveState
-from gateway.model.records import Presence, Reading
+from gateway.model.records import Arrival, Presence, Reading
 from gateway.relay import protocol
 from gateway.relay.settings import RelaySettings
 from gateway.runtime.clock import WallClock
@@ -172,9 +172,8 @@ class OutboundQueue:
         for scale_id, state in self._live.own_scales().items():
             age = max(0.0, self._live.age(scale_id))
             presence = Presence("scale", scale_id, self._live.is_here("scale", scale_id))
-            arrival = state.arrival
-            if arrival is not None and arrival.gateway == LOCAL:
-                arrival = arrival._replace(gateway=self._token)
+            origin = self._token if state.origin == LOCAL else state.origin
+            arrival = None if origin is None else Arrival(origin, state.arrived)
             item = protocol.ScaleItem(presence, state.idle_timeout, state.latest, age, arrival)
             yield protocol.scale_item(item)
         for machine in self._live.own_machines():
