@@ -153,11 +153,11 @@ class LiveState:
             self._scales[scale_id].idle_timeout = idle_timeout
         return True
 
-    def apply_remote_reading(self, reading: Reading, age: float, arrival: Arrival | None = None) -> bool:
+    def apply_remote_reading(self, reading: Reading, age: float, arrival: Arrival | None) -> bool:
         """Apply a settled reading of a known scale.
 
         :param age: seconds since its arrival at the other gateway.
-        :param arrival: that arrival, if it is known.
+        :param arrival: that arrival; ``None`` if it is not known.
         :returns: whether it is newer than the latest reading.
         """
         state = self._scales[reading.scale_id]

@@ -583,7 +583,7 @@ def weight_at(gateway: Gateway) -> float:
 
 
 def hold(gateway: Gateway) -> tuple[list[str], Callable[[str], None]]:
-    """Return the payloads that a gateway does not hear, as they come, and a function that lets it hear one."""
+    """Keep payloads from a gateway; return the list that they go to, and a function that delivers one."""
     held: list[str] = []
     hear, gateway.channel.heard = gateway.channel.heard, held.append
     return held, hear
@@ -599,7 +599,6 @@ def test_relay_delayed_weights_of_one_gateway_leave_the_last(site: Site) -> None
     site.wait(1.0)
     for payload in held:
         hear(payload)
-        site.wait(0.0)
     assert weight_at(b) == 2
 
 
@@ -613,7 +612,7 @@ def test_relay_late_state_of_a_peer_replaces_no_newer_weight(site: Site) -> None
     site.wait(1.0)
     hear(held[0])
     assert weight_at(b) == 1
-    # It sends its state, with a weight that others have a later one of.
+    # It sends its state, in which the weight is older than the one that the others have.
     b.channel.come()
     site.wait(0.1)
     items = [item for message in site.hub.says("state") for item in message["items"] if item["is"] == "scale"]
