@@ -85,7 +85,7 @@ def makeService(options: Options, reactor: IReactor | None = None) -> IService:
     gc.disable()
     try:
         installed = _installed_reactor() if reactor is None else reactor
-        from gateway.assembly import build_gateway
+        from gateway.assembly.daemon import build_gateway
         from gateway.runtime.process import Process
 
         process = Process.of(options.parent, options.signals)

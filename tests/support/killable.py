@@ -20,11 +20,11 @@ from twisted.internet import reactor as real_reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from gateway.assembly import build_pipeline
+from gateway.assembly.parts import Paths
+from gateway.assembly.pipeline import build_pipeline
 from gateway.config.settings import Settings
 from gateway.model.entries import StoreEntry
 from gateway.model.records import Batch, SensorBatch, Update
-from gateway.parts import Paths
 from gateway.raw.files import HEADER
 from gateway.replay.recovery import Recovery
 from gateway.runtime.clock import WallClock

@@ -5,9 +5,9 @@ from typing import Any, cast
 
 from twisted.internet.task import Clock
 
-from gateway.assembly import build_runtime
+from gateway.assembly.parts import Runtime
+from gateway.assembly.runtime import build_runtime
 from gateway.config.settings import Settings
-from gateway.parts import Runtime
 from gateway.runtime.clock import WallClock
 from gateway.runtime.reactor import IReactor
 

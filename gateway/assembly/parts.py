@@ -1,4 +1,4 @@
-"""Parts of an assembled gateway, as :mod:`gateway.assembly` builds them and hands them on."""
+"""Parts of an assembled gateway, as the builders return them."""
 
 import os
 from collections.abc import Callable, Sequence

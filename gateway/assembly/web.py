@@ -1,0 +1,67 @@
+"""Builder of the site and its resources."""
+
+import platform
+
+from twisted.logger import Logger
+from twisted.python.threadpool import ThreadPool
+from twisted.web.resource import IResource
+
+from gateway.assembly.parts import Paths, Pipeline, Runtime, Web
+from gateway.config.settings import Settings
+from gateway.runtime.limited_log import LimitedLog
+from gateway.store.interface import Store
+from gateway.web.clients.registry import LiveClients
+from gateway.web.http.host_checks import HostChecks
+from gateway.web.http.request import Traffic
+from gateway.web.http.root import Root
+from gateway.web.http.site import GatewaySite
+from gateway.web.push.socketio_endpoint import MachineNamespaces
+from gateway.web.push.sse_endpoint import SseResource
+from gateway.web.push.subscription import SubscriptionContext
+from gateway.web.push.ws_endpoint import EventsWebSocketFactory, EventsWebSocketResource
+from gateway.web.rest.samples import MachineApi
+from gateway.web.rest.scales import ScaleApi
+from gateway.web.rest.statistics import SioApi, StatApi
+from gateway.web.rest.status import StatusApi
+from gateway.web.schema.asyncapi import AsyncApiResource
+from gateway.web.socketio.engine import EngineServer
+from gateway.web.socketio.server import SocketServer
+from gateway.web.socketio.session import EngineSettings
+
+
+def build_web(
+    runtime: Runtime, settings: Settings, paths: Paths, store: Store, pipeline: Pipeline, readers: ThreadPool
+) -> Web:
+    """Build the site and all its resources.
+
+    :param readers: thread pool that reads raw files.
+    """
+    reactor, bus, live, clock = runtime.reactor, runtime.bus, runtime.live, runtime.clock
+    counters, limits = runtime.counters, settings.limits
+    log = LimitedLog(Logger("gateway.web.http"), clock, counters)
+    clients = LiveClients(counters, limits.subscribers)
+    context = SubscriptionContext(reactor, bus, live, clock, counters, limits.subscriber_bytes)
+    checks = HostChecks(settings.server.cors_origins, settings.server.names, platform.node())
+    traffic = Traffic(counters, log, checks, limits.body_bytes)
+    scales = ScaleApi(live, store, bus, clock, counters, settings).resource()
+    machines = MachineApi(reactor, clock, paths.data, readers, pipeline.raw_log.flush, pipeline.damage).app.resource()
+    engine = EngineServer(
+        reactor,
+        SocketServer(reactor, MachineNamespaces(bus, live).find, max_attached=limits.body_bytes),
+        clients,
+        counters,
+        log,
+        EngineSettings(max_payload=limits.body_bytes, max_waiting=limits.subscriber_bytes),
+    )
+    resources: dict[str, IResource] = {
+        "api": Root({"v1": Root({"machines": machines}, scales)}, scales),
+        "stat": StatApi(store).app.resource(),
+        "sio": SioApi(live).app.resource(),
+        "socket.io": engine,
+        "ws": EventsWebSocketResource(EventsWebSocketFactory(context, clients, log)),
+        "events": SseResource(context, clients),
+        "asyncapi.json": AsyncApiResource(),
+    }
+    status = StatusApi(reactor, live, counters, runtime.health.problems).app.resource()
+    site = GatewaySite(reactor, Root(resources, status), traffic, counters, limits.connections)
+    return Web(site, traffic, clients)
