@@ -37,18 +37,20 @@ class Paths:
     """Directories of one gateway.
 
     :ivar folder: base of relative paths.
+    :ivar log: directory of the log files; ``None`` for no files.
     """
 
     folder: str
     database: str
     data: str
-    log: str
+    log: str | None
 
     @classmethod
     def of(cls, settings: Settings, folder: str) -> "Paths":
         """Return the paths of a configuration below a base folder."""
         join = partial(os.path.join, folder)
-        return cls(folder, join(settings.database.path), join(settings.data.path), join(settings.logger.path))
+        log = None if settings.logger.path is None else join(settings.logger.path)
+        return cls(folder, join(settings.database.path), join(settings.data.path), log)
 
 
 @dataclass(frozen=True, slots=True)

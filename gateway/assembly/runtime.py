@@ -43,6 +43,6 @@ def build_log(runtime: Runtime, settings: Settings, paths: Paths, process: Proce
             with effective_user(process.uid, process.gid):
                 output.open()
         except OSError as error:
-            raise StartError(f"logger.path: {explain_unusable(error, paths.log)}") from error
+            raise StartError(f"logger.path: {explain_unusable(error, paths.log or '')}") from error
 
     return LogControl(BufferingObserver(output), open_log, output.reopen, runtime.counters.report_log)

@@ -205,6 +205,8 @@ class CrossChecks:
             ("database.path", settings.database.path),
             ("data.path", settings.data.path),
         ):
+            if path is None:
+                continue
             there = os.path.normpath(os.path.join(self._folder, path))
             while not os.path.lexists(there) and os.path.dirname(there) != there:
                 there = os.path.dirname(there)

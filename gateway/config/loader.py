@@ -3,7 +3,8 @@
 import difflib
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from types import UnionType
+from typing import Any, Final, get_args
 
 import yaml
 from pydantic import (
@@ -12,7 +13,7 @@ from pydantic import (
 )
 
 from gateway.config.problems import Problem
-from gateway.config.settings import ScaleConnection, Settings
+from gateway.config.settings import MachineSettings, ScaleConnection, Settings
 
 #: Environment variables, and the keys that they override: the old scale gateway's, and what differs where several
 #: processes are run by one file.
@@ -26,6 +27,14 @@ ENVIRONMENT: Final = {
 
 #: Kinds of endpoints that several processes may listen on at a time.
 _SHAREABLE: Final = ("tcp:", "tcp6:", "systemd:")
+
+
+#: Sections whose entries have names, and the model of an entry.
+_NAMED: Final[dict[str, type[BaseModel]]] = {"scales": ScaleConnection, "machines": MachineSettings}
+
+
+#: Keys for which an explicit null has a meaning other than the default.
+_NULLS: Final = frozenset({("logger", "path")})
 
 
 class ConfigError(Exception):
@@ -76,7 +85,9 @@ def load(
             is_unknown = item["type"] == "extra_forbidden"
             broken.add(problem.key.rpartition(".")[0] if is_unknown else problem.key)
         # A scale without a key for its line cannot be used, so the whole scale is removed.
-        places = [item["loc"][: 2 if item["loc"][:1] == ("scales",) else None] for item in error.errors()]
+        places = [
+            item["loc"][: 2 if item["loc"][:1] in {(name,) for name in _NAMED} else None] for item in error.errors()
+        ]
         settings = _rest(_without(tree, places), check_line)
     if settings is not None:
         problems += _sharing_problems(settings, broken)
@@ -181,18 +192,17 @@ def _normalised(
         if key in seen:
             problems.append(Problem(".".join(here), "duplicate key, in upper and lower case"))
         seen.add(key)
-        if value is None:
+        if value is None and here not in _NULLS:
             continue
         field = model.model_fields.get(key)
         if field is not None and isinstance(value, dict):
-            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-                value = _normalised(value, field.annotation, here, problems)
-            elif key == "scales":
-                # The case of a scale's id matters.
+            section = _section_of(field.annotation)
+            if section is not None:
+                value = _normalised(value, section, here, problems)
+            elif key in _NAMED:
+                # The case of a name matters.
                 value = {
-                    name: _normalised(line, ScaleConnection, (*here, name), problems)
-                    if isinstance(line, dict)
-                    else line
+                    name: _normalised(line, _NAMED[key], (*here, name), problems) if isinstance(line, dict) else line
                     for name, line in _renamed(value, str, here, problems).items()
                 }
             else:
@@ -231,25 +241,33 @@ def _problem(error: Any, from_environment: Mapping[str, str]) -> Problem:
     return Problem(key, message)
 
 
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the model of a section, which may be optional; ``None`` if a key is not a section."""
+    for kind in get_args(annotation) if isinstance(annotation, UnionType) else (annotation,):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
+
+
 def _nearest(location: tuple[int | str, ...]) -> str:
     """Return the known key that is most similar to an unknown one."""
     *above, unknown = map(str, location)
     model: type[BaseModel] = Settings
     for part in above:
         field = model.model_fields.get(part)
-        annotation = None if field is None else field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
-        elif above[0] == "scales":
-            model = ScaleConnection
+        section = None if field is None else _section_of(field.annotation)
+        if section is not None:
+            model = section
+        elif above[0] in _NAMED and model is Settings:
+            model = _NAMED[above[0]]
     (best,) = difflib.get_close_matches(unknown, model.model_fields, 1, cutoff=0.0)
     if not above and difflib.SequenceMatcher(None, unknown, best).ratio() < 0.6:
         # It may belong into a section.
         inner = [
             f"{name}.{key}"
             for name, field in Settings.model_fields.items()
-            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-            for key in field.annotation.model_fields
+            if (section := _section_of(field.annotation)) is not None
+            for key in section.model_fields
         ]
         found = [name for name in inner if name.partition(".")[2] == unknown]
         if found:

@@ -1,5 +1,6 @@
 """Settings: one frozen model for each section of the configuration."""
 
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -17,7 +18,7 @@ from pydantic_core import PydanticCustomError
 
 from gateway.config.hosts import host_problem
 from gateway.config.origins import normal_host, normal_origin
-from gateway.model.names import is_name
+from gateway.model.names import is_name, name_of
 
 
 def _no_bool(value: object) -> object:
@@ -50,6 +51,13 @@ def _scale_id(value: str) -> str:
     return value
 
 
+def _machine_name(value: str) -> str:
+    name = name_of(value)
+    if name is None:
+        raise PydanticCustomError("name", "a machine's name is 1 to 64 letters, digits, spaces and _ - . :")
+    return name
+
+
 def _gateway_name(value: str) -> str:
     if not is_name(value):
         raise PydanticCustomError("name", "a gateway's name is 1 to 64 letters, digits, spaces and _ - . :")
@@ -64,6 +72,18 @@ def _as_list(value: object) -> object:
         # YAML reads an empty entry as null, and that must not admit the pages of sandboxed frames.
         raise PydanticCustomError("origin", 'an empty entry; pages without an origin are "null", in quotes')
     return value
+
+
+def _network(value: object) -> object:
+    """Return the network of a text such as ``10.0.0.0/8``, or of a single address."""
+    if not isinstance(value, str):
+        raise PydanticCustomError("network", "not a network; write it in quotes, such as '10.0.0.0/8'")
+    try:
+        return ip_network(value.strip())
+    except ValueError as error:
+        raise PydanticCustomError(
+            "network", "not a network such as 10.0.0.0/8: {reason}", {"reason": str(error)}
+        ) from error
 
 
 def _origin(value: str) -> str:
@@ -88,11 +108,29 @@ def _host(value: str) -> str:
         raise PydanticCustomError("host", message, {"reason": str(error)}) from error
 
 
+Networks = Annotated[
+    tuple[Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)], ...], BeforeValidator(_as_list)
+]
+
+Scope = Literal["read", "commit", "admin"]
+
 ListeningHost = Annotated[str, AfterValidator(_listening_host)]
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+
+
+class TlsSettings(_Section):
+    """Files of a listener with TLS, in PEM.
+
+    :ivar cert: certificate, followed by those of intermediate authorities.
+    :ivar client_ca: authorities of client certificates; without it, clients need no certificate.
+    """
+
+    cert: Folder
+    key: Folder
+    client_ca: Folder | None = None
 
 
 class ServerSettings(_Section):
@@ -105,6 +143,16 @@ class ServerSettings(_Section):
     names: Annotated[tuple[Annotated[str, AfterValidator(_host)], ...], BeforeValidator(_as_list)] = ()
     share_ports: bool = False
     own_port: Port | None = None
+    allow: Networks = ()
+    trusted_proxies: Networks = ()
+    tls: TlsSettings | None = None
+
+
+class AuthSettings(_Section):
+    """Access control: the file of the tokens, and the scopes of requests without a token."""
+
+    tokens_file: Folder = "tokens.json"
+    anonymous: Annotated[tuple[Scope, ...], BeforeValidator(_as_list)] = ()
 
 
 class ScaleDefaults(_Section):
@@ -115,6 +163,8 @@ class ScaleDefaults(_Section):
     id: Annotated[str, AfterValidator(_scale_id)] = "default"
     idle_timeout_sec: Seconds = 10.0
     commit_max_age_sec: Seconds | None = None
+    allow: Networks = ()
+    tls: TlsSettings | None = None
 
 
 class ScaleConnection(_Section):
@@ -129,6 +179,8 @@ class ScaleConnection(_Section):
     stopbits: Literal[1, 2] = 1
     idle_timeout_sec: Seconds | None = None
     commit_max_age_sec: Seconds | None = None
+    allow: Networks | None = None
+    tls: TlsSettings | None = None
 
     @field_validator("listen", "connect", "serial")
     @classmethod
@@ -157,7 +209,8 @@ class FcmSettings(_Section):
 class LoggerSettings(_Section):
     """Daily log files."""
 
-    path: Folder = "log"
+    path: Folder | None = "log"
+    format: Annotated[Literal["text", "json"], BeforeValidator(_lower)] = "text"
     level: Annotated[Literal["debug", "info", "warn", "error"], BeforeValidator(_lower)] = "info"
     keep_days: Count = 365
 
@@ -167,6 +220,7 @@ class DatabaseSettings(_Section):
 
     path: Folder = "db"
     url: str | None = None
+    url_file: Folder | None = None
     spool_mb: Count = 1024
 
     @field_validator("url")
@@ -206,6 +260,23 @@ class DaqSettings(_Section):
     max_sensors: Count = 20_000
     max_machine_sensors: Count = 1000
     max_new_sensors_per_minute: Count = 5000
+    allow: Networks = ()
+    tls: TlsSettings | None = None
+    name_timeout_sec: Seconds = 60.0
+    listed_only: bool = False
+
+
+class MachineSettings(_Section):
+    """Proofs that a DAQ program must give before it may use the name of a machine.
+
+    :ivar allow: networks of its address; empty for any.
+    :ivar certificate: name in its client certificate.
+    :ivar secret_file: file of the secret that it sends with its name.
+    """
+
+    allow: Networks = ()
+    certificate: Folder | None = None
+    secret_file: Folder | None = None
 
 
 class LimitSettings(_Section):
@@ -217,6 +288,13 @@ class LimitSettings(_Section):
     backlog_events: Annotated[int, Field(ge=1000)] = 10_000
     backlog_bytes: Count = 64 * 1024 * 1024
     body_bytes: Count = 64 * 1024
+    connections_per_address: Count = 5000
+    requests_per_second: Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)] | None = None
+    request_burst: Count = 100
+    head_timeout_sec: Seconds = 10.0
+    idle_timeout_sec: Seconds = 75.0
+    min_bytes_per_second: Count = 1024
+    grace_sec: Seconds = 10.0
 
 
 class Settings(_Section):
@@ -232,6 +310,8 @@ class Settings(_Section):
     gateway: GatewaySettings = GatewaySettings()
     data: DataSettings = DataSettings()
     daq: DaqSettings = DaqSettings()
+    machines: dict[Annotated[str, AfterValidator(_machine_name)], MachineSettings] = {}
+    auth: AuthSettings | None = None
     limits: LimitSettings = LimitSettings()
     timezone: str | None = None
 
@@ -248,16 +328,19 @@ class Settings(_Section):
     def lines(self) -> dict[str, ScaleConnection]:
         """Return the connection of every scale, by id: ``scales``, or ``scale`` if that is empty.
 
-        Times have the defaults of ``scale``; ``commit_max_age_sec`` may be ``None`` (unlimited).
+        Times and ``allow`` have the defaults of ``scale``; ``commit_max_age_sec`` may be ``None`` (unlimited).
         """
         lines = self.scales or {
-            self.scale.id: ScaleConnection(listen=tcp_endpoint(self.scale.host or self.server.host, self.scale.port))
+            self.scale.id: ScaleConnection(
+                listen=tcp_endpoint(self.scale.host or self.server.host, self.scale.port), tls=self.scale.tls
+            )
         }
         return {
             scale_id: line.model_copy(
                 update={
                     "idle_timeout_sec": line.idle_timeout_sec or self.scale.idle_timeout_sec,
                     "commit_max_age_sec": line.commit_max_age_sec or self.scale.commit_max_age_sec,
+                    "allow": self.scale.allow if line.allow is None else line.allow,
                 }
             )
             for scale_id, line in lines.items()

@@ -1,5 +1,6 @@
 """The configuration: what loads, and that every problem is said at once, with its key."""
 
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.testing import MemoryReactorClock
 
 from gateway.config.loader import ENVIRONMENT, ConfigError, load
-from gateway.config.settings import ScaleConnection, Settings, tcp_endpoint
+from gateway.config.settings import AuthSettings, MachineSettings, ScaleConnection, Settings, TlsSettings, tcp_endpoint
 
 ROOT = Path(__file__).parent.parent.parent
 SHIPPED = ROOT / "etc" / "cynow-gateway.yaml"
@@ -54,6 +55,26 @@ OTHER: dict[str, tuple[Any, Any]] = {
     "limits.backlog_bytes": (6, 6),
     "limits.body_bytes": (7, 7),
     "timezone": ("Asia/Seoul", "Asia/Seoul"),
+    "server.allow": (["10.0.0.0/8", "::1"], (ip_network("10.0.0.0/8"), ip_network("::1/128"))),
+    "server.trusted_proxies": ("127.0.0.1", (ip_network("127.0.0.1/32"),)),
+    "server.tls": ({"cert": "c", "key": "k"}, TlsSettings(cert="c", key="k")),
+    "scale.allow": (["192.0.2.0/24"], (ip_network("192.0.2.0/24"),)),
+    "scale.tls": ({"cert": "c", "key": "k", "client_ca": "a"}, TlsSettings(cert="c", key="k", client_ca="a")),
+    "logger.format": ("JSON", "json"),
+    "database.url_file": ("/etc/url", "/etc/url"),
+    "daq.allow": (["192.0.2.1"], (ip_network("192.0.2.1/32"),)),
+    "daq.tls": ({"cert": "c", "key": "k"}, TlsSettings(cert="c", key="k")),
+    "daq.name_timeout_sec": (5, 5.0),
+    "daq.listed_only": (True, True),
+    "machines": ({"Saw": {"secret_file": "s"}}, {"Saw": MachineSettings(secret_file="s")}),
+    "auth": ({"anonymous": "read"}, AuthSettings(anonymous=("read",))),
+    "limits.connections_per_address": (8, 8),
+    "limits.requests_per_second": (0.5, 0.5),
+    "limits.request_burst": (9, 9),
+    "limits.head_timeout_sec": (11, 11.0),
+    "limits.idle_timeout_sec": (12, 12.0),
+    "limits.min_bytes_per_second": (13, 13),
+    "limits.grace_sec": (14, 14.0),
 }
 
 
@@ -414,6 +435,8 @@ def test_the_environment_overrides_the_file(file: Path) -> None:
         "id": "x",
         "idle_timeout_sec": 7.5,
         "commit_max_age_sec": None,
+        "allow": (),
+        "tls": None,
     }
 
 
@@ -554,7 +577,10 @@ def test_the_one_scale_of_a_small_plant(file: Path) -> None:
     settings = read(file, "server: {host: 10.0.0.1}\nscale: {id: dock, port: 4005, commit_max_age_sec: 60}")
     assert settings.lines() == {
         "dock": ScaleConnection(
-            listen="tcp:4005:backlog=1024:interface=10.0.0.1", idle_timeout_sec=10.0, commit_max_age_sec=60.0
+            listen="tcp:4005:backlog=1024:interface=10.0.0.1",
+            idle_timeout_sec=10.0,
+            commit_max_age_sec=60.0,
+            allow=(),
         )
     }
     assert settings.default_scale() == "dock"
@@ -569,8 +595,8 @@ def test_scales_replace_the_one_scales_line_and_take_its_times(file: Path) -> No
         "scales: {b: {listen: x}, a: {listen: y, idle_timeout_sec: 2, commit_max_age_sec: 1}}",
     )
     assert settings.lines() == {
-        "b": ScaleConnection(listen="x", idle_timeout_sec=4.0, commit_max_age_sec=60.0),
-        "a": ScaleConnection(listen="y", idle_timeout_sec=2.0, commit_max_age_sec=1.0),
+        "b": ScaleConnection(listen="x", idle_timeout_sec=4.0, commit_max_age_sec=60.0, allow=()),
+        "a": ScaleConnection(listen="y", idle_timeout_sec=2.0, commit_max_age_sec=1.0, allow=()),
     }
     assert settings.default_scale() == "b", "the first of the file"
 

@@ -18,8 +18,8 @@ from tests.unit.test_ingest import Ingest, update
 
 class Connections(Ingest):
     def factory(self, max_connections: int = 10, **limits: int) -> DaqFactory:
-        settings = DaqSettings(
-            **{
+        settings = DaqSettings.model_validate(
+            {
                 "max_frame_bytes": 10**7,
                 "max_machines": 3,
                 "max_sensors": 50,

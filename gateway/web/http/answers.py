@@ -54,6 +54,8 @@ _MESSAGES = {
     "not_found": "요청한 경로가 없습니다",
     "invalid_url": "URL이 UTF-8이 아닙니다",
     "body_too_large": "요청 본문이 너무 큽니다",
+    "unauthorized": "인증이 필요합니다",
+    "forbidden": "권한이 없습니다",
     "origin_not_allowed": "허용되지 않는 출처입니다",
     "too_many_subscribers": "구독자가 너무 많습니다",
     "upgrade_required": "WebSocket 연결이 필요합니다",

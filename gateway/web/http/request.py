@@ -12,6 +12,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import parse_qs
 
+from gateway.auth.principal import EVERYBODY, Principal, Scope
 from gateway.runtime.limited_log import LimitedLog, shown
 from gateway.runtime.metrics import Counters
 from gateway.web.http.answers import Refusal, common_headers, refuse, refuse_method
@@ -126,11 +127,13 @@ class GatewayRequest(OpenRequest):
 
     :ivar refusal: refusal of the request, for the log.
     :ivar named_host: host by which it addresses the gateway; ``None`` without a host.
+    :ivar principal: rights of its client.
     """
 
     channel: Any
     refusal: Refusal | None = None
     named_host: HostPort | None = None
+    principal: Principal = EVERYBODY
 
     def __init__(self, traffic: Traffic, channel: GatewayChannel, *args: Any, **kwargs: Any) -> None:
         super().__init__(channel, *args, **kwargs)
@@ -246,6 +249,14 @@ class GatewayRequest(OpenRequest):
     def connectionLost(self, reason: Failure) -> None:
         super().connectionLost(reason)
         self._traffic.remove(self)
+
+    def require(self, scope: Scope) -> None:
+        """Check that the client has a scope.
+
+        :raises Refusal: ``forbidden``.
+        """
+        if scope not in self.principal.scopes:
+            raise Refusal(403, "forbidden", detail=f"the scope {scope} is needed")
 
     def page_refusal(self) -> Refusal | None:
         """Return the refusal if the page may not receive live events, being neither the gateway's own nor listed.

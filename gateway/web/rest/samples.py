@@ -7,7 +7,6 @@ from datetime import datetime, time, timedelta
 from typing import Any, Final, TypeAlias
 
 import orjson
-from klein import Klein
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
@@ -21,6 +20,7 @@ from gateway.raw.files import RawFile, UnreadableFile, raw_files
 from gateway.raw.plot import Plot
 from gateway.runtime.clock import WallClock
 from gateway.web.http.answers import Refusal, argument, handle_errors
+from gateway.web.http.scopes import ScopedApp
 from gateway.web.http.tabular import TableAnswer
 
 log = Logger()
@@ -72,7 +72,7 @@ class MachineApi:
     :param damage: log for damaged files.
     """
 
-    app = Klein()
+    app = ScopedApp()
     handle_errors(app)
 
     def __init__(
@@ -92,7 +92,7 @@ class MachineApi:
         self._damage = damage
         self._answers = 0
 
-    @app.route("/<machine>/samples", methods=["GET"], strict_slashes=False)
+    @app.route("/<machine>/samples", methods=["GET"], scope="read", strict_slashes=False)
     async def samples(self, request: Request, machine: str) -> bytes:
         sensor = argument(request, "sensor")
         sensor = (sensor and name_of(sensor)) or sensor

@@ -4,7 +4,6 @@ from decimal import ROUND_HALF_UP, Decimal
 from typing import Any, Final
 
 import orjson
-from klein import Klein
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.web.http import Request
@@ -25,6 +24,7 @@ from gateway.store.interface import (
 )
 from gateway.web.http.answers import Refusal, answer, argument, encoded_answer, handle_errors, shield
 from gateway.web.http.fast_routes import FastRoutes
+from gateway.web.http.scopes import ScopedApp
 from gateway.web.rest.commit_request import CommitRequest, idempotency_key, json_body, parse_commit_request
 
 log = Logger()
@@ -35,7 +35,7 @@ _CENT: Final = Decimal("0.01")
 class ScaleApi:
     """``/api``."""
 
-    app = Klein()
+    app = ScopedApp()
     handle_errors(app)
 
     def __init__(
@@ -65,8 +65,8 @@ class ScaleApi:
         routes = {(b"GET", b"scale-gateway/latest"): self.latest, (b"POST", b"scale-gateway/commit"): self.begin_commit}
         return FastRoutes(routes, self.app.resource())
 
-    @app.route("/scale-gateway/latest", methods=["GET"])
-    @app.route("/scale-gateway/latest/", methods=["GET"])
+    @app.route("/scale-gateway/latest", methods=["GET"], scope="read")
+    @app.route("/scale-gateway/latest/", methods=["GET"], scope="read")
     def latest(self, request: Request) -> bytes:
         scale_id = self._scale(argument(request, "scale_id"))
         reading = self._live.latest(scale_id)
@@ -77,8 +77,8 @@ class ScaleApi:
             self._texts[scale_id] = cached = reading, _latest_texts(reading)
         return encoded_answer(request, cached[1][self._live.is_stale(scale_id)])
 
-    @app.route("/scale-gateway/commit", methods=["POST"])
-    @app.route("/scale-gateway/commit/", methods=["POST"])
+    @app.route("/scale-gateway/commit", methods=["POST"], scope="commit")
+    @app.route("/scale-gateway/commit/", methods=["POST"], scope="commit")
     def commit(self, request: Request) -> "Deferred[bytes]":
         return shield(self.begin_commit(request))
 

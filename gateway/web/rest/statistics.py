@@ -5,7 +5,6 @@ from datetime import date
 from functools import partial
 from typing import Any, Final
 
-from klein import Klein
 from pydantic import TypeAdapter, ValidationError
 from twisted.web.http import Request
 
@@ -14,6 +13,7 @@ from gateway.model.names import name_of
 from gateway.store.interface import MeansQuery, Page, PageRequest, Store
 from gateway.timeseries.calendar import PERIODS
 from gateway.web.http.answers import Refusal, answer, argument, handle_errors
+from gateway.web.http.scopes import ScopedApp
 from gateway.web.http.tabular import TableAnswer
 
 _DATE: Final = TypeAdapter(date)
@@ -91,7 +91,7 @@ class _Query:
 class StatApi:
     """``/stat``."""
 
-    app = Klein()
+    app = ScopedApp()
 
     @app.handle_errors(_InvalidQuery)
     def _invalid(self, request: Any, failure: Any) -> bytes:
@@ -105,25 +105,25 @@ class StatApi:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    @app.route("/machineList", methods=["GET"], strict_slashes=False)
+    @app.route("/machineList", methods=["GET"], scope="read", strict_slashes=False)
     async def machines(self, request: Request) -> bytes:
         return answer(request, {"machine_list": await self._store.machines()})
 
-    @app.route("/anomaly", methods=["GET"], strict_slashes=False)
+    @app.route("/anomaly", methods=["GET"], scope="read", strict_slashes=False)
     async def anomalies(self, request: Request) -> bytes:
         query = _Query(request)
         machine, start, end = query.machine(), query.day("start"), query.day("end")
         query.check()
         return await _paged(request, "anomaly", _ANOMALY, partial(self._store.anomalies, machine, start, end))
 
-    @app.route("/anomaly/all", methods=["GET"], strict_slashes=False)
+    @app.route("/anomaly/all", methods=["GET"], scope="read", strict_slashes=False)
     async def all_anomalies(self, request: Request) -> bytes:
         query = _Query(request)
         start, end = query.day("start"), query.day("end")
         query.check()
         return await _paged(request, "anomaly", _ANOMALY, partial(self._store.anomalies, None, start, end))
 
-    @app.route(f"/<any({','.join(PERIODS)}):period>", methods=["GET"], strict_slashes=False)
+    @app.route(f"/<any({','.join(PERIODS)}):period>", methods=["GET"], scope="read", strict_slashes=False)
     async def means(self, request: Request, period: str) -> bytes:
         query = _Query(request)
         machine, start, end = query.machine(), query.day("start"), query.day("end")
@@ -163,12 +163,12 @@ async def _paged(
 class SioApi:
     """``/sio``: the HTTP part of the old server's Socket.IO interface."""
 
-    app = Klein()
+    app = ScopedApp()
     handle_errors(app)
 
     def __init__(self, live: LiveState) -> None:
         self._live = live
 
-    @app.route("/machineList", methods=["GET"], strict_slashes=False)
+    @app.route("/machineList", methods=["GET"], scope="read", strict_slashes=False)
     def machines(self, request: Request) -> bytes:
         return answer(request, {"machine_list": [f"/{machine}" for machine in self._live.connected_machines()]})

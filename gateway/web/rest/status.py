@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Final
 from weakref import WeakKeyDictionary
 
-from klein import Klein
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from twisted.internet.interfaces import IReactorTime
@@ -14,6 +13,7 @@ from gateway import __version__
 from gateway.live.state import LiveState
 from gateway.runtime.metrics import Counters
 from gateway.web.http.answers import answer, body, handle_errors
+from gateway.web.http.scopes import ScopedApp
 
 #: Bounds for making the text of ``/metrics``, which takes milliseconds: seconds between two texts for one connection,
 #: texts per second for all connections, and texts at once. Above them, the previous text is sent again.
@@ -28,7 +28,7 @@ class StatusApi:
     :param problems: function that returns the current problems, one line each.
     """
 
-    app = Klein()
+    app = ScopedApp()
     handle_errors(app)
 
     def __init__(
@@ -45,7 +45,7 @@ class StatusApi:
         self._problems = problems
         self._counters = counters
 
-    @app.route("/", methods=["GET"])
+    @app.route("/", methods=["GET"], scope="read")
     def index(self, request: Request) -> bytes:
         return answer(
             request,
@@ -74,7 +74,7 @@ class StatusApi:
             },
         )
 
-    @app.route("/healthz", methods=["GET"], strict_slashes=False)
+    @app.route("/healthz", methods=["GET"], scope=None, strict_slashes=False)
     def health(self, request: Request) -> bytes:
         problems = self._problems()
         return answer(
@@ -90,7 +90,7 @@ class StatusApi:
             },
         )
 
-    @app.route("/metrics", methods=["GET"], strict_slashes=False)
+    @app.route("/metrics", methods=["GET"], scope="read", strict_slashes=False)
     def metrics(self, request: Request) -> bytes:
         now = self._reactor.seconds()
         channel = request.channel
