@@ -80,6 +80,7 @@ def build_gateway(
         listeners=[*listeners, *ingest.listeners],
         open=storage.open,
         recover=storage.recover,
+        begin=web.clients.start,
         parts=[*pipeline.services, retention, *alerts, *relays, *ingest.services],
         factories=[*ingest.factories, daq],
         drained=web.traffic.drained,

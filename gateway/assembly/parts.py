@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from twisted.application.service import IService
 
+from gateway.auth.access import AccessControl
 from gateway.bus.bus import Bus
 from gateway.config.settings import Settings
 from gateway.ingest.scale import ScaleFactory
@@ -108,8 +109,9 @@ class Ingest:
 
 @dataclass(frozen=True, slots=True)
 class Web:
-    """HTTP: the site, its requests in progress, and the clients of live events."""
+    """HTTP: the site, its requests in progress, the clients of live events, and access control."""
 
     site: GatewaySite
     traffic: Traffic
     clients: LiveClients
+    access: AccessControl

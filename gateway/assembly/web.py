@@ -1,21 +1,26 @@
 """Builder of the site and its resources."""
 
 import platform
+from functools import partial
 
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 from twisted.web.resource import IResource
 
+from gateway.assembly.access import OPEN_TREES, apply_access, load_tokens
 from gateway.assembly.parts import Paths, Pipeline, Runtime, Web
+from gateway.auth.access import AccessControl
 from gateway.config.settings import Settings
 from gateway.runtime.limited_log import LimitedLog
 from gateway.store.interface import Store
 from gateway.web.clients.registry import LiveClients
+from gateway.web.http.gate import Gate
 from gateway.web.http.host_checks import HostChecks
 from gateway.web.http.request import Traffic
 from gateway.web.http.root import Root
+from gateway.web.http.scopes import open_paths
 from gateway.web.http.site import GatewaySite
-from gateway.web.push.socketio_endpoint import MachineNamespaces
+from gateway.web.push.socketio_endpoint import MachineNamespaces, identify_connect
 from gateway.web.push.sse_endpoint import SseResource
 from gateway.web.push.subscription import SubscriptionContext
 from gateway.web.push.ws_endpoint import EventsWebSocketFactory, EventsWebSocketResource
@@ -39,15 +44,23 @@ def build_web(
     reactor, bus, live, clock = runtime.reactor, runtime.bus, runtime.live, runtime.clock
     counters, limits = runtime.counters, settings.limits
     log = LimitedLog(Logger("gateway.web.http"), clock, counters)
-    clients = LiveClients(counters, limits.subscribers)
+    access = AccessControl(clock.now)
+    apply_access(access, settings, load_tokens(settings, paths.folder))
+    gate = Gate(access, counters, open_paths(StatusApi.app), OPEN_TREES)
+    clients = LiveClients(reactor, access, counters, limits.subscribers)
     context = SubscriptionContext(reactor, bus, live, clock, counters, limits.subscriber_bytes)
     checks = HostChecks(settings.server.cors_origins, settings.server.names, platform.node())
-    traffic = Traffic(counters, log, checks, limits.body_bytes)
+    traffic = Traffic(counters, log, checks, gate, limits.body_bytes)
     scales = ScaleApi(live, store, bus, clock, counters, settings).resource()
     machines = MachineApi(reactor, clock, paths.data, readers, pipeline.raw_log.flush, pipeline.damage).app.resource()
     engine = EngineServer(
         reactor,
-        SocketServer(reactor, MachineNamespaces(bus, live).find, max_attached=limits.body_bytes),
+        SocketServer(
+            reactor,
+            MachineNamespaces(bus, live).find,
+            identify=partial(identify_connect, access),
+            max_attached=limits.body_bytes,
+        ),
         clients,
         counters,
         log,
@@ -64,4 +77,4 @@ def build_web(
     }
     status = StatusApi(reactor, live, counters, runtime.health.problems).app.resource()
     site = GatewaySite(reactor, Root(resources, status), traffic, counters, limits.connections)
-    return Web(site, traffic, clients)
+    return Web(site, traffic, clients, access)

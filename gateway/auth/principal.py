@@ -15,11 +15,13 @@ class Principal:
     """Holder of a token, or everybody without one.
 
     :ivar name: name of the token; empty without a token.
+    :ivar digest: hash of the token; empty without one.
     :ivar scopes: rights, complete: ``commit`` and ``admin`` come with ``read``, and ``admin`` with ``commit``.
     """
 
     name: str
     scopes: frozenset[Scope]
+    digest: str = ""
 
 
 def with_implied(scopes: Iterable[Scope]) -> frozenset[Scope]:

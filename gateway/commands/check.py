@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway.auth.tokens import TokenFileError, read_tokens
 from gateway.config.cross_checks import CrossChecks
 from gateway.config.endpoints import line_problem, tcp_address
 from gateway.config.loader import ConfigError, load
@@ -49,6 +50,7 @@ def check_config(path: Path | None, environment: Mapping[str, str], folder: str)
     if settings is not None:
         problems = [
             *problems,
+            *([] if "auth" in broken else _token_problems(settings, folder)),
             *([] if "timezone" in broken else _zone_problems(settings)),
             *CrossChecks(settings, environment, tcp_address, folder, broken).problems(),
         ]
@@ -74,6 +76,19 @@ def _zone_problems(settings: Settings) -> list[Problem]:
         text = f"cannot detect the system time zone ({error}); set it, for example Asia/Seoul"
         return [Problem("timezone", text)]
     return []
+
+
+def _token_problems(settings: Settings, folder: str) -> list[Problem]:
+    if settings.auth is None:
+        return []
+    key, path = "auth.tokens_file", os.path.join(folder, settings.auth.tokens_file)
+    try:
+        tokens = read_tokens(path)
+    except FileNotFoundError:
+        return [Problem(key, f"{path} does not exist; make a token with: cynow-gateway token add", is_fatal=False)]
+    except TokenFileError as error:
+        return [Problem(key, str(error))]
+    return [] if tokens else [Problem(key, f"{path} has no token; make one: cynow-gateway token add", is_fatal=False)]
 
 
 def write_result(path: str | None, checked: CheckedConfig) -> int:

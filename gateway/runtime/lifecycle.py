@@ -66,6 +66,7 @@ class Stages:
         :class:`StartError`.
     :ivar recover: recovers the state after that, while new connections are queued. Its argument is a function that
         returns whether the gateway is still running.
+    :ivar begin: called after the recovery, before the parts are started.
     :ivar parts: services that are started in this order after the recovery, and stopped in the reverse order.
     :ivar factories: factories whose connections are closed before requests in flight are waited for.
     :ivar drained: returns a Deferred that fires when no request is in flight.
@@ -75,6 +76,7 @@ class Stages:
     listeners: Sequence[Listener]
     open: Callable[[], None]
     recover: Callable[[Callable[[], bool]], Coroutine[Any, Any, None]]
+    begin: Callable[[], None]
     parts: Sequence[IService]
     factories: Sequence[Closable]
     drained: Callable[[], "Deferred[None]"]
@@ -204,6 +206,7 @@ class Gateway(Service):
         self._recovering.stop()
         if not self.running:
             return
+        self._stages.begin()
         for part in self._stages.parts:
             part.startService()
             self._started.append(part)

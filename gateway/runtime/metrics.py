@@ -182,6 +182,12 @@ class Counters:
         self.http_requests = self._fast_counters(
             "cynow_http_requests_total", "Answers to HTTP requests, by status.", "status"
         )
+        self.auth_refused = self._counter(
+            "cynow_auth_refused_total",
+            "Requests and connections without the rights that they need (missing: no token, invalid: not known, "
+            "expired, forbidden: without the scope, ended: the token of a live connection is no longer valid).",
+            "reason",
+        )
         self.http_slow = self._counter(
             "cynow_http_slow_connections_total",
             "HTTP connections closed because they were slow (head: sending a request's head, body: sending its body, "

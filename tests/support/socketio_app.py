@@ -17,7 +17,6 @@ from twisted.python.log import startLogging
 from gateway.runtime.clock import WallClock
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.metrics import Counters
-from gateway.web.clients.registry import LiveClients
 from gateway.web.http.answers import answer
 from gateway.web.http.host_checks import HostChecks
 from gateway.web.http.request import Traffic
@@ -27,6 +26,7 @@ from gateway.web.socketio.engine import EngineServer
 from gateway.web.socketio.packets import EnginePacketType, Outgoing
 from gateway.web.socketio.server import NamespaceClient, SocketServer
 from gateway.web.socketio.session import EngineSession, EngineSettings
+from tests.support.access import open_clients, open_gate
 
 
 class EngineEcho:
@@ -73,7 +73,7 @@ def site(reactor: Any, ping_interval: float, ping_timeout: float, connect_timeou
     counters = Counters()
     clock = WallClock(ZoneInfo("UTC"))
     warnings = LimitedLog(Logger(), clock, counters)
-    clients = LiveClients(counters, 1000)
+    clients = open_clients(reactor, counters, 1000)
     settings = EngineSettings(ping_interval=ping_interval, ping_timeout=ping_timeout)
 
     def server(application: Any) -> EngineServer:
@@ -82,7 +82,8 @@ def site(reactor: Any, ping_interval: float, ping_timeout: float, connect_timeou
     echo = Echo(reactor)
     sockets = SocketServer(reactor, {"/": echo, "/custom": echo}.get, connect_timeout=connect_timeout)
     root = Root({"engine.io": server(EngineEcho()), "socket.io": server(sockets)}, _Nothing())
-    return GatewaySite(reactor, root, Traffic(counters, warnings, HostChecks([]), 1_000_000), counters, 1000)
+    traffic = Traffic(counters, warnings, HostChecks([]), open_gate(counters), 1_000_000)
+    return GatewaySite(reactor, root, traffic, counters, 1000)
 
 
 class _Nothing(Root):

@@ -26,13 +26,13 @@ import gateway.web.push.socketio_endpoint
 import gateway.web.push.ws_endpoint
 from gateway.model import records as model
 from gateway.model.records import Batch, Commit, CommitEntry, Fault, Presence, Reading, Record, SensorBatch, Update
-from gateway.web.clients.registry import LiveClients
 from gateway.web.push.socketio_endpoint import MachineNamespaces
 from gateway.web.push.subscription import SubscriptionContext
 from gateway.web.push.ws_endpoint import EventsWebSocketFactory, EventsWebSocketProtocol
 from gateway.web.schema.asyncapi import document
 from gateway.web.schema.catalogue import CHANNELS, SCHEMAS, ChannelSpec, MessageSpec
 from gateway.web.socketio.packets import Outgoing
+from tests.support.access import open_clients
 from tests.support.logs import silent_log
 from tests.support.runtime import make_runtime
 
@@ -218,7 +218,7 @@ class Gateway:
         feed = SubscriptionContext(reactor, self.bus, self.live, clock, counters, 1_000_000)
         warnings = silent_log(clock, counters)
         self.protocol = EventsWebSocketProtocol()
-        self.protocol.factory = EventsWebSocketFactory(feed, LiveClients(counters, 10), warnings)
+        self.protocol.factory = EventsWebSocketFactory(feed, open_clients(reactor, counters, 10), warnings)
         self.protocol.transport = StringTransport()
         self.protocol.transport.registerProducer(object(), True)
         self.protocol.peer = "tcp4:127.0.0.1:1"

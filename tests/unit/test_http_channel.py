@@ -19,6 +19,7 @@ from gateway.web.http.channel import Deadlines
 from gateway.web.http.host_checks import HostChecks
 from gateway.web.http.request import Traffic
 from gateway.web.http.site import GatewaySite
+from tests.support.access import open_gate
 
 
 class Answers(Resource):
@@ -102,7 +103,7 @@ class Connection:
         self.counters = Counters()
         warnings = LimitedLog(Logger("gateway.web"), WallClock(zone_named("UTC")), self.counters)
         self.resource = Answers()
-        traffic = Traffic(self.counters, warnings, HostChecks([]), 1000)
+        traffic = Traffic(self.counters, warnings, HostChecks([]), open_gate(self.counters), 1000)
         self.site = GatewaySite(self.clock, self.resource, traffic, self.counters, most, deadlines)
         # As a port does; startFactory would also open the log of Twisted's site.
         self.site._checks.start(1.0, now=False)

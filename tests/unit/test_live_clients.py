@@ -1,10 +1,13 @@
 """Registry of clients with long-lived connections."""
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from gateway.auth.principal import EVERYBODY, Principal
 from gateway.runtime.metrics import Counters
 from gateway.web.clients.registry import LiveClients
+from tests.support.access import open_clients
 
 
 class FakeClient:
@@ -15,6 +18,13 @@ class FakeClient:
         self.leaves = leaves
         self.is_closed = False
 
+    @property
+    def principals(self) -> tuple[Principal, ...]:
+        return (EVERYBODY,)
+
+    def close_unauthorized(self) -> None:
+        self.close_for_shutdown()
+
     def close_for_shutdown(self) -> None:
         self.is_closed = True
         if self.leaves:
@@ -24,7 +34,7 @@ class FakeClient:
 class LiveClientsTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.counters = Counters()
-        self.clients = LiveClients(self.counters, 2)
+        self.clients = open_clients(Clock(), self.counters, 2)
 
     def count(self) -> float | None:
         return self.counters.registry.get_sample_value("cynow_connections", {"kind": "events"})

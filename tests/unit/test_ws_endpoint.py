@@ -15,9 +15,9 @@ from gateway.bus.bus import Bus
 from gateway.bus.event import Event
 from gateway.model.records import Batch, Fault, Presence, Reading, SensorBatch, Update
 from gateway.web.clients.outbox import Outbox
-from gateway.web.clients.registry import LiveClients
 from gateway.web.push.subscription import Subscription, SubscriptionContext
 from gateway.web.push.ws_endpoint import EventsWebSocketFactory, EventsWebSocketProtocol
+from tests.support.access import open_clients
 from tests.support.logs import silent_log
 from tests.support.runtime import make_runtime
 
@@ -32,7 +32,7 @@ class EventsWebSocketTests(SynchronousTestCase):
         self.clock, self.counters, self.bus, self.live = runtime.clock, runtime.counters, runtime.bus, runtime.live
         warnings = silent_log(self.clock, self.counters)
         self.context = SubscriptionContext(self.reactor, self.bus, self.live, self.clock, self.counters, BOUND)
-        self.factory = EventsWebSocketFactory(self.context, LiveClients(self.counters, 10), warnings)
+        self.factory = EventsWebSocketFactory(self.context, open_clients(self.reactor, self.counters, 10), warnings)
         self.closed: list[int] = []
         self.protocol = self.open()
 

@@ -1,14 +1,32 @@
 """Registry of the clients with long-lived connections, whatever their transport."""
 
-from typing import Protocol
+from collections.abc import Iterable
+from typing import Final, Protocol
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
 
+from gateway.auth.access import AccessControl
+from gateway.auth.principal import Principal
 from gateway.runtime.metrics import Counters
+
+log = Logger()
+
+#: Seconds between checks of the rights of all clients.
+_CHECK_INTERVAL: Final = 1.0
 
 
 class LiveClient(Protocol):
     """Client with an open connection."""
+
+    @property
+    def principals(self) -> Iterable[Principal]:
+        """Rights that it was admitted with; each must still be valid."""
+
+    def close_unauthorized(self) -> None:
+        """Close the connection because its rights have ended."""
 
     def close_for_shutdown(self) -> None:
         """Close the connection because the gateway is stopping."""
@@ -20,14 +38,33 @@ class LiveClients:
     :param max_clients: maximum clients at a time, ``limits.subscribers``.
     """
 
-    def __init__(self, counters: Counters, max_clients: int) -> None:
+    def __init__(self, reactor: IReactorTime, access: AccessControl, counters: Counters, max_clients: int) -> None:
+        self._access = access
         self._counters = counters
-        self._max_clients = max_clients
+        self.max_clients = max_clients
         self._kinds: dict[LiveClient, str] = {}
         self._emptied: Deferred[None] | None = None
+        self._checks = LoopingCall(self.check_access)
+        self._checks.clock = reactor
+
+    def start(self) -> None:
+        """Begin to end the connections of expired tokens."""
+        self._checks.start(_CHECK_INTERVAL, now=False)
+
+    def check_access(self) -> None:
+        """Close the connections whose rights have ended: a token expired, was revoked or lost its scope."""
+        for client in [client for client in self._kinds if not self._may_read(client)]:
+            self._counters.auth_refused.labels("ended").inc()
+            try:
+                client.close_unauthorized()
+            except Exception:  # the others must be closed too
+                log.failure("cannot close a connection whose token is no longer valid")
+
+    def _may_read(self, client: LiveClient) -> bool:
+        return all("read" in self._access.current(principal).scopes for principal in client.principals)
 
     def has_room(self) -> bool:
-        return len(self._kinds) < self._max_clients
+        return len(self._kinds) < self.max_clients
 
     def add(self, client: LiveClient, kind: str) -> None:
         """Count a client.
@@ -49,6 +86,8 @@ class LiveClients:
 
     async def close(self) -> None:
         """Close every connection because the gateway is stopping; return once all are closed."""
+        if self._checks.running:
+            self._checks.stop()
         for client in list(self._kinds):
             client.close_for_shutdown()
         if self._kinds:

@@ -9,6 +9,7 @@ from autobahn.websocket.types import ConnectionRequest
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
+from gateway.auth.principal import NOBODY, Principal
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.metrics import Counters
 from gateway.web.clients.autobahn_internals import OpenWebSocketProtocol
@@ -16,6 +17,7 @@ from gateway.web.clients.deflate import acceptable_offer, frame_message, server_
 from gateway.web.clients.frames import FrameSender, ReactorTurns
 from gateway.web.clients.outbox import Outbox
 from gateway.web.http.answers import SERVER, Refusal, common_headers, refuse
+from gateway.web.http.gate import SUBPROTOCOL
 from gateway.web.http.request import GatewayRequest
 
 #: Maximum seconds until a client answers a close frame; it has to read all earlier frames first.
@@ -29,6 +31,7 @@ _BUFFER: Final = 8 * 1024
 NORMAL: Final = 1000
 GOING_AWAY: Final = 1001
 TOO_SLOW: Final = 4008
+UNAUTHORIZED: Final = 4401
 
 
 @implementer(IPushProducer)
@@ -36,6 +39,7 @@ class PacedWebSocket(OpenWebSocketProtocol):
     """WebSocket that pauses its outbox while the client does not read.
 
     :ivar window: window of the agreed compression, in bits; 0 for no compression.
+    :ivar principal: rights of the request that it was.
     :ivar is_closing: whether the gateway has begun to close it.
     """
 
@@ -43,6 +47,7 @@ class PacedWebSocket(OpenWebSocketProtocol):
     transport: Any
     window = 0
     is_closing = False
+    principal: Principal = NOBODY
 
     #: Function that sends a frame; it drops the frame once either side has begun to close.
     send_frame: Callable[[bytes], None]
@@ -58,9 +63,13 @@ class PacedWebSocket(OpenWebSocketProtocol):
     def filter_offer(self, offer: tuple[str, Any]) -> tuple[str, Any] | None:
         return acceptable_offer(offer)
 
-    def onConnect(self, request: ConnectionRequest) -> tuple[None, dict[str, str]]:
-        """Accept without a subprotocol; the answer has the common headers except the server's name."""
-        return None, {name.decode(): value.decode() for name, value in common_headers() if name != b"Server"}
+    def onConnect(self, request: ConnectionRequest) -> tuple[str | None, dict[str, str]]:
+        """Accept with the subprotocol that carries a token, if it is offered: browsers expect one of those they offer.
+
+        The answer has the common headers except the server's name.
+        """
+        bearer = next((name for name in request.protocols if name.startswith(SUBPROTOCOL.decode())), None)
+        return bearer, {name.decode(): value.decode() for name, value in common_headers() if name != b"Server"}
 
     def failHandshake(self, reason: str, *args: Any, **kwargs: Any) -> None:
         self.factory.counters.websocket_errors.inc()
@@ -200,5 +209,6 @@ def upgrade_to_websocket(request: GatewayRequest, factory: PacedFactory, protoco
     # Its origin was checked above; Autobahn would refuse some origins that server.cors_origins may list.
     request.requestHeaders.removeHeader(b"origin")
     protocol.factory = factory
+    protocol.principal = request.principal
     request.leave_http()
     return WebSocketResource(_SingleProtocolFactory(protocol)).render(request)

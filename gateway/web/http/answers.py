@@ -81,10 +81,14 @@ class Refusal(Exception):
     :param error: error code, for programs.
     :param message: text for people; by default that of the error code.
     :param detail: reason for the log, which the client does not get; by default the error code.
+    :param challenge: content of the ``WWW-Authenticate`` header; empty for no header.
     """
 
-    def __init__(self, status: int, error: str, message: str | None = None, *, detail: str = "") -> None:
+    def __init__(
+        self, status: int, error: str, message: str | None = None, *, detail: str = "", challenge: bytes = b""
+    ) -> None:
         super().__init__(error)
+        self.challenge = challenge
         self.status = status
         self.error = error
         self.message = _MESSAGES[error] if message is None else message
@@ -140,6 +144,8 @@ def refuse(request: Request, refusal: Refusal) -> bytes:
     """Prepare the answer to a refused request; return its body."""
     if refusal.status == 503:
         request.setHeader(b"retry-after", b"%d" % RETRY_AFTER)
+    if refusal.challenge:
+        request.setHeader(b"www-authenticate", refusal.challenge)
     request.refusal = refusal  # type: ignore[attr-defined]  # every request is a GatewayRequest, which logs it
     return encoded_answer(request, refusal.text(), refusal.status)
 

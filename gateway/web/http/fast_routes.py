@@ -9,6 +9,7 @@ from twisted.python.failure import Failure
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET
 
+from gateway.auth.principal import Scope
 from gateway.web.http.answers import Refusal, answer_failure
 
 log = Logger()
@@ -22,13 +23,13 @@ class FastRoutes(Resource):
 
     Klein has the same routes, and handles their other methods and other spellings of their paths.
 
-    :param routes: routes by method and remaining path; a request's path may end with a slash.
+    :param routes: scopes and routes by method and remaining path; a request's path may end with a slash.
     :param rest: Klein's resource.
     """
 
     isLeaf = True
 
-    def __init__(self, routes: Mapping[tuple[bytes, bytes], Route], rest: IResource) -> None:
+    def __init__(self, routes: Mapping[tuple[bytes, bytes], tuple[Scope, Route]], rest: IResource) -> None:
         super().__init__()
         self._routes = {
             (method, path + slash): route for (method, path), route in routes.items() for slash in (b"", b"/")
@@ -36,10 +37,12 @@ class FastRoutes(Resource):
         self._rest = rest
 
     def render(self, request: Any) -> Any:
-        route = self._routes.get((request.method, b"/".join(request.postpath)))
-        if route is None:
+        found = self._routes.get((request.method, b"/".join(request.postpath)))
+        if found is None:
             return self._rest.render(request)
+        scope, route = found
         try:
+            request.require(scope)
             result = route(request)
         except Exception:
             return answer_failure(request, Failure())

@@ -17,6 +17,7 @@ from gateway.runtime.limited_log import LimitedLog, shown
 from gateway.runtime.metrics import Counters
 from gateway.web.http.answers import Refusal, common_headers, refuse, refuse_method
 from gateway.web.http.channel import GatewayChannel
+from gateway.web.http.gate import Gate
 from gateway.web.http.host_checks import HostChecks, HostPort, host_of
 from gateway.web.http.root import is_utf8
 from gateway.web.http.twisted_internals import OpenRequest
@@ -34,7 +35,7 @@ _ALLOWED_METHODS: Final = b"GET, HEAD, POST, OPTIONS"
 
 _ALLOWED_HEADERS: Final = b"Content-Type, Idempotency-Key, Authorization, Last-Event-ID"
 
-_EXPOSED_HEADERS: Final = b"Retry-After, Allow"
+_EXPOSED_HEADERS: Final = b"Retry-After, Allow, WWW-Authenticate"
 
 #: Header names that a page may ask for (RFC 9110, 5.6.2), at most 2,000 bytes.
 _HEADER_NAMES: Final = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2000}")
@@ -47,13 +48,18 @@ class Traffic:
     """Requests in flight, and the settings that they share.
 
     :param warnings: rate-limited log.
+    :param visitors: checks of origins and hosts.
+    :param gate: checks of access.
     :param max_body: maximum bytes of a request's body.
     """
 
-    def __init__(self, counters: Counters, warnings: LimitedLog, visitors: HostChecks, max_body: int) -> None:
+    def __init__(
+        self, counters: Counters, warnings: LimitedLog, visitors: HostChecks, gate: Gate, max_body: int
+    ) -> None:
         self._answers = counters.http_requests
         self._warnings = warnings
         self.visitors = visitors
+        self.gate = gate
         self.max_body = max_body
         self._in_flight: set[GatewayRequest] = set()
         self._idle: Deferred[None] | None = None
@@ -205,7 +211,9 @@ class GatewayRequest(OpenRequest):
         fetch_site = b""
         if self.method not in {b"GET", b"HEAD"}:
             fetch_site = self.requestHeaders.getRawHeaders(b"sec-fetch-site", (b"",))[0]
-        refusal = self._traffic.visitors.refusal(self.method, self.named_host, origin, fetch_site)
+        traffic = self._traffic
+        refusal = traffic.visitors.refusal(self.method, self.named_host, origin, fetch_site)
+        refusal = refusal or traffic.gate.refusal(self)
         if refusal is not None:
             return refusal
         if self._body > self._traffic.max_body:
@@ -256,7 +264,9 @@ class GatewayRequest(OpenRequest):
         :raises Refusal: ``forbidden``.
         """
         if scope not in self.principal.scopes:
-            raise Refusal(403, "forbidden", detail=f"the scope {scope} is needed")
+            self._traffic.gate.count_forbidden()
+            challenge = f'Bearer realm="cynow-gateway", error="insufficient_scope", scope="{scope}"'
+            raise Refusal(403, "forbidden", detail=f"the scope {scope} is needed", challenge=challenge.encode())
 
     def page_refusal(self) -> Refusal | None:
         """Return the refusal if the page may not receive live events, being neither the gateway's own nor listed.

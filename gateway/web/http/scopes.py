@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from klein import Klein
 
@@ -14,6 +14,11 @@ DEFAULT: Final[Scope] = "admin"
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 
+def open_paths(app: "ScopedApp") -> list[str]:
+    """Return the paths of an app that everybody may use."""
+    return [rule.rule for rule in app.url_map.iter_rules() if app.scopes[rule.endpoint] is None]
+
+
 class ScopedApp(Klein):
     """Klein app whose routes check the scopes of a request before their handler runs.
 
@@ -23,6 +28,9 @@ class ScopedApp(Klein):
     def __init__(self) -> None:
         super().__init__()
         self.scopes: dict[str, Scope | None] = {}
+
+    def __get__(self, instance: Any, owner: object) -> "ScopedApp":
+        return cast("ScopedApp", super().__get__(instance, owner))
 
     def route(
         self, url: str, *args: Any, branch: bool = False, scope: Scope | None = DEFAULT, **kwargs: Any

@@ -5,6 +5,8 @@ from functools import partial
 from typing import Any, Final
 from urllib.parse import unquote
 
+from gateway.auth.access import AccessControl
+from gateway.auth.principal import NOBODY, Principal
 from gateway.bus.bus import Bus
 from gateway.bus.event import Event
 from gateway.live.state import LiveState
@@ -104,6 +106,19 @@ class MachineNamespaces:
             emptied = partial(self._namespaces.pop, name, None)
             namespace = self._namespaces[name] = MachineNamespace(name, machine, self._bus, self._live, emptied)
         return namespace
+
+
+def identify_connect(access: AccessControl, principal: Principal, auth: dict[str, Any]) -> Principal:
+    """Return the rights of a CONNECT: those of the token that it carries, otherwise those of the session's request.
+
+    :param principal: rights of the session's request.
+    :param auth: object that the client sent with the CONNECT.
+    """
+    token = auth.get("token")
+    if token is None:
+        return access.current(principal)
+    found = access.identify(token.encode("utf-8", "replace")) if isinstance(token, str) else "invalid"
+    return found if isinstance(found, Principal) else NOBODY
 
 
 def _encode_recent(name: str, updates: Iterable[Update]) -> bytes:

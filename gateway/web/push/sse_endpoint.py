@@ -11,6 +11,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 from zope.interface import implementer
 
+from gateway.auth.principal import Principal
 from gateway.bus.event import Event
 from gateway.web.clients.registry import LiveClients
 from gateway.web.http.answers import Refusal, argument, refuse, refuse_method
@@ -81,6 +82,13 @@ class SseResponse:
     def close_slow(self) -> None:
         # The client reconnects with the number of the last event that it read.
         self._request.channel.transport.abortConnection()
+
+    @property
+    def principals(self) -> tuple[Principal, ...]:
+        return (self._request.principal,)
+
+    def close_unauthorized(self) -> None:
+        self.close_for_shutdown()
 
     def close_for_shutdown(self) -> None:
         if not self._is_finished:

@@ -6,6 +6,7 @@ from typing import Any, Final
 import orjson
 from twisted.web.resource import Resource
 
+from gateway.auth.principal import Principal
 from gateway.bus.event import Event
 from gateway.runtime.limited_log import LimitedLog
 from gateway.web.clients.deflate import accept_offer, frame_message, is_worth_compressing
@@ -13,6 +14,7 @@ from gateway.web.clients.registry import LiveClients
 from gateway.web.clients.websocket import (
     GOING_AWAY,
     TOO_SLOW,
+    UNAUTHORIZED,
     PacedFactory,
     PacedWebSocket,
     is_websocket_request,
@@ -107,6 +109,13 @@ class EventsWebSocketProtocol(PacedWebSocket):
 
     def close_slow(self) -> None:
         self.close_with_code(TOO_SLOW, "read too slowly; come back with since")
+
+    @property
+    def principals(self) -> tuple[Principal, ...]:
+        return (self.principal,)
+
+    def close_unauthorized(self) -> None:
+        self.close_with_code(UNAUTHORIZED, "the token is no longer valid")
 
     def close_for_shutdown(self) -> None:
         self.close_with_code(GOING_AWAY, "the gateway is stopping")

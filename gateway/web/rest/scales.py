@@ -9,6 +9,7 @@ from twisted.logger import Logger
 from twisted.web.http import Request
 from twisted.web.resource import IResource
 
+from gateway.auth.principal import Scope
 from gateway.bus.bus import Bus
 from gateway.config.settings import Settings
 from gateway.live.state import LiveState
@@ -23,7 +24,7 @@ from gateway.store.interface import (
     StoreUnavailable,
 )
 from gateway.web.http.answers import Refusal, answer, argument, encoded_answer, handle_errors, shield
-from gateway.web.http.fast_routes import FastRoutes
+from gateway.web.http.fast_routes import FastRoutes, Route
 from gateway.web.http.scopes import ScopedApp
 from gateway.web.rest.commit_request import CommitRequest, idempotency_key, json_body, parse_commit_request
 
@@ -62,7 +63,10 @@ class ScaleApi:
 
     def resource(self) -> IResource:
         """Return the resource of all routes."""
-        routes = {(b"GET", b"scale-gateway/latest"): self.latest, (b"POST", b"scale-gateway/commit"): self.begin_commit}
+        routes: dict[tuple[bytes, bytes], tuple[Scope, Route]] = {
+            (b"GET", b"scale-gateway/latest"): ("read", self.latest),
+            (b"POST", b"scale-gateway/commit"): ("commit", self.begin_commit),
+        }
         return FastRoutes(routes, self.app.resource())
 
     @app.route("/scale-gateway/latest", methods=["GET"], scope="read")

@@ -7,6 +7,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
+from gateway.auth.principal import Principal
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.metrics import Counters
 from gateway.web.clients.registry import LiveClients
@@ -67,12 +68,13 @@ class EngineServer(Resource):
 
     # -- sessions
 
-    def open(self, pipe: "EnginePipe | None") -> EngineSession:
+    def open(self, pipe: "EnginePipe | None", principal: Principal) -> EngineSession:
         """Return a new session.
 
         :param pipe: WebSocket by which the client connected; ``None`` if it polls.
+        :param principal: rights of its request.
         """
-        session = EngineSession(self, pipe)
+        session = EngineSession(self, pipe, principal)
         self._sessions[session.sid] = session
         self._live_clients.add(session, "socketio")
         return session
@@ -130,7 +132,7 @@ class EngineServer(Resource):
         if session is None:
             if request.method != b"GET":
                 return _refuse(request, "method")
-            session = self.open(None)
+            session = self.open(None, request.principal)
             session.start()
         if not session.can_poll:
             return _refuse(request, "request")
@@ -187,7 +189,7 @@ class EnginePipe(PacedWebSocket):
     def onOpen(self) -> None:
         super().onOpen()
         if self._session is None:
-            self._session = self._server.open(self)
+            self._session = self._server.open(self, self.principal)
             self._session.start()
         elif not self._session.add_probe(self):
             self._session = None

@@ -7,6 +7,7 @@ from typing import Any, Final, Protocol
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
+from gateway.auth.principal import Principal
 from gateway.web.socketio.packets import (
     IgnoredPacket,
     Outgoing,
@@ -91,6 +92,8 @@ class SocketServer:
     """Engine.IO application that speaks Socket.IO.
 
     :param find: function that returns the namespace with a name, or ``None``.
+    :param identify: function that returns the rights of a CONNECT; its arguments are the rights of the session's own
+        request, and the object that the client sent with the CONNECT.
     :param connect_timeout: maximum seconds until a client joins its first namespace.
     :param max_attached: maximum bytes of the attachments of one event.
     """
@@ -100,11 +103,13 @@ class SocketServer:
         reactor: IReactorTime,
         find: Callable[[str], Namespace | None],
         *,
+        identify: Callable[[Principal, dict[str, Any]], Principal] = lambda principal, _: principal,
         connect_timeout: float = _CONNECT,
         max_attached: int = 1_000_000,
     ) -> None:
         self._reactor = reactor
         self._find = find
+        self._identify = identify
         self._connect_timeout = connect_timeout
         self._max_attached = max_attached
         self._clients: dict[EngineSession, _Client] = {}
@@ -174,11 +179,16 @@ class SocketServer:
                 member.send(encode(SocketPacketType.ACK, member.name, list(answer), message.ack))
 
     def _join(self, session: EngineSession, client: _Client, message: SocketMessage) -> None:
+        principal = self._identify(session.principal, message.data or {})
+        if "read" not in principal.scopes:
+            _refuse(session, message.namespace, "unauthorized")
+            return
         namespace = self._find(message.namespace) if len(client.members) < _MAX_NAMESPACES else None
         if namespace is None:
             _refuse(session, message.namespace, "Invalid namespace")
             return
         client.cancel_deadline()
+        session.joined_as.add(principal)
         member = client.members[message.namespace] = NamespaceClient(session, message.namespace, namespace)
         member.send(encode(SocketPacketType.CONNECT, member.name, {"sid": member.sid}))
         try:

@@ -1,6 +1,7 @@
 """Engine.IO sessions: one client by long-polling or WebSocket, with its heartbeat and its outbox."""
 
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -8,8 +9,9 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from gateway.auth.principal import EVERYBODY, Principal
 from gateway.web.clients.outbox import ENTRY, Outbox
-from gateway.web.clients.websocket import GOING_AWAY, NORMAL, TOO_SLOW
+from gateway.web.clients.websocket import GOING_AWAY, NORMAL, TOO_SLOW, UNAUTHORIZED
 from gateway.web.socketio.packets import EnginePacketType, IgnoredPacket, Outgoing, PacketError, control, payload
 
 log = Logger()
@@ -86,6 +88,8 @@ class EngineSession:
     """Session of one client.
 
     :param pipe: WebSocket by which the client connected; ``None`` if it polls.
+    :param principal: rights of the request that opened it.
+    :ivar joined_as: rights with which its client has joined namespaces.
     """
 
     __slots__ = (
@@ -101,10 +105,14 @@ class EngineSession:
         "_reactor",
         "_send_frame",
         "is_open",
+        "joined_as",
+        "principal",
         "sid",
     )
 
-    def __init__(self, owner: SessionOwner, pipe: Pipe | None) -> None:
+    def __init__(self, owner: SessionOwner, pipe: Pipe | None, principal: Principal = EVERYBODY) -> None:
+        self.principal = principal
+        self.joined_as: set[Principal] = set()
         self.sid = secrets.token_urlsafe(15)
         self.is_open = True
         self._owner = owner
@@ -297,6 +305,13 @@ class EngineSession:
 
     def _close_slow(self) -> None:
         self.close(TOO_SLOW)
+
+    @property
+    def principals(self) -> Iterable[Principal]:
+        return self.joined_as
+
+    def close_unauthorized(self) -> None:
+        self.close(UNAUTHORIZED)
 
     def close_for_shutdown(self) -> None:
         self.close(GOING_AWAY)

@@ -1,0 +1,22 @@
+"""Access control of tests: off, unless a test turns it on."""
+
+from datetime import UTC, datetime
+
+from twisted.internet.interfaces import IReactorTime
+
+from gateway.auth.access import AccessControl
+from gateway.runtime.metrics import Counters
+from gateway.web.clients.registry import LiveClients
+from gateway.web.http.gate import Gate
+
+
+def open_access() -> AccessControl:
+    return AccessControl(lambda: datetime(2026, 1, 1, tzinfo=UTC))
+
+
+def open_gate(counters: Counters) -> Gate:
+    return Gate(open_access(), counters, (), ())
+
+
+def open_clients(reactor: IReactorTime, counters: Counters, max_clients: int) -> LiveClients:
+    return LiveClients(reactor, open_access(), counters, max_clients)
