@@ -9,7 +9,8 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -20,6 +21,7 @@ from gateway.runtime.paths import working_directory
 from gateway.runtime.signals import Signals
 
 if TYPE_CHECKING:
+    from gateway.commands.check import CheckedConfig
     from gateway.config.problems import Problem
     from gateway.config.settings import Settings
     from gateway.runtime.reactor import IReactor
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 class Options(usage.Options):
     """Options of ``twistd cynow-gateway``.
 
+    :ivar load: reads and checks the configuration.
     :ivar settings: configuration, without fatal problems.
     :ivar warnings: problems that do not keep the gateway from starting.
     """
@@ -44,6 +47,7 @@ class Options(usage.Options):
         ],
     ]
 
+    load: Callable[[], CheckedConfig]
     settings: Settings
     warnings: list[Problem]
 
@@ -60,12 +64,14 @@ class Options(usage.Options):
             self.signals.install()
         from gateway.commands.check import check_config, write_result
 
-        path = self["config"]
+        # A daemon changes its working directory, and reads the file again on SIGHUP.
+        path = None if self["config"] is None else os.path.abspath(self["config"])
         twistd: Mapping[str, Any] = self.parent or {}
         folder = working_directory(None, twistd.get("rundir") or ".")
-        checked = check_config(None if path is None else Path(path), os.environ, folder)
+        self.load = partial(check_config, None if path is None else Path(path), os.environ, folder)
+        checked = self.load()
         if self["check"]:
-            raise SystemExit(write_result(path, checked))
+            raise SystemExit(write_result(self["config"], checked))
         if checked.fatal or checked.settings is None:
             count = len(checked.problems) - 1
             more = f" (and {count} more: see --check)" if count else ""
@@ -89,7 +95,13 @@ def makeService(options: Options, reactor: IReactor | None = None) -> IService:
         from gateway.runtime.process import Process
 
         process = Process.of(options.parent, options.signals)
-        return build_gateway(installed, options.settings, process, options.warnings, options["accept-empty-store"])
+
+        def load() -> tuple[Settings | None, list[Problem]]:
+            checked = options.load()
+            return checked.settings, checked.problems
+
+        accept_empty = options["accept-empty-store"]
+        return build_gateway(installed, options.settings, process, load, options.warnings, accept_empty)
     finally:
         gc.freeze()
         gc.enable()

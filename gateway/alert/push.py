@@ -81,6 +81,7 @@ class PushAlert(Service):
         back_off: Callable[[int], float] = _BACK_OFF,
     ) -> None:
         self._reactor = reactor
+        self._bus = bus
         self._clock = clock
         self._counters = counters
         self._warnings = LimitedLog(log, clock, counters)
@@ -96,7 +97,7 @@ class PushAlert(Service):
         #: Whether the last failure was a refusal of the credentials, which is logged once.
         self._is_refused = False
         self._task: Deferred[None] | None = None
-        bus.attach(Fault, "push", self._on_fault)
+        bus.attach(Fault, self.name, self._on_fault)
 
     def startService(self) -> None:
         super().startService()
@@ -105,6 +106,7 @@ class PushAlert(Service):
 
     def stopService(self) -> None:
         super().stopService()
+        self._bus.detach(Fault, self.name)
         if self._task is not None:
             self._task.cancel()
 

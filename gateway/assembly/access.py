@@ -1,11 +1,14 @@
 """Access control as the configuration says."""
 
 import os
+from collections.abc import Callable
 from typing import Final
 
 from gateway.auth.access import AccessControl
-from gateway.auth.tokens import Token, read_tokens
+from gateway.auth.tokens import Token, TokenFileError, read_tokens
 from gateway.config.settings import Settings
+from gateway.runtime.listener import StartError
+from gateway.web.clients.registry import LiveClients
 
 #: First segments of paths that need no token: the API page asks for one itself, and so does a Socket.IO ``CONNECT``.
 OPEN_TREES: Final = ("docs", "socket.io")
@@ -23,6 +26,23 @@ def load_tokens(settings: Settings, folder: str) -> tuple[Token, ...]:
         return read_tokens(os.path.join(folder, settings.auth.tokens_file))
     except FileNotFoundError:
         return ()
+
+
+def prepare_access(access: AccessControl, clients: LiveClients, folder: str, settings: Settings) -> Callable[[], None]:
+    """Read the tokens, and return the function that puts them into force and ends what they do not admit any more.
+
+    :raises StartError: the file of the tokens cannot be used.
+    """
+    try:
+        tokens = load_tokens(settings, folder)
+    except TokenFileError as error:
+        raise StartError(f"auth.tokens_file: {error}") from error
+
+    def apply() -> None:
+        apply_access(access, settings, tokens)
+        clients.check_access()
+
+    return apply
 
 
 def apply_access(access: AccessControl, settings: Settings, tokens: tuple[Token, ...]) -> None:

@@ -5,16 +5,21 @@ registry that a part could look others up in.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from twisted.logger import Logger
 
-from gateway.assembly.ingest import build_daq, build_ingest
+from gateway.assembly.access import prepare_access
+from gateway.assembly.alerts import Alerts
+from gateway.assembly.ingest import build_daq, build_scales
 from gateway.assembly.listeners import build_listeners
-from gateway.assembly.parts import Paths, Pipeline, Runtime, StoreParts
-from gateway.assembly.pipeline import build_alerts, build_pipeline, build_retention
+from gateway.assembly.parts import Paths, Pipeline, Runtime, StoreParts, Web
+from gateway.assembly.pipeline import build_pipeline, build_retention
+from gateway.assembly.reload import LoadSettings, Reload, ReloadStep
 from gateway.assembly.runtime import build_log, build_runtime
+from gateway.assembly.scales import Scales
 from gateway.assembly.store import build_storage, build_store
-from gateway.assembly.web import build_web
+from gateway.assembly.web import build_web, update_web
 from gateway.config.problems import Problem
 from gateway.config.settings import Settings
 from gateway.ingest.daq import DaqFactory
@@ -48,12 +53,14 @@ def build_gateway(
     reactor: IReactor,
     settings: Settings,
     process: Process,
+    load: LoadSettings,
     warnings: Sequence[Problem] = (),
     accept_empty: bool = False,
 ) -> Gateway:
     """Build the whole gateway.
 
     :param process: options of ``twistd``.
+    :param load: reads the configuration again, for a reload.
     :param warnings: problems of the configuration, to log.
     :param accept_empty: whether to start although the file of commits is lost.
     """
@@ -70,20 +77,23 @@ def build_gateway(
     pipeline = build_pipeline(runtime, settings, paths, parts.store, daq.pause)
     storage = build_storage(runtime, settings, paths, parts, pipeline, daq)
     retention = build_retention(runtime, settings, paths, pipeline.writer, storage.compressor)
-    alerts = build_alerts(runtime, settings, paths)
+    alerts = Alerts(runtime, settings.fcm, paths.folder)
     web = build_web(runtime, settings, paths, parts.store, pipeline, storage.readers)
     listeners = build_listeners(runtime, settings, web, daq, ports)
-    ingest = build_ingest(runtime, settings, ports)
+    scales = build_scales(runtime, settings, ports)
     watch_health(runtime, pipeline, retention, storage, parts, daq)
+    steps = _reload_steps(paths, web, daq, scales, retention, alerts)
+    reload = Reload(reactor, load, settings, scales, steps)
     relays = [] if parts.relay is None else [parts.relay]
     stages = Stages(
-        listeners=[*listeners, *ingest.listeners],
+        listeners=lambda: [*listeners, *scales.listeners],
         open=storage.open,
         recover=storage.recover,
         begin=web.clients.start,
-        parts=[*pipeline.services, retention, *alerts, *relays, *ingest.services],
-        factories=[*ingest.factories, daq],
+        parts=[*pipeline.services, retention, alerts, *relays, scales],
+        factories=[scales, daq],
         drained=web.traffic.drained,
+        reload=reload.run,
         finish=[
             ("closing live events", web.clients.close, 0.5),
             ("writing what waits", pipeline.writer.drain, 1.0),
@@ -91,3 +101,22 @@ def build_gateway(
         ],
     )
     return Gateway(reactor, stages, process, log_control)
+
+
+def _reload_steps(
+    paths: Paths, web: Web, daq: DaqFactory, scales: Scales, retention: Retention, alerts: Alerts
+) -> dict[str, ReloadStep]:
+    """Return the parts that a reload changes, by name."""
+
+    def update_scales(settings: Settings) -> None:
+        for factory in scales.factories:
+            factory.update(settings.limits.connections)
+
+    return {
+        "access control": partial(prepare_access, web.access, web.clients, paths.folder),
+        "HTTP": lambda settings: partial(update_web, web, settings),
+        "DAQ programs": lambda settings: partial(daq.update, settings.daq, settings.limits.connections),
+        "scales": lambda settings: partial(update_scales, settings),
+        "raw files": lambda settings: partial(retention.update, settings.data),
+        "push messages": lambda settings: partial(alerts.update, settings.fcm),
+    }

@@ -2,12 +2,12 @@
 
 from functools import partial
 
-from twisted.application.service import IService
 from twisted.internet.endpoints import clientFromString, serverFromString
 from twisted.logger import Logger
 
 from gateway.assembly.listeners import listening_reactor
-from gateway.assembly.parts import Ingest, Runtime
+from gateway.assembly.parts import Runtime
+from gateway.assembly.scales import ScaleParts, Scales
 from gateway.config.endpoints import display_address
 from gateway.config.settings import ScaleConnection, Settings
 from gateway.ingest.daq import DaqFactory
@@ -33,33 +33,42 @@ def build_daq(runtime: Runtime, settings: Settings, ports: PortDirectory) -> Daq
     return factory
 
 
-def build_ingest(runtime: Runtime, settings: Settings, ports: PortDirectory) -> Ingest:
+def build_scales(runtime: Runtime, settings: Settings, ports: PortDirectory) -> Scales:
     """Build the connections of all scales.
 
-    :param ports: directory that the listeners are added to.
+    :param ports: directory of the listeners.
     """
-    clock, counters, reactor = runtime.clock, runtime.counters, runtime.reactor
-    listening = listening_reactor(reactor, settings)
-    log = LimitedLog(Logger("gateway.ingest.scale"), clock, counters)
-    factories: list[ScaleFactory] = []
-    listeners: list[Listener] = []
-    services: list[IService] = []
-    for scale_id, line in settings.lines().items():
+    log = LimitedLog(Logger("gateway.ingest.scale"), runtime.clock, runtime.counters)
+    return Scales(partial(_build_scale, runtime, log), settings, runtime.live, ports)
+
+
+def _build_scale(
+    runtime: Runtime,
+    log: LimitedLog,
+    settings: Settings,
+    scale_id: str,
+    line: ScaleConnection,
+    factory: ScaleFactory | None,
+) -> ScaleParts:
+    """Build the parts of one scale.
+
+    :param factory: factory of its open connections, if these stay.
+    """
+    reactor, counters, clock = runtime.reactor, runtime.counters, runtime.clock
+    if factory is None:
         factory = ScaleFactory(scale_id, runtime.bus, clock, counters, log, settings.limits.connections)
-        factories.append(factory)
-        if line.listen is not None:
-            key = f"scales.{scale_id}" if settings.scales else "scale.port"
-            host_key = None if settings.scales else "server.host" if settings.scale.host is None else "scale.host"
-            listener = Listener(key, serverFromString(listening, line.listen), factory, host_key)
-            listener.guard(reactor, runtime.files, SPARE)
-            ports.add_scale(listener)
-            listeners.append(listener)
-        elif line.connect is not None:
-            endpoint = clientFromString(reactor, line.connect)
-            services.append(dialled(endpoint, factory, reactor, display_address(line.connect)))
-        else:
-            services.append(SerialService(_serial_line(line), factory, reactor, partial(open_serial_port, reactor)))
-    return Ingest(factories, listeners, services)
+    if line.listen is not None:
+        key = f"scales.{scale_id}" if settings.scales else "scale.port"
+        host_key = None if settings.scales else "server.host" if settings.scale.host is None else "scale.host"
+        endpoint = serverFromString(listening_reactor(reactor, settings), line.listen)
+        listener = Listener(key, endpoint, factory, host_key)
+        listener.guard(reactor, runtime.files, SPARE)
+        return ScaleParts(line, factory, listener, None)
+    if line.connect is not None:
+        service = dialled(clientFromString(reactor, line.connect), factory, reactor, display_address(line.connect))
+        return ScaleParts(line, factory, None, service)
+    serial_line = SerialService(_serial_line(line), factory, reactor, partial(open_serial_port, reactor))
+    return ScaleParts(line, factory, None, serial_line)
 
 
 def _serial_line(line: ScaleConnection) -> SerialLine:

@@ -11,13 +11,11 @@ from twisted.application.service import IService
 from gateway.auth.access import AccessControl
 from gateway.bus.bus import Bus
 from gateway.config.settings import Settings
-from gateway.ingest.scale import ScaleFactory
 from gateway.live.state import LiveState
 from gateway.raw.damage import DamageLog
 from gateway.raw.log import RawLog
 from gateway.runtime.clock import WallClock
 from gateway.runtime.health import Health
-from gateway.runtime.listener import Listener
 from gateway.runtime.metrics import Counters
 from gateway.runtime.open_files import OpenFiles
 from gateway.runtime.reactor import IReactor
@@ -28,6 +26,10 @@ from gateway.store.writer import Writer
 from gateway.web.clients.registry import LiveClients
 from gateway.web.http.request import Traffic
 from gateway.web.http.site import GatewaySite
+from gateway.web.push.subscription import SubscriptionContext
+from gateway.web.rest.scales import ScaleApi
+from gateway.web.socketio.engine import EngineServer
+from gateway.web.socketio.server import SocketServer
 
 if TYPE_CHECKING:
     from gateway.relay.service import Relay
@@ -99,19 +101,14 @@ class Pipeline:
 
 
 @dataclass(frozen=True, slots=True)
-class Ingest:
-    """Scales: factories of their connections, listeners, and services that dial or open serial lines."""
-
-    factories: Sequence[ScaleFactory]
-    listeners: Sequence[Listener]
-    services: Sequence[IService]
-
-
-@dataclass(frozen=True, slots=True)
 class Web:
-    """HTTP: the site, its requests in progress, the clients of live events, and access control."""
+    """HTTP: the site, its requests in progress, the clients of live events, and the parts that a reload changes."""
 
     site: GatewaySite
     traffic: Traffic
     clients: LiveClients
     access: AccessControl
+    scale_api: ScaleApi
+    context: SubscriptionContext
+    engine: EngineServer
+    sockets: SocketServer

@@ -1,13 +1,10 @@
 """Builders of the sinks of the bus: statistics, raw files, writer, retention, push messages."""
 
-import os
 import sys
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 
-from twisted.application.service import IService
-from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
 from gateway.assembly.parts import Paths, Pipeline, Runtime
@@ -58,17 +55,3 @@ def build_retention(runtime: Runtime, settings: Settings, paths: Paths, writer: 
     reactor, clock, counters = runtime.reactor, runtime.clock, runtime.counters
     # Samples without a row may be in a raw file only.
     return Retention(reactor, clock, counters, pool, paths.data, settings.data, is_busy=lambda: writer.is_stuck)
-
-
-def build_alerts(runtime: Runtime, settings: Settings, paths: Paths) -> list[IService]:
-    """Build the services that send push messages; none without ``fcm.cred_path``."""
-    if settings.fcm.cred_path is None:
-        Logger("gateway.alert.push").warn("push messages are off: fcm.cred_path is not set")
-        return []
-    from gateway.alert.firebase import connect_firebase
-    from gateway.alert.push import PushAlert
-    from gateway.alert.sender import PushSender
-
-    connect = partial(connect_firebase, os.path.join(paths.folder, settings.fcm.cred_path))
-    reactor, sender = runtime.reactor, PushSender(runtime.reactor, connect)
-    return [PushAlert(reactor, runtime.bus, runtime.clock, runtime.counters, settings.fcm, sender)]

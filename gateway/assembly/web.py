@@ -49,23 +49,14 @@ def build_web(
     gate = Gate(access, counters, open_paths(StatusApi.app), OPEN_TREES)
     clients = LiveClients(reactor, access, counters, limits.subscribers)
     context = SubscriptionContext(reactor, bus, live, clock, counters, limits.subscriber_bytes)
-    checks = HostChecks(settings.server.cors_origins, settings.server.names, platform.node())
-    traffic = Traffic(counters, log, checks, gate, limits.body_bytes)
-    scales = ScaleApi(live, store, bus, clock, counters, settings).resource()
+    traffic = Traffic(counters, log, _host_checks(settings), gate, limits.body_bytes)
+    scale_api = ScaleApi(live, store, bus, clock, counters, settings)
+    scales = scale_api.resource()
     machines = MachineApi(reactor, clock, paths.data, readers, pipeline.raw_log.flush, pipeline.damage).app.resource()
-    engine = EngineServer(
-        reactor,
-        SocketServer(
-            reactor,
-            MachineNamespaces(bus, live).find,
-            identify=partial(identify_connect, access),
-            max_attached=limits.body_bytes,
-        ),
-        clients,
-        counters,
-        log,
-        EngineSettings(max_payload=limits.body_bytes, max_waiting=limits.subscriber_bytes),
-    )
+    identify = partial(identify_connect, access)
+    find = MachineNamespaces(bus, live).find
+    sockets = SocketServer(reactor, find, identify=identify, max_attached=limits.body_bytes)
+    engine = EngineServer(reactor, sockets, clients, counters, log, _engine_settings(settings))
     resources: dict[str, IResource] = {
         "api": Root({"v1": Root({"machines": machines}, scales)}, scales),
         "stat": StatApi(store).app.resource(),
@@ -77,4 +68,25 @@ def build_web(
     }
     status = StatusApi(reactor, live, counters, runtime.health.problems).app.resource()
     site = GatewaySite(reactor, Root(resources, status), traffic, counters, limits.connections)
-    return Web(site, traffic, clients, access)
+    return Web(site, traffic, clients, access, scale_api, context, engine, sockets)
+
+
+def _host_checks(settings: Settings) -> HostChecks:
+    return HostChecks(settings.server.cors_origins, settings.server.names, platform.node())
+
+
+def _engine_settings(settings: Settings) -> EngineSettings:
+    limits = settings.limits
+    return EngineSettings(max_payload=limits.body_bytes, max_waiting=limits.subscriber_bytes)
+
+
+def update_web(web: Web, settings: Settings) -> None:
+    """Give the site and its resources other settings, all but access control."""
+    limits = settings.limits
+    web.traffic.visitors = _host_checks(settings)
+    web.traffic.max_body = web.sockets.max_attached = limits.body_bytes
+    web.site.update(limits.connections)
+    web.clients.max_clients = limits.subscribers
+    web.context.max_waiting = limits.subscriber_bytes
+    web.engine.update(_engine_settings(settings))
+    web.scale_api.update(settings)

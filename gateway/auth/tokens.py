@@ -74,7 +74,7 @@ def new_token(name: str, scopes: Sequence[Scope], now: datetime, expires: dateti
 def read_tokens(path: str) -> tuple[Token, ...]:
     """Return the tokens of a file; it blocks.
 
-    :raises FileNotFoundError: there is no such file.
+    :raises FileNotFoundError: no file has this path.
     :raises TokenFileError: it cannot be read, or is not a file of tokens.
     """
     try:

@@ -82,6 +82,11 @@ class Bus:
         """
         self._sinks[record_type] = (*self._sinks.get(record_type, ()), (name, sink))
 
+    def detach(self, record_type: type[Record], name: str) -> None:
+        """Detach a sink from the records of a type."""
+        sinks = self._sinks.get(record_type, ())
+        self._sinks[record_type] = tuple(sink for sink in sinks if sink[0] != name)
+
     def publish(self, record: Record, *, remote: bool = False, time: datetime | None = None) -> None:
         """Publish a record to its sinks and subscribers, with the next number.
 

@@ -281,6 +281,12 @@ class DaqFactory(Factory):
             self._ports = self.find_ports()
         return DaqProtocol(self, FrameReader(self._max_frame_bytes, self._ports))
 
+    def update(self, settings: DaqSettings, max_connections: int) -> None:
+        """Change the limits, those of frames for new connections; scales may have other ports now."""
+        self._max_frame_bytes, self._max_connections = settings.max_frame_bytes, max_connections
+        self.machines.update(settings)
+        self._ports = None
+
     def _evict_unnamed(self) -> bool:
         """Close the oldest connection without a name; return whether there was one."""
         protocol = next(iter(self._unnamed), None)

@@ -45,6 +45,10 @@ class MachineRegistry:
         #: The last refused machine, and the time.
         self._refused: tuple[str, float] | None = None
 
+    def update(self, settings: DaqSettings) -> None:
+        """Change the limits; machines and sensors beyond them stay."""
+        self._settings = settings
+
     def remember(self, machine: str, sensors: Iterable[str] = ()) -> None:
         """Register a machine with stored data and its known sensors, regardless of the limits."""
         name = name_of(machine)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Final
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.protocols.basic import LineReceiver
@@ -133,6 +134,7 @@ class ScaleFactory(Factory):
         self._unproven: dict[ScaleLineProtocol, None] = {}
         #: Connections that are being closed in favour of a new one.
         self._evicted: set[ScaleLineProtocol] = set()
+        self._waiting: list[Deferred[None]] = []
         self._connections = counters.connections.labels("scale")
         self._refused = counters.connections_refused.labels("scale")
         self._readings = {
@@ -188,6 +190,23 @@ class ScaleFactory(Factory):
         for protocol in list(self._open):
             protocol.transport.loseConnection()
 
+    def closed(self) -> "Deferred[None]":
+        """Return a Deferred that fires when no connection is open."""
+        closed: Deferred[None] = Deferred()
+        self._waiting.append(closed)
+        self._tell_closed()
+        return closed
+
+    def _tell_closed(self) -> None:
+        if not self._open:
+            waiting, self._waiting = self._waiting, []
+            for closed in waiting:
+                closed.callback(None)
+
+    def update(self, max_connections: int) -> None:
+        """Change the maximum of open connections, for new ones."""
+        self._max_connections = max_connections
+
     # -- events of the connections
 
     def joined(self, protocol: ScaleLineProtocol) -> None:
@@ -230,6 +249,7 @@ class ScaleFactory(Factory):
         )
         if not self._open:
             self._bus.publish(Presence("scale", self.scale_id, connected=False))
+        self._tell_closed()
         return was_good
 
     def note_activity(self, protocol: ScaleLineProtocol) -> None:

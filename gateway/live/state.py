@@ -126,6 +126,23 @@ class LiveState:
                 self._local_machines.pop(first, None)
                 self._remote_names -= was_known and not was_local
 
+    def set_scale(self, scale_id: str, idle_timeout: float) -> None:
+        """Add a scale of this gateway, or change its idle time-out in seconds."""
+        state = self._scales.get(scale_id)
+        if state is None:
+            self._scales[scale_id] = ScaleState(idle_timeout)
+            return
+        self._remote_names -= not state.is_local
+        state.is_local, state.idle_timeout = True, idle_timeout
+
+    def remove_scale(self, scale_id: str) -> None:
+        """Remove a scale that this gateway does not have any more; others may still have it."""
+        state = self._scales[scale_id]
+        if state.gateways and self._add_remote_name():
+            state.is_local = False
+        else:
+            del self._scales[scale_id]
+
     def own_scales(self) -> dict[str, ScaleState]:
         """Return the scales that are configured on this gateway."""
         return {scale_id: state for scale_id, state in self._scales.items() if state.is_local}

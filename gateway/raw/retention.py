@@ -79,9 +79,21 @@ class Retention(Service):
 
     def startService(self) -> None:
         super().startService()
+        self._start_rounds()
+
+    def _start_rounds(self) -> None:
         limits = self._settings
-        if any(limit is not None for limit in (limits.keep_days, limits.compress_after_days, limits.min_free_mb)):
+        has_limits = any(
+            limit is not None for limit in (limits.keep_days, limits.compress_after_days, limits.min_free_mb)
+        )
+        if has_limits and not self._rounds.running:
             self._rounds.start(ROUND_SECONDS)
+
+    def update(self, settings: DataSettings) -> None:
+        """Change the limits, from the next round on."""
+        self._settings = settings
+        if self.running:
+            self._start_rounds()
 
     def stopService(self) -> None:
         super().stopService()

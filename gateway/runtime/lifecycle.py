@@ -60,8 +60,8 @@ class Closable(Protocol):
 class Stages:
     """Parts of the gateway, by the order in which they start and stop.
 
-    :ivar listeners: endpoints; their ports are bound first, because ports below 1024 may need privileges that are
-        dropped afterwards.
+    :ivar listeners: returns the current endpoints; their ports are bound first, because ports below 1024 may need
+        privileges that are dropped afterwards.
     :ivar open: locks the directories and opens the store, after the process has become a daemon; raises
         :class:`StartError`.
     :ivar recover: recovers the state after that, while new connections are queued. Its argument is a function that
@@ -70,16 +70,18 @@ class Stages:
     :ivar parts: services that are started in this order after the recovery, and stopped in the reverse order.
     :ivar factories: factories whose connections are closed before requests in flight are waited for.
     :ivar drained: returns a Deferred that fires when no request is in flight.
+    :ivar reload: reads the configuration again and changes the parts, for SIGHUP.
     :ivar finish: steps of the shutdown after that, in this order.
     """
 
-    listeners: Sequence[Listener]
+    listeners: Callable[[], Sequence[Listener]]
     open: Callable[[], None]
     recover: Callable[[Callable[[], bool]], Coroutine[Any, Any, None]]
     begin: Callable[[], None]
     parts: Sequence[IService]
     factories: Sequence[Closable]
     drained: Callable[[], "Deferred[None]"]
+    reload: Callable[[], Coroutine[Any, Any, None]]
     finish: Sequence[Step]
 
 
@@ -112,6 +114,9 @@ class Gateway(Service):
         self._log = log_control
         self._is_open = False
         self._is_stopping = False
+        self._is_ready = False
+        self._is_reloading = False
+        self._reloads_wanted = False
         self._systemd = SystemdNotifier()
         self._started: list[IService] = []
         self._recovering = LoopingCall(self._extend_start_timeout)
@@ -132,7 +137,7 @@ class Gateway(Service):
             # Keep a stricter mask that the operator has set.
             os.umask(os.umask(_UMASK) | _UMASK)
         try:
-            for listener in self._stages.listeners:
+            for listener in self._stages.listeners():
                 listener.listen()
         except StartError as error:
             self._give_up(error)
@@ -176,7 +181,7 @@ class Gateway(Service):
     def _run(self) -> None:
         self._signals.take_over(
             partial(self._reactor.callFromThread, self._stop_reactor),
-            partial(self._reactor.callFromThread, self._reopen_log),
+            partial(self._reactor.callFromThread, self._hang_up),
         )
         self._reactor.addSystemEventTrigger("after", "shutdown", self._signals.ignore)
         if self._signals.is_ending:
@@ -188,8 +193,24 @@ class Gateway(Service):
         self._reporting.start(_REPORTING, now=False)
         Deferred.fromCoroutine(self._begin())
 
+    def _hang_up(self) -> None:
+        """Handle SIGHUP: reopen the log, and reload the configuration once the start and an earlier reload are done."""
+        self._reopen_log()
+        self._reloads_wanted = True
+        if self._is_ready and not self._is_reloading:
+            Deferred.fromCoroutine(self._reload())
+
+    async def _reload(self) -> None:
+        self._is_reloading = True
+        while self._reloads_wanted and self.running:
+            self._reloads_wanted = False
+            self._systemd.reloading()
+            with _logged("the reload"):
+                await self._stages.reload()
+            self._systemd.notify("READY=1")
+        self._is_reloading = False
+
     def _reopen_log(self) -> None:
-        log.info("SIGHUP: the configuration is not reloaded; restart the gateway to apply changes")
         try:
             self._log.reopen()
         except OSError as error:
@@ -210,10 +231,13 @@ class Gateway(Service):
         for part in self._stages.parts:
             part.startService()
             self._started.append(part)
-        for listener in self._stages.listeners:
+        for listener in self._stages.listeners():
             listener.accept()
         self._systemd.notify("READY=1")
         log.info("the gateway is ready")
+        self._is_ready = True
+        if self._reloads_wanted:
+            await self._reload()
 
     def _extend_start_timeout(self) -> None:
         self._systemd.notify(f"EXTEND_TIMEOUT_USEC={_STARTING * 1_000_000}")
@@ -241,7 +265,7 @@ class Gateway(Service):
         for repeated in (self._watchdog, self._reporting):
             if repeated.running:
                 repeated.stop()
-        stopped = [done for done in (listener.stop() for listener in self._stages.listeners) if done is not None]
+        stopped = [done for done in (listener.stop() for listener in self._stages.listeners()) if done is not None]
         await gatherResults(stopped, consumeErrors=True)
         if self._is_open:
             await self._end_work()

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Sequence
 from typing import Any, Final
 
 from twisted.internet.abstract import FileDescriptor
@@ -112,15 +113,12 @@ class PortDirectory:
     """Ports on which the gateway serves other protocols, for log lines about clients on the wrong port.
 
     :ivar http_listener: listener of HTTP, once there is one.
+    :ivar scale_listeners: listeners of the scales that connect to the gateway.
     """
 
     def __init__(self) -> None:
         self.http_listener: Listener | None = None
-        self._scales: list[Listener] = []
-
-    def add_scale(self, listener: Listener) -> None:
-        """Add the listener of a scale."""
-        self._scales.append(listener)
+        self.scale_listeners: Sequence[Listener] = ()
 
     @property
     def http(self) -> int | None:
@@ -130,7 +128,7 @@ class PortDirectory:
     @property
     def scales(self) -> list[int]:
         """The known ports of scales that connect to the gateway."""
-        return [port for port in (listener.port_number for listener in self._scales) if port is not None]
+        return [port for port in (listener.port_number for listener in self.scale_listeners) if port is not None]
 
 
 def _cannot_listen(error: BaseException | None) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Mapping
 
 
@@ -16,6 +17,10 @@ class SystemdNotifier:
         path = environment.get("NOTIFY_SOCKET", "")
         # "@" stands for the NUL byte of an abstract address.
         self._address = "\0" + path[1:] if path.startswith("@") else path
+
+    def reloading(self) -> None:
+        """Tell that a reload begins; it ends with ``READY=1``."""
+        self.notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def notify(self, state: str) -> None:
         """Send a state such as ``READY=1``. A manager that does not listen is ignored."""

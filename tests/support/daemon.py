@@ -195,6 +195,27 @@ class Daemon:
         self.process.kill()
         self.process.wait()
 
+    def configure(self, **settings: Any) -> None:
+        """Write sections of the configuration file anew; ``None`` removes one."""
+        tree = yaml.safe_load(self.config.read_text("utf-8"))
+        for section, value in settings.items():
+            if value is None:
+                tree.pop(section, None)
+            else:
+                tree[section] = {**tree.get(section, {}), **value} if isinstance(value, dict) else value
+        self.config.write_text(yaml.safe_dump(tree, allow_unicode=True), "utf-8")
+
+    def reload(self) -> str:
+        """SIGHUP, and wait until it has been handled; the log lines about it."""
+        begin = len(self.log())
+        self.process.send_signal(signal.SIGHUP)
+
+        def is_said() -> bool:
+            return "SIGHUP: the configuration is" in self.log()[begin:]
+
+        until(is_said, "the configuration is reloaded, or is not")
+        return self.log()[begin:]
+
     def terminate(self) -> int:
         """SIGTERM; the exit status."""
         self.process.send_signal(signal.SIGTERM)

@@ -196,9 +196,9 @@ def opens_websocket(guarded: Guarded, path: str = "/ws", **options: Any) -> bool
     try:
         client = websocket.create_connection(f"ws://127.0.0.1:{guarded.daemon.port}{path}", timeout=PATIENCE, **options)
     except websocket.WebSocketBadStatusException as error:
-        return error.status_code != 401
+        return bool(error.status_code != 401)
     client.send(json.dumps({"type": "subscribe", "topics": ["scale/*"]}))
-    is_served = json.loads(client.recv())["type"] == "subscribed"
+    is_served: bool = json.loads(client.recv())["type"] == "subscribed"
     client.close()
     return is_served
 

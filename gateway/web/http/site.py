@@ -53,8 +53,6 @@ class GatewaySite(Site):
         super().__init__(root, requestFactory=partial(GatewayRequest, traffic), timeout=None, reactor=reactor)
         self.traffic = traffic
         self.deadlines = deadlines or Deadlines(grace=GRACE)
-        #: Maximum bytes of a refused body that is still read to its end.
-        self.max_refused_body = traffic.max_body + MAX_DISCARDED_BODY
         self._max_connections = max_connections
         self._open: dict[GatewayChannel, None] = {}
         self._connections = counters.connections.labels("http")
@@ -66,6 +64,15 @@ class GatewaySite(Site):
         self._checked_at = reactor.seconds()
         self._checks = LoopingCall(self._check_deadlines)
         self._checks.clock = reactor
+
+    @property
+    def max_refused_body(self) -> int:
+        """Maximum bytes of a refused body that is still read to its end."""
+        return self.traffic.max_body + MAX_DISCARDED_BODY
+
+    def update(self, max_connections: int) -> None:
+        """Change the maximum of open connections, for new ones."""
+        self._max_connections = max_connections
 
     def startFactory(self) -> None:
         super().startFactory()

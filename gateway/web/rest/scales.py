@@ -53,13 +53,17 @@ class ScaleApi:
         self._bus = bus
         self._clock = clock
         self._commits = counters.commits
+        self.update(settings)
+        #: By scale: the last reading that was requested, and the texts of its answer while it is fresh and stale.
+        self._texts: dict[str, tuple[Reading, tuple[bytes, bytes]]] = {}
+
+    def update(self, settings: Settings) -> None:
+        """Use other scales and guards."""
         self._default_scale = settings.default_scale()
         #: By scale: maximum age, in seconds, of a weight that is committed; without it, any age.
         self._commit_max_age = {scale_id: line.commit_max_age_sec for scale_id, line in settings.lines().items()}
         #: The same for the scales of other gateways.
         self._remote_max_age = settings.scale.commit_max_age_sec
-        #: By scale: the last reading that was requested, and the texts of its answer while it is fresh and stale.
-        self._texts: dict[str, tuple[Reading, tuple[bytes, bytes]]] = {}
 
     def resource(self) -> IResource:
         """Return the resource of all routes."""

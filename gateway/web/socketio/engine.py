@@ -66,6 +66,13 @@ class EngineServer(Resource):
         self._factory = PacedFactory(reactor, counters, warnings, settings.max_payload, 0)
         self._sessions: dict[str, EngineSession] = {}
 
+    def update(self, settings: EngineSettings) -> None:
+        """Change the bounds, for new sessions."""
+        self.settings = settings
+        self._factory.setProtocolOptions(
+            maxFramePayloadSize=settings.max_payload, maxMessagePayloadSize=settings.max_payload
+        )
+
     # -- sessions
 
     def open(self, pipe: "EnginePipe | None", principal: Principal) -> EngineSession:

@@ -111,7 +111,7 @@ class SocketServer:
         self._find = find
         self._identify = identify
         self._connect_timeout = connect_timeout
-        self._max_attached = max_attached
+        self.max_attached = max_attached
         self._clients: dict[EngineSession, _Client] = {}
 
     def on_open(self, session: EngineSession) -> None:
@@ -147,8 +147,8 @@ class SocketServer:
         if message is None:
             raise IgnoredPacket("an attachment without an event")
         client.attached_bytes += len(content)
-        if client.attached_bytes > self._max_attached:
-            raise PacketError(f"attachments of more than {self._max_attached} bytes")
+        if client.attached_bytes > self.max_attached:
+            raise PacketError(f"attachments of more than {self.max_attached} bytes")
         message.attach(content)
         if message.missing:
             return None

@@ -1,0 +1,76 @@
+"""Differences between two configurations, and the keys that a running gateway cannot change."""
+
+from collections.abc import Collection
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from gateway.config.settings import Settings
+
+#: Sections whose entries are named one by one.
+_NAMED: Final = frozenset({"scales", "machines"})
+
+#: Keys that take a restart: ports and files that stay open, and the rules by which stored data were computed.
+RESTART: Final = frozenset(
+    {
+        "server.host",
+        "server.port",
+        "server.tcp_port",
+        "server.share_ports",
+        "server.own_port",
+        "logger.path",
+        "logger.format",
+        "database.path",
+        "database.url",
+        "database.url_file",
+        "database.spool_mb",
+        "gateway.name",
+        "data.path",
+        "limits.backlog_events",
+        "limits.backlog_bytes",
+        "stat",
+        "timezone",
+    }
+)
+
+#: Keys of a listener's TLS: its files can change, but not whether there is TLS.
+_TLS: Final = ("server.tls", "daq.tls")
+
+
+def changed_keys(before: Settings, after: Settings) -> list[str]:
+    """Return the keys whose values differ; a scale or a machine is one key."""
+    keys: list[str] = []
+    for section in Settings.model_fields:
+        old, new = getattr(before, section), getattr(after, section)
+        if old == new:
+            continue
+        if section in _NAMED:
+            keys += [f"{section}.{name}" for name in {**old, **new} if old.get(name) != new.get(name)]
+        elif isinstance(old, BaseModel) and isinstance(new, BaseModel):
+            fields = type(old).model_fields
+            keys += [f"{section}.{key}" for key in fields if getattr(old, key) != getattr(new, key)]
+        else:
+            keys.append(section)
+    return keys
+
+
+def restart_keys(before: Settings, after: Settings) -> list[str]:
+    """Return the changed keys that a running gateway cannot change."""
+    found = [key for key in changed_keys(before, after) if key in RESTART]
+    return found + [key for key in _TLS if (_value(before, key) is None) != (_value(after, key) is None)]
+
+
+def with_values_of(running: Settings, settings: Settings, keys: Collection[str]) -> Settings:
+    """Return settings in which some keys have the values of the running ones."""
+    for key in keys:
+        section, _, name = key.partition(".")
+        value = getattr(running, section)
+        if name:
+            value = getattr(settings, section).model_copy(update={name: getattr(value, name)})
+        settings = settings.model_copy(update={section: value})
+    return settings
+
+
+def _value(settings: Settings, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(settings, section), name)
