@@ -202,11 +202,15 @@ class Gateway(Service):
 
     async def _reload(self) -> None:
         self._is_reloading = True
-        while self._reloads_wanted and self.running:
+        while self._reloads_wanted and self.running and not self._is_stopping:
             self._reloads_wanted = False
             self._systemd.reloading()
-            with _logged("the reload"):
+            try:
                 await self._stages.reload()
+            except Exception:
+                # The threads that read the files end with the gateway.
+                if not self._is_stopping:
+                    log.failure("the reload failed")
             self._systemd.notify("READY=1")
         self._is_reloading = False
 

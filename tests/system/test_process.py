@@ -164,7 +164,7 @@ def test_hang_up_opens_the_log_file_again(tmp_path: Path) -> None:
         log.rename(tmp_path / "log" / "moved")
         daemon.process.send_signal(signal.SIGHUP)
         until(lambda: log.exists() and "reopened the log file" in log.read_text("utf-8"), "the new file")
-        assert "is not reloaded" in (tmp_path / "log" / "moved").read_text("utf-8")
+        assert "the gateway is ready" in (tmp_path / "log" / "moved").read_text("utf-8")
 
 
 def test_hang_up_without_a_log_folder_goes_on_in_the_old_file(tmp_path: Path) -> None:
