@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import (
+    access,
     carbon,
     connections,
     daq,
@@ -24,6 +25,7 @@ from benchmarks import (
     outage,
     processes,
     recovery,
+    reloads,
     scales,
     slow_peers,
     socketio_peer,
@@ -43,11 +45,13 @@ BENCHMARKS: Final[dict[str, tuple[Callable[[Path, float], list[Row]], float]]] =
     "scales": (scales.thousand_scales, 0.5),
     "carbon": (carbon.rows, 1.0),
     "http": (http.rows, 0.15),
+    "access": (access.rows, 0.5),
     "events": (events.rows, 0.5),
     "slow": (slow_peers.rows, 0.0),
     "socketio": (socketio_peer.rows, 1.0),
     "processes": (processes.rows, 1.0),
     "recovery": (lambda folder, _: recovery.rows(folder), 0.0),
+    "reloads": (lambda folder, _: reloads.rows(folder), 0.0),
     "outage": (outage.rows, 0.4),
     "storm": (storm.rows, 1.0),
     "frames": (lambda _folder, _seconds: hostile_frames.rows(), 0.0),

@@ -44,7 +44,7 @@ def build_web(
     reactor, bus, live, clock = runtime.reactor, runtime.bus, runtime.live, runtime.clock
     counters, limits = runtime.counters, settings.limits
     log = LimitedLog(Logger("gateway.web.http"), clock, counters)
-    access = AccessControl(clock.now)
+    access = AccessControl(clock.wall)
     apply_access(access, settings, load_tokens(settings, paths.folder))
     gate = Gate(access, counters, open_paths(StatusApi.app), OPEN_TREES)
     clients = LiveClients(reactor, access, counters, limits.subscribers)

@@ -1,9 +1,9 @@
 """Decision about the rights of a token."""
 
 import hmac
+import math
 from collections.abc import Callable, Iterable
-from datetime import datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from gateway.auth.principal import EVERYBODY, NOBODY, Principal, Scope, with_implied
 from gateway.auth.tokens import Token, hash_of
@@ -12,29 +12,49 @@ from gateway.auth.tokens import Token, hash_of
 Fault = Literal["invalid", "expired"]
 
 
+class _KnownToken(NamedTuple):
+    """Token in force.
+
+    :ivar until: time at which it expires, in seconds since 1970; infinite if it does not.
+    """
+
+    digest: str
+    until: float
+    principal: Principal
+
+
 class AccessControl:
     """The tokens in force, and the rights without one; off until :meth:`update` turns it on.
 
-    :param now: returns the time of the wall clock, for the expiry of tokens.
+    :param wall: returns the time of the wall clock, in seconds since 1970.
+    :ivar version: number that changes with the tokens and the rights.
     """
 
-    def __init__(self, now: Callable[[], datetime]) -> None:
-        self._now = now
+    def __init__(self, wall: Callable[[], float]) -> None:
+        self.wall = wall
         self._anonymous = EVERYBODY
-        self._tokens: tuple[tuple[str, Token, Principal], ...] = ()
+        self._tokens: tuple[_KnownToken, ...] = ()
         self.is_on = False
+        self.version = 0
 
     def turn_off(self) -> None:
         """Give everybody all rights."""
         self.is_on, self._anonymous, self._tokens = False, EVERYBODY, ()
+        self.version += 1
 
     def update(self, tokens: Iterable[Token], anonymous: Iterable[Scope]) -> None:
         """Replace the tokens and the rights of requests without one."""
         self.is_on = True
         self._anonymous = Principal("", with_implied(anonymous))
         self._tokens = tuple(
-            (token.sha256, token, Principal(token.name, with_implied(token.scopes), token.sha256)) for token in tokens
+            _KnownToken(
+                token.sha256,
+                math.inf if token.expires is None else token.expires.timestamp(),
+                Principal(token.name, with_implied(token.scopes), token.sha256),
+            )
+            for token in tokens
         )
+        self.version += 1
 
     @property
     def anonymous(self) -> Principal:
@@ -59,11 +79,15 @@ class AccessControl:
         found = self._find(principal.digest)
         return found if isinstance(found, Principal) else NOBODY
 
+    def until(self, principal: Principal) -> float:
+        """Return the time at which the token of a principal expires, in seconds since 1970; infinite if it does not."""
+        return next((known.until for known in self._tokens if known.digest == principal.digest), math.inf)
+
     def _find(self, digest: str) -> Principal | Fault:
-        match: tuple[Token, Principal] | None = None
-        for known, token, principal in self._tokens:
-            if hmac.compare_digest(known, digest):
-                match = token, principal
+        match: _KnownToken | None = None
+        for known in self._tokens:
+            if hmac.compare_digest(known.digest, digest):
+                match = known
         if match is None:
             return "invalid"
-        return "expired" if match[0].has_expired(self._now()) else match[1]
+        return "expired" if match.until <= self.wall() else match.principal

@@ -1,7 +1,5 @@
 """Access control of tests: off, unless a test turns it on."""
 
-from datetime import UTC, datetime
-
 from twisted.internet.interfaces import IReactorTime
 
 from gateway.auth.access import AccessControl
@@ -11,7 +9,7 @@ from gateway.web.http.gate import Gate
 
 
 def open_access() -> AccessControl:
-    return AccessControl(lambda: datetime(2026, 1, 1, tzinfo=UTC))
+    return AccessControl(lambda: 0.0)
 
 
 def open_gate(counters: Counters) -> Gate:

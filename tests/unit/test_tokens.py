@@ -26,7 +26,7 @@ class Plant:
 
     def __init__(self) -> None:
         self.now = NOW
-        self.access = AccessControl(lambda: self.now)
+        self.access = AccessControl(lambda: self.now.timestamp())
 
     def scopes(self, name: str) -> set[str] | str:
         found = self.access.identify(name.encode())

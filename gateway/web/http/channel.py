@@ -70,6 +70,9 @@ class GatewayChannel(OpenHTTPChannel):
     counted = False
     site: Any
 
+    #: Header with a valid token of an earlier request, as the gate remembers it.
+    known_header: Any = None
+
     def connectionMade(self) -> None:
         self.counted = True
         self._head = b""

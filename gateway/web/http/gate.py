@@ -1,7 +1,8 @@
 """Access control of requests: their tokens, and the paths that need none."""
 
+import hmac
 from collections.abc import Collection
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from gateway.auth.access import AccessControl, Fault
@@ -15,6 +16,19 @@ _REALM: Final = b'Bearer realm="cynow-gateway"'
 SUBPROTOCOL: Final = b"bearer."
 
 _DETAILS: Final[dict[Fault, str]] = {"invalid": "the token is not known", "expired": "the token has expired"}
+
+
+class KnownHeader(NamedTuple):
+    """Header that gave a connection the scope ``read``: its next requests with the same one need no search.
+
+    :ivar version: version of the access control that it was checked with.
+    :ivar until: time at which its token expires, in seconds since 1970.
+    """
+
+    header: bytes
+    version: int
+    until: float
+    principal: Principal
 
 
 class Gate:
@@ -36,15 +50,37 @@ class Gate:
 
     def refusal(self, request: Any) -> Refusal | None:
         """Set the principal of a request; return the refusal if it may not even read."""
-        if not self.access.is_on:
+        access = self.access
+        if not access.is_on:
             return None
+        headers = request.requestHeaders.getRawHeaders(b"authorization")
+        known: KnownHeader | None = request.channel.known_header
+        # Several clients may share the connection of a proxy, so this comparison takes constant time too.
+        if (
+            known is not None
+            and headers is not None
+            and len(headers) == 1
+            and hmac.compare_digest(headers[0], known.header)
+            and access.version == known.version
+            and access.wall() < known.until
+        ):
+            request.principal = known.principal
+            return None
+        return self._check(request, headers or [])
+
+    def _check(self, request: Any, headers: list[bytes]) -> Refusal | None:
+        """Do the same for a request that does not repeat the header of the last one of its connection."""
         tree = unquote_to_bytes(request.path[1:].partition(b"/")[0])
-        token = _token_of(request, tree)
+        token = _token_of(request, headers, tree)
         found: Principal | Fault = self.access.anonymous if token is None else self.access.identify(token)
         is_known = isinstance(found, Principal)
         request.principal = found if isinstance(found, Principal) else NOBODY
         is_open = tree in self._open_trees or request.path.removesuffix(b"/") in self._open_paths
-        if is_open or _is_preflight(request) or (is_known and "read" in request.principal.scopes):
+        may_read = is_known and "read" in request.principal.scopes
+        if may_read and headers and request.principal.digest:
+            until = self.access.until(request.principal)
+            request.channel.known_header = KnownHeader(headers[0], self.access.version, until, request.principal)
+        if is_open or may_read or _is_preflight(request):
             return None
         if isinstance(found, str):
             self._refused.labels(found).inc()
@@ -57,12 +93,12 @@ class Gate:
         self._refused.labels("forbidden").inc()
 
 
-def _token_of(request: Any, tree: bytes) -> bytes | None:
+def _token_of(request: Any, headers: list[bytes], tree: bytes) -> bytes | None:
     """Return the token of a request; ``None`` without one.
 
+    :param headers: contents of its ``Authorization`` headers.
     :param tree: first segment of its path.
     """
-    headers = request.requestHeaders.getRawHeaders(b"authorization", ())
     if len(headers) > 1:
         # Which of them counts would depend on the reader.
         return b""
