@@ -18,9 +18,19 @@ class SystemdNotifier:
         # "@" stands for the NUL byte of an abstract address.
         self._address = "\0" + path[1:] if path.startswith("@") else path
 
+    def ready(self, status: str = "") -> None:
+        """Report that the start, or a reload, has ended.
+
+        :param status: line for ``systemctl status``; empty to keep the last one.
+        """
+        self.notify(f"READY=1\nSTATUS={status}" if status else "READY=1")
+
     def reloading(self) -> None:
-        """Tell that a reload begins; it ends with ``READY=1``."""
-        self.notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+        """Report that a reload begins; :meth:`ready` has to follow, also if nothing was changed.
+
+        With ``Type=notify-reload``, the time tells systemd that its signal came before, and this is the answer to it.
+        """
+        self.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def notify(self, state: str) -> None:
         """Send a state such as ``READY=1``. A manager that does not listen is ignored."""

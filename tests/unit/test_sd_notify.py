@@ -2,6 +2,7 @@
 
 import secrets
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,23 @@ def test_notify_to_a_full_socket_does_not_block(tmp_path: Path) -> None:
         notifier = SystemdNotifier({"NOTIFY_SOCKET": path})
         for _ in range(10_000):
             notifier.notify("WATCHDOG=1")
+
+
+def test_reload_is_reported_with_the_time_and_ends_with_ready(tmp_path: Path) -> None:
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(path)
+        manager.setblocking(False)
+        notifier = SystemdNotifier({"NOTIFY_SOCKET": path})
+        # systemd compares with the time at which it sent the signal, on the same clock.
+        signalled = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        notifier.reloading()
+        notifier.ready()
+        notifier.ready("12 machines")
+        lines = manager.recv(100).decode().splitlines()
+        assert lines[0] == "RELOADING=1"
+        name, _, microseconds = lines[1].partition("=")
+        assert name == "MONOTONIC_USEC"
+        assert signalled <= int(microseconds) <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        assert manager.recv(100) == b"READY=1"
+        assert manager.recv(100) == b"READY=1\nSTATUS=12 machines"
