@@ -44,7 +44,7 @@ def check_config(path: Path | None, environment: Mapping[str, str], folder: str)
     broken: frozenset[str] = frozenset()
     settings: Settings | None
     try:
-        settings = load(path, environment, check_line)
+        settings = load(path, environment, check_line, folder)
     except ConfigError as error:
         problems, settings, broken = error.problems, error.rest, error.broken
     if settings is not None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from gateway.config.files import exposed_secrets
 from gateway.config.loader import ENVIRONMENT
 from gateway.config.origins import normal_origin
 from gateway.config.problems import Problem
@@ -72,6 +73,7 @@ class CrossChecks:
             *self._serial_keys_without_effect(),
             *self._impossible_origins(),
             *self._files_for_folders(),
+            *exposed_secrets(self._settings, self._folder),
         ]
 
     def _is_broken(self, *keys: str) -> bool:

@@ -12,6 +12,7 @@ from pydantic import (
     ValidationError,
 )
 
+from gateway.config.files import read_files
 from gateway.config.problems import Problem
 from gateway.config.settings import MachineSettings, ScaleConnection, Settings
 
@@ -52,12 +53,18 @@ class ConfigError(Exception):
 
 
 def load(
-    path: Path | None, environment: Mapping[str, str], check_line: Callable[[str, str], str] | None = None
+    path: Path | None,
+    environment: Mapping[str, str],
+    check_line: Callable[[str, str], str] | None = None,
+    folder: str = ".",
 ) -> Settings:
     """Return the settings of a file (``None``: all defaults) and the environment.
 
+    The URL in the file of ``database.url_file`` is returned as ``database.url``.
+
     :param check_line: function that takes the kind of a scale's line (``listen``, ``connect``, ``serial``) and its
         text, or ``url`` and a database's URL, and returns the problem with it, or an empty string.
+    :param folder: base of relative paths.
     :raises ConfigError: with every problem found.
     """
     given = {} if path is None else _read(path)
@@ -74,6 +81,9 @@ def load(
         # A type that is left out has its default, as every key has.
         tree["stat"] = {**Settings().stat, **tree["stat"]}
     broken = {problem.key.rpartition(".")[0] for problem in problems}
+    file_problems = read_files(tree, environment, folder, check_line)
+    problems += file_problems
+    broken |= {problem.key for problem in file_problems}
     settings: Settings | None
     try:
         settings = Settings.model_validate(tree, context=check_line)
@@ -122,7 +132,7 @@ def _sharing_problems(settings: Settings, broken: Iterable[str]) -> list[Problem
     if not settings.server.share_ports:
         return []
     problems = []
-    if settings.database.url is None and not {"database", "database.url"} & set(broken):
+    if settings.database.url is None and not {"database", "database.url", "database.url_file"} & set(broken):
         # Otherwise each process would have commits and statistics of its own.
         problems.append(
             Problem("server.share_ports", "processes that share ports must share a database too; set database.url")

@@ -4,7 +4,11 @@ import contextlib
 import errno
 import os
 import pwd
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+#: Beginning of a path of the configuration that names a credential of systemd (``LoadCredential=``).
+CREDENTIALS: Final = "$CREDENTIALS_DIRECTORY/"
 
 
 def working_directory(chroot: str | None, rundir: str) -> str:
@@ -12,6 +16,22 @@ def working_directory(chroot: str | None, rundir: str) -> str:
     if chroot is not None and (rundir == "." or os.path.isabs(rundir)):
         return "/" if rundir == "." else rundir
     return os.path.realpath(rundir)
+
+
+def expand_credentials(path: str, environment: Mapping[str, str] = os.environ) -> str:
+    """Return a path with the directory of systemd's credentials in place of ``$CREDENTIALS_DIRECTORY``.
+
+    :raises ValueError: the path begins with it, but the variable is not set.
+    """
+    if not path.startswith(CREDENTIALS):
+        return path
+    directory = environment.get("CREDENTIALS_DIRECTORY")
+    if not directory:
+        raise ValueError(
+            "$CREDENTIALS_DIRECTORY is not set; systemd sets it for a unit with LoadCredential=; elsewhere, set it to"
+            " the directory of the files"
+        )
+    return os.path.join(directory, path.removeprefix(CREDENTIALS))
 
 
 @contextlib.contextmanager

@@ -61,6 +61,21 @@ def what_needs_no_server_works(daemon: Daemon, client: Subscriber, weight: float
     assert int(headers["retry-after"]) >= 1
 
 
+def test_gateway_connects_with_the_url_in_a_file(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "url").write_text(f"{server.url}\n")
+    gateway = Daemon(tmp_path, database={"url_file": "$CREDENTIALS_DIRECTORY/url"})
+    try:
+        gateway.start(env={"CREDENTIALS_DIRECTORY": str(tmp_path)})
+        until(lambda: is_well(gateway), "PostgreSQL is connected")
+        gateway.weigh(b"ST,+00053.26 kg")
+        commits_work(gateway)
+        assert rows(server)
+        assert "every user may read" in gateway.log()
+        assert server.password not in gateway.log()
+    finally:
+        gateway.end()
+
+
 def test_gateway_writes_into_the_tables(plant: Daemon, server: Server) -> None:
     plant.start()
     until(lambda: is_well(plant), "PostgreSQL is connected")

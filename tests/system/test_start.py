@@ -89,6 +89,19 @@ def test_an_endpoint_in_a_folder_that_does_not_exist(tmp_path: Path) -> None:
     assert f"scales.a: cannot listen: the folder {tmp_path}/missing does not exist; create it" in refused(daemon)
 
 
+def test_a_url_file_that_is_missing_or_wrong(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, database={"url_file": "secrets/url"})
+    assert "database.url_file: cannot read " in refused(daemon)
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "url").write_text("postgresql://cynow:s3cret@[db.example/cynow\n")
+    line = refused(daemon)
+    assert "database.url_file: " in line
+    assert "s3cret" not in line
+    (tmp_path / "secrets" / "url").write_text("postgresql://cynow:s3cret@db.example/cynow\n")
+    (tmp_path / "secrets" / "url").chmod(0o600)
+    assert check(daemon)[::2] == (0, "")
+
+
 def test_check_starts_nothing(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path)
     with socket.create_server(("127.0.0.1", daemon.port)):

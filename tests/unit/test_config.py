@@ -61,7 +61,6 @@ OTHER: dict[str, tuple[Any, Any]] = {
     "scale.allow": (["192.0.2.0/24"], (ip_network("192.0.2.0/24"),)),
     "scale.tls": ({"cert": "c", "key": "k", "client_ca": "a"}, TlsSettings(cert="c", key="k", client_ca="a")),
     "logger.format": ("JSON", "json"),
-    "database.url_file": ("/etc/url", "/etc/url"),
     "daq.allow": (["192.0.2.1"], (ip_network("192.0.2.1/32"),)),
     "daq.tls": ({"cert": "c", "key": "k"}, TlsSettings(cert="c", key="k")),
     "daq.name_timeout_sec": (5, 5.0),
@@ -145,8 +144,8 @@ def test_defaults_are_the_contracts() -> None:
 
 
 def test_the_table_of_other_values_is_whole() -> None:
-    # Scales, and ports that are shared, have tests of their own.
-    assert set(OTHER) == set(keys_of(Settings)) - {"scales", "server.share_ports"}
+    # Scales, ports that are shared, and the file of the URL have tests of their own.
+    assert set(OTHER) == set(keys_of(Settings)) - {"scales", "server.share_ports", "database.url_file"}
 
 
 @pytest.mark.parametrize("case", [str.lower, str.upper, str.title])
