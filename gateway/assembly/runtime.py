@@ -11,7 +11,7 @@ from gateway.runtime.health import Health
 from gateway.runtime.lifecycle import LogControl
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.listener import StartError
-from gateway.runtime.logs import BufferingObserver, LogOutput
+from gateway.runtime.logs import BufferingObserver, LogOptions, LogOutput
 from gateway.runtime.metrics import Counters
 from gateway.runtime.open_files import OpenFiles
 from gateway.runtime.paths import effective_user, explain_unusable
@@ -32,10 +32,15 @@ def build_runtime(reactor: IReactor, settings: Settings, clock: WallClock | None
     return Runtime(reactor, clock, counters, Health(), files, bus, LiveState(bus, clock, timeouts))
 
 
+def log_options(settings: Settings, paths: Paths) -> LogOptions:
+    """Return the options of the log, at the start and for :meth:`LogOutput.update`."""
+    section = settings.logger
+    return LogOptions(paths.log, section.level, section.keep_days, section.format)
+
+
 def build_log(runtime: Runtime, settings: Settings, paths: Paths, process: Process) -> LogControl:
     """Build the daemon's log."""
-    section = settings.logger
-    output = LogOutput(runtime.clock, runtime.counters, paths.log, section.level, section.keep_days)
+    output = LogOutput(runtime.clock, runtime.counters, log_options(settings, paths))
 
     def open_log() -> None:
         try:

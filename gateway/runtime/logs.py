@@ -3,7 +3,7 @@
 import glob
 import os
 import sys
-from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import IO, Any, Final
 
@@ -14,7 +14,6 @@ from twisted.logger import (
     LogLevel,
     LogLevelFilterPredicate,
     LogPublisher,
-    formatEventAsClassicLogText,
 )
 from twisted.python.logfile import DailyLogFile
 from zope.interface import implementer
@@ -22,6 +21,7 @@ from zope.interface import implementer
 from gateway.runtime.access import may_access
 from gateway.runtime.clock import WallClock
 from gateway.runtime.limited_log import LimitedObserver
+from gateway.runtime.log_format import LogFormatter, is_journal
 from gateway.runtime.metrics import Counters
 
 LOG_NAME: Final = "cynow-gateway.log"
@@ -31,11 +31,13 @@ class MidnightLogFile(DailyLogFile):
     """A log file that rolls over at midnight of the configured zone and keeps a number of days.
 
     A past day's file is ``cynow-gateway.log.2025_12_18``.
+
+    :ivar keep_days: days after which a file is removed; it may be changed at any time.
     """
 
     def __init__(self, directory: str, clock: WallClock, keep_days: int) -> None:
         self._clock = clock
-        self._keep_days = keep_days
+        self.keep_days = keep_days
         super().__init__(LOG_NAME, directory)
         self._remove_old()
 
@@ -70,95 +72,89 @@ class MidnightLogFile(DailyLogFile):
         self._remove_old()
 
     def _remove_old(self) -> None:
-        oldest = self._clock.now().date() - timedelta(days=self._keep_days)
+        oldest = self._clock.now().date() - timedelta(days=self.keep_days)
         for path in glob.glob(glob.escape(self.path) + ".[0-9][0-9][0-9][0-9]_[0-9][0-9]_[0-9][0-9]"):
             if path[-10:] < oldest.strftime("%Y_%m_%d"):
                 os.remove(path)
 
 
-@implementer(ILogObserver)
-class LogOutput:
-    """Log output to stderr (or ``stream``) and, after :meth:`open`, to daily files.
+@dataclass(frozen=True, slots=True)
+class LogOptions:
+    """Options of the log.
 
-    :param directory: directory of the files; ``None`` for no files.
-    :param level: lowest level that is written.
-    :param keep_days: days after which a file is removed.
+    :ivar directory: directory of the files; ``None`` for no files.
+    :ivar level: lowest level that is written.
+    :ivar keep_days: days after which a file is removed.
+    :ivar form: ``text`` or ``json``.
     """
 
+    directory: str | None = None
+    level: str = "info"
+    keep_days: int = 365
+    form: str = "text"
+
+
+@implementer(ILogObserver)
+class LogOutput:
+    """Log output to stderr (or ``stream``) and, after :meth:`open`, to daily files."""
+
     def __init__(
-        self,
-        clock: WallClock,
-        counters: Counters,
-        directory: str | None,
-        level: str,
-        keep_days: int,
-        stream: IO[str] | None = None,
+        self, clock: WallClock, counters: Counters, options: LogOptions, stream: IO[str] | None = None
     ) -> None:
         self._clock = clock
-        self._directory = directory
-        self._keep_days = keep_days
+        self._options = options
         self._file: MidnightLogFile | None = None
-        self._text = _formatter(clock)
-        self._publisher = LogPublisher(FileLogObserver(stream or sys.stderr, self._text))
+        self._formatter = LogFormatter(clock, options.form)
+        stream = stream or sys.stderr
+        lines = self._formatter.journal_lines if is_journal(stream) else self._formatter.lines
+        self._publisher = LogPublisher(FileLogObserver(stream, lines))
         #: Limits the lines of each kind.
         self.limit = LimitedObserver(self._publisher, clock, counters)
+        self._filter = self._filter_of(options.level)
+
+    def __call__(self, event: Any) -> None:
+        self._filter(event)
+
+    def update(self, options: LogOptions) -> None:
+        """Write with other options from now on. Another directory takes a restart."""
+        self._options = options = replace(options, directory=self._options.directory)
+        self._formatter.form = options.form
+        self._filter = self._filter_of(options.level)
+        if self._file is not None:
+            self._file.keep_days = options.keep_days
+
+    def _filter_of(self, level: str) -> FilteringLogObserver:
         levels = LogLevelFilterPredicate(LogLevel.levelWithName(level))
         # Autobahn logs a line or two for each client error, without limit; the gateway logs its own.
         levels.setLogLevelForNamespace("autobahn", LogLevel.critical)
         # Twisted's line about a dial-out does not name the scale and has no limit; `ingest.scale` logs its own.
         levels.setLogLevelForNamespace("twisted.application._client_service", LogLevel.critical)
-        self._filter = FilteringLogObserver(self.limit, [levels])
-
-    def __call__(self, event: Any) -> None:
-        self._filter(event)
+        return FilteringLogObserver(self.limit, [levels])
 
     def open(self) -> None:
         """Begin to write to the files too.
 
         :raises OSError: the directory cannot be written.
         """
-        if self._directory is None or self._file is not None:
+        directory = self._options.directory
+        if directory is None or self._file is not None:
             return
-        os.makedirs(self._directory, exist_ok=True)
-        if not may_access(self._directory, os.W_OK | os.X_OK):
+        os.makedirs(directory, exist_ok=True)
+        if not may_access(directory, os.W_OK | os.X_OK):
             # A writable file alone would work until midnight, and could then not roll over.
-            raise PermissionError(13, "no right to write there", self._directory)
-        self._file = MidnightLogFile(self._directory, self._clock, self._keep_days)
+            raise PermissionError(13, "no right to write there", directory)
+        self._file = MidnightLogFile(directory, self._clock, self._options.keep_days)
         # It has the methods that an observer needs, but is not an IO type.
         output: Any = self._file
-        self._publisher.addObserver(FileLogObserver(output, self._text))
+        self._publisher.addObserver(FileLogObserver(output, self._formatter.lines))
 
     def reopen(self) -> None:
-        """Close the file and open it by its name again, for programs that rename it.
+        """Close the file, if there is one, and open it by its name again, for programs that rename it.
 
         :raises OSError: the new file cannot be opened; the one in use stays.
         """
         if self._file is not None:
             self._file.reopen()
-
-
-def _formatter(clock: WallClock) -> Callable[[Any], str | None]:
-    def time_text(when: float | None) -> str:
-        moment = clock.now() if when is None else datetime.fromtimestamp(when, clock.zone)
-        return moment.isoformat(" ", "milliseconds")
-
-    latest: tuple[Any, str | None] = None, None
-
-    def text(event: Any) -> str | None:
-        # Each output formats the same event, which takes longer than writing it.
-        nonlocal latest
-        # Other threads log too.
-        known = latest
-        if event is not known[0]:
-            line = formatEventAsClassicLogText(event, formatTime=time_text)
-            # A name that a client chose must not be able to move the cursor of a terminal.
-            latest = known = event, None if line is None else line.translate(_NO_CONTROLS)
-        return known[1]
-
-    return text
-
-
-_NO_CONTROLS: Final = {code: "\ufffd" for code in [*range(0x20), *range(0x7F, 0xA0)] if code not in (0x09, 0x0A)}
 
 
 @implementer(ILogObserver)

@@ -176,6 +176,28 @@ def test_the_log_goes_to_a_file_and_stderr_korean_intact(tmp_path: Path) -> None
         assert "+09:00 [" in log
 
 
+def test_the_log_is_json_for_the_journal_alone(tmp_path: Path) -> None:
+    errors = tmp_path / "stderr.txt"
+    errors.touch()
+    status = errors.stat()
+    daemon = Daemon(tmp_path, logger={"path": None, "format": "json"}, timezone="Asia/Seoul")
+    try:
+        daemon.start(env={"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"})
+        daemon.daq(b'["name", "\xec\x87\xbc\xed\x8a\xb8"]\0')
+        until(lambda: "쇼트" in daemon.log(), "the line")
+        assert daemon.terminate() == 0
+    finally:
+        daemon.end()
+    assert not (tmp_path / "log").exists()
+    lines = daemon.log().splitlines()
+    assert {line[:3] for line in lines} <= {"<4>", "<6>"}
+    found = [json.loads(line[3:]) for line in lines]
+    assert all(line["time"].endswith("+09:00") and line["level"] in {"info", "warn"} for line in found)
+    (connected,) = [line for line in found if "쇼트" in line["message"] and ": connected from" in line["message"]]
+    assert connected["logger"] == "gateway.ingest.daq"
+    assert "쇼트" in connected.values()
+
+
 def test_systemd_is_told(tmp_path: Path) -> None:
     """Ready when it listens, alive as often as the watchdog asks, stopping when it does."""
     address = str(tmp_path / "notify")

@@ -12,7 +12,7 @@ import pytest
 from gateway.runtime.access import may_access
 from gateway.runtime.clock import WallClock
 from gateway.runtime.directory_lock import DirectoryLock
-from gateway.runtime.logs import LogOutput
+from gateway.runtime.logs import LogOptions, LogOutput
 from gateway.runtime.metrics import Counters
 from gateway.store.sqlitefile.errors import explained
 
@@ -38,7 +38,7 @@ def test_may_access_is_of_the_effective_user(open_folder: Path) -> None:
 def test_open_of_a_log_that_the_effective_user_may_not_write_is_refused(open_folder: Path) -> None:
     (open_folder / "cynow-gateway.log").touch()
     (open_folder / "cynow-gateway.log").chmod(0o666)
-    output = LogOutput(WallClock(UTC), Counters(), str(open_folder), "info", 1)
+    output = LogOutput(WallClock(UTC), Counters(), LogOptions(str(open_folder)))
     with other_user(), pytest.raises(PermissionError, match="no right to write there"):
         output.open()
 

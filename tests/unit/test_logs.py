@@ -1,49 +1,19 @@
 """Log files and what is written to them, with a clock of the tests'."""
 
-import io
 import os
 import subprocess
 import sys
-from datetime import UTC, datetime
 from typing import cast
-from zoneinfo import ZoneInfo
 
-from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogLevel
 from twisted.trial.unittest import SynchronousTestCase
 
-from gateway.runtime.clock import WallClock
 from gateway.runtime.directory_lock import OLD_LOCK, DirectoryInUse, DirectoryLock, OldServerLock
 from gateway.runtime.limited_log import shown
-from gateway.runtime.logs import BufferingObserver, LogOutput
+from gateway.runtime.logs import BufferingObserver, LogOptions, LogOutput
 from gateway.runtime.metrics import Counters
+from tests.support.log_case import LogCase
 from tests.support.trial import new_folder
-
-
-class LogCase(SynchronousTestCase):
-    def setUp(self) -> None:
-        self.reactor = Clock()
-        # One second before midnight in Seoul, when it is the afternoon in Greenwich.
-        self.reactor.rightNow = datetime(2025, 12, 18, 14, 59, 59, tzinfo=UTC).timestamp()
-        self.clock = WallClock(ZoneInfo("Asia/Seoul"), self.reactor.seconds, self.reactor.seconds)
-        self.folder = new_folder(self, "log") / "log"
-        self.stream = io.StringIO()
-
-    def say(self, text: str, level: LogLevel = LogLevel.info, **fields: object) -> None:
-        """An event as a Logger makes it, at the tests' time."""
-        self.observer(
-            {
-                "log_time": self.reactor.seconds(),
-                "log_format": text,
-                "log_level": level,
-                "log_namespace": "test",
-                **fields,
-            }
-        )
-
-    def open(self, level: str = "info", keep_days: int = 10) -> None:
-        self.observer = LogOutput(self.clock, Counters(), str(self.folder), level, keep_days, self.stream)
-        self.observer.open()
 
 
 class LogFileTests(LogCase):
@@ -77,6 +47,11 @@ class LogFileTests(LogCase):
         self.open()
         self.say("{name}", name="a\x1b[2Jb\x9bc\rd\ne")
         self.assertTrue(self.stream.getvalue().endswith("a\ufffd[2Jb\ufffdc\ufffdd\n\te\n"))
+
+    def test_a_name_that_is_not_utf_8_is_written(self) -> None:
+        self.open()
+        self.say("{name}", name=os.fsdecode(b"\xff.csv"))
+        self.assertTrue((self.folder / "cynow-gateway.log").read_text("utf-8").endswith("\\udcff.csv\n"))
 
     def test_a_directory_that_is_a_file(self) -> None:
         self.folder.write_text("")
@@ -173,7 +148,7 @@ class LimitedObserverTests(LogCase):
 
     def opened(self) -> LogOutput:
         self.counters = Counters()
-        self.observer = LogOutput(self.clock, self.counters, None, "info", 30, self.stream)
+        self.observer = LogOutput(self.clock, self.counters, LogOptions(), self.stream)
         return self.observer
 
     def test_lines_of_a_library_are_limited_and_counted(self) -> None:
