@@ -14,6 +14,8 @@ from gateway.config.settings import Settings
 from gateway.runtime.limited_log import LimitedLog
 from gateway.store.interface import Store
 from gateway.web.clients.registry import LiveClients
+from gateway.web.http.channel import Deadlines
+from gateway.web.http.client_checks import ClientChecks
 from gateway.web.http.gate import Gate
 from gateway.web.http.host_checks import HostChecks
 from gateway.web.http.request import Traffic
@@ -49,7 +51,9 @@ def build_web(
     gate = Gate(access, counters, open_paths(StatusApi.app), OPEN_TREES)
     clients = LiveClients(reactor, access, counters, limits.subscribers)
     context = SubscriptionContext(reactor, bus, live, clock, counters, limits.subscriber_bytes)
-    traffic = Traffic(counters, log, _host_checks(settings), gate, limits.body_bytes)
+    client_checks = ClientChecks(counters, clock.monotonic)
+    client_checks.update(settings.server, limits)
+    traffic = Traffic(counters, log, _host_checks(settings), gate, client_checks, limits.body_bytes)
     scale_api = ScaleApi(live, store, bus, clock, counters, settings)
     scales = scale_api.resource()
     machines = MachineApi(reactor, clock, paths.data, readers, pipeline.raw_log.flush, pipeline.damage).app.resource()
@@ -67,7 +71,8 @@ def build_web(
         "asyncapi.json": AsyncApiResource(),
     }
     status = StatusApi(reactor, live, counters, runtime.health.problems).app.resource()
-    site = GatewaySite(reactor, Root(resources, status), traffic, counters, limits.connections)
+    root = Root(resources, status)
+    site = GatewaySite(reactor, root, traffic, counters, limits.connections, Deadlines.of(limits))
     return Web(site, traffic, clients, access, scale_api, context, engine, sockets)
 
 
@@ -85,7 +90,8 @@ def update_web(web: Web, settings: Settings) -> None:
     limits = settings.limits
     web.traffic.visitors = _host_checks(settings)
     web.traffic.max_body = web.sockets.max_attached = limits.body_bytes
-    web.site.update(limits.connections)
+    web.site.update(limits.connections, Deadlines.of(limits))
+    web.traffic.client_checks.update(settings.server, limits)
     web.clients.max_clients = limits.subscribers
     web.context.max_waiting = limits.subscriber_bytes
     web.engine.update(_engine_settings(settings))

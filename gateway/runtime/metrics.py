@@ -188,6 +188,9 @@ class Counters:
             "expired, forbidden: without the scope, ended: the token of a live connection is no longer valid).",
             "reason",
         )
+        self.http_limited = self._counter(
+            "cynow_http_limited_requests_total", "Requests refused with 429: more than limits.requests_per_second."
+        )
         self.http_slow = self._counter(
             "cynow_http_slow_connections_total",
             "HTTP connections closed because they were slow (head: sending a request's head, body: sending its body, "

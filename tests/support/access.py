@@ -5,6 +5,7 @@ from twisted.internet.interfaces import IReactorTime
 from gateway.auth.access import AccessControl
 from gateway.runtime.metrics import Counters
 from gateway.web.clients.registry import LiveClients
+from gateway.web.http.client_checks import ClientChecks
 from gateway.web.http.gate import Gate
 
 
@@ -14,6 +15,10 @@ def open_access() -> AccessControl:
 
 def open_gate(counters: Counters) -> Gate:
     return Gate(open_access(), counters, (), ())
+
+
+def no_client_checks(counters: Counters) -> ClientChecks:
+    return ClientChecks(counters, lambda: 0.0)
 
 
 def open_clients(reactor: IReactorTime, counters: Counters, max_clients: int) -> LiveClients:

@@ -26,7 +26,7 @@ from gateway.web.socketio.engine import EngineServer
 from gateway.web.socketio.packets import EnginePacketType, Outgoing
 from gateway.web.socketio.server import NamespaceClient, SocketServer
 from gateway.web.socketio.session import EngineSession, EngineSettings
-from tests.support.access import open_clients, open_gate
+from tests.support.access import no_client_checks, open_clients, open_gate
 
 
 class EngineEcho:
@@ -82,7 +82,7 @@ def site(reactor: Any, ping_interval: float, ping_timeout: float, connect_timeou
     echo = Echo(reactor)
     sockets = SocketServer(reactor, {"/": echo, "/custom": echo}.get, connect_timeout=connect_timeout)
     root = Root({"engine.io": server(EngineEcho()), "socket.io": server(sockets)}, _Nothing())
-    traffic = Traffic(counters, warnings, HostChecks([]), open_gate(counters), 1_000_000)
+    traffic = Traffic(counters, warnings, HostChecks([]), open_gate(counters), no_client_checks(counters), 1_000_000)
     return GatewaySite(reactor, root, traffic, counters, 1000)
 
 

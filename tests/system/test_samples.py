@@ -24,7 +24,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from gateway.store.rows import BUCKET_COLUMNS
-from tests.support.daemon import PATIENCE, Daemon, assert_same, running, until, with_constants
+from tests.support.daemon import PATIENCE, Daemon, assert_same, running, until
 from tests.support.frames import frame, update
 
 SEOUL = ZoneInfo("Asia/Seoul")
@@ -78,8 +78,8 @@ def as_text(value: Any) -> str:
 @pytest.fixture(scope="module")
 def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A running gateway that waits for readers as long as a busy machine makes them slow."""
-    forbearing = with_constants({"gateway.web.http.site.GRACE": 10 * PATIENCE})
-    with running(tmp_path_factory.mktemp("samples"), twistd=forbearing, timezone="Asia/Seoul") as daemon:
+    limits = {"grace_sec": 10 * PATIENCE}
+    with running(tmp_path_factory.mktemp("samples"), limits=limits, timezone="Asia/Seoul") as daemon:
         yield daemon
 
 

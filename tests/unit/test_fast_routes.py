@@ -22,7 +22,7 @@ from gateway.web.http.host_checks import HostChecks
 from gateway.web.http.request import Traffic
 from gateway.web.http.root import Root
 from gateway.web.http.site import GatewaySite
-from tests.support.access import open_gate
+from tests.support.access import no_client_checks, open_gate
 
 
 class Rest(Resource):
@@ -42,7 +42,9 @@ class Plant:
         self.request: Any = None
         counters = Counters()
         warnings = LimitedLog(Logger("tests"), WallClock(zone_named("UTC")), counters)
-        self.traffic = Traffic(counters, warnings, HostChecks([]), open_gate(counters), 1000)
+        self.traffic = Traffic(
+            counters, warnings, HostChecks([]), open_gate(counters), no_client_checks(counters), 1000
+        )
         direct = FastRoutes({(b"POST", b"a/b"): ("commit", self.route)}, Rest())
         self.site = GatewaySite(Clock(), Root({"api": direct}, Rest()), self.traffic, counters, 10)
         self.transport = StringTransport(peerAddress=IPv4Address("TCP", "192.0.2.1", 1))

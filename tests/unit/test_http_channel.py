@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from twisted.internet.address import IPv4Address
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -12,14 +12,19 @@ from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
+from gateway.config.settings import LimitSettings
 from gateway.runtime.clock import WallClock, zone_named
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.metrics import Counters
 from gateway.web.http.channel import Deadlines
+from gateway.web.http.client_checks import ClientChecks
+from gateway.web.http.gate import Gate
 from gateway.web.http.host_checks import HostChecks
 from gateway.web.http.request import Traffic
 from gateway.web.http.site import GatewaySite
-from tests.support.access import open_gate
+from tests.support.access import open_access
+
+PEER = IPv4Address("TCP", "192.0.2.1", 1)
 
 
 class Answers(Resource):
@@ -41,8 +46,8 @@ class Answers(Resource):
 class FakeTransport(StringTransport):
     """Transport whose client reads as much as the test sets."""
 
-    def __init__(self) -> None:
-        super().__init__(peerAddress=IPv4Address("TCP", "192.0.2.1", 1))
+    def __init__(self, peer: IPv4Address | IPv6Address) -> None:
+        super().__init__(peerAddress=peer)
         self.aborted = False
         self.half_closed = False
         self.reading = True
@@ -103,15 +108,18 @@ class Connection:
         self.counters = Counters()
         warnings = LimitedLog(Logger("gateway.web"), WallClock(zone_named("UTC")), self.counters)
         self.resource = Answers()
-        traffic = Traffic(self.counters, warnings, HostChecks([]), open_gate(self.counters), 1000)
+        self.access = open_access()
+        gate = Gate(self.access, self.counters, ["/healthz"], ())
+        self.checks = ClientChecks(self.counters, self.clock.seconds)
+        traffic = Traffic(self.counters, warnings, HostChecks([]), gate, self.checks, 1000)
         self.site = GatewaySite(self.clock, self.resource, traffic, self.counters, most, deadlines)
         # As a port does; startFactory would also open the log of Twisted's site.
         self.site._checks.start(1.0, now=False)
         self.transport, self.channel = self.connect()
 
-    def connect(self) -> tuple[FakeTransport, Any]:
-        transport = FakeTransport()
-        channel = self.site.buildProtocol(IPv4Address("TCP", "192.0.2.1", 1))
+    def connect(self, peer: IPv4Address | IPv6Address = PEER) -> tuple[FakeTransport, Any]:
+        transport = FakeTransport(peer)
+        channel = self.site.buildProtocol(peer)
         channel.makeConnection(transport)
         # As for Twisted's own TCP transports.
         channel._is_bare = True
@@ -245,6 +253,23 @@ def test_body_below_the_minimum_rate_is_answered_with_408_after_the_grace() -> N
     connection.wait(4)
     assert connection.transport.value().startswith(b"HTTP/1.1 408 ")
     assert connection.slow("body") == 1
+
+
+def test_changed_deadlines_apply_to_open_connections() -> None:
+    connection = Connection()
+    silent, _ = connection.connect()
+    connection.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\n")
+    limits = {"head_timeout_sec": 1, "idle_timeout_sec": 20, "grace_sec": 2, "min_bytes_per_second": 10}
+    connection.site.deadlines = Deadlines.of(LimitSettings.model_validate(limits))
+    beginning, channel = connection.connect()
+    channel.dataReceived(b"GET /")
+    connection.wait(5)
+    assert beginning.value().startswith(b"HTTP/1.1 408 ")
+    assert connection.transport.value().startswith(b"HTTP/1.1 408 ")
+    assert (connection.slow("head"), connection.slow("body"), connection.slow("idle")) == (1, 1, 0)
+    connection.wait(18)
+    assert silent.disconnecting
+    assert connection.slow("idle") == 1
 
 
 def test_body_at_the_minimum_rate_is_accepted() -> None:

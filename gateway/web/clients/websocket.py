@@ -41,12 +41,14 @@ class PacedWebSocket(OpenWebSocketProtocol):
     :ivar window: window of the agreed compression, in bits; 0 for no compression.
     :ivar principal: rights of the request that it was.
     :ivar is_closing: whether the gateway has begun to close it.
+    :ivar client_address: address of the client, which may be behind a trusted proxy.
     """
 
     factory: "PacedFactory"
     transport: Any
     window = 0
     is_closing = False
+    client_address = ""
     principal: Principal = NOBODY
 
     #: Function that sends a frame; it drops the frame once either side has begun to close.
@@ -74,7 +76,10 @@ class PacedWebSocket(OpenWebSocketProtocol):
     def failHandshake(self, reason: str, *args: Any, **kwargs: Any) -> None:
         self.factory.counters.websocket_errors.inc()
         self.factory.warnings.warn(
-            "websocket handshake", "WebSocket handshake of {peer} refused: {reason}", peer=self.peer, reason=reason
+            "websocket handshake",
+            "WebSocket handshake of {peer} refused: {reason}",
+            peer=self.client_address,
+            reason=reason,
         )
         super().failHandshake(reason, *args, **kwargs)
 
@@ -120,7 +125,10 @@ class PacedWebSocket(OpenWebSocketProtocol):
         """Count and log an invalid message from the client."""
         self.factory.counters.websocket_errors.inc()
         self.factory.warnings.warn(
-            f"websocket {self.peer}", "WebSocket message from {peer} refused: {error}", peer=self.peer, error=error
+            f"websocket {self.client_address}",
+            "WebSocket message from {peer} refused: {error}",
+            peer=self.client_address,
+            error=error,
         )
 
     def close_with_code(self, code: int, reason: str) -> None:
@@ -209,6 +217,7 @@ def upgrade_to_websocket(request: GatewayRequest, factory: PacedFactory, protoco
     # Its origin was checked above; Autobahn would refuse some origins that server.cors_origins may list.
     request.requestHeaders.removeHeader(b"origin")
     protocol.factory = factory
+    protocol.client_address = request.client_address
     protocol.principal = request.principal
     request.leave_http()
     return WebSocketResource(_SingleProtocolFactory(protocol)).render(request)

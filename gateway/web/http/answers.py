@@ -59,6 +59,7 @@ _MESSAGES = {
     "origin_not_allowed": "허용되지 않는 출처입니다",
     "too_many_subscribers": "구독자가 너무 많습니다",
     "upgrade_required": "WebSocket 연결이 필요합니다",
+    "too_many_requests": "요청이 너무 잦습니다. 잠시 후 다시 시도하세요",
     "busy": "지금은 요청이 너무 많습니다. 잠시 후 다시 시도하세요",
     "internal_error": "서버 내부 오류",
 }
@@ -82,12 +83,22 @@ class Refusal(Exception):
     :param message: text for people; by default that of the error code.
     :param detail: reason for the log, which the client does not get; by default the error code.
     :param challenge: content of the ``WWW-Authenticate`` header; empty for no header.
+    :param retry_after: seconds after which the client may repeat the request; ``None`` for no such header, except that
+        503 always has one.
     """
 
     def __init__(
-        self, status: int, error: str, message: str | None = None, *, detail: str = "", challenge: bytes = b""
+        self,
+        status: int,
+        error: str,
+        message: str | None = None,
+        *,
+        detail: str = "",
+        challenge: bytes = b"",
+        retry_after: int | None = None,
     ) -> None:
         super().__init__(error)
+        self.retry_after = RETRY_AFTER if retry_after is None and status == 503 else retry_after
         self.challenge = challenge
         self.status = status
         self.error = error
@@ -111,7 +122,7 @@ class Refusal(Exception):
             for header in (
                 *common_headers(),
                 *headers,
-                *([(b"Retry-After", b"%d" % RETRY_AFTER)] if self.status == 503 else []),
+                *([] if self.retry_after is None else [(b"Retry-After", b"%d" % self.retry_after)]),
                 (b"Content-Type", JSON),
                 (b"Content-Length", b"%d" % len(text)),
                 (b"Connection", b"close"),
@@ -142,8 +153,8 @@ def body(request: Request, content: bytes, content_type: bytes) -> bytes:
 
 def refuse(request: Request, refusal: Refusal) -> bytes:
     """Prepare the answer to a refused request; return its body."""
-    if refusal.status == 503:
-        request.setHeader(b"retry-after", b"%d" % RETRY_AFTER)
+    if refusal.retry_after is not None:
+        request.setHeader(b"retry-after", b"%d" % refusal.retry_after)
     if refusal.challenge:
         request.setHeader(b"www-authenticate", refusal.challenge)
     request.refusal = refusal  # type: ignore[attr-defined]  # every request is a GatewayRequest, which logs it

@@ -9,6 +9,7 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 
+from gateway.config.settings import LimitSettings
 from gateway.web.http.answers import Refusal
 from gateway.web.http.malformed import header_fault, is_unsupported_coding, request_line_fault
 from gateway.web.http.twisted_internals import OpenHTTPChannel, has_sent_all, is_tcp, send_at_once, unread_bytes
@@ -54,6 +55,11 @@ class Deadlines:
     idle: float = 75.0
     grace: float = 10.0
     rate: float = 1024.0
+
+    @classmethod
+    def of(cls, limits: LimitSettings) -> "Deadlines":
+        """Return the configured time limits."""
+        return cls(limits.head_timeout_sec, limits.idle_timeout_sec, limits.grace_sec, limits.min_bytes_per_second)
 
 
 class GatewayChannel(OpenHTTPChannel):

@@ -17,6 +17,7 @@ from gateway.runtime.limited_log import LimitedLog, shown
 from gateway.runtime.metrics import Counters
 from gateway.web.http.answers import Refusal, common_headers, refuse, refuse_method
 from gateway.web.http.channel import GatewayChannel
+from gateway.web.http.client_checks import ClientChecks
 from gateway.web.http.gate import Gate
 from gateway.web.http.host_checks import HostChecks, HostPort, host_of
 from gateway.web.http.root import is_utf8
@@ -50,16 +51,24 @@ class Traffic:
     :param warnings: rate-limited log.
     :param visitors: checks of origins and hosts.
     :param gate: checks of access.
+    :param clients: checks of the clients' addresses and rates.
     :param max_body: maximum bytes of a request's body.
     """
 
     def __init__(
-        self, counters: Counters, warnings: LimitedLog, visitors: HostChecks, gate: Gate, max_body: int
+        self,
+        counters: Counters,
+        warnings: LimitedLog,
+        visitors: HostChecks,
+        gate: Gate,
+        clients: ClientChecks,
+        max_body: int,
     ) -> None:
         self._answers = counters.http_requests
         self._warnings = warnings
         self.visitors = visitors
         self.gate = gate
+        self.clients = clients
         self.max_body = max_body
         self._in_flight: set[GatewayRequest] = set()
         self._idle: Deferred[None] | None = None
@@ -70,9 +79,9 @@ class Traffic:
         refusal = request.refusal
         if request.code >= 400 and (refusal is None or refusal.error not in _EXPECTED):
             self._warnings.warn(
-                f"http {request.code} {_name_of(request.getClientAddress())}",
+                f"http {request.code} {request.client_address}",
                 "HTTP request from {peer} refused with {code}: {request}: {reason}",
-                peer=_name_of(request.getClientAddress()),
+                peer=request.client_address,
                 code=request.code,
                 # Without the query, which may hold private data.
                 request=shown(b"%b %b" % (request.method, request.path), 100),
@@ -186,6 +195,11 @@ class GatewayRequest(OpenRequest):
         self.process()
 
     @property
+    def client_address(self) -> str:
+        """Address of the client: the peer's, or the one that a trusted proxy forwarded."""
+        return self._traffic.clients.address_of(self)
+
+    @property
     def is_gone(self) -> bool:
         """Return whether the client has left."""
         return getattr(self, "channel", None) is None
@@ -213,7 +227,10 @@ class GatewayRequest(OpenRequest):
             fetch_site = self.requestHeaders.getRawHeaders(b"sec-fetch-site", (b"",))[0]
         traffic = self._traffic
         refusal = traffic.visitors.refusal(self.method, self.named_host, origin, fetch_site)
-        refusal = refusal or traffic.gate.refusal(self)
+        if refusal is None:
+            # A request without a valid token counts too, so that nobody tries tokens fast.
+            denied = traffic.gate.refusal(self)
+            refusal = traffic.clients.refusal(self) or denied
         if refusal is not None:
             return refusal
         if self._body > self._traffic.max_body:

@@ -25,9 +25,6 @@ _MAX_INTERVAL: Final = 2.0
 #: Maximum seconds for waiting requests, or for checks of deadlines, in one turn of the reactor.
 _TURN_SECONDS: Final = 0.01
 
-#: Maximum seconds by which a body, or the reading of an answer, may fall behind 1 KiB/s.
-GRACE: Final = 10.0
-
 #: Maximum connections that are searched for an idle one to close.
 _MAX_SEARCHED: Final = 64
 
@@ -52,7 +49,8 @@ class GatewaySite(Site):
     ) -> None:
         super().__init__(root, requestFactory=partial(GatewayRequest, traffic), timeout=None, reactor=reactor)
         self.traffic = traffic
-        self.deadlines = deadlines or Deadlines(grace=GRACE)
+        #: They may be replaced, for open connections too.
+        self.deadlines = deadlines or Deadlines()
         self._max_connections = max_connections
         self._open: dict[GatewayChannel, None] = {}
         self._connections = counters.connections.labels("http")
@@ -70,9 +68,10 @@ class GatewaySite(Site):
         """Maximum bytes of a refused body that is still read to its end."""
         return self.traffic.max_body + MAX_DISCARDED_BODY
 
-    def update(self, max_connections: int) -> None:
-        """Change the maximum of open connections, for new ones."""
+    def update(self, max_connections: int, deadlines: Deadlines) -> None:
+        """Change the maximum of open connections, for new ones, and the deadlines of all."""
         self._max_connections = max_connections
+        self.deadlines = deadlines
 
     def startFactory(self) -> None:
         super().startFactory()

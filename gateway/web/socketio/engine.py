@@ -153,7 +153,7 @@ class EngineServer(Resource):
         return NOT_DONE_YET
 
     def _receive_post(self, request: GatewayRequest, session: EngineSession) -> bytes:
-        peer = request.getClientAddress().host
+        peer = request.client_address
         content = request.content.read() if request.content is not None else b""
         try:
             for kind, data in parse_packets(content, partial(self.report_ignored, peer)):
@@ -210,9 +210,9 @@ class EnginePipe(PacedWebSocket):
             if not self._session.receive_probe(self, kind, data):
                 self._session.receive(kind, data)
         except IgnoredPacket as error:
-            self._server.report_ignored(self.peer, error)
+            self._server.report_ignored(self.client_address, error)
         except PacketError as error:
-            self._server.report_refused(self.peer, error)
+            self._server.report_refused(self.client_address, error)
             self._session.on_pipe_lost(self)
             self.hang_up()
 

@@ -1,0 +1,76 @@
+"""Addresses of clients, and the networks and the rate of requests that they are held to."""
+
+import math
+from collections.abc import Callable
+from ipaddress import IPv6Address, ip_network
+from typing import Any, Final
+
+from gateway.config.settings import LimitSettings, ServerSettings
+from gateway.runtime.metrics import Counters
+from gateway.runtime.networks import NetworkSet, address_of
+from gateway.web.http.answers import Refusal
+from gateway.web.http.forwarded import forwarded_client
+from gateway.web.http.request_rate import RequestRate
+
+#: Paths without a limit: a supervisor must always get an answer.
+_EXEMPT: Final = frozenset({b"/healthz", b"/readyz"})
+
+
+class ClientChecks:
+    """Checks of the clients of all requests; off until :meth:`update` turns them on.
+
+    :param seconds: monotonic clock.
+    """
+
+    def __init__(self, counters: Counters, seconds: Callable[[], float]) -> None:
+        self._limited = counters.http_limited
+        self._rate = RequestRate(seconds)
+        self._proxies = NetworkSet()
+        self._allowed = NetworkSet()
+        self._max_rate: float | None = None
+        #: Whether any check is configured.
+        self.is_on = False
+
+    def update(self, server: ServerSettings, limits: LimitSettings) -> None:
+        """Replace the settings, for the next requests of all connections."""
+        self._proxies = NetworkSet(server.trusted_proxies)
+        self._allowed = NetworkSet(server.allow)
+        self._max_rate = limits.requests_per_second
+        self._rate.update(limits.requests_per_second, limits.request_burst)
+        self.is_on = bool(self._proxies) or self._rate.is_on
+
+    def address_of(self, request: Any) -> str:
+        """Return the address of the client of a request: its peer's, or the one that a trusted proxy forwarded."""
+        peer = request.client
+        host = str(getattr(peer, "host", peer))
+        if self._proxies and host in self._proxies:
+            return forwarded_client(host, request.requestHeaders.getRawHeaders(b"x-forwarded-for", ()), self._proxies)
+        return host
+
+    def refusal(self, request: Any) -> Refusal | None:
+        """Return the refusal of a request whose client is not admitted, or sends too many; ``None`` to admit it."""
+        if not self.is_on:
+            return None
+        address = request.client_address
+        if self._proxies and self._allowed and address not in self._allowed:
+            # The network of the peer itself was checked when it connected.
+            peer = request.client.host
+            if peer in self._proxies:
+                return Refusal(403, "forbidden", detail=f"{address} behind the proxy {peer} is not in server.allow")
+        if not self._rate.is_on or request.path.removesuffix(b"/") in _EXEMPT:
+            return None
+        name = request.principal.name
+        wait = self._rate.take(f"token {name}" if name else _client_of(address))
+        if not wait:
+            return None
+        self._limited.inc()
+        detail = f"more than limits.requests_per_second ({self._max_rate:g})"
+        return Refusal(429, "too_many_requests", detail=detail, retry_after=math.ceil(wait))
+
+
+def _client_of(address: str) -> str:
+    """Return the client that an address belongs to: with IPv6, one client has all addresses of a network."""
+    known = address_of(address)
+    if isinstance(known, IPv6Address) and not known.is_link_local:
+        return str(ip_network((int(known), 64), strict=False))
+    return address if known is None else str(known)

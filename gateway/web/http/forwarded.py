@@ -1,0 +1,37 @@
+"""Addresses of clients behind trusted proxies.
+
+A proxy appends the address that it got a request from to ``X-Forwarded-For``; what stands before it came from outside,
+and may be invented. So the client is the right-most address that is not a trusted proxy.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from gateway.runtime.networks import NetworkSet, address_of
+
+#: An address, which may have a port: ``192.0.2.7:51022``, ``[2001:db8::7]:51022``. No zone, whose text would be free.
+_HOP: Final = re.compile(
+    rb"([0-9.]{7,15})(?::[0-9]{1,5})?|\[([0-9A-Fa-f:.]{2,45})\](?::[0-9]{1,5})?|([0-9A-Fa-f:.]{2,45})"
+)
+
+
+def forwarded_client(peer: str, headers: Sequence[bytes], proxies: NetworkSet) -> str:
+    """Return the address of the client of a request that a trusted proxy sent.
+
+    :param peer: address of the proxy, the result if the headers have no valid address.
+    :param headers: the contents of ``X-Forwarded-For``, in order.
+    """
+    client = peer
+    for hop in reversed(b",".join(headers).split(b",")):
+        hop = hop.strip(b" \t")
+        if not hop:
+            continue
+        match = _HOP.fullmatch(hop)
+        address = None if match is None else address_of((match[1] or match[2] or match[3]).decode("ascii"))
+        if address is None:
+            return peer
+        client = str(address)
+        if client not in proxies:
+            return client
+    return client
