@@ -11,7 +11,7 @@ from twisted.logger import Logger
 
 from gateway.assembly.access import prepare_access
 from gateway.assembly.alerts import Alerts
-from gateway.assembly.ingest import build_daq, build_scales
+from gateway.assembly.ingest import build_daq, build_scales, prepare_machines
 from gateway.assembly.listeners import build_listeners
 from gateway.assembly.parts import Paths, Pipeline, Runtime, StoreParts, Web
 from gateway.assembly.pipeline import build_pipeline, build_retention
@@ -74,6 +74,7 @@ def build_gateway(
     parts = build_store(runtime, settings, paths, accept_empty=accept_empty)
     ports = PortDirectory()
     daq = build_daq(runtime, settings, ports)
+    prepare_machines(daq, paths.folder, settings)()
     pipeline = build_pipeline(runtime, settings, paths, parts.store, daq.pause)
     storage = build_storage(runtime, settings, paths, parts, pipeline, daq)
     retention = build_retention(runtime, settings, paths, pipeline.writer, storage.compressor)
@@ -114,6 +115,7 @@ def _reload_steps(
 
     return {
         "access control": partial(prepare_access, web.access, web.clients, paths.folder),
+        "machines": partial(prepare_machines, daq, paths.folder),
         "HTTP": lambda settings: partial(update_web, web, settings),
         "DAQ programs": lambda settings: partial(daq.update, settings.daq, settings.limits.connections),
         "scales": lambda settings: partial(update_scales, settings),

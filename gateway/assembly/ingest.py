@@ -1,5 +1,6 @@
 """Builders of the connections of scales and DAQ programs."""
 
+from collections.abc import Callable
 from functools import partial
 
 from twisted.internet.endpoints import clientFromString, serverFromString
@@ -12,11 +13,12 @@ from gateway.config.endpoints import display_address
 from gateway.config.settings import ScaleConnection, Settings
 from gateway.ingest.daq import DaqFactory
 from gateway.ingest.dialer import dialled
+from gateway.ingest.machine_rules import MachineRuleError, MachineRules
 from gateway.ingest.scale import ScaleFactory
 from gateway.ingest.serial import SerialLine, SerialService, open_serial_port
 from gateway.ingest.transport import served_ports
 from gateway.runtime.limited_log import LimitedLog
-from gateway.runtime.listener import Listener, PortDirectory
+from gateway.runtime.listener import Listener, PortDirectory, StartError
 from gateway.runtime.open_files import SPARE
 
 
@@ -31,6 +33,19 @@ def build_daq(runtime: Runtime, settings: Settings, ports: PortDirectory) -> Daq
     factory = DaqFactory(runtime.reactor, runtime.bus, clock, counters, warnings, settings.daq, limit)
     factory.find_ports = partial(served_ports, ports)
     return factory
+
+
+def prepare_machines(daq: DaqFactory, folder: str, settings: Settings) -> Callable[[], None]:
+    """Read the rules of machines, and return the function that puts them into force. It blocks.
+
+    :param folder: base of relative paths.
+    :raises StartError: the file of a secret cannot be used.
+    """
+    try:
+        rules = MachineRules.read(settings.machines, settings.daq.listed_only, folder)
+    except MachineRuleError as error:
+        raise StartError(str(error)) from error
+    return partial(daq.use_rules, rules)
 
 
 def build_scales(runtime: Runtime, settings: Settings, ports: PortDirectory) -> Scales:

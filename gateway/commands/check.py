@@ -14,7 +14,8 @@ from gateway.config.loader import ConfigError, load
 from gateway.config.problems import Problem
 from gateway.config.settings import Settings
 from gateway.runtime.clock import zone_named
-from gateway.runtime.paths import working_directory
+from gateway.runtime.paths import expand_credentials, working_directory
+from gateway.runtime.secret_files import SecretFileError, read_secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ def check_config(path: Path | None, environment: Mapping[str, str], folder: str)
         problems = [
             *problems,
             *([] if "auth" in broken else _token_problems(settings, folder)),
+            *_secret_problems(settings, folder),
             *([] if "timezone" in broken else _zone_problems(settings)),
             *CrossChecks(settings, environment, tcp_address, folder, broken).problems(),
         ]
@@ -89,6 +91,17 @@ def _token_problems(settings: Settings, folder: str) -> list[Problem]:
     except TokenFileError as error:
         return [Problem(key, str(error))]
     return [] if tokens else [Problem(key, f"{path} has no token; make one: cynow-gateway token add", is_fatal=False)]
+
+
+def _secret_problems(settings: Settings, folder: str) -> list[Problem]:
+    problems = []
+    for machine, rule in settings.machines.items():
+        if rule.secret_file is not None:
+            try:
+                read_secret(os.path.join(folder, expand_credentials(rule.secret_file)))
+            except (SecretFileError, ValueError) as error:
+                problems.append(Problem(f"machines.{machine}.secret_file", str(error)))
+    return problems
 
 
 def write_result(path: str | None, checked: CheckedConfig) -> int:

@@ -15,8 +15,11 @@ from gateway.bus.bus import Bus
 from gateway.config.settings import DaqSettings
 from gateway.ingest.daq_messages import MachineMessages
 from gateway.ingest.holding import HeldConnections
-from gateway.ingest.machines import MachineRegistry, TakeoverHistory
-from gateway.ingest.transport import peer_of, prepare, set_read_size
+from gateway.ingest.machine_rules import MachineRules, Proofs, digest_of, no_client_names
+from gateway.ingest.machines import MachineRegistry
+from gateway.ingest.read_size import ReadSize
+from gateway.ingest.takeovers import HOLD, Takeovers
+from gateway.ingest.transport import host_of, peer_of, prepare, set_read_size
 from gateway.model.records import Presence
 from gateway.runtime.clock import WallClock
 from gateway.runtime.limited_log import LimitedLog
@@ -28,32 +31,16 @@ from gateway.wire.other_protocols import ServedPorts
 
 log = Logger()
 
-#: Seconds within which a connection must send the name of its machine.
-NAME_TIMEOUT: Final = 60.0
-
-#: Minimum and maximum bytes of one read: at first enough for a usual message; larger if a read was full, up to about
-#: 7,000 samples. Much larger buffers would fragment the memory.
-_MIN_READ: Final = 4 * 1024
-_MAX_READ: Final = 64 * 1024
-
-#: Maximum CPU seconds of a full read; a connection that exceeds it gets smaller reads.
-_MAX_READ_SECONDS: Final = 0.03
-
 #: Maximum samples, and maximum messages, processed in one turn of the reactor: about a twentieth of a second.
 MAX_TURN_SAMPLES: Final = 65_536
 MAX_TURN_MESSAGES: Final = 500
-
-#: Seconds for which a refused connection, or the first one that is taken over, is held unread before it is closed.
-HOLD: Final = 1.0
-
-#: Maximum hold when takeovers of a machine repeat, in seconds.
-MAX_HOLD: Final = 10.0
 
 
 class DaqProtocol(Protocol):
     """One connection of one DAQ program.
 
     :ivar machine: machine that its first frame named; ``None`` before that.
+    :ivar proofs: proofs that it may use the name of that machine; ``None`` before that.
     :ivar is_closing: whether it is being closed; nothing more is read.
     :ivar is_busy: whether received messages are to be processed in a later turn; until then nothing is read.
     """
@@ -65,6 +52,7 @@ class DaqProtocol(Protocol):
         self._reader = reader
         self._name_timeout: IDelayedCall | None = None
         self.machine: str | None = None
+        self.proofs: Proofs | None = None
         self.peer = ""
         self.is_closing = False
         self.is_busy = False
@@ -73,13 +61,12 @@ class DaqProtocol(Protocol):
         self._slices: deque[DataUpdate] = deque()
         #: Arrival time of the current read; all its messages have this time.
         self._arrival: datetime | None = None
-        self._read_size = _MIN_READ
-        self._is_slow = False
+        self._read = ReadSize()
 
     def connectionMade(self) -> None:
-        prepare(self.transport, _MIN_READ)
+        prepare(self.transport, self._read.size)
         self.peer = peer_of(self.transport)
-        self._name_timeout = self._daq.reactor.callLater(NAME_TIMEOUT, self._time_out)
+        self._name_timeout = self._daq.reactor.callLater(self._daq.name_timeout, self._time_out)
         self._daq.joined(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -96,27 +83,13 @@ class DaqProtocol(Protocol):
             # Some transports deliver bytes that they read before they were paused.
             return
         self._arrival = self._daq.clock.now()
-        if len(data) < self._read_size:
+        if len(data) < self._read.size:
             self._process()
         else:
             began = self._daq.cpu_seconds()
             self._process()
-            self._adapt(self._daq.cpu_seconds() - began)
-
-    def _adapt(self, spent: float) -> None:
-        """Adapt the size of later reads: larger if this one was quick, the smallest from now on if it was slow.
-
-        :param spent: CPU seconds that a full read took.
-        """
-        size = self._read_size
-        if spent > _MAX_READ_SECONDS:
-            self._is_slow = True
-            size = _MIN_READ
-        elif not self._is_slow and 4 * spent <= _MAX_READ_SECONDS:
-            size = min(4 * size, _MAX_READ)
-        if size != self._read_size:
-            self._read_size = size
-            set_read_size(self.transport, size)
+            if self._read.adapt(self._daq.cpu_seconds() - began):
+                set_read_size(self.transport, self._read.size)
 
     def _process(self, *, to_end: bool = False) -> None:
         """Process the received messages; after many of them, continue in a later turn of the reactor.
@@ -201,7 +174,7 @@ class DaqProtocol(Protocol):
         return f"; {unfinished}" if unfinished else ""
 
     def _time_out(self) -> None:
-        self._daq.refused(self, f"it has not sent its name in {NAME_TIMEOUT:.0f} s{self.unread()}")
+        self._daq.refused(self, f"it has not sent its name in {self._daq.name_timeout:g} s{self.unread()}")
         self.close()
 
     def _cancel_name_timeout(self) -> None:
@@ -212,7 +185,7 @@ class DaqProtocol(Protocol):
         if isinstance(message, Name):
             self._cancel_name_timeout()
             self.machine = message.machine
-            self._daq.named(self, message.machine)
+            self._daq.named(self, message)
             # The machine's previous connection may just have processed its remaining messages.
             self._arrival = self._daq.clock.now()
         elif self.machine is not None and self._arrival is not None:
@@ -225,6 +198,8 @@ class DaqFactory(Factory):
     :param max_connections: maximum open connections, held ones included.
     :ivar machines: registry of the machines and their sensors.
     :ivar find_ports: function that returns the ports where other protocols are served; called at the first connection.
+    :ivar name_timeout: seconds within which a connection must send the name of its machine.
+    :ivar client_names: function that returns the names in the client certificate of a transport.
     :ivar cpu_seconds: CPU time of the reactor's thread.
     """
 
@@ -247,11 +222,14 @@ class DaqFactory(Factory):
         self._warnings = warnings
         self._max_frame_bytes = settings.max_frame_bytes
         self._max_connections = max_connections
+        self.name_timeout = settings.name_timeout_sec
+        self.client_names: Callable[[Any], frozenset[str]] = no_client_names
+        self._rules = MachineRules()
         self.find_ports: Callable[[], ServedPorts] = ServedPorts
         self._ports: ServedPorts | None = None
         self.machines = MachineRegistry(settings, clock.monotonic)
         self.messages = MachineMessages(bus, self.machines, clock, counters, warnings)
-        self._takeovers = TakeoverHistory(clock.monotonic)
+        self._takeovers = Takeovers(clock.monotonic, counters, warnings)
         self.holding = HeldConnections(reactor)
         self._open: set[DaqProtocol] = set()
         #: Open connections without a name yet, the oldest first.
@@ -264,8 +242,8 @@ class DaqFactory(Factory):
         self._connections = counters.connections.labels("daq")
         self._connections_refused = counters.connections_refused.labels("daq")
         self._refused = counters.daq_refused
+        self._unproven = counters.daq_unproven
         self._pauses = counters.daq_pauses
-        self._taken_over = counters.daq_takeovers
 
     def buildProtocol(self, addr: IAddress | None) -> DaqProtocol | None:
         if len(self._open) - len(self._evicted) >= self._max_connections and not self._evict_unnamed():
@@ -357,8 +335,30 @@ class DaqFactory(Factory):
             )
             self._bus.publish(Presence("machine", machine, connected=False))
 
-    def named(self, protocol: DaqProtocol, machine: str) -> None:
+    def use_rules(self, rules: MachineRules) -> None:
+        """Replace the rules of machines, and refuse connections that do not satisfy them."""
+        self._rules = rules
+        for machine, protocol in list(self._connected.items()):
+            if protocol.proofs is not None and not protocol.is_closing:
+                self._refuse_unproven(protocol, machine, protocol.proofs)
+
+    def _refuse_unproven(self, protocol: DaqProtocol, machine: str, proofs: Proofs) -> bool:
+        """Refuse a connection if it lacks a proof for its machine; return whether it does."""
+        missing = self._rules.missing_proof(machine, proofs)
+        if missing is None:
+            return False
+        self._unproven.labels(missing.proof).inc()
+        protocol.refuse(missing.reason)
+        return True
+
+    def named(self, protocol: DaqProtocol, name: Name) -> None:
         """Register the machine of a connection, or refuse it."""
+        machine = name.machine
+        secret = None if name.secret is None else digest_of(name.secret)
+        proofs = Proofs(host_of(protocol.peer), self.client_names(protocol.transport), secret)
+        if self._refuse_unproven(protocol, machine, proofs):
+            return
+        protocol.proofs = proofs
         problem = self.machines.enter(machine)
         if problem is not None:
             protocol.refuse(problem)
@@ -368,25 +368,12 @@ class DaqFactory(Factory):
         before = self._connected.get(machine)
         self._connected[machine] = protocol
         if before is not None:
-            self._take_over(machine, before, protocol)
+            before.hold(self._takeovers.add(machine, protocol.peer, before.peer))
             return
         self._warnings.info(
             f"presence {machine}", "machine {machine}: connected from {peer}", machine=machine, peer=protocol.peer
         )
         self._bus.publish(Presence("machine", machine, connected=True))
-
-    def _take_over(self, machine: str, before: DaqProtocol, protocol: DaqProtocol) -> None:
-        """Hold the connection of a machine that a new one replaces; longer if this repeats."""
-        self._taken_over.inc()
-        count = self._takeovers.add(machine)
-        fields = {"machine": machine, "peer": protocol.peer, "before": before.peer, "count": count}
-        text = "machine {machine}: {peer} takes over from {before}"
-        if count == 1:
-            self._warnings.info(f"presence {machine}", text, **fields)
-        else:
-            text += ", takeover {count} in a row; if two programs send under one name, give each its own name"
-            self._warnings.warn(f"takeover {machine}", text, **fields)
-        before.hold(min(HOLD * 2 ** min(count - 1, 10), MAX_HOLD))
 
     def refused(self, protocol: DaqProtocol, reason: str) -> None:
         """Count and log a connection that is closed by the gateway."""

@@ -1,9 +1,9 @@
-"""The registry of machines: admission of machines and sensors, and repeated takeovers.
+"""The registry of machines: admission of machines and sensors.
 
 Machines and sensors with stored data are always admitted, others within the bounds of the configuration.
 """
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -16,12 +16,6 @@ from gateway.wire.messages import OmittedSensor
 #: Period of the limit on new sensors, and time for which ``/healthz`` shows a refusal, in seconds.
 _MINUTE: Final = 60.0
 _SHOWN: Final = 300.0
-
-#: Maximum seconds between takeovers of a machine that count as repeated.
-REPEATED: Final = 60.0
-
-#: Maximum machines with remembered takeovers.
-_MAX_TAKEOVERS: Final = 10_000
 
 
 class MachineRegistry:
@@ -136,25 +130,3 @@ class MachineRegistry:
             return []
         machine = shown_text(self._refused[0])
         return [f"daq.max_machines ({self._settings.max_machines}) is reached: machine {machine} was refused"]
-
-
-class TakeoverHistory:
-    """Record of the machines whose connection was taken over by another one of the same name.
-
-    :param seconds: monotonic clock.
-    """
-
-    def __init__(self, seconds: Callable[[], float]) -> None:
-        self._seconds = seconds
-        #: By machine, in order of the last takeover: number of takeovers in a row, and the time of the last one.
-        self._takeovers: OrderedDict[str, tuple[int, float]] = OrderedDict()
-
-    def add(self, machine: str) -> int:
-        """Record a takeover; return the number of takeovers in a row."""
-        now = self._seconds()
-        count, last = self._takeovers.pop(machine, (0, now))
-        count = 1 if now - last > REPEATED else count + 1
-        self._takeovers[machine] = count, now
-        if len(self._takeovers) > _MAX_TAKEOVERS:
-            self._takeovers.popitem(last=False)
-        return count

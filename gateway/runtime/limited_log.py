@@ -179,6 +179,8 @@ _LEFT_OUT: Final = "{count} similar lines within {period} s were not logged, suc
 #: Namespaces of text written to standard output and error, line by line, such as the tracebacks of threads.
 _STANDARD_STREAMS: Final = frozenset({"stdout", "stderr"})
 
+_SECRET: Final = re.compile(rb"secret", re.IGNORECASE)
+
 _DIGITS: Final = re.compile(r"[0-9]+")
 
 #: Formats of lines that are plain text.
@@ -249,7 +251,11 @@ class LimitedLog:
 def shown(data: bytes | Iterable[int], most: int = 50) -> str:
     """Return the beginning of a peer's input for a log line.
 
+    Nothing is shown after the word "secret": a DAQ program may have sent its secret to another port.
+
     :param most: maximum bytes.
     """
     piece = bytes(data)
-    return repr(piece[:most]) + ("..." if len(piece) > most else "")
+    secret = _SECRET.search(piece, 0, most)
+    end = most if secret is None else secret.end()
+    return repr(piece[:end]) + ("..." if len(piece) > end else "")

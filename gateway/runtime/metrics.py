@@ -159,6 +159,11 @@ class Counters:
         self.daq_refused = self._counter(
             "cynow_daq_refused_connections_total", "DAQ connections closed because of invalid input."
         )
+        self.daq_unproven = self._counter(
+            "cynow_daq_unproven_connections_total",
+            "DAQ connections refused for lack of a proof of their machine (listed, allow, certificate, secret).",
+            "proof",
+        )
         self.daq_pauses = self._counter(
             "cynow_daq_pauses_total", "Pauses of DAQ connections because the store was behind."
         )

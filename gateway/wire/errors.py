@@ -1,9 +1,13 @@
 """The error of this package, and how it quotes input."""
 
+import re
 from typing import Final
 
 #: Maximum characters, or bytes, of input quoted in a log line.
 MAX_SHOWN: Final = 50
+
+
+_SECRET: Final = re.compile("secret", re.IGNORECASE)
 
 
 class WireError(Exception):
@@ -15,5 +19,10 @@ class WireError(Exception):
 
 
 def shown_text(text: str) -> str:
-    """Return input text for a log line: at most 50 characters, in quotes, with control characters escaped."""
-    return repr(text[:MAX_SHOWN]) + ("..." if len(text) > MAX_SHOWN else "")
+    """Return input text for a log line: at most 50 characters, in quotes, with control characters escaped.
+
+    Nothing is shown after the word "secret", which a DAQ program sends before its secret.
+    """
+    secret = _SECRET.search(text, 0, MAX_SHOWN)
+    end = MAX_SHOWN if secret is None else secret.end()
+    return repr(text[:end]) + ("..." if len(text) > end else "")

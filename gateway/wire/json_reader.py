@@ -318,7 +318,9 @@ class JsonReader:
 
 
 def _misplaced(data: bytes, pos: int) -> WireError:
-    return WireError(f"{_UNREADABLE}: {data[pos : pos + 1]!a} is out of place")
+    # A letter may be part of a secret that stands there without quotes.
+    shown = "a letter or a digit" if data[pos : pos + 1].isalnum() else repr(data[pos : pos + 1])
+    return WireError(f"{_UNREADABLE}: {shown} is out of place")
 
 
 def _end_of(pattern: "re.Pattern[bytes]", data: bytes, pos: int, end: int) -> int:

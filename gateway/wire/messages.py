@@ -3,7 +3,7 @@
 import math
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeAlias
 
 from gateway.model.names import name_of, name_problem
@@ -14,9 +14,13 @@ from gateway.wire.values import MAX_CONTAINERS, DictValue, ListValue, Value, des
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """The name of the machine that a connection belongs to."""
+    """The name of the machine that a connection belongs to.
+
+    :ivar secret: secret that proves it; ``None`` without one.
+    """
 
     machine: str
+    secret: str | None = field(default=None, repr=False)
 
 
 class OmittedSensor(NamedTuple):
@@ -71,6 +75,11 @@ MAX_SHARED_SAMPLES: Final = 10_000
 #: Maximum characters of a sensor's type.
 _MAX_TYPE: Final = 64
 
+_NAME_KEYS: Final = frozenset({"name", "secret"})
+
+#: The keys that were sent are not shown: one of them may be the secret.
+_NAME_FORM: Final = 'name: the machine\'s name is needed, or a dict {"name": ..., "secret": ...} without other keys'
+
 _NOT_A_PAIR: Final = 'a message is a pair of an event and its data, ("DataUpdate", {...})'
 
 
@@ -99,12 +108,21 @@ def message(value: Value, size: int) -> DaqMessage:
 
 
 def _name(data: Value) -> DaqMessage:
+    secret: str | None = None
+    if isinstance(data, DictValue):
+        items = data.items
+        if data.odd or "name" not in items or not items.keys() <= _NAME_KEYS:
+            return InvalidMessage(_NAME_FORM)
+        sent = items.get("secret")
+        if sent is not None and not isinstance(sent, str):
+            return InvalidMessage(f"secret of the machine: text is needed, this is {describe(sent)}")
+        data, secret = items["name"], sent
     if not isinstance(data, str):
         return InvalidMessage(f"machine name: text is needed, this is {describe(data)}")
     name = name_of(data)
     if name is None:
         return InvalidMessage(f"machine name {shown_text(data)}: {name_problem(data)}")
-    return Name(name)
+    return Name(name, secret)
 
 
 def _data_update(data: Value, size: int) -> DaqMessage:
@@ -141,6 +159,9 @@ def _data_update(data: Value, size: int) -> DaqMessage:
 
 def _sensor_batch(sensor: Value) -> SensorBatch | str:
     """Return the samples of a sensor, or the reason to leave it out."""
+    if isinstance(sensor, str):
+        # It is not shown: a program may send its secret here.
+        return 'a dict {"type": ..., "data": [...]} is needed, this is text'
     if not isinstance(sensor, DictValue):
         return f'a dict {{"type": ..., "data": [...]}} is needed, this is {describe(sensor)}'
     kind, samples = sensor.items.get("type"), sensor.items.get("data")

@@ -8,8 +8,8 @@ from twisted.internet.testing import StringTransport
 
 from gateway.config.settings import DaqSettings
 from gateway.ingest import daq as daq_module
-from gateway.ingest.daq import HOLD, MAX_HOLD, MAX_TURN_MESSAGES, NAME_TIMEOUT, DaqFactory
-from gateway.ingest.machines import REPEATED
+from gateway.ingest.daq import MAX_TURN_MESSAGES, DaqFactory
+from gateway.ingest.takeovers import HOLD, MAX_HOLD, REPEATED
 from gateway.model.records import Batch, Presence
 from gateway.wire.other_protocols import ServedPorts
 from tests.support.frames import frame
@@ -50,7 +50,7 @@ class UnreadTests(Connections):
         factory = self.factory()
         waiting, transport = self.connect(factory)
         waiting.dataReceived(b'["name", "A"]\n')
-        self.reactor.advance(NAME_TIMEOUT)
+        self.reactor.advance(factory.name_timeout)
         self.assertTrue(transport.disconnecting)
         self.lose(waiting)
         nameless, _ = self.connect(factory)
@@ -473,8 +473,8 @@ class TurnTests(Connections):
         sizes = []
         for cost in (0.001, 0.001, 0.001, 0.2, 0.001, 0.001):
             factory.cpu_seconds = iter((1.0, 1.0 + cost)).__next__
-            protocol.dataReceived(b" " * protocol._read_size)
-            sizes.append(protocol._read_size)
+            protocol.dataReceived(b" " * protocol._read.size)
+            sizes.append(protocol._read.size)
         self.assertEqual(sizes, [16384, 65536, 65536, 4096, 4096, 4096])
 
 

@@ -15,9 +15,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from gateway.bus.bus import Bus
 from gateway.config.settings import DaqSettings
 from gateway.ingest import daq as daq_module
-from gateway.ingest.daq import HOLD, NAME_TIMEOUT, DaqFactory
+from gateway.ingest.daq import DaqFactory
 from gateway.ingest.scale import ScaleFactory
 from gateway.ingest.serial import SerialLine, SerialService
+from gateway.ingest.takeovers import HOLD
 from gateway.model.records import Batch, Fault, Presence, Reading, SensorBatch
 from gateway.runtime.clock import WallClock
 from gateway.runtime.limited_log import LimitedLog
@@ -252,7 +253,7 @@ class DaqTests(Ingest):
         _, silent = self.connect(factory)
         named, talks = self.connect(factory)
         named.dataReceived(frame("name", "M"))
-        self.reactor.advance(NAME_TIMEOUT - 1)
+        self.reactor.advance(factory.name_timeout - 1)
         self.assertFalse(silent.disconnecting)
         self.reactor.advance(1)
         self.assertTrue(silent.disconnecting)
