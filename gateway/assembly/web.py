@@ -91,7 +91,7 @@ def update_web(web: Web, settings: Settings) -> None:
     web.traffic.visitors = _host_checks(settings)
     web.traffic.max_body = web.sockets.max_attached = limits.body_bytes
     web.site.update(limits.connections, Deadlines.of(limits))
-    web.traffic.client_checks.update(settings.server, limits)
+    web.traffic.clients.update(settings.server, limits)
     web.clients.max_clients = limits.subscribers
     web.context.max_waiting = limits.subscriber_bytes
     web.engine.update(_engine_settings(settings))
