@@ -62,14 +62,16 @@ class Options(usage.Options):
         """
         if self.parent is not None and not self["check"]:
             self.signals.install()
-        from gateway.commands.check import check_config, write_result
+        from gateway.commands.check import check_config, check_with_files, write_result
 
         # A daemon changes its working directory, and reads the file again on SIGHUP.
         path = None if self["config"] is None else os.path.abspath(self["config"])
         twistd: Mapping[str, Any] = self.parent or {}
         folder = working_directory(None, twistd.get("rundir") or ".")
-        self.load = partial(check_config, None if path is None else Path(path), os.environ, folder)
-        checked = self.load()
+        config = None if path is None else Path(path)
+        self.load = partial(check_config, config, os.environ, folder)
+        # The start reads certificates later, as the user and below the root directory that it changes to.
+        checked = check_with_files(config, os.environ, folder) if self["check"] else self.load()
         if self["check"]:
             raise SystemExit(write_result(self["config"], checked))
         if checked.fatal or checked.settings is None:

@@ -12,6 +12,7 @@ from twisted.logger import Logger
 from gateway.assembly.access import prepare_access
 from gateway.assembly.alerts import Alerts
 from gateway.assembly.ingest import build_daq, build_scales, prepare_machines
+from gateway.assembly.listener_access import ListenerAccess
 from gateway.assembly.listeners import build_listeners
 from gateway.assembly.parts import Paths, Pipeline, Runtime, StoreParts, Web
 from gateway.assembly.pipeline import build_pipeline, build_retention
@@ -80,18 +81,26 @@ def build_gateway(
     retention = build_retention(runtime, settings, paths, pipeline.writer, storage.compressor)
     alerts = Alerts(runtime, settings.fcm, paths.folder)
     web = build_web(runtime, settings, paths, parts.store, pipeline, storage.readers)
-    listeners = build_listeners(runtime, settings, web, daq, ports)
-    scales = build_scales(runtime, settings, ports)
+    access = ListenerAccess(runtime, settings, paths)
+    listeners = build_listeners(runtime, settings, access, web, daq, ports)
+    scales = build_scales(runtime, settings, access, ports)
     watch_health(runtime, pipeline, retention, storage, parts, daq)
+    runtime.health.watch(access.certificates.problems)
     steps = _reload_steps(paths, web, daq, scales, retention, alerts)
+    steps["listeners"] = access.prepare
     reload = Reload(reactor, load, settings, scales, steps)
     relays = [] if parts.relay is None else [parts.relay]
+
+    def open_files() -> None:
+        access.open()
+        storage.open()
+
     stages = Stages(
         listeners=lambda: [*listeners, *scales.listeners],
-        open=storage.open,
+        open=open_files,
         recover=storage.recover,
         begin=web.clients.start,
-        parts=[*pipeline.services, retention, alerts, *relays, scales],
+        parts=[access.certificates, *pipeline.services, retention, alerts, *relays, scales],
         factories=[scales, daq],
         drained=web.traffic.drained,
         reload=reload.run,

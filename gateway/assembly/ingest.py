@@ -6,10 +6,12 @@ from functools import partial
 from twisted.internet.endpoints import clientFromString, serverFromString
 from twisted.logger import Logger
 
+from gateway.assembly.listener_access import ListenerAccess
 from gateway.assembly.listeners import listening_reactor
 from gateway.assembly.parts import Runtime
 from gateway.assembly.scales import ScaleParts, Scales
 from gateway.config.endpoints import display_address
+from gateway.config.listeners import scale_key
 from gateway.config.settings import ScaleConnection, Settings
 from gateway.ingest.daq import DaqFactory
 from gateway.ingest.dialer import dialled
@@ -48,17 +50,19 @@ def prepare_machines(daq: DaqFactory, folder: str, settings: Settings) -> Callab
     return partial(daq.use_rules, rules)
 
 
-def build_scales(runtime: Runtime, settings: Settings, ports: PortDirectory) -> Scales:
+def build_scales(runtime: Runtime, settings: Settings, access: ListenerAccess, ports: PortDirectory) -> Scales:
     """Build the connections of all scales.
 
+    :param access: admission and TLS of listeners.
     :param ports: directory of the listeners.
     """
     log = LimitedLog(Logger("gateway.ingest.scale"), runtime.clock, runtime.counters)
-    return Scales(partial(_build_scale, runtime, log), settings, runtime.live, ports)
+    return Scales(partial(_build_scale, runtime, access, log), settings, runtime.live, ports)
 
 
 def _build_scale(
     runtime: Runtime,
+    access: ListenerAccess,
     log: LimitedLog,
     settings: Settings,
     scale_id: str,
@@ -76,7 +80,7 @@ def _build_scale(
         key = f"scales.{scale_id}" if settings.scales else "scale.port"
         host_key = None if settings.scales else "server.host" if settings.scale.host is None else "scale.host"
         endpoint = serverFromString(listening_reactor(reactor, settings), line.listen)
-        listener = Listener(key, endpoint, factory, host_key)
+        listener = Listener(key, endpoint, access.admitting(scale_key(settings, scale_id), factory), host_key)
         listener.guard(reactor, runtime.files, SPARE)
         return ScaleParts(line, factory, listener, None)
     if line.connect is not None:

@@ -43,6 +43,7 @@ class Scales(Service):
         self._build = build
         self._live = live
         self._ports = ports
+        self._has_names = bool(settings.scales)
         self._parts = {scale_id: build(settings, scale_id, line, None) for scale_id, line in settings.lines().items()}
         ports.scale_listeners = self.listeners
 
@@ -78,7 +79,13 @@ class Scales(Service):
         :raises StartError: a port cannot be bound; everything is as before.
         """
         before, lines = self._parts, settings.lines()
-        ended = {scale_id: parts for scale_id, parts in before.items() if _is_other_line(parts, lines.get(scale_id))}
+        # The listeners of `scales` have other configuration keys than that of `scale`.
+        is_renamed = bool(settings.scales) != self._has_names
+        ended = {
+            scale_id: parts
+            for scale_id, parts in before.items()
+            if is_renamed or _is_other_line(parts, lines.get(scale_id))
+        }
         closed = [parts.listener for parts in ended.values() if parts.listener is not None]
         # First, because two scales may exchange their ports.
         await _stop(closed)
@@ -94,6 +101,7 @@ class Scales(Service):
                 listener.listen()
                 listener.accept()
             raise
+        self._has_names = bool(settings.scales)
         self._ports.scale_listeners = self.listeners
         await self._end(ended)
         self._begin()
@@ -146,20 +154,12 @@ class Scales(Service):
 
 def _is_other_line(parts: ScaleParts, line: ScaleConnection | None) -> bool:
     """Return whether the listener or the service of a scale cannot stay."""
-    return (
-        line is None
-        or any(getattr(parts.line, key) != getattr(line, key) for key in _LINE_KEYS)
-        or (_has_tls(parts.line) != _has_tls(line))
-    )
+    return line is None or any(getattr(parts.line, key) != getattr(line, key) for key in _LINE_KEYS)
 
 
 def _keeps_connections(before: ScaleConnection, after: ScaleConnection) -> bool:
     """Return whether the connections of a scale stay open although it listens elsewhere now."""
-    return before.listen is not None and after.listen is not None and _has_tls(before) == _has_tls(after)
-
-
-def _has_tls(line: ScaleConnection) -> bool:
-    return line.tls is not None
+    return before.listen is not None and after.listen is not None
 
 
 async def _stop(listeners: Iterable[Listener]) -> None:

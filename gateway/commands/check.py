@@ -3,19 +3,22 @@
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from gateway.auth.tokens import TokenFileError, read_tokens
 from gateway.config.cross_checks import CrossChecks
 from gateway.config.endpoints import line_problem, tcp_address
+from gateway.config.listeners import listeners_of
 from gateway.config.loader import ConfigError, load
 from gateway.config.problems import Problem
 from gateway.config.settings import Settings
 from gateway.runtime.clock import zone_named
 from gateway.runtime.paths import expand_credentials, working_directory
 from gateway.runtime.secret_files import SecretFileError, read_secret
+from gateway.runtime.tls_files import TlsError, TlsFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,27 @@ def check_config(path: Path | None, environment: Mapping[str, str], folder: str)
             *CrossChecks(settings, environment, tcp_address, folder, broken).problems(),
         ]
     return CheckedConfig(settings, problems)
+
+
+def check_with_files(path: Path | None, environment: Mapping[str, str], folder: str) -> CheckedConfig:
+    """Check a configuration as :func:`check_config` does, and the certificates that it names."""
+    checked = check_config(path, environment, folder)
+    return CheckedConfig(checked.settings, [*checked.problems, *_tls_problems(checked.settings, folder)])
+
+
+def _tls_problems(settings: Settings | None, folder: str) -> Iterator[Problem]:
+    listeners = {} if settings is None else listeners_of(settings)
+    for key, listener in listeners.items():
+        if listener.tls is None:
+            continue
+        from gateway.runtime.tls_layer import load_credentials  # imports OpenSSL
+
+        tls = listener.tls
+        files = TlsFiles(tls.cert, tls.key, tls.client_ca).located(partial(os.path.join, folder))
+        try:
+            load_credentials(f"{key}.tls", files)
+        except TlsError as error:
+            yield Problem(error.key, error.message)
 
 
 def check_line(kind: str, text: str) -> str:
@@ -125,5 +149,5 @@ def main(arguments: Sequence[str] | None = None, prog: str = "cynow-gateway chec
     parser = argparse.ArgumentParser(prog=prog, description="Check a configuration and show every problem.")
     parser.add_argument("--config", metavar="FILE", help="configuration, a YAML file (default: every key's default)")
     path: str | None = parser.parse_args(arguments).config
-    checked = check_config(None if path is None else Path(path), os.environ, working_directory(None, "."))
+    checked = check_with_files(None if path is None else Path(path), os.environ, working_directory(None, "."))
     return write_result(path, checked)

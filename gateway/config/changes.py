@@ -1,7 +1,7 @@
 """Differences between two configurations, and the keys that a running gateway cannot change."""
 
 from collections.abc import Collection
-from typing import Any, Final
+from typing import Final
 
 from pydantic import BaseModel
 
@@ -33,9 +33,6 @@ RESTART: Final = frozenset(
     }
 )
 
-#: Keys of a listener's TLS: its files can change, but not whether there is TLS.
-_TLS: Final = ("server.tls", "daq.tls")
-
 
 def changed_keys(before: Settings, after: Settings) -> list[str]:
     """Return the keys whose values differ; a scale or a machine is one key."""
@@ -56,8 +53,7 @@ def changed_keys(before: Settings, after: Settings) -> list[str]:
 
 def restart_keys(before: Settings, after: Settings) -> list[str]:
     """Return the changed keys that a running gateway cannot change."""
-    found = [key for key in changed_keys(before, after) if key in RESTART]
-    return found + [key for key in _TLS if (_value(before, key) is None) != (_value(after, key) is None)]
+    return [key for key in changed_keys(before, after) if key in RESTART]
 
 
 def with_values_of(running: Settings, settings: Settings, keys: Collection[str]) -> Settings:
@@ -69,8 +65,3 @@ def with_values_of(running: Settings, settings: Settings, keys: Collection[str])
             value = getattr(settings, section).model_copy(update={name: getattr(value, name)})
         settings = settings.model_copy(update={section: value})
     return settings
-
-
-def _value(settings: Settings, key: str) -> Any:
-    section, _, name = key.partition(".")
-    return getattr(getattr(settings, section), name)

@@ -71,6 +71,7 @@ class CrossChecks:
             *self._similar_ids(),
             *self._line_without_effect(),
             *self._serial_keys_without_effect(),
+            *self._tls_without_listener(),
             *self._impossible_origins(),
             *self._files_for_folders(),
             *exposed_secrets(self._settings, self._folder),
@@ -199,6 +200,12 @@ class CrossChecks:
                 # It may hold a password.
                 shown = origin if "@" not in origin else "an entry"
                 yield Problem("server.cors_origins", f"{shown!r} matches no origin: {error}", is_fatal=False)
+
+    def _tls_without_listener(self) -> Iterator[Problem]:
+        for scale_id, line in self._settings.scales.items():
+            if line.tls is not None and line.listen is None:
+                text = "only a scale that connects to the gateway (listen) can have TLS; remove it"
+                yield Problem(f"scales.{scale_id}.tls", text)
 
     def _files_for_folders(self) -> Iterator[Problem]:
         settings = self._settings

@@ -19,11 +19,12 @@ from gateway.ingest.machine_rules import MachineRules, Proofs, digest_of, no_cli
 from gateway.ingest.machines import MachineRegistry
 from gateway.ingest.read_size import ReadSize
 from gateway.ingest.takeovers import HOLD, Takeovers
-from gateway.ingest.transport import host_of, peer_of, prepare, set_read_size
+from gateway.ingest.transport import host_of, peer_of, prepare
 from gateway.model.records import Presence
 from gateway.runtime.clock import WallClock
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.metrics import Counters
+from gateway.runtime.transports import set_read_size
 from gateway.wire.errors import WireError
 from gateway.wire.frames import NEED_DATA, FrameReader
 from gateway.wire.messages import DaqMessage, DataUpdate, Name, split_update

@@ -8,6 +8,7 @@ from twisted.internet import error as errors
 from twisted.internet.interfaces import ITCPTransport
 
 from gateway.runtime.listener import PortDirectory
+from gateway.runtime.transports import lowest_transport, set_read_size
 from gateway.wire.other_protocols import ServedPorts
 
 #: TCP keep-alive: a peer that vanishes (a cable, a power cut) is noticed after 15 + 3 x 5 seconds of silence.
@@ -19,26 +20,21 @@ READ_SIZE: Final = 16 * 1024
 
 
 def prepare(transport: Any, read_size: int = READ_SIZE) -> None:
-    """Set keep-alive and the size of reads of a TCP transport; other transports are left as they are.
+    """Set keep-alive and the size of reads of a TCP transport, also below TLS; other transports are left as they are.
 
     :param read_size: maximum bytes of one read.
     """
-    if not ITCPTransport.providedBy(transport):
+    below = lowest_transport(transport)
+    if not ITCPTransport.providedBy(below):
         return
-    transport.setTcpKeepAlive(True)
-    set_read_size(transport, read_size)
+    below.setTcpKeepAlive(True)
+    set_read_size(below, read_size)
     # Twisted's TCP transports have it, but their interface does not.
-    handle: socket.socket = transport.getHandle()  # type: ignore[attr-defined]  # see above
+    handle: socket.socket = below.getHandle()  # type: ignore[attr-defined]  # see above
     for option, seconds in KEEP_ALIVE:
         # Not every system has all three.
         if hasattr(socket, option):
             handle.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), seconds)
-
-
-def set_read_size(transport: Any, size: int) -> None:
-    """Set the maximum bytes of one read."""
-    # Every transport that is a file descriptor has this attribute.
-    transport.bufferSize = size
 
 
 def peer_of(transport: Any) -> str:

@@ -133,8 +133,17 @@ class Counters:
         )
         self.connections_refused = self._counter(
             "cynow_connections_refused_total",
-            "Connections closed at once at the limit (open_files: at the process's limit of open files).",
+            "Connections closed at once at the limit (open_files: at the process's limit of open files; not_allowed: "
+            "their address is not in allow).",
             "kind",
+        )
+        self.tls_expiry = self._gauge(
+            "cynow_tls_certificate_expiry_timestamp_seconds",
+            "Time at which the certificate of a listener (server, daq, a scale) expires, in Unix time.",
+            "listener",
+        )
+        self.tls_failures = self._counter(
+            "cynow_tls_handshake_failures_total", "TLS handshakes that failed or took too long.", "listener"
         )
 
     def _add_machines(self) -> None:

@@ -94,7 +94,7 @@ class GuardedFactory:
         self._factory.doStop()
 
     def logPrefix(self) -> str:
-        return type(self._factory).__name__
+        return str(self._factory.logPrefix())
 
     def buildProtocol(self, addr: IAddress) -> Any:
         if self._files.has_room(self._spare):

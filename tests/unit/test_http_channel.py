@@ -123,6 +123,7 @@ class Connection:
         channel.makeConnection(transport)
         # As for Twisted's own TCP transports.
         channel._is_bare = True
+        channel._socket = transport
         return transport, channel
 
     def send(self, data: bytes) -> None:

@@ -12,6 +12,7 @@ from zope.interface import implementer
 from gateway.auth.principal import NOBODY, Principal
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.metrics import Counters
+from gateway.runtime.transports import set_read_size
 from gateway.web.clients.autobahn_internals import OpenWebSocketProtocol
 from gateway.web.clients.deflate import acceptable_offer, frame_message, server_window
 from gateway.web.clients.frames import FrameSender, ReactorTurns
@@ -93,7 +94,7 @@ class PacedWebSocket(OpenWebSocketProtocol):
         self.window = server_window(self.websocket_extensions_in_use)
         # The HTTP channel was the transport's producer.
         self.transport.unregisterProducer()
-        self.transport.bufferSize = _BUFFER
+        set_read_size(self.transport, _BUFFER)
         self.transport.registerProducer(self, True)
         self._frames = FrameSender(self.transport, self.factory.turns)
         self.send_frame = self._frames.send

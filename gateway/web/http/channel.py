@@ -10,6 +10,7 @@ from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 
 from gateway.config.settings import LimitSettings
+from gateway.runtime.transports import lowest_transport, set_read_size
 from gateway.web.http.answers import Refusal
 from gateway.web.http.malformed import header_fault, is_unsupported_coding, request_line_fault
 from gateway.web.http.twisted_internals import OpenHTTPChannel, has_sent_all, is_tcp, send_at_once, unread_bytes
@@ -83,6 +84,8 @@ class GatewayChannel(OpenHTTPChannel):
         self.counted = True
         self._head = b""
         self._is_bare = is_tcp(self.transport)
+        #: The transport of the socket, also below TLS; ``None`` if its unread bytes cannot be counted.
+        self._socket = lowest_transport(self.transport) if is_tcp(lowest_transport(self.transport)) else None
         # Every request asks for them, and they do not change.
         self._peer: IAddress = self.transport.getPeer()
         self._host: IAddress = self.transport.getHost()
@@ -103,7 +106,7 @@ class GatewayChannel(OpenHTTPChannel):
         #: The line of a head that is being parsed.
         self._line = b""
         # With small reads, a client that sends many requests at once does not delay the other clients.
-        self.transport.bufferSize = _READ_SIZE
+        set_read_size(self.transport, _READ_SIZE)
         super().connectionMade()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -242,7 +245,8 @@ class GatewayChannel(OpenHTTPChannel):
             return
         deadlines = self.site.deadlines
         # No system call if the client had read everything at the last tick and nothing was written since.
-        unread = unread_bytes(self.transport) if self._is_bare and self._written != self._read_before else 0
+        is_read = self._socket is None or self._written == self._read_before
+        unread = 0 if is_read else unread_bytes(self._socket)
         read = self._written - unread
         progress, self._read_before = max(0, read - self._read_before), read
         received, self._received_before = self._received - self._received_before, self._received

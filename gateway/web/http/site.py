@@ -140,17 +140,21 @@ class GatewaySite(Site):
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         if len(self._open) >= self._max_connections and not self._close_idle():
-            self._refused.inc()
-            self.traffic.report_refused(
-                addr,
-                Refusal(503, "too_many_connections", detail=f"limits.connections ({self._max_connections}) is reached"),
-            )
-            return _RefusedConnection()
+            return self.refuse_connection(addr, f"limits.connections ({self._max_connections}) is reached")
         channel = super().buildProtocol(addr)
         if channel is not None:
             self._open[channel] = None
             self._connections.inc()
         return channel
+
+    def refuse_connection(self, addr: IAddress | None, limit: str) -> Protocol:
+        """Count and log a connection above a limit; return the protocol that answers it.
+
+        :param limit: the limit, for the log.
+        """
+        self._refused.inc()
+        self.traffic.report_refused(addr, Refusal(503, "too_many_connections", detail=limit))
+        return _RefusedConnection()
 
     def remove(self, channel: GatewayChannel) -> None:
         """Stop counting a connection that is lost, or is used for another protocol."""

@@ -1,0 +1,107 @@
+"""Builder of the admission and the TLS of all listeners."""
+
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from twisted.logger import Logger
+
+from gateway.assembly.parts import Paths, Runtime
+from gateway.config.listeners import ListenerSettings, listeners_of
+from gateway.config.settings import Settings
+from gateway.runtime.admission import Admission, AdmissionRules, AdmittingFactory
+from gateway.runtime.certificates import Certificates
+from gateway.runtime.limited_log import LimitedLog
+from gateway.runtime.listener import StartError
+from gateway.runtime.networks import NetworkSet
+from gateway.runtime.tls_files import TlsError, TlsFiles
+
+if TYPE_CHECKING:
+    from gateway.runtime.tls_layer import Credentials
+
+
+#: Listener of a scale that is not in force yet.
+_NEW_SCALE: Final = ListenerSettings("scale", (), None)
+
+
+class ListenerAccess:
+    """Admission and TLS of all listeners, by the configuration keys of their sections.
+
+    :meth:`prepare` changes both.
+    """
+
+    def __init__(self, runtime: Runtime, settings: Settings, paths: Paths) -> None:
+        self._counters = runtime.counters
+        self._locate = partial(os.path.join, paths.folder)
+        self._settings = settings
+        self._listeners = listeners_of(settings)
+        self._log = LimitedLog(Logger("gateway.runtime.admission"), runtime.clock, runtime.counters)
+        self.certificates = Certificates(runtime.reactor, runtime.clock, runtime.counters)
+        self._admissions: dict[str, Admission] = {}
+        self._factories: dict[str, AdmittingFactory] = {}
+
+    def admitting(self, key: str, factory: Any, refuse: Callable[[Any, str], Any] | None = None) -> AdmittingFactory:
+        """Return a factory that admits connections to a listener, with TLS if it is configured.
+
+        The listener of a scale that a reload adds gets its rules and its TLS by the rest of that reload, before it
+        accepts a connection.
+
+        :param key: configuration key of the listener's section; a second call with the same factory returns the same.
+        :param refuse: see :class:`AdmittingFactory`.
+        """
+        found = self._factories.get(key)
+        if found is None or found.factory is not factory:
+            listener = self._listeners.get(key, _NEW_SCALE)
+            rules = _rules(self._settings, listener)
+            admission = self._admissions[key] = Admission(listener.kind, key, self._counters, self._log, rules)
+            protocols = (b"http/1.1",) if listener.kind == "http" else ()
+            tls = self.certificates.add(key, protocols, lambda: admission.room)
+            found = self._factories[key] = AdmittingFactory(factory, admission, tls, refuse)
+        return found
+
+    def open(self) -> None:
+        """Read the certificates at the start of the daemon.
+
+        :raises StartError: a file cannot be used.
+        """
+        self.certificates.open(self._files(self._settings))
+
+    def prepare(self, settings: Settings) -> Callable[[], None]:
+        """Read the certificates of new settings, and return the function that puts all of them into force.
+
+        Connections of addresses that are no longer allowed are closed then.
+
+        :raises StartError: a file cannot be used.
+        """
+        try:
+            credentials = self.certificates.load(self._files(settings))
+        except TlsError as error:
+            raise StartError(str(error)) from error
+        return partial(self._update, settings, credentials)
+
+    def _update(self, settings: Settings, credentials: "Mapping[str, Credentials | None]") -> None:
+        self._settings, self._listeners = settings, listeners_of(settings)
+        for key in self._admissions.keys() - self._listeners.keys():
+            del self._admissions[key], self._factories[key]
+            self.certificates.remove(key)
+        self.certificates.use(credentials)
+        for key, listener in self._listeners.items():
+            if key in self._admissions:
+                self._admissions[key].update(_rules(settings, listener))
+
+    def _files(self, settings: Settings) -> dict[str, TlsFiles | None]:
+        """Return the files of all listeners, by key."""
+        found: dict[str, TlsFiles | None] = {}
+        for key, listener in listeners_of(settings).items():
+            tls = listener.tls
+            files = None if tls is None else TlsFiles(tls.cert, tls.key, tls.client_ca)
+            found[key] = None if files is None else files.located(self._locate)
+        return found
+
+
+def _rules(settings: Settings, listener: ListenerSettings) -> AdmissionRules:
+    limits = settings.limits
+    return AdmissionRules(
+        NetworkSet(listener.allow), NetworkSet(listener.proxies), limits.connections_per_address, limits.connections
+    )
