@@ -70,10 +70,10 @@ def load_credentials(key: str, files: TlsFiles, protocols: tuple[bytes, ...] = (
     context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
     context.set_cipher_list(_CIPHERS)
     try:
-        context.use_certificate(crypto.X509.from_cryptography(chain[0]))
+        context.use_certificate(chain[0])
         for intermediate in chain[1:]:
-            context.add_extra_chain_cert(crypto.X509.from_cryptography(intermediate))
-        context.use_privatekey(crypto.PKey.from_cryptography_key(private))
+            context.add_extra_chain_cert(intermediate)
+        context.use_privatekey(private)
     except SSL.Error as error:
         # OpenSSL refuses, for example, keys that are too short.
         raise TlsError(f"{key}.cert", f"{files.cert}: {_reason_of(error)}") from error
@@ -129,9 +129,8 @@ def _require_certificates(context: SSL.Context, authorities: list[x509.Certifica
     # An intermediate authority may be trusted without its root.
     store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
     for authority in authorities:
-        certificate = crypto.X509.from_cryptography(authority)
-        store.add_cert(certificate)
-        context.add_client_ca(certificate)
+        store.add_cert(crypto.X509.from_cryptography(authority))
+        context.add_client_ca(authority)
     context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _note_verification)
     # A resumed session would not be verified again.
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)

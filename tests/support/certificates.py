@@ -1,6 +1,10 @@
-"""Certificates for servers of tests."""
+"""Certificates for servers and clients of tests."""
 
+import ssl
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -35,3 +39,64 @@ def self_signed(common_name: str, alternative: x509.GeneralName) -> tuple[str, s
         .sign(key, hashes.SHA256())
     )
     return certificate.public_bytes(serialization.Encoding.PEM).decode(), pem_of(key)
+
+
+class Authority:
+    """An authority of a test, which issues certificates into a folder.
+
+    :ivar path: file of its own certificate.
+    """
+
+    def __init__(self, folder: Path, name: str = "authority") -> None:
+        self._folder = folder
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+        self.path = folder / f"{name}.pem"
+        builder = self._builder(self._name, self._key, 365).add_extension(
+            x509.BasicConstraints(ca=True, path_length=None), critical=True
+        )
+        certificate = builder.sign(self._key, hashes.SHA256())
+        self.path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+
+    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, days: float) -> x509.CertificateBuilder:
+        now = datetime.now(UTC)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=100))
+            .not_valid_after(now + timedelta(days=days))
+        )
+
+    def issue(
+        self, name: str, alternatives: Iterable[str] = (), *, days: float = 90, file: str | None = None
+    ) -> tuple[Path, Path]:
+        """Return the files of a new certificate and its key.
+
+        :param alternatives: DNS names; the loopback address is always one of the alternative names.
+        :param file: name of the files; by default the common name.
+        """
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+        names: list[x509.GeneralName] = [x509.DNSName(alternative) for alternative in alternatives]
+        names.append(x509.IPAddress(IPv4Address("127.0.0.1")))
+        builder = self._builder(subject, key, days)
+        certificate = builder.add_extension(x509.SubjectAlternativeName(names), critical=False).sign(
+            self._key, hashes.SHA256()
+        )
+        paths = self._folder / f"{file or name}.pem", self._folder / f"{file or name}.key"
+        paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        paths[1].write_text(pem_of(key), "ascii")
+        return paths
+
+    def client(self, certificate: tuple[Path, Path] | None = None) -> ssl.SSLContext:
+        """Return a client that trusts this authority.
+
+        :param certificate: files of its own certificate.
+        """
+        context = ssl.create_default_context(cafile=str(self.path))
+        if certificate is not None:
+            context.load_cert_chain(*certificate)
+        return context

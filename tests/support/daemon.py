@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -153,6 +154,8 @@ class Daemon:
         self._errors = folder / "stderr.txt"
         self._process: subprocess.Popen[bytes] | None = None
         self._clients = contextlib.ExitStack()
+        #: The clients' TLS, for a gateway whose HTTP has it.
+        self.tls: ssl.SSLContext | None = None
 
     @property
     def process(self) -> "subprocess.Popen[bytes]":
@@ -255,13 +258,13 @@ class Daemon:
     ) -> tuple[int, Any, dict[str, str]]:
         """Status, body (JSON where it is) and headers, whose names are in lower case."""
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}{path}",
+            f"{'http' if self.tls is None else 'https'}://127.0.0.1:{self.port}{path}",
             body,
             {name.replace("_", "-"): value for name, value in headers.items()},
             method=method,
         )
         try:
-            with urllib.request.urlopen(request, timeout=PATIENCE) as response:
+            with urllib.request.urlopen(request, timeout=PATIENCE, context=self.tls) as response:
                 return _answer(response.status, response.read(), response.headers)
         except urllib.error.HTTPError as error:
             with error:
@@ -297,7 +300,10 @@ class Daemon:
 
     def stream(self, **options: Any) -> websocket.WebSocket:
         """An open WebSocket."""
-        client = websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws", timeout=PATIENCE, **options)
+        scheme = "ws" if self.tls is None else "wss"
+        if self.tls is not None:
+            options["sslopt"] = {"context": self.tls}
+        client = websocket.create_connection(f"{scheme}://127.0.0.1:{self.port}/ws", timeout=PATIENCE, **options)
         self._clients.callback(client.close)
         return client
 
