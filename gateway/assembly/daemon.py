@@ -5,6 +5,7 @@ registry that a part could look others up in.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from twisted.logger import Logger
@@ -27,27 +28,27 @@ from gateway.ingest.daq import DaqFactory
 from gateway.raw.retention import Retention
 from gateway.replay.storage import Storage
 from gateway.runtime.lifecycle import Gateway, Stages
-from gateway.runtime.listener import PortDirectory
+from gateway.runtime.listener import Listener, PortDirectory
 from gateway.runtime.process import Process, import_late_modules
 from gateway.runtime.reactor import IReactor
 
 
-def watch_health(
-    runtime: Runtime, pipeline: Pipeline, retention: Retention, storage: Storage, parts: StoreParts, daq: DaqFactory
-) -> None:
-    """Register the problems of all parts, in the order in which ``/healthz`` shows them."""
-    health, store, relay = runtime.health, parts.store, parts.relay
-    health.watch_one(lambda: pipeline.raw_log.problem, "raw files cannot be written: ")
-    health.watch(lambda: pipeline.damage.problems)
-    health.watch_one(lambda: retention.problem)
-    health.watch(storage.problems)
-    health.watch(lambda: ["statistics cannot be written, and wait"] if pipeline.writer.is_stuck else [])
-    health.watch(lambda: store.problems)
-    health.watch(daq.problems)
-    health.watch_one(lambda: runtime.files.problem)
-    if relay is not None:
-        # If the database is unavailable, only that is reported.
-        health.watch_one(lambda: None if store.problems else relay.problem, "other gateways are not heard: ")
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """All parts of a gateway that its life cycle, its health and a reload refer to."""
+
+    paths: Paths
+    runtime: Runtime
+    store: StoreParts
+    pipeline: Pipeline
+    storage: Storage
+    retention: Retention
+    alerts: Alerts
+    web: Web
+    daq: DaqFactory
+    scales: Scales
+    access: ListenerAccess
+    listeners: Sequence[Listener]
 
 
 def build_gateway(
@@ -71,63 +72,96 @@ def build_gateway(
         Logger("gateway.config").warn("configuration: {problem}", problem=problem)
     paths = Paths.of(settings, process.folder)
     runtime = build_runtime(reactor, settings)
-    log_control = build_log(runtime, settings, paths, process)
-    parts = build_store(runtime, settings, paths, accept_empty=accept_empty)
+    log_control, log_step = build_log(runtime, settings, paths, process)
+    parts = _assemble(runtime, settings, paths, accept_empty=accept_empty)
+    watch_health(parts)
+    steps = _reload_steps(parts)
+    reload = Reload(reactor, load, settings, parts.scales, {"log": log_step, **steps})
+    return Gateway(reactor, _stages(parts, reload), process, log_control)
+
+
+def _assemble(runtime: Runtime, settings: Settings, paths: Paths, *, accept_empty: bool) -> Assembly:
+    store = build_store(runtime, settings, paths, accept_empty=accept_empty)
     ports = PortDirectory()
     daq = build_daq(runtime, settings, ports)
     prepare_machines(daq, paths.folder, settings)()
-    pipeline = build_pipeline(runtime, settings, paths, parts.store, daq.pause)
-    storage = build_storage(runtime, settings, paths, parts, pipeline, daq)
-    retention = build_retention(runtime, settings, paths, pipeline.writer, storage.compressor)
-    alerts = Alerts(runtime, settings.fcm, paths.folder)
-    web = build_web(runtime, settings, paths, parts.store, pipeline, storage.readers)
+    pipeline = build_pipeline(runtime, settings, paths, store.store, daq.pause)
+    storage = build_storage(runtime, settings, paths, store, pipeline, daq)
+    web = build_web(runtime, settings, paths, store.store, pipeline, storage.readers)
     access = ListenerAccess(runtime, settings, paths)
-    listeners = build_listeners(runtime, settings, access, web, daq, ports)
-    scales = build_scales(runtime, settings, access, ports)
-    watch_health(runtime, pipeline, retention, storage, parts, daq)
-    runtime.health.watch(access.certificates.problems)
-    steps = _reload_steps(paths, web, daq, scales, retention, alerts)
-    steps["listeners"] = access.prepare
-    reload = Reload(reactor, load, settings, scales, steps)
-    relays = [] if parts.relay is None else [parts.relay]
+    return Assembly(
+        paths=paths,
+        runtime=runtime,
+        store=store,
+        pipeline=pipeline,
+        storage=storage,
+        retention=build_retention(runtime, settings, paths, pipeline.writer, storage.compressor),
+        alerts=Alerts(runtime, settings.fcm, paths.folder),
+        web=web,
+        daq=daq,
+        access=access,
+        listeners=build_listeners(runtime, settings, access, web, daq, ports),
+        scales=build_scales(runtime, settings, access, ports),
+    )
+
+
+def watch_health(parts: Assembly) -> None:
+    """Register the problems of all parts, in the order in which ``/healthz`` shows them."""
+    health, store, relay, pipeline = parts.runtime.health, parts.store.store, parts.store.relay, parts.pipeline
+    health.watch_one(lambda: pipeline.raw_log.problem, "raw files cannot be written: ")
+    health.watch(lambda: pipeline.damage.problems)
+    health.watch_one(lambda: parts.retention.problem)
+    health.watch(parts.storage.problems)
+    health.watch(lambda: ["statistics cannot be written, and wait"] if pipeline.writer.is_stuck else [])
+    health.watch(lambda: store.problems)
+    health.watch(parts.daq.problems)
+    health.watch_one(lambda: parts.runtime.files.problem)
+    if relay is not None:
+        # If the database is unavailable, only that is reported.
+        health.watch_one(lambda: None if store.problems else relay.problem, "other gateways are not heard: ")
+    health.watch(parts.access.certificates.problems)
+
+
+def _stages(parts: Assembly, reload: Reload) -> Stages:
+    relays = [] if parts.store.relay is None else [parts.store.relay]
+    web, pipeline, scales = parts.web, parts.pipeline, parts.scales
 
     def open_files() -> None:
-        access.open()
-        storage.open()
+        parts.access.open()
+        parts.storage.open()
 
-    stages = Stages(
-        listeners=lambda: [*listeners, *scales.listeners],
+    return Stages(
+        listeners=lambda: [*parts.listeners, *scales.listeners],
         open=open_files,
-        recover=storage.recover,
+        recover=parts.storage.recover,
         begin=web.clients.start,
-        parts=[access.certificates, *pipeline.services, retention, alerts, *relays, scales],
-        factories=[scales, daq],
+        parts=[parts.access.certificates, *pipeline.services, parts.retention, parts.alerts, *relays, scales],
+        factories=[scales, parts.daq],
         drained=web.traffic.drained,
         reload=reload.run,
         finish=[
             ("closing live events", web.clients.close, 0.5),
             ("writing what waits", pipeline.writer.drain, 1.0),
-            ("closing the store", storage.close, 1.0),
+            ("closing the store", parts.storage.close, 1.0),
         ],
     )
-    return Gateway(reactor, stages, process, log_control)
 
 
-def _reload_steps(
-    paths: Paths, web: Web, daq: DaqFactory, scales: Scales, retention: Retention, alerts: Alerts
-) -> dict[str, ReloadStep]:
+def _reload_steps(parts: Assembly) -> dict[str, ReloadStep]:
     """Return the parts that a reload changes, by name."""
+    web, daq, folder = parts.web, parts.daq, parts.paths.folder
 
     def update_scales(settings: Settings) -> None:
-        for factory in scales.factories:
+        for factory in parts.scales.factories:
             factory.update(settings.limits.connections)
 
     return {
-        "access control": partial(prepare_access, web.access, web.clients, paths.folder),
-        "machines": partial(prepare_machines, daq, paths.folder),
+        "access control": partial(prepare_access, web.access, web.clients, folder),
+        "listeners": parts.access.prepare,
+        "machines": partial(prepare_machines, daq, folder),
         "HTTP": lambda settings: partial(update_web, web, settings),
         "DAQ programs": lambda settings: partial(daq.update, settings.daq, settings.limits.connections),
         "scales": lambda settings: partial(update_scales, settings),
-        "raw files": lambda settings: partial(retention.update, settings.data),
-        "push messages": lambda settings: partial(alerts.update, settings.fcm),
+        "raw files": lambda settings: partial(parts.retention.update, settings.data),
+        "push messages": lambda settings: partial(parts.alerts.update, settings.fcm),
     }

@@ -22,6 +22,7 @@ from gateway.ingest.transport import served_ports
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.listener import Listener, PortDirectory, StartError
 from gateway.runtime.open_files import SPARE
+from gateway.runtime.tls import client_names
 
 
 def build_daq(runtime: Runtime, settings: Settings, ports: PortDirectory) -> DaqFactory:
@@ -34,6 +35,7 @@ def build_daq(runtime: Runtime, settings: Settings, ports: PortDirectory) -> Daq
     limit = settings.limits.connections
     factory = DaqFactory(runtime.reactor, runtime.bus, clock, counters, warnings, settings.daq, limit)
     factory.find_ports = partial(served_ports, ports)
+    factory.client_names = client_names
     return factory
 
 

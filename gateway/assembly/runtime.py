@@ -1,8 +1,11 @@
 """Builders of the parts that all others use: clock, counters, health, live state, log."""
 
+from functools import partial
+
 from twisted.logger import Logger
 
 from gateway.assembly.parts import Paths, Runtime
+from gateway.assembly.reload import ReloadStep
 from gateway.bus.bus import Bus
 from gateway.config.settings import Settings
 from gateway.live.state import LiveState
@@ -38,8 +41,8 @@ def log_options(settings: Settings, paths: Paths) -> LogOptions:
     return LogOptions(paths.log, section.level, section.keep_days, section.format)
 
 
-def build_log(runtime: Runtime, settings: Settings, paths: Paths, process: Process) -> LogControl:
-    """Build the daemon's log."""
+def build_log(runtime: Runtime, settings: Settings, paths: Paths, process: Process) -> tuple[LogControl, ReloadStep]:
+    """Build the daemon's log, and the step of a reload that changes it."""
     output = LogOutput(runtime.clock, runtime.counters, log_options(settings, paths))
 
     def open_log() -> None:
@@ -50,4 +53,5 @@ def build_log(runtime: Runtime, settings: Settings, paths: Paths, process: Proce
         except OSError as error:
             raise StartError(f"logger.path: {explain_unusable(error, paths.log or '')}") from error
 
-    return LogControl(BufferingObserver(output), open_log, output.reopen, runtime.counters.report_log)
+    control = LogControl(BufferingObserver(output), open_log, output.reopen, runtime.counters.report_log)
+    return control, lambda settings: partial(output.update, log_options(settings, paths))

@@ -19,7 +19,6 @@ RESTART: Final = frozenset(
         "server.share_ports",
         "server.own_port",
         "logger.path",
-        "logger.format",
         "database.path",
         "database.url",
         "database.url_file",

@@ -170,7 +170,7 @@ def test_clients_above_the_limit_are_told_but_not_without_end() -> None:
 
 def test_factory_that_refuses_a_connection_is_not_counted() -> None:
     listening = Listening()
-    listening.factory._factory.buildProtocol = lambda _: None
+    listening.factory.factory.buildProtocol = lambda _: None
     assert listening.connect("192.0.2.1") is None
     assert listening.admission.open_count == 0
 
