@@ -5,50 +5,30 @@ registry that a part could look others up in.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from twisted.logger import Logger
 
 from gateway.assembly.access import prepare_access
 from gateway.assembly.alerts import Alerts
+from gateway.assembly.assembled import Assembly
 from gateway.assembly.ingest import build_daq, build_scales, prepare_machines
 from gateway.assembly.listener_access import ListenerAccess
 from gateway.assembly.listeners import build_listeners
-from gateway.assembly.parts import Paths, Pipeline, Runtime, StoreParts, Web
+from gateway.assembly.parts import Paths, Runtime
 from gateway.assembly.pipeline import build_pipeline, build_retention
 from gateway.assembly.reload import LoadSettings, Reload, ReloadStep
 from gateway.assembly.runtime import build_log, build_runtime
-from gateway.assembly.scales import Scales
+from gateway.assembly.status import build_disk_space, watch_all
 from gateway.assembly.store import build_storage, build_store
 from gateway.assembly.web import build_web, update_web
 from gateway.config.problems import Problem
 from gateway.config.settings import Settings
-from gateway.ingest.daq import DaqFactory
-from gateway.raw.retention import Retention
-from gateway.replay.storage import Storage
 from gateway.runtime.lifecycle import Gateway, Stages
-from gateway.runtime.listener import Listener, PortDirectory
+from gateway.runtime.listener import PortDirectory
+from gateway.runtime.open_access import OpenAccess
 from gateway.runtime.process import Process, import_late_modules
 from gateway.runtime.reactor import IReactor
-
-
-@dataclass(frozen=True, slots=True)
-class Assembly:
-    """All parts of a gateway that its life cycle, its health and a reload refer to."""
-
-    paths: Paths
-    runtime: Runtime
-    store: StoreParts
-    pipeline: Pipeline
-    storage: Storage
-    retention: Retention
-    alerts: Alerts
-    web: Web
-    daq: DaqFactory
-    scales: Scales
-    access: ListenerAccess
-    listeners: Sequence[Listener]
 
 
 def build_gateway(
@@ -74,7 +54,7 @@ def build_gateway(
     runtime = build_runtime(reactor, settings)
     log_control, log_step = build_log(runtime, settings, paths, process)
     parts = _assemble(runtime, settings, paths, accept_empty=accept_empty)
-    watch_health(parts)
+    watch_all(parts)
     steps = _reload_steps(parts)
     reload = Reload(reactor, load, settings, parts.scales, {"log": log_step, **steps})
     return Gateway(reactor, _stages(parts, reload), process, log_control)
@@ -89,6 +69,8 @@ def _assemble(runtime: Runtime, settings: Settings, paths: Paths, *, accept_empt
     storage = build_storage(runtime, settings, paths, store, pipeline, daq)
     web = build_web(runtime, settings, paths, store.store, pipeline, storage.readers)
     access = ListenerAccess(runtime, settings, paths)
+    listeners = build_listeners(runtime, settings, access, web, daq, ports)
+    scales = build_scales(runtime, settings, access, ports)
     return Assembly(
         paths=paths,
         runtime=runtime,
@@ -100,26 +82,11 @@ def _assemble(runtime: Runtime, settings: Settings, paths: Paths, *, accept_empt
         web=web,
         daq=daq,
         access=access,
-        listeners=build_listeners(runtime, settings, access, web, daq, ports),
-        scales=build_scales(runtime, settings, access, ports),
+        scales=scales,
+        listeners=lambda: [*listeners, *scales.listeners],
+        space=build_disk_space(runtime.reactor, paths),
+        open_access=OpenAccess(lambda: [*listeners, *scales.listeners], is_controlled=settings.auth is not None),
     )
-
-
-def watch_health(parts: Assembly) -> None:
-    """Register the problems of all parts, in the order in which ``/healthz`` shows them."""
-    health, store, relay, pipeline = parts.runtime.health, parts.store.store, parts.store.relay, parts.pipeline
-    health.watch_one(lambda: pipeline.raw_log.problem, "raw files cannot be written: ")
-    health.watch(lambda: pipeline.damage.problems)
-    health.watch_one(lambda: parts.retention.problem)
-    health.watch(parts.storage.problems)
-    health.watch(lambda: ["statistics cannot be written, and wait"] if pipeline.writer.is_stuck else [])
-    health.watch(lambda: store.problems)
-    health.watch(parts.daq.problems)
-    health.watch_one(lambda: parts.runtime.files.problem)
-    if relay is not None:
-        # If the database is unavailable, only that is reported.
-        health.watch_one(lambda: None if store.problems else relay.problem, "other gateways are not heard: ")
-    health.watch(parts.access.certificates.problems)
 
 
 def _stages(parts: Assembly, reload: Reload) -> Stages:
@@ -131,11 +98,20 @@ def _stages(parts: Assembly, reload: Reload) -> Stages:
         parts.storage.open()
 
     return Stages(
-        listeners=lambda: [*parts.listeners, *scales.listeners],
+        listeners=parts.listeners,
         open=open_files,
         recover=parts.storage.recover,
         begin=web.clients.start,
-        parts=[parts.access.certificates, *pipeline.services, parts.retention, parts.alerts, *relays, scales],
+        parts=[
+            parts.access.certificates,
+            parts.space,
+            *pipeline.services,
+            parts.retention,
+            parts.alerts,
+            *relays,
+            scales,
+            parts.open_access,
+        ],
         factories=[scales, parts.daq],
         drained=web.traffic.drained,
         reload=reload.run,
@@ -163,5 +139,6 @@ def _reload_steps(parts: Assembly) -> dict[str, ReloadStep]:
         "DAQ programs": lambda settings: partial(daq.update, settings.daq, settings.limits.connections),
         "scales": lambda settings: partial(update_scales, settings),
         "raw files": lambda settings: partial(parts.retention.update, settings.data),
+        "open access": lambda settings: partial(parts.open_access.update, is_controlled=settings.auth is not None),
         "push messages": lambda settings: partial(parts.alerts.update, settings.fcm),
     }

@@ -19,9 +19,11 @@ from gateway.runtime.health import Health
 from gateway.runtime.metrics import Counters
 from gateway.runtime.open_files import OpenFiles
 from gateway.runtime.reactor import IReactor
+from gateway.runtime.readiness import Readiness
 from gateway.stats.rollup import Rollup
 from gateway.store.event_numbers import EventNumberStore
 from gateway.store.interface import Store
+from gateway.store.spool_interface import EntrySpool
 from gateway.store.writer import Writer
 from gateway.web.clients.registry import LiveClients
 from gateway.web.http.request import Traffic
@@ -64,6 +66,7 @@ class Runtime:
     clock: WallClock
     counters: Counters
     health: Health
+    readiness: Readiness
     files: OpenFiles
     bus: Bus
     live: LiveState
@@ -76,12 +79,14 @@ class StoreParts:
     :ivar numbers: store of event numbers, opened and closed with the store.
     :ivar relay: exchange with other gateways on the same database; ``None`` without PostgreSQL.
     :ivar first_number: returns the lowest number of live events of this process; ``None`` if the store decides.
+    :ivar spool: queue of entries for PostgreSQL; ``None`` without it.
     """
 
     store: Store
     numbers: EventNumberStore
     relay: "Relay | None" = None
     first_number: Callable[[], int] | None = None
+    spool: EntrySpool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from gateway.runtime.open_files import OpenFiles
 from gateway.runtime.paths import effective_user, explain_unusable
 from gateway.runtime.process import Process
 from gateway.runtime.reactor import IReactor
+from gateway.runtime.readiness import Readiness
 
 
 def build_runtime(reactor: IReactor, settings: Settings, clock: WallClock | None = None) -> Runtime:
@@ -32,7 +33,7 @@ def build_runtime(reactor: IReactor, settings: Settings, clock: WallClock | None
     files = OpenFiles(clock, counters, LimitedLog(Logger("gateway.runtime.open_files"), clock, counters))
     bus = Bus(clock, counters, settings.limits.backlog_events, settings.limits.backlog_bytes)
     timeouts = {scale_id: line.idle_timeout_sec or 0.0 for scale_id, line in settings.lines().items()}
-    return Runtime(reactor, clock, counters, Health(), files, bus, LiveState(bus, clock, timeouts))
+    return Runtime(reactor, clock, counters, Health(), Readiness(), files, bus, LiveState(bus, clock, timeouts))
 
 
 def log_options(settings: Settings, paths: Paths) -> LogOptions:

@@ -44,7 +44,7 @@ def _build_postgres(runtime: Runtime, settings: Settings, url: str, paths: Paths
     identity = RelaySettings(name, settings.scale.idle_timeout_sec)
     relay = Relay(reactor, runtime.bus, runtime.live, clock, counters, channel, identity)
     first = (lambda: _first_number(spool.identity)) if settings.server.share_ports else None
-    return StoreParts(store, spool, relay, first)
+    return StoreParts(store, spool, relay, first, spool)
 
 
 def _first_number(identity: str) -> int:

@@ -70,7 +70,7 @@ def build_web(
         "events": SseResource(context, clients),
         "asyncapi.json": AsyncApiResource(),
     }
-    status = StatusApi(reactor, live, counters, runtime.health.problems).app.resource()
+    status = StatusApi(reactor, live, counters, runtime.health.problems, runtime.readiness).app.resource()
     root = Root(resources, status)
     site = GatewaySite(reactor, root, traffic, counters, limits.connections, Deadlines.of(limits))
     return Web(site, traffic, clients, access, scale_api, context, engine, sockets)

@@ -135,6 +135,8 @@ class ScaleFactory(Factory):
         #: Connections that are being closed in favour of a new one.
         self._evicted: set[ScaleLineProtocol] = set()
         self._waiting: list[Deferred[None]] = []
+        #: Monotonic time of the last line, in seconds; ``None`` before the first line.
+        self._last_line: float | None = None
         self._connections = counters.connections.labels("scale")
         self._refused = counters.connections_refused.labels("scale")
         self._readings = {
@@ -206,6 +208,16 @@ class ScaleFactory(Factory):
     def update(self, max_connections: int) -> None:
         """Change the maximum of open connections, for new ones."""
         self._max_connections = max_connections
+
+    @property
+    def is_connected(self) -> bool:
+        """Return whether the scale has a connection to this gateway."""
+        return bool(self._open)
+
+    @property
+    def line_age(self) -> float | None:
+        """Return the seconds since the last line, valid or not; ``None`` before the first line."""
+        return None if self._last_line is None else self._clock.monotonic() - self._last_line
 
     # -- events of the connections
 
@@ -286,6 +298,7 @@ class ScaleFactory(Factory):
     def take_lines(self, protocol: ScaleLineProtocol, data: bytes) -> None:
         """Process whole lines from one read of a connection, until the connection is being closed."""
         transport = protocol.transport
+        self._last_line = self._clock.monotonic()
         # Lines of one read have the same time.
         now = self._clock.now()
         for line in read_lines(data):

@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Sequence
+from ipaddress import ip_address
 from typing import Any, Final
 
 from twisted.internet.abstract import FileDescriptor
@@ -42,6 +43,7 @@ class Listener:
         self._factory = factory
         self._port: IListeningPort | SharedPort | None = None
         self._resume: Any = None
+        self._was_accepting = False
 
     def guard(self, reactor: Any, files: OpenFiles, spare: int) -> None:
         """Refuse connections that leave fewer than ``spare`` open files free; call this before :meth:`listen`."""
@@ -88,6 +90,22 @@ class Listener:
         log.info("{key}: {what} {where}", key=self.key, what=what, where=where)
 
     @property
+    def problem(self) -> str | None:
+        """Reason why no connection is accepted; ``None`` if the port works, or pauses for a moment."""
+        port = self._port
+        if port is not None and self._was_accepting and (not isinstance(port, FileDescriptor) or port.connected):
+            return None
+        return f"{self.key}: no connections are accepted"
+
+    @property
+    def open_address(self) -> str | None:
+        """Address at which other machines reach the port; ``None`` if only this machine does."""
+        address = None if self._port is None else self._port.getHost()
+        if not isinstance(address, IPv4Address | IPv6Address) or ip_address(address.host.partition("%")[0]).is_loopback:
+            return None
+        return f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"
+
+    @property
     def port_number(self) -> int | None:
         """The TCP port; ``None`` if it is not known yet, or the endpoint is of another kind."""
         address = None if self._port is None else self._port.getHost()
@@ -95,6 +113,7 @@ class Listener:
 
     def accept(self) -> None:
         """Start accepting connections, including those queued since :meth:`listen`."""
+        self._was_accepting = True
         if isinstance(self._port, FileDescriptor):
             self._port.startReading()
         elif isinstance(self._port, SharedPort):
@@ -105,7 +124,8 @@ class Listener:
         if self._resume is not None:
             self._resume.cancel()
             self._resume = None
-        stopped: Deferred[None] | None = None if self._port is None else self._port.stopListening()
+        port, self._port = self._port, None
+        stopped: Deferred[None] | None = None if port is None else port.stopListening()
         return stopped
 
 

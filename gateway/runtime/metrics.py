@@ -1,61 +1,16 @@
 """Metrics of the gateway, read at ``/metrics``.
 
-Label values are scales of the configuration and fixed words. Names of machines, sensors and cylinders are not used,
-because clients choose them.
+Label values are scales of the configuration, fixed words and, for one metric with a bound, names of machines. Names of
+sensors and cylinders are not used, because clients choose them.
 """
 
-from collections.abc import Callable, Iterator
+import platform
+from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
-from prometheus_client.core import CounterMetricFamily
-from prometheus_client.registry import Collector
+from prometheus_client import Counter, Gauge, Info, ProcessCollector
 
-
-class FastCounter:
-    """Counter that only the reactor's thread changes.
-
-    The counter of ``prometheus_client`` takes a lock for each increment, which costs as much as parsing a scale's line.
-    """
-
-    __slots__ = ("value",)
-
-    def __init__(self) -> None:
-        self.value = 0
-
-    def inc(self, amount: int = 1) -> None:
-        """Add an amount."""
-        self.value += amount
-
-
-class FastCounters(Collector):
-    """Fast counters of one metric, one for each combination of label values; one in all without labels."""
-
-    def __init__(
-        self, name: str, documentation: str, labels: tuple[str, ...] = (), *, registry: CollectorRegistry
-    ) -> None:
-        self._name = name
-        self._documentation = documentation
-        self._labels = labels
-        self._counters: dict[tuple[str, ...], FastCounter] = {}
-        registry.register(self)
-
-    def labels(self, *values: str) -> FastCounter:
-        """Return the counter of these label values."""
-        counter = self._counters.get(values)
-        if counter is None:
-            counter = self._counters[values] = FastCounter()
-        return counter
-
-    def describe(self) -> Iterator[CounterMetricFamily]:
-        """Yield the metric without values."""
-        yield CounterMetricFamily(self._name, self._documentation, labels=self._labels)
-
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        """Yield the metric with all values."""
-        family = CounterMetricFamily(self._name, self._documentation, labels=self._labels)
-        for values, counter in self._counters.items():
-            family.add_metric(values, counter.value)
-        yield family
+from gateway import __version__
+from gateway.runtime.metric_types import AskedGauge, FastCounters, FastHistograms, GatewayRegistry
 
 
 class Counters:
@@ -65,9 +20,10 @@ class Counters:
     """
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.registry = GatewayRegistry()
         self.log_reports: list[Callable[[bool], None]] = []
         ProcessCollector(registry=self.registry)
+        self._add_gateway()
         self._add_scales()
         self._add_connections()
         self._add_machines()
@@ -82,6 +38,7 @@ class Counters:
             "full), and attempts that are repeated (retried).",
             "outcome",
         )
+        _begin_at_zero(self.push_messages, "sent", "failed", "expired", "dropped")
         self.log_suppressed = self._counter("cynow_log_suppressed_total", "Log lines left out by a rate limit.")
 
     def report_log(self, everything: bool) -> None:
@@ -101,7 +58,40 @@ class Counters:
     def _fast_counters(self, name: str, documentation: str, *labels: str) -> FastCounters:
         return FastCounters(name, documentation, labels, registry=self.registry)
 
+    def _asked_gauge(self, name: str, documentation: str, *labels: str) -> AskedGauge:
+        return AskedGauge(name, documentation, labels, registry=self.registry)
+
+    def _fast_histograms(self, name: str, documentation: str, *labels: str) -> FastHistograms:
+        return FastHistograms(name, documentation, labels, registry=self.registry)
+
+    def _add_gateway(self) -> None:
+        build = Info("cynow_build", "Version of the gateway and of Python.", registry=self.registry)
+        build.info({"version": __version__, "python": platform.python_version()})
+        self.ready = self._asked_gauge("cynow_ready", "1 if /readyz answers 200, 0 if it answers 503.")
+        self.problems = self._asked_gauge("cynow_problems", "Problems that /healthz lists.")
+        self.time = self._asked_gauge(
+            "cynow_time_seconds", "Wall clock of the gateway, in seconds since 1970; to compare with other clocks."
+        )
+        self.disk_free = self._asked_gauge(
+            "cynow_disk_free_bytes",
+            "Free bytes of the file system of a folder: database, data, log.",
+            "folder",
+        )
+        self.disk_size = self._asked_gauge(
+            "cynow_disk_size_bytes",
+            "Size in bytes of the file system of a folder: database, data, log.",
+            "folder",
+        )
+
     def _add_scales(self) -> None:
+        self.scale_connected = self._asked_gauge(
+            "cynow_scale_connected", "1 if a scale is connected to this gateway, otherwise 0.", "scale_id"
+        )
+        self.scale_line_age = self._asked_gauge(
+            "cynow_scale_last_line_age_seconds",
+            "Seconds since the last line of a scale, valid or not; absent before the first line.",
+            "scale_id",
+        )
         self.scale_readings = self._fast_counters(
             "cynow_scale_readings_total", "Readings of a scale, by status.", "scale_id", "status"
         )
@@ -147,6 +137,14 @@ class Counters:
         )
 
     def _add_machines(self) -> None:
+        self.machines_connected = self._asked_gauge(
+            "cynow_machines_connected", "Machines that are connected to this gateway."
+        )
+        self.machine_connected = self._asked_gauge(
+            "cynow_machine_connected",
+            "1 if a machine is connected to this gateway, 0 if it was before; at most 1,000 machines.",
+            "machine",
+        )
         self.daq_messages = self._fast_counters(
             "cynow_daq_messages_total", "Messages of DAQ programs, by event.", "event"
         )
@@ -205,6 +203,12 @@ class Counters:
         self.http_limited = self._counter(
             "cynow_http_limited_requests_total", "Requests refused with 429: more than limits.requests_per_second."
         )
+        self.http_seconds = self._fast_histograms(
+            "cynow_http_request_seconds",
+            "Seconds from a complete request to the end of its answer, without live events (latest, commit, stat, api: "
+            "other paths below /api, other).",
+            "path",
+        )
         self.http_slow = self._counter(
             "cynow_http_slow_connections_total",
             "HTTP connections closed because they were slow (head: sending a request's head, body: sending its body, "
@@ -214,6 +218,10 @@ class Counters:
         self.commits = self._counter(
             "cynow_commits_total", "Commit requests, by outcome (ok, replayed, or the error).", "outcome"
         )
+        _begin_at_zero(self.commits, "ok", "store_unavailable", "outcome_unknown", "rejected_by_database")
+        self.commit_seconds = self._fast_histograms(
+            "cynow_commit_seconds", "Seconds that the store took for a commit, whatever the outcome."
+        ).labels()
 
     def _add_raw_files(self) -> None:
         self.raw_lost = self._counter("cynow_rawlog_lost_bytes_total", "Bytes of raw CSV that could not be written.")
@@ -232,6 +240,10 @@ class Counters:
         self.raw_failures = self._counter("cynow_rawlog_failures_total", "Failed writes of raw CSV.")
 
     def _add_store(self) -> None:
+        self.store_up = self._asked_gauge("cynow_store_up", "1 if the store takes commits, otherwise 0.")
+        self.spool_bytes = self._asked_gauge(
+            "cynow_spool_bytes", "Bytes of database.spool_mb that the spool uses; only with PostgreSQL."
+        )
         self.store_retries = self._counter("cynow_store_retries_total", "Postponed writes of statistics and anomalies.")
         self.store_lost = self._counter("cynow_store_lost_total", "Abandoned writes of statistics and anomalies.")
         self.store_waiting = self._gauge("cynow_store_waiting", "Statistics and anomalies that wait for the store.")
@@ -253,3 +265,9 @@ class Counters:
         self.relay_rejected = self._counter(
             "cynow_relay_rejected_total", "Invalid notifications from other gateways, or invalid parts of them."
         )
+
+
+def _begin_at_zero(counter: Counter, *values: str) -> None:
+    """Show series before they count, so that Prometheus sees their first increase, which an alert waits for."""
+    for value in values:
+        counter.labels(value)

@@ -162,6 +162,11 @@ class Store(ABC):
 
     @property
     @abstractmethod
+    def outage(self) -> str | None:
+        """Reason why commits are refused now; ``None`` if they are taken. Reading it does not block."""
+
+    @property
+    @abstractmethod
     def problems(self) -> list[str]:
         """Problems of the store, one line each, for ``/healthz``; reading them does not block."""
 

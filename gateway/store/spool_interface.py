@@ -21,6 +21,16 @@ class EntrySpool(ABC):
 
     @property
     @abstractmethod
+    def used_bytes(self) -> int:
+        """Used space of ``database.spool_mb``, in bytes."""
+
+    @property
+    @abstractmethod
+    def outage(self) -> str | None:
+        """Reason why entries are not accepted now; ``None`` if they are."""
+
+    @property
+    @abstractmethod
     def problem(self) -> str | None:
         """Current problem, for ``/healthz``; ``None`` if the spool works."""
 

@@ -136,4 +136,9 @@ def test_start_on_a_full_disk(small_disk: Callable[..., SmallDisk], tmp_path: Pa
     daemon.daq(frame("name", "M"), update("v", "VIB", 1.0))
     until(lambda: daemon.problems() != [], "healthz says so")
     assert shutil.disk_usage(daemon.disk).free == 0
+    status, readiness, _ = daemon.get("/readyz")
+    assert (status, readiness["parts"]["raw"]["state"]) == (503, "down")
+    (line,) = until(lambda: daemon.get("/readyz")[1]["parts"]["disk"]["details"], "the full disk is measured")
+    assert line.startswith("0 MiB of 4 MiB are free for the data folder (")
+    assert daemon.metric("cynow_disk_free_bytes", folder="data") == 0
     assert daemon.terminate() == 0

@@ -46,6 +46,7 @@ def test_the_wheel_holds_the_plugin_and_not_twisted(wheel: Path) -> None:
     assert "twisted/plugins/cynow_gateway_plugin.py" in names
     assert [name for name in names if name.startswith("twisted/")] == ["twisted/plugins/cynow_gateway_plugin.py"]
     assert "gateway/store/sqlite/schema/01_commits.sql" in names
+    assert {f"gateway/share/etc/{path.name}" for path in (ROOT / "etc").iterdir()} <= set(names)
     packages = {str(path.parent.relative_to(ROOT)) for path in (ROOT / "gateway").rglob("*.py")}
     assert {str(Path(name).parent) for name in names if name.startswith("gateway/")} >= packages
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from klein import Klein
-from prometheus_client import Metric, ProcessCollector
+from prometheus_client import Info, Metric, ProcessCollector
 
 from gateway.commands.main import COMMANDS, main
 from gateway.config.settings import ScaleConnection, Settings
@@ -141,10 +141,12 @@ def test_metrics_page_lists_every_metric_with_type_labels_and_meaning() -> None:
         if isinstance(collector, ProcessCollector):
             continue
         labels = getattr(described, "_labelnames", None) or getattr(described, "_labels", None) or ()
+        if isinstance(collector, Info):
+            labels = described._value
         family: Metric
         for family in described.describe():
             if family.name.startswith("cynow_"):
-                name = family.name + ("_total" if family.type == "counter" else "")
+                name = family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")
                 actual.add((name, family.type, tuple(labels), family.documentation))
     assert len(documented) == len(set(documented))
     assert set(documented) == actual

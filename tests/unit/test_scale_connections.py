@@ -67,6 +67,25 @@ class Address:
         self.port = port
 
 
+class PresenceTests(ScaleConnections):
+    def test_age_of_the_last_line_counts_from_any_line_of_any_connection(self) -> None:
+        self.assertEqual((self.factory.is_connected, self.factory.line_age), (False, None))
+        protocol, _ = self.connect(self.factory)
+        self.assertEqual((self.factory.is_connected, self.factory.line_age), (True, None))
+        protocol.dataReceived(b"ST,+1")
+        self.assertIsNone(self.factory.line_age)
+        protocol.dataReceived(b" kg\r\n")
+        self.reactor.advance(3)
+        self.assertEqual(self.factory.line_age, 3)
+        other, _ = self.connect(self.factory)
+        other.dataReceived(b"not a reading\r\n")
+        self.assertEqual(self.factory.line_age, 0)
+        self.reactor.advance(2)
+        self.lose(protocol)
+        self.lose(other)
+        self.assertEqual((self.factory.is_connected, self.factory.line_age), (False, 2))
+
+
 class HttpTests(ScaleConnections):
     BODY = b"ST,+000999.00kg\r\nST,+000999.00kg\r\n"
 

@@ -134,12 +134,16 @@ class PostgresStore(Store):
         return [self._entry_pool, self._commit_pool, self._query_pool]
 
     @property
+    def outage(self) -> str | None:
+        if self._commit_pool.problem is not None:
+            return self._commit_pool.state
+        return None if self._health.problem is None else f"commits are refused: {self._health.problem}"
+
+    @property
     def problems(self) -> list[str]:
         """Return the problems of the store, for ``/healthz``."""
-        outage = next((pool.state for pool in self._pools if pool.problem is not None), None)
-        problems = [] if outage is None else [outage]
-        if outage is None and self._health.problem is not None:
-            problems.append(f"commits are refused: {self._health.problem}")
+        away = next((pool.state for pool in self._pools if pool.problem is not None), None)
+        problems = list(filter(None, [away or self.outage]))
         if self._uploader.problem is not None:
             problems.append(f"PostgreSQL does not accept statistics; they wait in the spool: {self._uploader.problem}")
         count, why = self._uploader.lost

@@ -89,11 +89,19 @@ class Spool(EntrySpool, EventNumberStore):
         self._loss: str | None = None
 
     @property
-    def problem(self) -> str | None:
+    def used_bytes(self) -> int:
+        return self._used
+
+    @property
+    def outage(self) -> str | None:
         problem = self._failing.text or self._full.text
         if problem is None and self._writer is not None and self._writer.problem is not None:
             problem = f"cannot write the spool: {self._writer.problem}"
-        return problem or self._loss
+        return problem
+
+    @property
+    def problem(self) -> str | None:
+        return self.outage or self._loss
 
     def open(self) -> None:
         directory = os.path.dirname(self._path)

@@ -81,9 +81,13 @@ class SqliteStore(Store, EventNumberStore):
         self._machines = MachineDatabases(reactor, clock, counters, directory, self._check_pool)
 
     @property
-    def problems(self) -> list[str]:
+    def outage(self) -> str | None:
         problem = self._commits.problem
-        return [*([] if problem is None else [f"commits are refused: {problem}"]), *self._machines.problems]
+        return None if problem is None else f"commits are refused: {problem}"
+
+    @property
+    def problems(self) -> list[str]:
+        return [*filter(None, [self.outage]), *self._machines.problems]
 
     def open(self) -> None:
         self._commits.open()

@@ -2,6 +2,7 @@
 
 import io
 import re
+import time
 from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
@@ -45,6 +46,31 @@ _HEADER_NAMES: Final = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2000}")
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
 
 
+class AnswerTimes:
+    """Times from a complete request to the end of its answer, by path."""
+
+    def __init__(self, counters: Counters) -> None:
+        latest, commit, stat, api, other = map(
+            counters.http_seconds.labels, ("latest", "commit", "stat", "api", "other")
+        )
+        #: By whole path, else by its first part, else the last one: clients choose paths, and labels are bounded.
+        self._by_path = {
+            b"/api/scale-gateway/latest": latest,
+            b"/api/scale-gateway/latest/": latest,
+            b"/api/scale-gateway/commit": commit,
+            b"/api/scale-gateway/commit/": commit,
+        }
+        self._by_part = {b"api": api, b"stat": stat}
+        self._other = other
+
+    def observe(self, path: bytes, seconds: float) -> None:
+        """Count an answer."""
+        histogram = self._by_path.get(path)
+        if histogram is None:
+            histogram = self._by_part.get(path[1:].partition(b"/")[0], self._other)
+        histogram.observe(seconds)
+
+
 class Traffic:
     """Requests in flight, and the settings that they share.
 
@@ -53,6 +79,7 @@ class Traffic:
     :param gate: checks of access.
     :param clients: checks of the clients' addresses and rates.
     :param max_body: maximum bytes of a request's body.
+    :param seconds: monotonic clock.
     """
 
     def __init__(
@@ -63,8 +90,11 @@ class Traffic:
         gate: Gate,
         clients: ClientChecks,
         max_body: int,
+        seconds: Callable[[], float] = time.monotonic,
     ) -> None:
         self._answers = counters.http_requests
+        self._times = AnswerTimes(counters)
+        self.seconds = seconds
         self._warnings = warnings
         self.visitors = visitors
         self.gate = gate
@@ -76,8 +106,10 @@ class Traffic:
     def count_answer(self, request: "GatewayRequest") -> None:
         """Count an answer, and log a request that was refused."""
         self._answers.labels(str(request.code)).inc()
+        if request.received is not None:
+            self._times.observe(request.path, self.seconds() - request.received)
         refusal = request.refusal
-        if request.code >= 400 and (refusal is None or refusal.error not in _EXPECTED):
+        if request.code >= 400 and not request.is_probe and (refusal is None or refusal.error not in _EXPECTED):
             self._warnings.warn(
                 f"http {request.code} {request.client_address}",
                 "HTTP request from {peer} refused with {code}: {request}: {reason}",
@@ -143,12 +175,17 @@ class GatewayRequest(OpenRequest):
     :ivar refusal: refusal of the request, for the log.
     :ivar named_host: host by which it addresses the gateway; ``None`` without a host.
     :ivar principal: rights of its client.
+    :ivar is_probe: whether it asks for a state, so that an answer that is an error says nothing about the request.
+    :ivar received: monotonic time at which it was complete, in seconds; ``None`` for an answer that lasts until its
+        client leaves.
     """
 
     channel: Any
     refusal: Refusal | None = None
     named_host: HostPort | None = None
     principal: Principal = EVERYBODY
+    is_probe = False
+    received: float | None = None
 
     def __init__(self, traffic: Traffic, channel: GatewayChannel, *args: Any, **kwargs: Any) -> None:
         super().__init__(channel, *args, **kwargs)
@@ -169,6 +206,7 @@ class GatewayRequest(OpenRequest):
             self.channel.close_with(Refusal(413, "body_too_large", detail=f"a body of more than {self._body} bytes"))
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        self.received = self._traffic.seconds()
         # Twisted's method also parses the body's type, to find forms; that takes longer than the rest of a commit.
         self.method, self.clientproto = command, version
         hosts = self.requestHeaders.getRawHeaders(b"host", ())
@@ -301,6 +339,7 @@ class GatewayRequest(OpenRequest):
         :param abandoned: called if the connection is closed because the client reads too slowly.
         """
         self._abandoned = abandoned
+        self.received = None
         self._traffic.remove(self)
 
     def abandoned(self) -> None:
@@ -309,6 +348,7 @@ class GatewayRequest(OpenRequest):
 
     def leave_http(self) -> None:
         """Stop counting the connection as HTTP: it is used for another protocol from now on."""
+        self.received = None
         self._traffic.remove(self)
         self.channel.leave()
 

@@ -29,11 +29,16 @@ _MAX_JOINED: Final = 4
 
 def wants_csv(request: Request) -> bool:
     """Return whether the client prefers CSV to JSON."""
+    return preferred_type(request, _JSON, _CSV) == _CSV
+
+
+def preferred_type(request: Request, *offered: str) -> str | None:
+    """Return the offered content type that the client prefers, the first if it has no preference; ``None`` for none."""
     request.responseHeaders.addRawHeader(b"vary", b"Accept")
     header = b",".join(request.requestHeaders.getRawHeaders(b"accept", [])).decode("latin-1")
     # Parameters, such as a charset, do not matter.
     accepted = [(kind.partition(";")[0].strip(), quality) for kind, quality in parse_accept_header(header, MIMEAccept)]
-    return MIMEAccept(accepted).best_match([_JSON, _CSV]) == _CSV
+    return MIMEAccept(accepted).best_match(offered)
 
 
 class TableAnswer:

@@ -53,6 +53,7 @@ class ScaleApi:
         self._bus = bus
         self._clock = clock
         self._commits = counters.commits
+        self._commit_seconds = counters.commit_seconds
         self.update(settings)
         #: By scale: the last reading that was requested, and the texts of its answer while it is fresh and stale.
         self._texts: dict[str, tuple[Reading, tuple[bytes, bytes]]] = {}
@@ -128,7 +129,11 @@ class ScaleApi:
             if stored is None:
                 raise
             return stored, "replayed"
-        result = await self._store.commit(entry, key)
+        began = self._clock.monotonic()
+        try:
+            result = await self._store.commit(entry, key)
+        finally:
+            self._commit_seconds.observe(self._clock.monotonic() - began)
         if result.commit is None:
             return result.answer, "replayed"
         log.info("scale {scale_id}: commit {id} written", scale_id=scale_id, id=result.commit.id)

@@ -1,0 +1,38 @@
+"""All parts of an assembled gateway."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gateway.assembly.alerts import Alerts
+from gateway.assembly.listener_access import ListenerAccess
+from gateway.assembly.parts import Paths, Pipeline, Runtime, StoreParts, Web
+from gateway.assembly.scales import Scales
+from gateway.ingest.daq import DaqFactory
+from gateway.raw.retention import Retention
+from gateway.replay.storage import Storage
+from gateway.runtime.disk_space import DiskSpace
+from gateway.runtime.listener import Listener
+from gateway.runtime.open_access import OpenAccess
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """All parts that the life cycle, the state for operators and a reload refer to.
+
+    :ivar listeners: returns the current listeners, those of scales included.
+    """
+
+    paths: Paths
+    runtime: Runtime
+    store: StoreParts
+    pipeline: Pipeline
+    storage: Storage
+    retention: Retention
+    alerts: Alerts
+    web: Web
+    daq: DaqFactory
+    scales: Scales
+    access: ListenerAccess
+    listeners: Callable[[], Sequence[Listener]]
+    space: DiskSpace
+    open_access: OpenAccess

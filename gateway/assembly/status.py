@@ -1,0 +1,121 @@
+"""Connection of all parts to ``/healthz``, ``/readyz`` and ``/metrics``."""
+
+from collections.abc import Iterable
+from itertools import chain, islice
+from typing import Final
+
+from gateway.assembly.assembled import Assembly
+from gateway.assembly.parts import Paths
+from gateway.assembly.scales import Scales
+from gateway.live.state import LiveState
+from gateway.runtime.disk_space import DiskSpace
+from gateway.runtime.metric_types import Series
+from gateway.runtime.reactor import IReactor
+
+#: Maximum machines with a metric of their own: DAQ programs choose the names.
+MAX_MACHINES: Final = 1000
+
+
+def build_disk_space(reactor: IReactor, paths: Paths) -> DiskSpace:
+    """Build the measurement of the free space of all folders."""
+    folders = {"database": paths.database, "data": paths.data}
+    return DiskSpace(reactor, folders if paths.log is None else {**folders, "log": paths.log})
+
+
+def watch_all(parts: Assembly) -> None:
+    """Connect all parts to ``/healthz``, ``/readyz`` and ``/metrics``."""
+    watch_health(parts)
+    watch_readiness(parts)
+    connect_metrics(parts)
+
+
+def watch_health(parts: Assembly) -> None:
+    """Register the problems of all parts, in the order in which ``/healthz`` shows them."""
+    runtime, pipeline = parts.runtime, parts.pipeline
+    health, store, relay = runtime.health, parts.store.store, parts.store.relay
+    health.watch_one(lambda: pipeline.raw_log.problem, "raw files cannot be written: ")
+    health.watch(lambda: pipeline.damage.problems)
+    health.watch_one(lambda: parts.retention.problem)
+    health.watch(parts.storage.problems)
+    health.watch(lambda: ["statistics cannot be written, and wait"] if pipeline.writer.is_stuck else [])
+    health.watch(lambda: store.problems)
+    health.watch(parts.daq.problems)
+    health.watch_one(lambda: runtime.files.problem)
+    if relay is not None:
+        # If the database is unavailable, only that is reported.
+        health.watch_one(lambda: None if store.problems else relay.problem, "other gateways are not heard: ")
+    health.watch(parts.access.certificates.problems)
+
+
+def watch_readiness(parts: Assembly) -> None:
+    """Register the sources of the state of each part in ``/readyz``."""
+    runtime, pipeline, space = parts.runtime, parts.pipeline, parts.space
+    readiness, store, spool = runtime.readiness, parts.store.store, parts.store.spool
+
+    def problems_of_the_store() -> Iterable[str]:
+        about_spool = None if spool is None else spool.problem
+        return [problem for problem in store.problems if problem != about_spool]
+
+    readiness.watch_one("store", "down", lambda: store.outage)
+    readiness.watch("store", "degraded", problems_of_the_store)
+    readiness.watch("store", "degraded", parts.storage.problems)
+    readiness.watch(
+        "store", "degraded", lambda: ["statistics cannot be written, and wait"] if pipeline.writer.is_stuck else []
+    )
+    if spool is not None:
+        readiness.watch_one("spool", "down", lambda: spool.outage)
+        readiness.watch_one("spool", "degraded", lambda: spool.problem)
+    readiness.watch("disk", "down", lambda: space.full)
+    readiness.watch("disk", "degraded", lambda: space.warnings)
+    readiness.watch("listeners", "down", lambda: filter(None, [listener.problem for listener in parts.listeners()]))
+    readiness.watch_one("listeners", "degraded", lambda: runtime.files.problem)
+    readiness.watch("scales", "degraded", lambda: _silent_scales(runtime.live, parts.scales))
+    readiness.watch_one("raw", "down", lambda: pipeline.raw_log.problem, "raw files cannot be written: ")
+    readiness.watch("raw", "degraded", lambda: pipeline.damage.problems)
+    readiness.watch_one("raw", "degraded", lambda: parts.retention.problem)
+    readiness.watch_one("auth", "degraded", lambda: parts.open_access.warning)
+
+
+def connect_metrics(parts: Assembly) -> None:
+    """Set the sources of the gauges that are asked when ``/metrics`` is read."""
+    runtime, scales, space = parts.runtime, parts.scales, parts.space
+    counters, live, store, spool = runtime.counters, runtime.live, parts.store.store, parts.store.spool
+    counters.ready.ask_one(lambda: runtime.readiness.report().is_ready)
+    counters.problems.ask_one(lambda: len(runtime.health.problems()))
+    counters.time.ask_one(runtime.clock.wall)
+    counters.store_up.ask_one(lambda: store.outage is None)
+    if spool is not None:
+        counters.spool_bytes.ask_one(lambda: spool.used_bytes)
+    counters.disk_free.ask(lambda: [((name,), found.free) for name, found in space.spaces.items()])
+    counters.disk_size.ask(lambda: [((name,), found.size) for name, found in space.spaces.items()])
+    counters.scale_connected.ask(lambda: [((scale.scale_id,), scale.is_connected) for scale in scales.factories])
+    counters.scale_line_age.ask(
+        lambda: [((scale.scale_id,), scale.line_age) for scale in scales.factories if scale.line_age is not None]
+    )
+    counters.machines_connected.ask_one(lambda: sum(1 for _ in _connected_machines(live)))
+    counters.machine_connected.ask(lambda: _machine_series(live))
+
+
+def _silent_scales(live: LiveState, scales: Scales) -> list[str]:
+    """Return a line for each scale of this gateway that is not connected, or has not sent a line for too long."""
+    lines = []
+    for scale in scales.factories:
+        age, scale_id = scale.line_age, scale.scale_id
+        if not scale.is_connected:
+            lines.append(f"scale {scale_id} is not connected")
+        elif age is None:
+            lines.append(f"scale {scale_id} has not sent a line yet")
+        elif live.has_scale(scale_id) and age >= live.idle_timeout(scale_id):
+            lines.append(f"scale {scale_id} has not sent a line for {age:.0f} s")
+    return lines
+
+
+def _connected_machines(live: LiveState) -> Iterable[str]:
+    return (machine for machine in live.own_machines() if live.is_here("machine", machine))
+
+
+def _machine_series(live: LiveState) -> Series:
+    """Return the presence of the machines of this gateway, the connected ones first."""
+    gone = (machine for machine in live.own_machines() if not live.is_here("machine", machine))
+    series = chain((((machine,), 1.0) for machine in _connected_machines(live)), (((name,), 0.0) for name in gone))
+    return islice(series, MAX_MACHINES)
