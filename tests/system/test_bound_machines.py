@@ -164,6 +164,42 @@ def test_secret_is_never_logged(plant: Daemon) -> None:
     assert "without other keys" in log
 
 
+def test_reload_changes_the_rules_and_closes_what_they_do_not_admit(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text(SECRET)
+    with running(tmp_path) as daemon:
+        bare = program(daemon, frame("name", "Bare"))
+        proven = program(daemon, frame("name", with_secret("Proven")))
+        until(lambda: len(machines(daemon)) == 2, "both machines")
+        rule = {"secret_file": "secret"}
+        daemon.configure(machines={"Bare": rule, "Proven": rule})
+        assert "the configuration is reloaded" in daemon.reload()
+        assert is_closed(bare)
+        until(lambda: machines(daemon) == ["Proven"], "the proven one has stayed")
+        # A file that cannot be used changes nothing.
+        secret.unlink()
+        daemon.configure(machines={})
+        daemon.configure(machines={"Other": rule})
+        assert "machines.Other.secret_file: cannot read" in daemon.reload()
+        assert is_closed(program(daemon, frame("name", "Bare")))
+        # The content of the file changes, and the configuration does not.
+        secret.write_text("another")
+        daemon.configure(machines=None)
+        daemon.configure(machines={"Proven": rule})
+        daemon.reload()
+        assert is_closed(proven)
+        bare = program(daemon, frame("name", "Bare"))
+        until(lambda: machines(daemon) == ["Bare"], "it has no rule any more")
+        secret.write_text("a third one")
+        daemon.reload()
+        last = program(daemon, frame("name", with_secret("Proven", "a third one")))
+        until(lambda: len(machines(daemon)) == 2, "the secret of the file")
+        last.close()
+        bare.close()
+        assert SECRET not in daemon.log()
+        assert "third" not in daemon.log()
+
+
 def test_listed_only_admits_the_listed_machines(tmp_path: Path) -> None:
     with running(tmp_path, machines={"Listed": {}}, daq={"listed_only": True}) as daemon:
         listed = program(daemon, frame("name", "Listed"))

@@ -172,6 +172,26 @@ def test_configured_deadlines_are_kept(tmp_path: Path) -> None:
             assert daemon.metric("cynow_http_slow_connections_total", what=phase) >= 1
 
 
+def test_reload_changes_rates_proxies_and_deadlines(tmp_path: Path) -> None:
+    with running(tmp_path, daq={"name_timeout_sec": 1000}) as daemon:
+        idle = daemon.scale(daemon.port)
+        forwarded = LIST + b"\r\nX-Forwarded-For: 203.0.113.5"
+        assert ask(daemon, forwarded)[0] == 200
+        daemon.configure(
+            server={"trusted_proxies": [PROXY], "allow": ["127.0.0.0/8"]},
+            limits={"requests_per_second": 0.001, "request_burst": 2, "idle_timeout_sec": 1},
+            daq={"name_timeout_sec": 1},
+        )
+        daemon.reload()
+        assert ask(daemon, forwarded)[0] == 403
+        assert [ask(daemon, LIST)[0] for _ in range(3)] == [200, 200, 429]
+        assert until_closed(idle) == b""
+        assert until_closed(daemon.daq()) == b""
+        daemon.configure(server={"trusted_proxies": []}, limits={"requests_per_second": None})
+        daemon.reload()
+        assert {ask(daemon, forwarded)[0] for _ in range(20)} == {200}
+
+
 # -- lines without an end
 
 
