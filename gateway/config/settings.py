@@ -1,5 +1,6 @@
 """Settings: one frozen model for each section of the configuration."""
 
+from collections import Counter
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -56,6 +57,16 @@ def _machine_name(value: str) -> str:
     if name is None:
         raise PydanticCustomError("name", "a machine's name is 1 to 64 letters, digits, spaces and _ - . :")
     return name
+
+
+def _distinct_machines(value: object) -> object:
+    """Refuse two spellings of one machine: only one of them would have an effect."""
+    if isinstance(value, dict):
+        names = Counter(name_of(key.strip()) for key in value if isinstance(key, str))
+        for name, count in names.items():
+            if name is not None and count > 1:
+                raise PydanticCustomError("name", "machine {name} is listed twice, in two spellings", {"name": name})
+    return value
 
 
 def _gateway_name(value: str) -> str:
@@ -310,7 +321,9 @@ class Settings(_Section):
     gateway: GatewaySettings = GatewaySettings()
     data: DataSettings = DataSettings()
     daq: DaqSettings = DaqSettings()
-    machines: dict[Annotated[str, AfterValidator(_machine_name)], MachineSettings] = {}
+    machines: Annotated[
+        dict[Annotated[str, AfterValidator(_machine_name)], MachineSettings], BeforeValidator(_distinct_machines)
+    ] = {}
     auth: AuthSettings | None = None
     limits: LimitSettings = LimitSettings()
     timezone: str | None = None

@@ -159,11 +159,10 @@ def _data_update(data: Value, size: int) -> DaqMessage:
 
 def _sensor_batch(sensor: Value) -> SensorBatch | str:
     """Return the samples of a sensor, or the reason to leave it out."""
-    if isinstance(sensor, str):
-        # It is not shown: a program may send its secret here.
-        return 'a dict {"type": ..., "data": [...]} is needed, this is text'
     if not isinstance(sensor, DictValue):
-        return f'a dict {{"type": ..., "data": [...]}} is needed, this is {describe(sensor)}'
+        # Text is not shown: a program may send its secret here.
+        word = "text" if isinstance(sensor, str) else describe(sensor)
+        return f'a dict {{"type": ..., "data": [...]}} is needed, this is {word}'
     kind, samples = sensor.items.get("type"), sensor.items.get("data")
     if not isinstance(kind, str):
         return "its type is missing" if kind is None else f"its type must be text, this is {describe(kind)}"

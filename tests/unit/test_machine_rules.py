@@ -260,6 +260,14 @@ def test_file_of_a_secret_may_be_a_credential_of_systemd(tmp_path: Path, monkeyp
         MachineRules.read(rule, False, "/")
 
 
+def test_machine_in_two_forms_of_unicode_is_a_problem(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f'machines: {{"{NFC}": {{allow: [127.0.0.1]}}, "{NFD}": {{}}}}', "utf-8")
+    assert [str(each) for each in check_config(config, {}, str(tmp_path)).fatal] == [
+        f"machines: machine {NFC} is listed twice, in two spellings"
+    ]
+
+
 # -- the frame of the name
 
 

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Callable
-from ipaddress import IPv6Address, ip_network
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, Final
 
 from gateway.config.settings import LimitSettings, ServerSettings
 from gateway.runtime.metrics import Counters
-from gateway.runtime.networks import NetworkSet, address_of
+from gateway.runtime.networks import NetworkSet, plain_host
 from gateway.web.http.answers import Refusal
 from gateway.web.http.forwarded import forwarded_client
 from gateway.web.http.request_rate import RequestRate
@@ -43,7 +43,7 @@ class ClientChecks:
         """Return the address of the client of a request: its peer's, or the one that a trusted proxy forwarded."""
         peer = request.client
         host = str(getattr(peer, "host", peer))
-        if self._proxies and host in self._proxies:
+        if self._proxies and self._proxies.contains(host):
             return forwarded_client(host, request.requestHeaders.getRawHeaders(b"x-forwarded-for", ()), self._proxies)
         return host
 
@@ -52,10 +52,10 @@ class ClientChecks:
         if not self.is_on:
             return None
         address = request.client_address
-        if self._proxies and self._allowed and address not in self._allowed:
+        if self._proxies and self._allowed and not self._allowed.contains(address):
             # The network of the peer itself was checked when it connected.
             peer = request.client.host
-            if peer in self._proxies:
+            if self._proxies.contains(peer):
                 return Refusal(403, "forbidden", detail=f"{address} behind the proxy {peer} is not in server.allow")
         if not self._rate.is_on or request.path.removesuffix(b"/") in _EXEMPT:
             return None
@@ -70,7 +70,9 @@ class ClientChecks:
 
 def _client_of(address: str) -> str:
     """Return the client that an address belongs to: with IPv6, one client has all addresses of a network."""
-    known = address_of(address)
-    if isinstance(known, IPv6Address) and not known.is_link_local:
-        return str(ip_network((int(known), 64), strict=False))
-    return address if known is None else str(known)
+    client = plain_host(address)
+    if ":" in client:
+        known = ip_address(client)
+        if isinstance(known, IPv6Address) and not known.is_link_local:
+            return str(ip_network((int(known), 64), strict=False))
+    return client

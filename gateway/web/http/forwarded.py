@@ -6,9 +6,10 @@ and may be invented. So the client is the right-most address that is not a trust
 
 import re
 from collections.abc import Sequence
+from ipaddress import ip_address
 from typing import Final
 
-from gateway.runtime.networks import NetworkSet, address_of
+from gateway.runtime.networks import NetworkSet, plain_host
 
 #: An address, which may have a port: ``192.0.2.7:51022``, ``[2001:db8::7]:51022``. No zone, whose text would be free.
 _HOP: Final = re.compile(
@@ -28,10 +29,11 @@ def forwarded_client(peer: str, headers: Sequence[bytes], proxies: NetworkSet) -
         if not hop:
             continue
         match = _HOP.fullmatch(hop)
-        address = None if match is None else address_of((match[1] or match[2] or match[3]).decode("ascii"))
-        if address is None:
+        try:
+            address = ip_address("" if match is None else (match[1] or match[2] or match[3]).decode("ascii"))
+        except ValueError:
             return peer
-        client = str(address)
-        if client not in proxies:
+        client = plain_host(str(address))
+        if not proxies.contains(client):
             return client
     return client
