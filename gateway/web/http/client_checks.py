@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, Final
 
@@ -15,6 +16,10 @@ from gateway.web.http.request_rate import RequestRate
 #: Paths without a limit: a supervisor must always get an answer.
 _EXEMPT: Final = frozenset({b"/healthz", b"/readyz"})
 
+#: Maximum bytes of ``X-Forwarded-For`` that are read, from its end, and maximum contents that are remembered.
+_MAX_FORWARDED: Final = 500
+_MAX_REMEMBERED: Final = 2000
+
 
 class ClientChecks:
     """Checks of the clients of all requests; off until :meth:`update` turns them on.
@@ -26,6 +31,8 @@ class ClientChecks:
         self._limited = counters.http_limited
         self._rate = RequestRate(seconds)
         self._proxies = NetworkSet()
+        # A client sends the same header with each request.
+        self._find_client = lru_cache(_MAX_REMEMBERED)(forwarded_client)
         self._allowed = NetworkSet()
         self._max_rate: float | None = None
         #: Whether any check is configured.
@@ -34,6 +41,7 @@ class ClientChecks:
     def update(self, server: ServerSettings, limits: LimitSettings) -> None:
         """Replace the settings, for the next requests of all connections."""
         self._proxies = NetworkSet(server.trusted_proxies)
+        self._find_client.cache_clear()
         self._allowed = NetworkSet(server.allow)
         self._max_rate = limits.requests_per_second
         self._rate.update(limits.requests_per_second, limits.request_burst)
@@ -44,7 +52,8 @@ class ClientChecks:
         peer = request.client
         host = str(getattr(peer, "host", peer))
         if self._proxies and self._proxies.contains(host):
-            return forwarded_client(host, request.requestHeaders.getRawHeaders(b"x-forwarded-for", ()), self._proxies)
+            headers = b",".join(request.requestHeaders.getRawHeaders(b"x-forwarded-for", ()))
+            return self._find_client(host, headers[-_MAX_FORWARDED:], self._proxies)
         return host
 
     def refusal(self, request: Any) -> Refusal | None:

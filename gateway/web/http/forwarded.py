@@ -5,7 +5,6 @@ and may be invented. So the client is the right-most address that is not a trust
 """
 
 import re
-from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Final
 
@@ -17,14 +16,14 @@ _HOP: Final = re.compile(
 )
 
 
-def forwarded_client(peer: str, headers: Sequence[bytes], proxies: NetworkSet) -> str:
+def forwarded_client(peer: str, header: bytes, proxies: NetworkSet) -> str:
     """Return the address of the client of a request that a trusted proxy sent.
 
-    :param peer: address of the proxy, the result if the headers have no valid address.
-    :param headers: the contents of ``X-Forwarded-For``, in order.
+    :param peer: address of the proxy, the result if the header has no valid address.
+    :param header: content of ``X-Forwarded-For``; of several such headers, joined by commas.
     """
     client = peer
-    for hop in reversed(b",".join(headers).split(b",")):
+    for hop in reversed(header.split(b",")):
         hop = hop.strip(b" \t")
         if not hop:
             continue
