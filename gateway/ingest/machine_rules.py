@@ -93,7 +93,7 @@ class MachineRules:
             if self._listed_only:
                 return MissingProof("listed", "daq.listed_only is set, and the machine is not in machines")
             return None
-        if rule.allowed and not rule.allowed.contains(proofs.address):
+        if rule.allowed and proofs.address not in rule.allowed:
             return MissingProof("allow", f"its address is not in machines.{machine}.allow")
         if rule.certificate is not None and rule.certificate not in proofs.certificates:
             return MissingProof("certificate", _certificate_reason(machine, rule.certificate, proofs.certificates))

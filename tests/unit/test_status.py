@@ -34,7 +34,6 @@ class StatusSite:
         counters = runtime.counters
         api = StatusApi(self.clock, runtime.live, counters, runtime.health.problems, runtime.readiness)
         warnings = LimitedLog(Logger("tests"), runtime.clock, counters)
-        gate = open_gate(counters)
         self.traffic = Traffic(
             counters,
             warnings,

@@ -51,7 +51,7 @@ class ClientChecks:
         """Return the address of the client of a request: its peer's, or the one that a trusted proxy forwarded."""
         peer = request.client
         host = str(getattr(peer, "host", peer))
-        if self._proxies and self._proxies.contains(host):
+        if self._proxies and host in self._proxies:
             headers = b",".join(request.requestHeaders.getRawHeaders(b"x-forwarded-for", ()))
             return self._find_client(host, headers[-_MAX_FORWARDED:], self._proxies)
         return host
@@ -61,10 +61,10 @@ class ClientChecks:
         if not self.is_on:
             return None
         address = request.client_address
-        if self._proxies and self._allowed and not self._allowed.contains(address):
+        if self._proxies and self._allowed and address not in self._allowed:
             # The network of the peer itself was checked when it connected.
             peer = request.client.host
-            if self._proxies.contains(peer):
+            if peer in self._proxies:
                 return Refusal(403, "forbidden", detail=f"{address} behind the proxy {peer} is not in server.allow")
         if not self._rate.is_on or request.path.removesuffix(b"/") in _EXEMPT:
             return None

@@ -33,6 +33,6 @@ def forwarded_client(peer: str, header: bytes, proxies: NetworkSet) -> str:
         except ValueError:
             return peer
         client = plain_host(str(address))
-        if not proxies.contains(client):
+        if client not in proxies:
             return client
     return client
