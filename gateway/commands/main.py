@@ -26,6 +26,7 @@ class Command:
 
 COMMANDS: Final = {
     "check": Command("gateway.commands.check", "check a configuration and show every problem"),
+    "doctor": Command("gateway.doctor.command", "check everything that the gateway depends on"),
     "token": Command("gateway.commands.token", "make, list and revoke the tokens of access control"),
     "recompute": Command("gateway.commands.recompute", "make statistics of past days again from raw files"),
     "migrate": Command("gateway.migrate.command", "copy the embedded store into PostgreSQL"),

@@ -70,6 +70,7 @@ class Google:
             ),
             "utf-8",
         )
+        self.credentials.chmod(0o600)
         self.tls = _tls(folder)
         self.authority = folder / "authority.pem"
         self._go = threading.Event()

@@ -30,6 +30,7 @@ from cryptography import x509
 from tests.conftest import ROOT
 from tests.support.certificates import self_signed
 from tests.support.daemon import PATIENCE, TWISTD, Daemon, free_ports, running, until
+from tests.support.doctor import SCRIPT
 from tests.support.postgres import Server
 
 #: Pages written for users, in both languages.
@@ -589,7 +590,8 @@ def test_lines_of_troubleshoot_page_are_real(server: Server, tmp_path: Path) -> 
         assert done.returncode == 1
         return done.stderr.strip()
 
-    found = []
+    doctor = [str(SCRIPT), "doctor", "--config", str(gateway.config), "--listen-seconds", "0"]
+    found = subprocess.run(doctor, cwd=tmp_path, capture_output=True, text=True, check=False).stdout.splitlines()
     try:
         gateway.start()
         scale = gateway.scale()

@@ -28,6 +28,16 @@ class SchemaMigration:
             int(step.name[:2]): step.read_text("utf-8") for step in folder.iterdir() if step.name.endswith(".sql")
         }
 
+    @property
+    def last_step(self) -> int:
+        """Return the last step that this version knows."""
+        return max(self._steps)
+
+    @property
+    def tables(self) -> list[str]:
+        """Return the tables that the steps create, without ``cynow_schema``."""
+        return sorted({table for text in self._steps.values() for table in _CREATED.findall(text)})
+
     async def ensure(self, session: Session) -> None:
         """Apply the steps that the database of a session lacks; it may be another database than before.
 
@@ -76,16 +86,15 @@ class SchemaMigration:
         done: set[int] = set()
         if not await _find_missing(session, ["cynow_schema"]):
             done = {step for (step,) in await session.ask("SELECT step FROM cynow_schema")}
-        if max(done, default=0) > max(self._steps):
+        if max(done, default=0) > self.last_step:
             raise DatabaseRefuses(
-                f"the database schema is at step {max(done)}, but this version knows only {max(self._steps)} steps:"
+                f"the database schema is at step {max(done)}, but this version knows only {self.last_step} steps:"
                 " install the newer version of the gateway"
             )
         return sorted(set(self._steps) - done)
 
     async def _missing_tables(self, session: Session) -> list[str]:
-        tables = sorted({table for text in self._steps.values() for table in _CREATED.findall(text)})
-        return await _find_missing(session, tables)
+        return await _find_missing(session, self.tables)
 
 
 async def _find_missing(session: Session, tables: list[str]) -> list[str]:

@@ -1,0 +1,229 @@
+"""Check of the scales: dialled, on a serial line, or listened for."""
+
+import contextlib
+import http.client
+import os
+import socket
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import quote
+
+from gateway.config.endpoints import tcp_address
+from gateway.config.settings import ScaleConnection
+from gateway.doctor.findings import Finding, error, ok, warning
+from gateway.doctor.http import ask
+from gateway.doctor.plant import PATIENCE, Plant
+from gateway.wire.errors import WireError
+from gateway.wire.lines import MAX_LINE, LineReader
+from gateway.wire.scale import parse_line
+
+#: Number of lines to show.
+_LINES: Final = 3
+
+#: Maximum characters of a line to show.
+_SHOWN: Final = 50
+
+_TOKEN: Final = "CYNOW_GATEWAY_TOKEN"  # noqa: S105 - the name of a variable
+
+
+@dataclass(slots=True)
+class Heard:
+    """Bytes of one connection, and the last lines in them.
+
+    :ivar count: number of lines.
+    :ivar readings: number of lines that are readings.
+    :ivar size: number of bytes.
+    :ivar has_ended: whether the peer has closed the connection.
+    :ivar other: the usual cause if the peer closes the connection without a line.
+    :ivar problem: why the connection cannot be used.
+    """
+
+    reader: LineReader = field(default_factory=LineReader)
+    last: deque[str] = field(default_factory=lambda: deque(maxlen=_LINES))
+    count: int = 0
+    readings: int = 0
+    size: int = 0
+    has_ended: bool = False
+    other: str = "another program is connected: many converters have room for one"
+    problem: str = ""
+
+    def receive_data(self, data: bytes) -> None:
+        self.size += len(data)
+        try:
+            complete = self.reader.receive_data(data)
+        except WireError as problem:
+            self.problem = str(problem)
+            return
+        if len(self.reader.rest) > MAX_LINE:
+            self.reader.skip_rest()
+        for line in complete.replace(b"\r", b"\n").split(b"\n"):
+            if line.strip():
+                self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        self.count += 1
+        shown = ascii(line.decode("latin-1")[:_SHOWN])
+        try:
+            found = parse_line(line)
+        except WireError as problem:
+            self.last.append(f"{shown}: {problem}")
+            return
+        self.readings += 1
+        weight = "no weight" if found.weight is None else f"{found.weight.normalize():f} kg"
+        self.last.append(f"{shown} = {found.status} {weight} {found.kind}")
+
+    def finding(self, key: str, where: str, seconds: float) -> Finding:
+        """Return what was heard on an open connection.
+
+        :param where: peer or device.
+        """
+        if self.problem:
+            return error(key, f"{where} sends {self.problem}", "connect a scale; HTTP is served on server.port")
+        if not self.size and self.has_ended:
+            seen = f"{where} closed the connection without a line"
+            return error(key, seen, f"look whether {self.other}")
+        if not self.size:
+            remedy = "set the scale to send continuously (stream mode), and check the cable behind the converter"
+            return error(key, f"connected to {where}, but silent for {seconds:g} s", remedy)
+        if not self.count:
+            seen = f"{where} sent {self.size} bytes, and no end of a line"
+            return error(key, seen, "set baud rate, parity and the end of lines (CR LF) of scale and converter")
+        seen = f"{where}: {'; '.join(self.last)}"
+        if not self.readings:
+            remedy = "set the scale to A&D's standard format; torn lines mean a wrong baud rate or parity"
+            return error(key, seen, remedy)
+        return ok(key, seen)
+
+
+def hear(receive: Callable[[], bytes], heard: Heard, deadline: float, *, enough: bool = True) -> None:
+    """Receive lines until there are enough, the connection ends, or the time has passed.
+
+    :param receive: returns bytes; nothing at the end. It raises :class:`TimeoutError` if it has to wait long.
+    :param enough: whether to stop after the lines that are shown.
+    """
+    while time.monotonic() < deadline and not heard.problem and not (enough and heard.count >= _LINES):
+        with contextlib.suppress(TimeoutError):
+            data = receive()
+            if not data:
+                heard.has_ended = True
+                return
+            heard.receive_data(data)
+
+
+def check_scales(plant: Plant) -> Iterator[Finding]:
+    """Hear every scale that the gateway dials or reads from a serial line, and ask a running gateway for the others."""
+    for scale_id, line in plant.settings.lines().items():
+        if plant.gateway is not None and (line.connect is None or _is_connected(plant, scale_id)):
+            # A second reader would take bytes from the gateway, and many converters have room for one client only.
+            yield _ask_gateway(plant, scale_id)
+        elif line.connect is not None:
+            yield _dial(plant.scale_key(scale_id), line.connect)
+        elif line.serial is not None:
+            yield _open_serial(plant.scale_key(scale_id), line)
+
+
+def _is_connected(plant: Plant, scale_id: str) -> bool:
+    health = None if plant.gateway is None else plant.gateway.health
+    return health is not None and bool(health["scales"].get(scale_id))
+
+
+def _ask_gateway(plant: Plant, scale_id: str) -> Finding:
+    """Return the latest weight that the running gateway has."""
+    key = plant.scale_key(scale_id)
+    token = plant.environment.get(_TOKEN)
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    path = f"/api/scale-gateway/latest/?scale_id={quote(scale_id)}"
+    try:
+        status, answer = ask(plant.settings, path, headers)
+    except (OSError, ValueError, http.client.HTTPException) as problem:
+        return warning(key, f"the running gateway does not answer: {type(problem).__name__}", "look at its log")
+    if status in {401, 403}:
+        remedy = f"set {_TOKEN} to a token that may read" if not token else f"check the token in {_TOKEN}"
+        return warning(key, f"the running gateway refuses to show the weight ({status})", remedy)
+    if status == 404 and answer.get("error") == "no_data":
+        state = "connected" if _is_connected(plant, scale_id) else "not connected"
+        seen = f"{state}; the running gateway has no stable weight of it"
+        return warning(key, seen, "check power, cable and address of the scale, and the gateway's log")
+    if status != 200:
+        return warning(key, f"the running gateway answers with status {status}", "look at its log")
+    seen = f"the running gateway has {answer['raw']!r} = {answer['weight']} kg of {answer['received_at']}"
+    if answer["stale"]:
+        return warning(key, f"{seen}, which is stale", "check power, cable and address of the scale")
+    return ok(key, seen)
+
+
+def _dial(key: str, endpoint: str) -> Finding:
+    address = tcp_address("connect", endpoint)
+    where = endpoint if address is None else f"{address[0]}:{address[1]}"
+    try:
+        connection = _connected(endpoint, address)
+    except (OSError, UnicodeError) as problem:
+        reason = "timed out" if isinstance(problem, TimeoutError) else getattr(problem, "strerror", None) or "failed"
+        reason = f"{reason[:1].lower()}{reason[1:]}"
+        remedy = f"switch the converter on, or correct {key}"
+        return error(key, f"cannot connect to {where}: {reason}", remedy)
+    heard = Heard()
+    with contextlib.closing(connection):
+        connection.settimeout(0.2)
+        with contextlib.suppress(ConnectionError):
+            hear(lambda: connection.recv(4096), heard, time.monotonic() + PATIENCE)
+    return heard.finding(key, where, PATIENCE)
+
+
+def _connected(endpoint: str, address: tuple[str, int] | None) -> socket.socket:
+    scheme, _, rest = endpoint.partition(":")
+    if address is None:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(PATIENCE)
+        connection.connect(rest.partition(":")[0])
+        return connection
+    connection = socket.create_connection(address, PATIENCE)
+    if scheme.lower() not in {"ssl", "tls"}:
+        return connection
+    context = ssl.create_default_context()
+    if scheme.lower() == "ssl":
+        # As Twisted's endpoint does, which checks certificates only if it is told to.
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context.wrap_socket(connection, server_hostname=address[0])
+
+
+def _open_serial(key: str, line: ScaleConnection) -> Finding:
+    device = line.serial or ""
+    remedy = f"plug it in, correct {key}, or add the user to the group of the device (usually dialout)"
+    try:
+        import serial  # an optional package
+
+        port: Any = serial.Serial(
+            device,
+            baudrate=line.baudrate,
+            bytesize=line.bytesize,
+            parity=line.parity,
+            stopbits=line.stopbits,
+            timeout=0.2,
+            exclusive=True,
+        )
+    except ImportError:
+        return error(key, "pyserial is not installed", "pip install 'cynow-gateway[serial]'")
+    except (OSError, ValueError) as problem:
+        number = getattr(problem, "errno", None)
+        reason = os.strerror(number).lower() if isinstance(number, int) else type(problem).__name__
+        return error(key, f"{device} cannot be opened: {reason}", remedy)
+    heard = Heard()
+
+    def receive() -> bytes:
+        data: bytes = port.read(max(1, port.in_waiting))
+        if not data:
+            raise TimeoutError
+        return data
+
+    with contextlib.closing(port):
+        try:
+            hear(receive, heard, time.monotonic() + PATIENCE)
+        except OSError:
+            return error(key, f"{device} was lost", remedy)
+    return heard.finding(key, device, PATIENCE)
