@@ -65,7 +65,7 @@ bench-compare: $(VENV)/.test
 	$(VENV)/bin/python -m benchmarks compare $(BASE)
 
 clean:
-	rm -rf $(VENV) $(VENV)-latest build dist *.egg-info demo tests/clients/node_modules
+	rm -rf $(VENV) $(VENV)-latest build dist *.egg-info demo tests/clients/node_modules examples/node_modules gateway/web/static/swagger-ui
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -73,15 +73,15 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	    echo "a virtual environment cannot be made: install the package python3-venv" >&2; exit 1; }
 
-$(VENV)/.demo: setup.cfg pyproject.toml | $(VENV)/bin/python
+$(VENV)/.demo: setup.cfg pyproject.toml web/package-lock.json | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
-$(VENV)/.test: setup.cfg pyproject.toml | $(VENV)/bin/python
+$(VENV)/.test: setup.cfg pyproject.toml web/package-lock.json | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
 
-$(VENV)/.docs: setup.cfg pyproject.toml | $(VENV)/bin/python
+$(VENV)/.docs: setup.cfg pyproject.toml web/package-lock.json | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	touch $@
 

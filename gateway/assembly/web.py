@@ -1,8 +1,11 @@
 """Builder of the site and its resources."""
 
 import platform
+from collections.abc import Mapping
 from functools import partial
+from typing import Final
 
+from klein import Klein
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 from twisted.web.resource import IResource
@@ -31,9 +34,21 @@ from gateway.web.rest.scales import ScaleApi
 from gateway.web.rest.statistics import SioApi, StatApi
 from gateway.web.rest.status import StatusApi
 from gateway.web.schema.asyncapi import AsyncApiResource
+from gateway.web.schema.docs_page import docs_page
+from gateway.web.schema.openapi import OpenApi
 from gateway.web.socketio.engine import EngineServer
 from gateway.web.socketio.server import SocketServer
 from gateway.web.socketio.session import EngineSettings
+
+#: Apps by the prefix of their paths, for the description of the REST interface.
+REST_APPS: Final[Mapping[str, Klein]] = {
+    "/api": ScaleApi.app,
+    "/stat": StatApi.app,
+    "/sio": SioApi.app,
+    "/api/v1/machines": MachineApi.app,
+    "": StatusApi.app,
+    "/openapi.json": OpenApi.app,
+}
 
 
 def build_web(
@@ -69,6 +84,8 @@ def build_web(
         "ws": EventsWebSocketResource(EventsWebSocketFactory(context, clients, log)),
         "events": SseResource(context, clients),
         "asyncapi.json": AsyncApiResource(),
+        "openapi.json": OpenApi(REST_APPS).resource(),
+        "docs": docs_page(reactor, readers),
     }
     status = StatusApi(reactor, live, counters, runtime.health.problems, runtime.readiness).app.resource()
     root = Root(resources, status)

@@ -15,19 +15,15 @@ from typing import Any
 
 import pytest
 import yaml
-from klein import Klein
 from prometheus_client import Info, Metric, ProcessCollector
 
+from gateway.assembly.web import REST_APPS
 from gateway.commands.main import COMMANDS, main
 from gateway.config.settings import ScaleConnection, Settings
 from gateway.runtime.metrics import Counters
 from gateway.store.rows import BUCKET_COLUMNS
 from gateway.tap import Options
 from gateway.timeseries.calendar import PERIODS
-from gateway.web.rest.samples import MachineApi
-from gateway.web.rest.scales import ScaleApi
-from gateway.web.rest.statistics import SioApi, StatApi
-from gateway.web.rest.status import StatusApi
 from gateway.wire.frames import FrameReader
 from gateway.wire.messages import DataUpdate, FaultDetect, Name
 from gateway.wire.scale import parse_line
@@ -193,14 +189,7 @@ def test_rest_page_lists_every_path() -> None:
         for title in re.findall(r"^((?:``(?:GET|POST) .*))\n~+$", page("reference/rest"), re.MULTILINE)
         for path in re.findall(r"/[^`,]*", title)
     }
-    apps: dict[str, Klein] = {
-        "": StatusApi.app,
-        "/api": ScaleApi.app,
-        "/stat": StatApi.app,
-        "/sio": SioApi.app,
-        "/api/v1/machines": MachineApi.app,
-    }
-    for prefix, app in apps.items():
+    for prefix, app in REST_APPS.items():
         for rule in app.url_map.iter_rules():
             rest = rule.rule.replace("<machine>", "<name>")
             for path in [rest.replace("<any(hour,day,month,year):period>", period) for period in PERIODS]:

@@ -82,6 +82,8 @@ class StatusApi:
                     "/events",
                     "/socket.io/",
                     "/asyncapi.json",
+                    "/openapi.json",
+                    "/docs",
                     "/healthz",
                     "/readyz",
                     "/metrics",

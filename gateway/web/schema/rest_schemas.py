@@ -1,0 +1,187 @@
+"""Schemas of the REST answers and bodies: JSON Schema 2020-12, as in OpenAPI 3.1."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from gateway.web.schema.catalogue import SCHEMAS, JsonSchema
+
+
+def ref(name: str) -> JsonSchema:
+    """Return a reference to a schema of the document."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def array_of(name: str) -> JsonSchema:
+    """Return the schema of a list of a named schema."""
+    return {"type": "array", "items": ref(name)}
+
+
+def text_of(description: str) -> JsonSchema:
+    """Return the schema of a text with a description."""
+    return {"type": "string", "description": description}
+
+
+def object_of(**properties: JsonSchema) -> JsonSchema:
+    """Return the schema of an object with all of these keys, and no other."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+#: Characters that a field may have: no control characters.
+_PRINTABLE: Final = r"[^\x00-\x1f\x7f-\x9f]"
+
+_OPTIONAL: Final = {"type": ["string", "null"], "maxLength": 50, "pattern": f"^{_PRINTABLE}*$"}
+
+SCALE_ID: Final = {"type": "string"}
+
+#: Body of a commit.
+COMMIT_FIELDS: Final = {
+    "type": "object",
+    "properties": {
+        "cylinder_no": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": 50,
+            "pattern": rf"^{_PRINTABLE}*[!-~가-힣]{_PRINTABLE}*$",
+            "description": "Number of the cylinder.",
+        },
+        "event_type": {
+            "type": "string",
+            "pattern": "^([Ss][Hh][Ii][Pp]|[Rr][Ee][Tt][Uu][Rr][Nn])$",
+            "description": "SHIP (출하) or RETURN (회수), in any case.",
+        },
+        "arrival_shipping_no": {**_OPTIONAL, "description": "Number of the shipping that the cylinder came with."},
+        "move_report_no": {**_OPTIONAL, "description": "Number of the report of the movement."},
+        "scale_id": {**_OPTIONAL, "description": "Scale; by default the main one."},
+    },
+    "required": ["cylinder_no", "event_type"],
+}
+
+_WALL_SECOND: Final = {
+    "type": "string",
+    "pattern": r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d$",
+    "description": "Start of the period by the wall clock.",
+}
+
+_MEAN: Final[Mapping[str, JsonSchema]] = {
+    "name": text_of("Table of the sensor's means, such as shot_blast_vib1_hour_avg."),
+    "time": _WALL_SECOND,
+    "data": {"type": ["number", "null"], "description": "Mean; null where the sum of the samples exceeds a double."},
+}
+
+_FIGURE: Final = {"type": ["number", "null"]}
+_SECOND: Final = {"type": ["string", "null"]}
+
+_DETAIL: Final[Mapping[str, JsonSchema]] = {
+    "count": {"type": ["integer", "null"], "description": "Number of samples; null in rows of the old server."},
+    "min": _FIGURE,
+    "min_time": _SECOND,
+    "max": _FIGURE,
+    "max_time": _SECOND,
+    "rms": {**_FIGURE, "description": "Root mean square."},
+    "std": {**_FIGURE, "description": "Standard deviation."},
+    "coverage": {**_FIGURE, "description": "Share of the minutes with samples, 0 to 1."},
+    "start": {**_SECOND, "description": "Start of the period with its offset."},
+}
+
+DETAIL_EXAMPLE: Final = {
+    "name": "shot_blast_vib1_hour_avg",
+    "time": "2025-12-18 10:00:00",
+    "data": 0.734,
+    "count": 108000,
+    "min": -3.91,
+    "min_time": "2025-12-18 10:11:53",
+    "max": 4.02,
+    "max_time": "2025-12-18 10:30:07",
+    "rms": 0.91,
+    "std": 0.91,
+    "coverage": 1.0,
+    "start": "2025-12-18T10:00:00+09:00",
+}
+
+#: Schemas of the live events that REST answers have too.
+_SHARED: Final = ("Name", "Time", "WallTime", "Kilograms", "Score", "Threshold", "Fault")
+
+#: Named schemas of the document.
+REST_SCHEMAS: Final[Mapping[str, Any]] = {
+    **{name: SCHEMAS[name] for name in _SHARED},
+    "Error": object_of(
+        ok={"const": False},
+        error=text_of("For programs."),
+        message=text_of("For people, mostly in Korean."),
+    ),
+    "InvalidQuery": object_of(
+        detail={
+            "type": "array",
+            "minItems": 1,
+            "items": object_of(
+                type=text_of("Kind of the error, such as missing."),
+                loc={"type": "array", "items": {"type": "string"}},
+                msg={"type": "string"},
+                input={"type": ["string", "null"]},
+            ),
+        }
+    ),
+    "Latest": object_of(
+        ok={"const": True},
+        scale_id=ref("Name"),
+        status={"const": "ST"},
+        weight=ref("Kilograms"),
+        raw=text_of("The line as received, without framing."),
+        received_at=ref("Time"),
+        stale={"type": "boolean"},
+    ),
+    "Committed": object_of(
+        ok={"const": True},
+        id={"type": "integer", "minimum": 1, "description": "Of the row in scale_weight_log."},
+        cylinder_no={"type": "string"},
+        event_type={"enum": ["SHIP", "RETURN"]},
+        gross_kg=ref("Kilograms"),
+        committed_at=ref("Time"),
+    ),
+    "Mean": object_of(**_MEAN),
+    "DetailedMean": object_of(**_MEAN, **_DETAIL),
+    "Samples": object_of(
+        **{
+            "machine": {"type": "string"},
+            "sensor": {"type": "string"},
+            "from": ref("Time"),
+            "to": ref("Time"),
+            "points": {
+                "type": "array",
+                "items": object_of(
+                    time=ref("Time"),
+                    min={"type": ["number", "null"]},
+                    max={"type": ["number", "null"]},
+                    count={"type": "integer", "minimum": 1},
+                ),
+            },
+        }
+    ),
+    "Readiness": {
+        "type": "object",
+        "required": ["ok", "state"],
+        "properties": {
+            "ok": {"type": "boolean"},
+            "state": ref("ReadyState"),
+            "parts": {
+                "type": "object",
+                "additionalProperties": object_of(
+                    state=ref("ReadyState"), details={"type": "array", "items": {"type": "string"}}
+                ),
+            },
+        },
+    },
+    "ReadyState": {"enum": ["ready", "degraded", "down"]},
+    "Health": object_of(
+        ok={"type": "boolean"},
+        problems={"type": "array", "items": {"type": "string"}},
+        version={"type": "string"},
+        scales={"type": "object", "additionalProperties": {"type": "boolean"}},
+        machines={"type": "integer", "minimum": 0},
+    ),
+}
