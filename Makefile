@@ -7,6 +7,7 @@
 #   make lint                     linters, types, spelling
 #   make docs                     documentation, in build/docs
 #   make dist                     source distribution and wheel, in dist/
+#   make bundle                   bundle for machines without internet, in dist/
 #   make test-latest              the whole suite on the newest release of every dependency
 #   make bench                    micro-benchmarks, in seconds
 #   make bench-compare BASE=REV   micro-benchmarks of two revisions; fails if one is 10 % slower
@@ -22,7 +23,7 @@ NPM = tests/clients/node_modules/.package-lock.json
 
 PYTEST = $(VENV)/bin/python -m pytest --numprocesses 4 --dist worksteal
 
-.PHONY: demo test test-fast coverage lint docs dist test-latest bench bench-compare clean
+.PHONY: demo test test-fast coverage lint docs dist bundle test-latest bench bench-compare clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python -m gateway.demo
@@ -51,6 +52,9 @@ dist: $(VENV)/.test
 	rm -rf dist
 	$(VENV)/bin/python -m build --outdir dist .
 	$(VENV)/bin/twine check --strict dist/*
+
+bundle: dist
+	bundle/make.sh $(VENV)/bin/python dist/*.whl dist
 
 test-latest:
 	$(MAKE) VENV=$(VENV)-latest $(VENV)-latest/.test $(NPM)

@@ -66,8 +66,15 @@ YAML = [
 def test_yaml_in_page_passes_check(text: str, tmp_path: Path) -> None:
     config = tmp_path / "cynow-gateway.yaml"
     config.write_text(text, "utf-8")
+    (tmp_path / "database-url").write_text("postgresql://gateway:secret@192.0.2.10/plant\n")
+    (tmp_path / "database-url").chmod(0o600)
     checked = subprocess.run(
-        [*TWISTD, "--config", str(config), "--check"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [*TWISTD, "--config", str(config), "--check"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "CREDENTIALS_DIRECTORY": str(tmp_path)},
     )
     assert (checked.returncode, checked.stderr) == (0, "")
 

@@ -1,5 +1,6 @@
 """The three ways to install: a wheel, an editable install, a checkout."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -109,6 +110,110 @@ def test_a_checkout_has_the_plugin(installed: Path, tmp_path: Path) -> None:
     assert "cynow-gateway" not in run(installed / "twistd", "--help", cwd=tmp_path)
     out = run(installed / "twistd", "cynow-gateway", "--check", cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert "no problem" in out
+
+
+@pytest.fixture(scope="module")
+def bundle(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked bundle of the wheel."""
+    folder = tmp_path_factory.mktemp("bundle")
+    made = run(ROOT / "bundle" / "make.sh", sys.executable, wheel, folder, cwd=folder).splitlines()[-1]
+    run("sha256sum", "--check", f"{made}.sha256", cwd=folder)
+    run("tar", "--extract", "--file", made, cwd=folder)
+    return folder / Path(made).name.removesuffix(".tar.gz")
+
+
+@pytest.fixture
+def offline() -> list[str]:
+    """The beginning of a command that has a loopback and no other network."""
+    command = ["unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+    try:
+        reason = subprocess.run([*command, "true"], capture_output=True, text=True, check=False).stderr
+    except OSError as error:
+        reason = str(error)
+    if reason:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"cannot make a network namespace: {reason.strip()}")
+    return command
+
+
+#: Starts the installed gateway with the shipped configuration, asks for its health and ends it.
+SERVE = """
+mkdir plant
+"$1/twistd" -n --pidfile= --rundir plant cynow-gateway --config "$2" >log 2>&1 &
+trap 'kill $! && wait $!; echo "ended with $?"' EXIT
+"$3" -c '
+import json, sys, urllib.request
+sys.path.insert(0, sys.argv[1])
+from tests.support.daemon import until
+def health():
+    try:
+        return urllib.request.urlopen("http://127.0.0.1:8080/healthz").read().decode()
+    except OSError:
+        return None
+print(until(health, "the gateway answers"))
+' "$4"
+"""
+
+
+def test_a_bundle_installs_and_serves_without_a_network(bundle: Path, offline: list[str], tmp_path: Path) -> None:
+    folder, etc, config = tmp_path / "opt", tmp_path / "etc", tmp_path / "etc" / "cynow-gateway.yaml"
+    install: list[str | Path] = [*offline, bundle / "install.sh", "--prefix", folder, f"--etc={etc}"]
+    said = run(*install, cwd=tmp_path)
+    assert f"is in {folder}. Next:" in said
+    assert "enable --now" in said
+    assert config.read_text("utf-8") == (ROOT / "etc" / "cynow-gateway.yaml").read_text("utf-8")
+    unit = etc / "systemd" / "system" / "cynow-gateway.service"
+    assert f"\nEnvironment=PATH={folder}/bin:" in unit.read_text("utf-8")
+    assert run(*offline, folder / "bin" / "cynow-gateway", "version", cwd=tmp_path).startswith("cynow-gateway ")
+    check: list[str | Path] = [folder / "bin" / "twistd", "cynow-gateway", "--config", config, "--check"]
+    assert "no problem" in run(*offline, *check, cwd=tmp_path)
+    served = run(*offline, "sh", "-ec", SERVE, "sh", folder / "bin", config, sys.executable, ROOT, cwd=tmp_path)
+    health, ended = served.splitlines()
+    assert json.loads(health)["ok"] is True
+    assert ended == "ended with 0"
+    # An upgrade keeps the configuration, and a unit that was changed.
+    config.write_text("timezone: Asia/Seoul\n")
+    unit.write_text("# changed\n")
+    other = unit.with_name("cynow-gateway@.service")
+    before = other.read_text("utf-8")
+    (folder / "etc" / "cynow-gateway@.service").write_text("# of an older version\n")
+    other.write_text("# of an older version\n")
+    said = run(*install, cwd=tmp_path)
+    assert "restart cynow-gateway" in said
+    assert f"kept {unit};" in said
+    assert config.read_text("utf-8") == "timezone: Asia/Seoul\n"
+    assert unit.read_text("utf-8") == "# changed\n"
+    assert other.read_text("utf-8") == before
+
+
+def refused_by(bundle: Path, folder: Path, *options: str, **env: str) -> tuple[int, str]:
+    """Return the status of an installation that must fail, and its errors."""
+    done = subprocess.run(
+        [bundle / "install.sh", "--prefix", folder / "opt", "--etc", folder / "etc", *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **env},
+    )
+    assert not list(folder.iterdir())
+    return done.returncode, done.stderr
+
+
+def test_a_bundle_refuses_another_python_damage_and_wrong_use(
+    bundle: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    status, said = refused_by(bundle, tmp_path, PYTHON="/nowhere/python3")
+    assert status == 1
+    assert f"this bundle needs Python {(bundle / 'python').read_text('ascii').strip()}" in said
+    status, said = refused_by(bundle, tmp_path, "--nonsense")
+    assert status == 2
+    assert said.startswith("usage: ")
+    copy = tmp_path_factory.mktemp("damaged") / "bundle"
+    shutil.copytree(bundle, copy, copy_function=os.link)
+    (copy / "LICENSE").unlink()
+    (copy / "LICENSE").write_text("another one")
+    status, said = refused_by(copy, tmp_path)
+    assert status == 1
+    assert "the bundle is damaged" in said
 
 
 def test_the_unit_file_is_sound(tool: Callable[[str], str], tmp_path: Path) -> None:
