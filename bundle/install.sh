@@ -64,10 +64,16 @@ is_upgrade=$([ ! -e "$prefix/bin/cynow-gateway" ] || echo yes)
 
 "$python" -m venv --without-pip "$prefix"
 set -- wheels/pip-*.whl
+pip=$1
 # No file or variable of the machine may send pip to a server.
-PIP_CONFIG_FILE=/dev/null "$prefix/bin/python" "$1/pip" --isolated install --quiet --no-cache-dir \
-    --disable-pip-version-check --root-user-action ignore --no-index --find-links wheels --force-reinstall \
-    pip 'cynow-gateway[serial]'
+install() {
+    PIP_CONFIG_FILE=/dev/null "$prefix/bin/python" "$pip/pip" --isolated install --quiet --no-cache-dir \
+        --disable-pip-version-check --root-user-action ignore --no-index --find-links wheels --no-deps "$@"
+}
+# Exactly the packages of the bundle, older ones than those that are there too; and the gateway itself even if it has
+# the same number.
+install wheels/*.whl
+install --force-reinstall wheels/cynow_gateway-*.whl
 version=$("$prefix/bin/cynow-gateway" version)
 
 # -- files of the system
