@@ -108,7 +108,13 @@ def test_example_has_the_form_of_its_schema(place: str, content: dict[str, Any])
 
 
 def test_answers_have_the_headers_that_clients_need() -> None:
-    expected = {"401": "WWW-Authenticate", "405": "Allow", "415": "Accept-Encoding", "503": "Retry-After"}
+    expected = {
+        "401": "WWW-Authenticate",
+        "405": "Allow",
+        "415": "Accept-Encoding",
+        "429": "Retry-After",
+        "503": "Retry-After",
+    }
     for _, _, operation in operations():
         for status, answer in operation["responses"].items():
             assert set(answer.get("headers", {})) == ({expected[status]} if status in expected else set())
