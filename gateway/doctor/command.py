@@ -23,7 +23,7 @@ from gateway.doctor.listening import check_listening
 from gateway.doctor.names import check_names
 from gateway.doctor.plant import PATIENCE, Plant
 from gateway.doctor.ports import check_ports
-from gateway.doctor.scales import check_scales
+from gateway.doctor.scales import MAX_SECONDS, check_scales
 from gateway.doctor.tls import check_tls
 
 #: Seconds for a check that reads files of this machine; a few disks or look-ups may be slow.
@@ -59,8 +59,7 @@ def _checks(plant: Plant) -> Iterator[tuple[str, Callable[[Plant], Iterator[Find
     yield "tls", check_tls, PATIENCE
     yield "auth", check_access, PATIENCE
     yield "open files", check_limits, PATIENCE
-    # Each scale is dialled and heard.
-    yield "scales", check_scales, 3 * PATIENCE * (1 + len(plant.settings.lines()))
+    yield "scales", check_scales, MAX_SECONDS + PATIENCE
     yield "scales", check_listening, plant.listen_seconds + PATIENCE
 
 

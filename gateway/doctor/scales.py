@@ -9,17 +9,21 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
 
 from gateway.config.endpoints import tcp_address
 from gateway.config.settings import ScaleConnection
-from gateway.doctor.findings import Finding, error, ok, warning
+from gateway.doctor.findings import Finding, error, ok, results_in_time, warning
 from gateway.doctor.http import ask
 from gateway.doctor.plant import PATIENCE, Plant
 from gateway.wire.errors import WireError
 from gateway.wire.lines import MAX_LINE, LineReader
 from gateway.wire.scale import parse_line
+
+#: Maximum seconds of the check: a name is looked up, and the scale is dialled and heard.
+MAX_SECONDS: Final = 3 * PATIENCE
 
 #: Number of lines to show.
 _LINES: Final = 3
@@ -115,15 +119,26 @@ def hear(receive: Callable[[], bytes], heard: Heard, deadline: float, *, enough:
 
 
 def check_scales(plant: Plant) -> Iterator[Finding]:
-    """Hear every scale that the gateway dials or reads from a serial line, and ask a running gateway for the others."""
+    """Hear every scale that the gateway dials or reads from a serial line, and ask a running gateway for the others.
+
+    All are heard at once: a plant may have many, and each silent one takes seconds.
+    """
+    checks: dict[str, Callable[[], Finding]] = {}
     for scale_id, line in plant.settings.lines().items():
+        key = plant.scale_key(scale_id)
         if plant.gateway is not None and (line.connect is None or _is_connected(plant, scale_id)):
             # A second reader would take bytes from the gateway, and many converters have room for one client only.
-            yield _ask_gateway(plant, scale_id)
+            checks[key] = partial(_ask_gateway, plant, scale_id)
         elif line.connect is not None:
-            yield _dial(plant.scale_key(scale_id), line.connect)
+            checks[key] = partial(_dial, key, line.connect)
         elif line.serial is not None:
-            yield _open_serial(plant.scale_key(scale_id), line)
+            checks[key] = partial(_open_serial, key, line)
+    for key, result in results_in_time(checks, MAX_SECONDS).items():
+        if isinstance(result, Exception):
+            reason = str(result) if isinstance(result, TimeoutError) else f"cannot be read: {type(result).__name__}"
+            yield error(key, reason, f"check the device, and correct {key}")
+        else:
+            yield result
 
 
 def _is_connected(plant: Plant, scale_id: str) -> bool:

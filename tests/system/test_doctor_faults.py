@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import pwd
 import select
 import socket
 import struct
@@ -115,6 +116,18 @@ def test_folder_locked_by_another_process(plant: Plant) -> None:
     assert problem.endswith(") -> stop that gateway, or give each its own data.path")
     os.close(folder)
     assert plant.examine().problems() == []
+
+
+def test_folder_without_rights(plant: Plant, tool: Callable[[str], str]) -> None:
+    (plant.folder / "data").mkdir(mode=0o555)
+    # Root may write everywhere, unless it gives up that right.
+    rights = (tool("setpriv"), "--bounding-set=-dac_override") if os.geteuid() == 0 else ()
+    (problem,) = plant.examine("--listen-seconds", "0", prefix=rights).problems()
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    assert problem == (
+        f"error data.path {user} may not write to {plant.folder}/data -> chown {user} {plant.folder}/data, or run"
+        " doctor as its user"
+    )
 
 
 def test_old_monitoring_server(plant: Plant) -> None:
