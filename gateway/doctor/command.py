@@ -74,7 +74,7 @@ def examine(
     if gateway is None:
         yield ok("gateway", "not running")
     else:
-        yield ok("gateway", f"running: {gateway}")
+        yield ok("gateway", str(gateway).removeprefix("the "))
         for problem in () if gateway.health is None else gateway.health.get("problems", ()):
             yield warning("gateway", f"it reports: {problem}", "see the lines below, and its log")
     plant = Plant(settings, folder, environment, gateway, listen_seconds)

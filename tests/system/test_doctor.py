@@ -75,12 +75,12 @@ def test_healthy_plant_while_the_gateway_runs(tmp_path: Path, server: Server) ->
         assert [line for line in examined.problems() if "open files" not in line] == []
         assert examined.status == 0
         (gateway,) = examined.of("gateway")
-        assert gateway.startswith("ok running: the running gateway ")
+        assert gateway.startswith("ok running gateway ")
         assert gateway.endswith(f"(process {daemon.process.pid})")
-        used_by = f"used by {gateway.removeprefix('ok running: ')}"
-        assert examined.of("server.tcp_port") == [f"ok 127.0.0.1:{daemon.daq_port} is {used_by}"]
+        shown = f"the {gateway.removeprefix('ok ')}"
+        assert examined.of("server.tcp_port") == [f"ok 127.0.0.1:{daemon.daq_port} is used by {shown}"]
         (_, lock) = examined.of("data.path")
-        assert lock == f"ok {tmp_path}/data is locked by {gateway.removeprefix('ok running: ')}"
+        assert lock == f"ok {tmp_path}/data is locked by {shown}"
         (_, latest) = examined.of("scale.port")
         assert latest.startswith("ok the running gateway has 'ST , +000053.26 _kg' = 53.26 kg of 20")
         assert examined.of("database schema") == ["ok at step 2, as this version needs it"]
