@@ -8,6 +8,8 @@ from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Final
 
+from gateway.store.interface import StoreUnavailable
+from gateway.store.sqlite.opening import check_version
 from gateway.store.sqlite.queries import BEFORE_IDS, BEHIND_IDS, quoted
 
 SourceRow = tuple[Any, ...]
@@ -47,8 +49,12 @@ class UniqueStarts:
 def open_source(path: str) -> sqlite3.Connection:
     """Open a file of the source, read only.
 
-    :raises sqlite3.Error: the file cannot be opened.
+    :raises sqlite3.Error: the file cannot be opened, or a newer version of the gateway wrote it.
     """
+    try:
+        check_version(path)
+    except StoreUnavailable as error:
+        raise sqlite3.DatabaseError(str(error)) from None
     connection = sqlite3.connect(Path(path).absolute().as_uri() + "?mode=ro", uri=True, timeout=_MAX_LOCK_SECONDS)
     # Text that is not valid UTF-8 is rejected later, row by row.
     connection.text_factory = lambda content: content.decode("utf-8", "surrogateescape")

@@ -9,6 +9,7 @@ from typing import Final
 from gateway.live.state import LOCAL, LiveState
 from gateway.model.records import Arrival, Presence, Reading
 from gateway.relay import protocol
+from gateway.relay.guard import MessageGuard
 from gateway.relay.settings import RelaySettings
 from gateway.runtime.clock import WallClock
 from gateway.runtime.limited_log import LimitedLog
@@ -41,6 +42,7 @@ class OutboundQueue:
     A signal is a message without items. Records are sent before states, which are read only when they are sent.
 
     :param settings: settings of this gateway.
+    :param guard: seals the messages.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class OutboundQueue:
         counters: Counters,
         warnings: LimitedLog,
         settings: RelaySettings,
+        guard: MessageGuard,
     ) -> None:
         self._live = live
         self._clock = clock
@@ -58,8 +61,11 @@ class OutboundQueue:
         self._token = settings.token
         self._gateway = settings.sent_name
         self._idle_timeout = settings.idle_timeout
+        self._guard = guard
         #: Maximum bytes of a message without its items.
-        self._max_head = len(protocol.encode_message(self._token, self._gateway, 2**63, "x" * 64, protocol.RECORDS))
+        self._max_head = len(
+            protocol.encode_message(self._token, self._gateway, 2**63, 2**63, "x" * 64, protocol.RECORDS)
+        )
         self._number = 0
         #: Whether a number was left out since the last message, to show peers that a record is missing.
         self._has_skipped_number = False
@@ -184,7 +190,9 @@ class OutboundQueue:
     def _encode(self, kind: str, to: str | None, texts: Sequence[str] = ()) -> str:
         self._number += 1
         self._has_skipped_number = False
-        return protocol.encode_message(self._token, self._gateway, self._number, to, kind, texts)
+        moment = self._guard.moment
+        message = protocol.encode_message(self._token, self._gateway, self._number, moment, to, kind, texts)
+        return self._guard.seal(message)
 
     def _count_too_long(self, item: protocol.RelayItem) -> None:
         self._counters.relay_dropped.labels("long").inc()

@@ -1,8 +1,10 @@
 """Messages between the gateways on one database, as JSON: encoded and read without I/O and without a clock.
 
-A message is an object with the token and the name of its sender, its number, the token of its receiver (``null``: all
-peers), its kind (``say``) and items: records as they happen, or parts of the sender's state. It is ASCII, regardless of
-the database's encoding. Times are seconds since 1970. Ages are seconds, because wall clocks of two computers differ.
+A message is an object with the token and the name of its sender, its number, its moment (see
+:mod:`gateway.relay.guard`), the token of its receiver (``null``: all peers), its kind (``say``) and items: records as
+they happen, or parts of the sender's state. It is ASCII, regardless of the database's encoding; a payload is the code
+that authenticates the message, and the message. Times are seconds since 1970. Ages are seconds, because wall clocks of
+two computers differ.
 """
 
 import json
@@ -14,6 +16,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from gateway.model.records import Arrival, Commit, CommitEntry, Fault, Presence, Reading, Update
 from gateway.relay.values import (
+    is_positive,
     is_text,
     read_arrival,
     read_flag,
@@ -27,8 +30,11 @@ from gateway.relay.values import (
 )
 from gateway.wire.errors import WireError
 
-#: Maximum bytes of a message: NOTIFY takes less than 8,000 (PostgreSQL's NOTIFY_PAYLOAD_MAX_LENGTH).
+#: Maximum bytes of a payload: NOTIFY takes less than 8,000 (PostgreSQL's NOTIFY_PAYLOAD_MAX_LENGTH).
 MAX_BYTES: Final = 7_900
+
+#: Characters of the code before a message: 128 bits as base64.
+MAC_LENGTH: Final = 22
 
 #: Kinds of messages: the sender asks for the state of its peers, sends its own state, sends records, shows that it is
 #: present, or stops. Hello to all also announces the sender's own state.
@@ -60,12 +66,15 @@ class RelayMessage:
 
     :ivar token: token of its sender, new at each start of a gateway.
     :ivar gateway: name of its sender.
+    :ivar number: rises with each message of its sender.
+    :ivar moment: number of the server's latest transaction that its sender knew of.
     :ivar to: token of its receiver; ``None`` for all peers.
     """
 
     token: str
     gateway: str
     number: int
+    moment: int
     to: str | None
     kind: str
     items: list[Any]
@@ -118,12 +127,14 @@ class SensorItem:
     updates: list[Update]
 
 
-def encode_message(token: str, gateway: str, number: int, to: str | None, kind: str, items: Iterable[str] = ()) -> str:
-    """Return the payload of a message.
+def encode_message(
+    token: str, gateway: str, number: int, moment: int, to: str | None, kind: str, items: Iterable[str] = ()
+) -> str:
+    """Return the text of a message.
 
     :param items: items as JSON texts.
     """
-    head = _encode_json({"from": token, "name": gateway, "number": number, "to": to, "say": kind})
+    head = _encode_json({"from": token, "name": gateway, "number": number, "moment": moment, "to": to, "say": kind})
     return f'{head[:-1]},"items":[{",".join(items)}]}}'
 
 
@@ -133,7 +144,7 @@ def pack_items(items: Iterable[RelayItem], head: int, reject: Callable[[RelayIte
     :param head: bytes of the message without its items.
     :param reject: called with each item that fits no message.
     """
-    max_size = MAX_BYTES - head
+    max_size = MAX_BYTES - MAC_LENGTH - head
     group: list[str] = []
     size = 0
     for item in items:
@@ -231,13 +242,13 @@ def _encode_json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def read_message(payload: str) -> RelayMessage:
-    """Read a payload.
+def read_message(text: str) -> RelayMessage:
+    """Read the text of a message.
 
-    :raises WireError: the payload is not a valid message.
+    :raises WireError: it is not a valid message.
     """
     try:
-        value = json.loads(payload)
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise WireError("it is not valid JSON") from error
     return _parse(_parse_message, value)
@@ -263,15 +274,15 @@ def _parse(parser: Callable[..., T], *arguments: Any) -> T:
 
 
 def _parse_message(value: Any) -> RelayMessage:
-    token, name, number, to, kind = value["from"], value["name"], value["number"], value["to"], value["say"]
-    items = value["items"]
+    token, name, to, kind = value["from"], value["name"], value["to"], value["say"]
+    number, moment, items = value["number"], value["moment"], value["items"]
     if not (is_text(token, 64) and token and is_text(name, 64)):
         raise WireError("its sender is not a valid gateway")
-    if isinstance(number, bool) or not isinstance(number, int) or not 0 < number < 2**63:
-        raise WireError("its number is not valid")
+    if not (is_positive(number) and is_positive(moment)):
+        raise WireError("its number or moment is not valid")
     if not (to is None or is_text(to, 64)) or kind not in _MESSAGE_KINDS or not isinstance(items, list):
         raise WireError("its kind, receiver or items are not valid")
-    return RelayMessage(token, name, number, to, kind, items)
+    return RelayMessage(token, name, number, moment, to, kind, items)
 
 
 def _parse_item(item: Mapping[str, Any], zone: tzinfo) -> RecordItem | ScaleItem | MachineItem | SensorItem:

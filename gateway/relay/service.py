@@ -1,7 +1,8 @@
 """Exchange of records and state between the gateways on one database.
 
 Each gateway sends its own records as they happen, and publishes those of its peers to its subscribers. On connect it
-says hello and sends its state; its peers answer with theirs.
+says hello and sends its state; its peers answer with theirs. Only messages with the code of the gateways' common key
+count, each of them once.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,10 +18,11 @@ from twisted.python.failure import Failure
 from gateway.bus.bus import Bus
 from gateway.live.state import LiveState
 from gateway.model.records import Commit, Fault, Presence, Reading, Update
+from gateway.relay.guard import ForeignMessage, MessageGuard, OldMessage
 from gateway.relay.inbound import InboundItems
 from gateway.relay.outbound import OutboundQueue
 from gateway.relay.peers import PeerDirectory
-from gateway.relay.protocol import BYE, HELLO, HERE, RelayMessage, SharedRecord, read_message
+from gateway.relay.protocol import BYE, HELLO, HERE, MAC_LENGTH, RelayMessage, SharedRecord, read_message
 from gateway.relay.settings import BEAT, GONE, RelaySettings
 from gateway.runtime.clock import WallClock
 from gateway.runtime.limited_log import LimitedLog, shown
@@ -37,7 +39,11 @@ _PATIENCE: Final = 0.5
 
 
 class RelayChannel(Protocol):
-    """Channel on which every listener receives every payload, including its own, in one order for all."""
+    """Channel on which every listener receives every payload, including its own, in one order for all.
+
+    ``on_connect`` gets the key that all gateways on the channel share, and a number that the channel counts up. So does
+    each send: its number is above those that were known before.
+    """
 
     @property
     def is_connected(self) -> bool: ...
@@ -45,9 +51,9 @@ class RelayChannel(Protocol):
     @property
     def problem(self) -> str | None: ...
 
-    def start(self, on_connect: Callable[[], None], on_payload: Callable[[str], None]) -> None: ...
+    def start(self, on_connect: Callable[[bytes, int], None], on_payload: Callable[[str], None]) -> None: ...
 
-    def send(self, payloads: Sequence[str]) -> "Deferred[None]": ...
+    def send(self, payloads: Sequence[str]) -> "Deferred[int]": ...
 
     async def close(self, patience: float) -> None: ...
 
@@ -75,7 +81,8 @@ class Relay(Service):
         self._warnings = LimitedLog(log, clock, counters)
         self._channel = channel
         self._token = settings.token
-        self._outbound = OutboundQueue(live, clock, counters, self._warnings, settings)
+        self._guard = MessageGuard()
+        self._outbound = OutboundQueue(live, clock, counters, self._warnings, settings, self._guard)
         self._inbound = InboundItems(bus, live, counters, clock.zone, settings.token)
         self._peers = PeerDirectory(clock, counters, settings.sent_name, self._request_state)
         #: Whether messages could not be sent, so that hello and the state must be sent again.
@@ -126,7 +133,11 @@ class Relay(Service):
             )
         return None
 
-    def _on_connect(self) -> None:
+    def _on_connect(self, key: bytes, moment: int) -> None:
+        self._guard.restart(key, moment)
+        self._say_hello()
+
+    def _say_hello(self) -> None:
         self._outbound.restart()
         self._has_failed = False
         self._hello_at = self._clock.monotonic()
@@ -140,7 +151,7 @@ class Relay(Service):
             if not self._channel.is_connected or self._is_sending:
                 return
             if self._has_failed:
-                self._on_connect()
+                self._say_hello()
             elif self._clock.monotonic() - self._sent_at > 0.75 * BEAT:
                 # Every second tick, if nothing else was sent.
                 self._outbound.add_signal(HERE)
@@ -184,8 +195,10 @@ class Relay(Service):
             self._sent_at = self._clock.monotonic()
             self._channel.send(payloads).addErrback(self._on_send_failed).addCallback(self._on_sent)
 
-    def _on_sent(self, _: object) -> None:
+    def _on_sent(self, moment: int | None) -> None:
         self._is_sending = False
+        if moment is not None:
+            self._guard.note_moment(moment)
         if not self._outbound.is_empty:
             self._send_soon()
 
@@ -198,26 +211,37 @@ class Relay(Service):
 
     def _on_payload(self, payload: str) -> None:
         try:
-            self._receive(read_message(payload))
+            message = read_message(self._guard.open(payload))
+            if self.running:
+                self._guard.admit(message)
+                self._receive(message)
+        except ForeignMessage as error:
+            # Nothing of it is logged: anybody may have written it.
+            self._counters.relay_rejected.labels("foreign").inc()
+            text = "ignored a notification of {length} characters that is not of a gateway: {error}"
+            self._warnings.warn("relay foreign", text, length=len(payload), error=error)
+        except OldMessage as error:
+            self._counters.relay_rejected.labels("old").inc()
+            if self._clock.monotonic() - self._hello_at >= BEAT:
+                # Before that, peers may not have heard of this gateway.
+                self._warnings.warn("relay old", "ignored an old notification of a gateway: {error}", error=error)
         except WireError as error:
-            self._reject(error, payload)
+            self._reject(error, payload[MAC_LENGTH:])
         except Exception:  # an error here must not close the connection
             self._counters.sink_failures.labels(self.name).inc()
             log.failure("the relay failed on a notification; the notification is ignored")
 
     def _reject(self, error: WireError, rejected: object) -> None:
-        self._counters.relay_rejected.inc()
+        self._counters.relay_rejected.labels("invalid").inc()
         self._warnings.warn(
             "relay",
-            "ignored a notification that is not of a gateway: {error}: {data}",
+            "ignored an invalid notification of a gateway, or a part of it: {error}: {data}",
             error=error,
             data=shown(str(rejected).encode("utf-8", "replace")),
         )
 
     def _receive(self, message: RelayMessage) -> None:
         token = message.token
-        if not self.running:
-            return
         if token == self._token:
             self._echoed_at = self._clock.monotonic()
             return

@@ -21,6 +21,11 @@ def is_text(value: Any, max_length: int) -> bool:
     return isinstance(value, str) and len(value) <= max_length and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
+def is_positive(value: Any) -> bool:
+    """Return whether a value is a positive integer of 63 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63
+
+
 def read_text(value: Any, max_length: int) -> str:
     """Return a text of at most some characters."""
     if not is_text(value, max_length):

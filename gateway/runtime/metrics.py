@@ -263,7 +263,10 @@ class Counters:
         )
         self.relay_gaps = self._counter("cynow_relay_gaps_total", "Gaps in the notifications of another gateway.")
         self.relay_rejected = self._counter(
-            "cynow_relay_rejected_total", "Invalid notifications from other gateways, or invalid parts of them."
+            "cynow_relay_rejected_total",
+            "Notifications that were ignored (foreign: not of a gateway with the key, old: repeated, or sent before "
+            "this gateway listened, invalid: a part or all of a gateway's notification).",
+            "reason",
         )
 
 

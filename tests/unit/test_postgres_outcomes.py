@@ -361,7 +361,7 @@ class NotificationTests(CommitCase):
 
         channel = PostgresChannel(reactor, self.server.url, "hall-1")
         self.addCleanup(lambda: Deferred.fromCoroutine(channel.close(0.0)))
-        channel.start(lambda: None, lambda _: None)
+        channel.start(lambda key, moment: None, lambda _: None)
         await until(lambda: channel.is_connected, "it listens")
         self.patch(Session, "ask", refused)
         with self.assertRaises(StoreUnavailable) as caught:

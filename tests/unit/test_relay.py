@@ -20,6 +20,7 @@ from gateway.live.state import LiveState
 from gateway.model.records import Batch, Commit, CommitEntry, Fault, Presence, Reading, SensorBatch, Update
 from gateway.relay import outbound as relay_outbound
 from gateway.relay import protocol
+from gateway.relay.guard import MessageGuard
 from gateway.relay.service import Relay
 from gateway.relay.settings import BEAT, GONE, RelaySettings
 from gateway.runtime.clock import WallClock
@@ -29,16 +30,35 @@ from tests.unit.test_bus import SEOUL
 
 START = datetime(2025, 12, 18, 10, 11, 12, 345678, SEOUL)
 
+KEY = bytes(32)
+
+
+def sealed(text: str, key: bytes = KEY) -> str:
+    """Return the payload of a message of a gateway with a key."""
+    guard = MessageGuard()
+    guard.restart(key, 1)
+    return guard.seal(text)
+
+
+def message(token: str, kind: str, items: Sequence[str] = (), number: int = 1, moment: int = 2**62) -> str:
+    return sealed(protocol.encode_message(token, "hall z", number, moment, None, kind, items))
+
+
+def read(payload: str) -> Any:
+    return json.loads(payload[protocol.MAC_LENGTH :])
+
 
 class Hub:
     """Server that delivers each payload to all listening channels, in one order.
 
     :ivar loses: returns whether a payload is lost on the way to a channel.
+    :ivar moment: number of its last transaction.
     """
 
     def __init__(self) -> None:
         self.channels: list[FakeChannel] = []
         self.sent: list[str] = []
+        self.moment = 1000
         self.loses: Callable[[str, FakeChannel], bool] = lambda payload, channel: False
 
     def notify(self, payloads: Sequence[str]) -> None:
@@ -51,8 +71,7 @@ class Hub:
 
     def says(self, *words: str) -> list[Any]:
         """Return the messages of some kinds so far."""
-        messages = [json.loads(payload) for payload in self.sent]
-        return [message for message in messages if message["say"] in words]
+        return [said for said in map(read, self.sent) if said["say"] in words]
 
 
 class FakeChannel:
@@ -61,30 +80,32 @@ class FakeChannel:
         self.is_connected = False
         self.listens = True
         self.refuses = False
-        self.silent: list[Deferred[None]] | None = None
+        self.silent: list[Deferred[int]] | None = None
         self.problem: str | None = "it is away"
-        self.connected: Callable[[], None] = lambda: None
+        self.connected: Callable[[bytes, int], None] = lambda key, moment: None
         self.heard: Callable[[str], None] = lambda payload: None
         hub.channels.append(self)
 
-    def start(self, on_connect: Callable[[], None], on_payload: Callable[[str], None]) -> None:
+    def start(self, on_connect: Callable[[bytes, int], None], on_payload: Callable[[str], None]) -> None:
         self.connected, self.heard = on_connect, on_payload
 
     def come(self) -> None:
         self.is_connected, self.problem = True, None
-        self.connected()
+        self.hub.moment += 1
+        self.connected(KEY, self.hub.moment)
 
     def go(self) -> None:
         self.is_connected, self.problem = False, "it is away"
 
-    def send(self, payloads: Sequence[str]) -> "Deferred[None]":
+    def send(self, payloads: Sequence[str]) -> "Deferred[int]":
+        self.hub.moment += 1
         if self.silent is not None:
             self.silent.append(Deferred())
             return self.silent[-1]
         if self.refuses or not self.is_connected:
             return fail(RuntimeError("refused"))
         self.hub.notify(payloads)
-        return succeed(None)
+        return succeed(self.hub.moment)
 
     async def close(self, patience: float) -> None:
         self.go()
@@ -261,7 +282,7 @@ def test_relay_slow_server_keeps_age_of_weight(a: Gateway, b: Gateway, site: Sit
     # The server is slow.
     site.wait(3.0)
     silent, a.channel.silent = a.channel.silent, None
-    silent[0].callback(None)
+    silent[0].callback(site.hub.moment)
     site.wait(0.1)
     assert b.live.age("a") == pytest.approx(a.live.age("a"), abs=0.05)
     assert not b.live.is_stale("a")
@@ -488,7 +509,7 @@ def test_relay_full_queue_drops_the_oldest(a: Gateway, b: Gateway, site: Site, m
     a.weigh("a", "31")
     assert a.counted("dropped_records_total", reason="full") == 21
     silent, a.channel.silent = a.channel.silent, None
-    silent[0].callback(None)
+    silent[0].callback(site.hub.moment)
     site.wait(0.5)
     scores = [event.record.score for event in b.events if isinstance(event.record, Fault)]
     assert scores == list(range(22, 31))
@@ -529,7 +550,7 @@ def test_relay_names_of_peers_are_bounded(a: Gateway, site: Site) -> None:
     site.wait(0.1)
     # The scale, a machine and its sensor.
     assert list(b.live.machines()) == ["M0"]
-    assert b.counted("rejected_total") == 9
+    assert b.counted("rejected_total", reason="invalid") == 9
 
 
 # -- the same name on two gateways
@@ -622,14 +643,14 @@ def test_relay_late_state_of_a_peer_replaces_no_newer_weight(site: Site) -> None
 
 
 def test_relay_peer_of_an_older_version_tells_weights_by_age(a: Gateway) -> None:
-    def state(kilograms: str, age: float) -> str:
+    def state(number: int, kilograms: str, age: float) -> str:
         latest = {name: value for name, value in item(scale="s", kg=kilograms).items() if name != "arrived"}
         fields = {"is": "scale", "scale": "s", "connected": True, "idle": 5, "latest": latest, "age": age}
-        return protocol.encode_message("old", "hall z", 1, None, protocol.STATE, [json.dumps(fields)])
+        return message("old", protocol.STATE, [json.dumps(fields)], number)
 
     a.site.wait(5.0)
-    for kilograms, age, expected in (("1", 2.0, 1), ("2", 1.0, 2), ("3", 3.0, 2)):
-        a.channel.heard(state(kilograms, age))
+    for number, (kilograms, age, expected) in enumerate((("1", 2.0, 1), ("2", 1.0, 2), ("3", 3.0, 2)), 1):
+        a.channel.heard(state(number, kilograms, age))
         assert weight_at(a) == expected
 
 
@@ -706,37 +727,40 @@ def test_read_item_invalid_raises_wire_error(bad: Any) -> None:
         "[" * 7000,
         '{"a":' * 1500,
         "1" * 7000,
-        '{"from":"","name":"n","number":1,"to":null,"say":"here","items":[]}',
-        '{"from":"f","name":"n","number":true,"to":null,"say":"here","items":[]}',
-        '{"from":"f","name":"n","number":0,"to":null,"say":"here","items":[]}',
-        '{"from":"f","name":"n","number":1e3,"to":null,"say":"here","items":[]}',
-        '{"from":"f","name":"n","number":1,"to":1,"say":"here","items":[]}',
-        '{"from":"f","name":"n","number":1,"to":null,"say":"what","items":[]}',
-        '{"from":"f","name":"n","number":1,"to":null,"say":[],"items":[]}',
-        '{"from":"f","name":"n","number":1,"to":null,"say":"here","items":{}}',
-        '{"from":"\\ud800","name":"n","number":1,"to":null,"say":"here","items":[]}',
+        '{"from":"","name":"n","number":1,"moment":9999,"to":null,"say":"here","items":[]}',
+        '{"from":"f","name":"n","number":true,"moment":9999,"to":null,"say":"here","items":[]}',
+        '{"from":"f","name":"n","number":0,"moment":9999,"to":null,"say":"here","items":[]}',
+        '{"from":"f","name":"n","number":1e3,"moment":9999,"to":null,"say":"here","items":[]}',
+        '{"from":"f","name":"n","number":1,"to":null,"say":"here","items":[]}',
+        '{"from":"f","name":"n","number":1,"moment":"1","to":null,"say":"here","items":[]}',
+        '{"from":"f","name":"n","number":1,"moment":0,"to":null,"say":"here","items":[]}',
+        '{"from":"f","name":"n","number":1,"moment":9999,"to":1,"say":"here","items":[]}',
+        '{"from":"f","name":"n","number":1,"moment":9999,"to":null,"say":"what","items":[]}',
+        '{"from":"f","name":"n","number":1,"moment":9999,"to":null,"say":[],"items":[]}',
+        '{"from":"f","name":"n","number":1,"moment":9999,"to":null,"say":"here","items":{}}',
+        '{"from":"\\ud800","name":"n","number":1,"moment":9999,"to":null,"say":"here","items":[]}',
     ],
 )
 def test_relay_invalid_payload_is_counted_and_ignored(payload: str, a: Gateway) -> None:
     a.heard()
-    a.channel.heard(payload)
-    assert a.counted("rejected_total") == 1
+    a.channel.heard(sealed(payload))
+    assert a.counted("rejected_total", reason="invalid") == 1
     assert a.heard() == []
     assert a.counted("gateways") == 0
 
 
 def test_relay_valid_items_beside_invalid_are_applied(a: Gateway) -> None:
     texts = [json.dumps(each) for each in (None, item(), {"is": 5})]
-    a.channel.heard(protocol.encode_message("f", "n", 1, None, protocol.RECORDS, texts))
-    assert a.counted("rejected_total") == 2
+    a.channel.heard(message("f", protocol.RECORDS, texts))
+    assert a.counted("rejected_total", reason="invalid") == 2
     assert a.heard() == [("scale/a", "reading")]
 
 
 def test_relay_number_of_peers_is_bounded(a: Gateway) -> None:
     for number in range(1100):
-        a.channel.heard(protocol.encode_message(f"f{number}", "n", 1, None, protocol.HERE))
+        a.channel.heard(message(f"f{number}", protocol.HERE))
     assert a.counted("gateways") == 1000
-    assert a.counted("rejected_total") == 100
+    assert a.counted("rejected_total", reason="invalid") == 100
 
 
 def test_relay_samples_are_not_sent(a: Gateway, b: Gateway, site: Site) -> None:

@@ -25,7 +25,9 @@ class SchemaMigration:
     def __init__(self) -> None:
         folder = importlib.resources.files("gateway.store.postgres.schema")
         self._steps = {
-            int(step.name[:2]): step.read_text("utf-8") for step in folder.iterdir() if step.name.endswith(".sql")
+            int(step.name[:2]): step.read_text("utf-8")
+            for step in folder.iterdir()
+            if step.name.endswith(".sql") and step.name[:2].isdigit()
         }
 
     @property
@@ -95,6 +97,20 @@ class SchemaMigration:
 
     async def _missing_tables(self, session: Session) -> list[str]:
         return await _find_missing(session, self.tables)
+
+
+async def create_relay_key(session: Session) -> None:
+    """Create the table of the gateways' key if it is missing, readable by its owner only.
+
+    :raises psycopg2.Error: it cannot be created.
+    """
+    statement = importlib.resources.files("gateway.store.postgres.schema").joinpath("relay_key.sql").read_text("utf-8")
+
+    async def create(session: Session) -> None:
+        await session.ask("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
+        await session.ask(statement)
+
+    await session.transaction(create)
 
 
 async def _find_missing(session: Session, tables: list[str]) -> list[str]:

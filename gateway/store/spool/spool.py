@@ -32,6 +32,7 @@ from gateway.store.sqlitefile.errors import explained, is_damage
 from gateway.store.sqlitefile.files import GATEWAY_FILE, SPOOL_FILE, STORE_NOTE, reserved_in
 from gateway.store.sqlitefile.group_writer import GroupWriter, Watch
 from gateway.store.sqlitefile.note import Note, read_note, write_note
+from gateway.store.sqlitefile.steps import newer_version
 from gateway.store.sqlitefile.transactions import LOCK_WAIT, Job
 
 log = Logger()
@@ -105,6 +106,10 @@ class Spool(EntrySpool, EventNumberStore):
 
     def open(self) -> None:
         directory = os.path.dirname(self._path)
+        # Before anything is written: the newer version must find everything as it left it.
+        newer = newer_version(self._path, max(_schema_steps()))
+        if newer is not None:
+            raise DirectoryUnusable(newer)
         note = read_note(directory, _NOTE)
         try:
             found = self._find_loss(note)
@@ -302,7 +307,7 @@ def _remedy(path: str) -> str:
 def _prepare(connection: sqlite3.Connection) -> None:
     """Check the file, and apply the numbered steps of the schema that it lacks.
 
-    :raises DirectoryUnusable: the file is damaged, or was written by a later version.
+    :raises DirectoryUnusable: the file is damaged.
     """
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
@@ -311,12 +316,12 @@ def _prepare(connection: sqlite3.Connection) -> None:
     if found != "ok":
         path = connection.execute("PRAGMA database_list").fetchone()[2]
         raise DirectoryUnusable(f"{SPOOL_FILE}: the file is damaged ({found.splitlines()[-1]}); {_remedy(path)}")
-    folder = importlib.resources.files("gateway.store.spool.schema")
     (done,) = connection.execute("PRAGMA user_version").fetchone()
-    steps = {int(step.name[:2]): step for step in folder.iterdir() if step.name.endswith(".sql")}
-    if done > max(steps):
-        raise DirectoryUnusable(f"{SPOOL_FILE}: written by a later version of the gateway; install that version")
-    for number in sorted(steps):
+    for number, text in sorted(_schema_steps().items()):
         if number > done:
-            text = steps[number].read_text("utf-8")
             connection.executescript(f"BEGIN IMMEDIATE;\n{text}\nPRAGMA user_version = {number};\nCOMMIT;")
+
+
+def _schema_steps() -> dict[int, str]:
+    folder = importlib.resources.files("gateway.store.spool.schema")
+    return {int(step.name[:2]): step.read_text("utf-8") for step in folder.iterdir() if step.name.endswith(".sql")}

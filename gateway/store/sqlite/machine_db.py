@@ -23,7 +23,7 @@ from gateway.runtime.threads import pool_of
 from gateway.store.interface import MachineDamaged, StoreUnavailable
 from gateway.store.sqlite.machine_faults import MachineFaults
 from gateway.store.sqlite.machine_tables import MachineTables
-from gateway.store.sqlite.opening import connect
+from gateway.store.sqlite.opening import check_version, connect
 from gateway.store.sqlite.readers import Readers
 from gateway.store.sqlitefile.errors import explained, is_damage, may_pass, primary
 from gateway.store.sqlitefile.group_writer import Identity, inode_of
@@ -72,6 +72,16 @@ class MachineDatabases:
     def problems(self) -> list[str]:
         """Return the current faults, one line each."""
         return self._faults.problems
+
+    def check_versions(self) -> None:
+        """Check that no file was written by a newer version of the gateway; this may block.
+
+        :raises StoreUnavailable: one was.
+        """
+        with contextlib.suppress(OSError):
+            for file in sorted(os.listdir(self._directory)):
+                if file.endswith(".db"):
+                    check_version(os.path.join(self._directory, file))
 
     def start(self) -> None:
         """Start the threads."""

@@ -22,12 +22,17 @@ from gateway.store.interface import StoreUnavailable
 from gateway.store.sqlitefile.errors import explained, is_damage
 from gateway.store.sqlitefile.files import GATEWAY_FILE, SPOOL_FILE, STORE_NOTE
 from gateway.store.sqlitefile.note import Note, read_note, write_note
+from gateway.store.sqlitefile.steps import newer_version
 from gateway.store.sqlitefile.transactions import LOCK_WAIT
 
 log = Logger()
 
 #: The option that lets a start continue without the lost data.
 ACCEPT: Final = "--accept-empty-store"
+
+#: Last step of machines' files: their form is that of the old server with further columns, and both leave the number 0.
+#: A version that changes the form must raise it.
+MACHINE_STEP: Final = 0
 
 #: Event numbers per second since 1970, from which numbering continues if the used numbers are unknown: above the
 #: reservations of any gateway, and below 2**53, the limit of JavaScript.
@@ -109,6 +114,17 @@ def connect(path: str, *, synchronous: str, wait: float = LOCK_WAIT) -> sqlite3.
         connection.close()
         raise
     return connection
+
+
+def check_version(path: str) -> None:
+    """Check that the file of commits or of a machine was not written by a newer version; do not change the file.
+
+    :raises StoreUnavailable: it was.
+    """
+    known = max(_schema_steps()) if os.path.basename(path) == GATEWAY_FILE else MACHINE_STEP
+    problem = newer_version(path, known)
+    if problem is not None:
+        raise StoreUnavailable(problem)
 
 
 def has_tables(path: str) -> bool:
@@ -319,16 +335,17 @@ def _set_aside(path: str, loss: str) -> None:
 
 def apply_schema(connection: sqlite3.Connection) -> None:
     """Apply the numbered steps that a database lacks; ``user_version`` is its last step."""
-    folder = importlib.resources.files("gateway.store.sqlite.schema")
     (done,) = connection.execute("PRAGMA user_version").fetchone()
     if not done:
         done = _version_of(connection)
-    for step in sorted((step for step in folder.iterdir() if step.name.endswith(".sql")), key=lambda step: step.name):
-        number = int(step.name[:2])
+    for number, text in sorted(_schema_steps().items()):
         if number > done:
-            connection.executescript(
-                f"BEGIN IMMEDIATE;\n{step.read_text('utf-8')}\nPRAGMA user_version = {number};\nCOMMIT;"
-            )
+            connection.executescript(f"BEGIN IMMEDIATE;\n{text}\nPRAGMA user_version = {number};\nCOMMIT;")
+
+
+def _schema_steps() -> dict[int, str]:
+    folder = importlib.resources.files("gateway.store.sqlite.schema")
+    return {int(step.name[:2]): step.read_text("utf-8") for step in folder.iterdir() if step.name.endswith(".sql")}
 
 
 def _version_of(connection: sqlite3.Connection) -> int:

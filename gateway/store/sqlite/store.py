@@ -5,6 +5,7 @@ anomalies, in the form of the old monitoring server. One thread writes commits a
 a locked machine's file delays no commit. Other threads read, on read-only connections.
 """
 
+import os
 import sqlite3
 import threading
 from collections.abc import Collection, Mapping, Sequence
@@ -41,6 +42,8 @@ from gateway.store.sqlite.anomaly_pages import anomalies_of, newest_anomalies
 from gateway.store.sqlite.commit_file import CommitFile
 from gateway.store.sqlite.commits import replay_commit, write_commit, write_types
 from gateway.store.sqlite.machine_db import MachineDatabases
+from gateway.store.sqlite.opening import check_version
+from gateway.store.sqlitefile.files import GATEWAY_FILE
 
 log = Logger()
 
@@ -65,6 +68,7 @@ class SqliteStore(Store, EventNumberStore):
         accept_empty: bool = False,
     ) -> None:
         self._clock = clock
+        self._directory = directory
         self._gives_numbers = gives_numbers
         self._warnings = LimitedLog(log, clock, counters)
         #: Reads whole files, to find damage and to notice repairs.
@@ -90,6 +94,9 @@ class SqliteStore(Store, EventNumberStore):
         return [*filter(None, [self.outage]), *self._machines.problems]
 
     def open(self) -> None:
+        # Before anything is written: the newer version must find everything as it left it.
+        check_version(os.path.join(self._directory, GATEWAY_FILE))
+        self._machines.check_versions()
         self._commits.open()
         self.first_seq, self.reserved = self._commits.first_seq, self._commits.reserved
         self._machines.start()

@@ -1,0 +1,50 @@
+"""Step of the schema of a SQLite file, read without opening the file for writing.
+
+``user_version`` is the last step that was applied. A file of a later step was written by a newer version of the
+gateway; this one must not write to it, because it does not know the meaning of the rows.
+"""
+
+import contextlib
+import os
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+_MAGIC: Final = b"SQLite format 3\0"
+
+#: Position of ``user_version`` in the file's header: https://www.sqlite.org/fileformat2.html#user_version_number
+_STEP: Final = slice(60, 64)
+
+
+def newer_version(path: str, known: int) -> str | None:
+    """Return why a file that a newer version of the gateway wrote cannot be used; ``None`` if it can, or is missing.
+
+    :param known: last step that this version knows.
+    """
+    step = _step_of(path)
+    if step <= known:
+        return None
+    return (
+        f"{path}: a newer version of the gateway wrote this file: its schema is at step {step}, and this version knows"
+        f" steps up to {known}; install the newer version"
+    )
+
+
+def _step_of(path: str) -> int:
+    """Return the step of a file; 0 if it is not a database that can be read, which its opening explains."""
+    try:
+        with open(path, "rb") as file:
+            header = file.read(100)
+        has_log = os.path.exists(f"{path}-wal") and os.path.getsize(f"{path}-wal") > 0
+    except OSError:
+        return 0
+    step = int.from_bytes(header[_STEP], "big", signed=True)
+    if not header.startswith(_MAGIC) or (step == 0 and not has_log):
+        return 0
+    # With a log, whose writer was killed, the step may be there only. Without one, nothing is locked or created.
+    uri = Path(path).absolute().as_uri() + ("?mode=ro" if has_log else "?mode=ro&immutable=1")
+    try:
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=0.1)) as connection:
+            return int(connection.execute("PRAGMA user_version").fetchone()[0])
+    except sqlite3.Error:
+        return 0
