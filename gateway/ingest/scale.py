@@ -287,6 +287,9 @@ class ScaleFactory(Factory):
         """Process whole lines of a connection that has not sent a reading yet."""
         if self.is_tls(protocol, data):
             return
+        # A DAQ program on the wrong port: a pickle may have its secret in a line of its own, which would be logged.
+        head, secret, _ = data.partition(b"secret")
+        data = head + secret + b"\n" if secret else data
         before = sum(counter.value for counter in self._readings.values())
         self.take_lines(protocol, data)
         if sum(counter.value for counter in self._readings.values()) > before:

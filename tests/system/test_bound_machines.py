@@ -135,6 +135,7 @@ def test_secret_is_never_logged(plant: Daemon) -> None:
     """Send the secret in many wrong ways, to every port."""
     text = json.dumps(["name", with_secret("Secret")])
     wrong = [
+        frame("name", with_secret("Secret", f"{SECRET}\n"), b"\0", 0),
         frame("name", {**with_secret("Secret"), "more": 1}),
         frame("name", {"Name": "Secret", "secret": SECRET}),
         frame("name", {"name": "Secret#1", "secret": SECRET}),
