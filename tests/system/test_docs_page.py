@@ -3,7 +3,6 @@
 import gzip
 import http.client
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,9 +166,3 @@ def test_page_asks_for_a_token_and_sends_it(daemon: Daemon, page: Page) -> None:
     assert [token for _, token in seen] == [None, "Bearer wrong", "Bearer right", "Bearer right"]
     # The token is forgotten with the page.
     assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 0, ""]
-
-
-def test_page_without_the_interface_says_so(tmp_path: Path) -> None:
-    text = (STATIC / "docs" / "missing.html").read_text("utf-8")
-    assert "was not built" in text
-    assert "/openapi.json" in text

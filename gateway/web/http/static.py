@@ -68,7 +68,7 @@ class StaticFiles(Resource):
     A file is read in a thread for its first request, and kept: a page and its script stay of one version while the
     package is upgraded.
 
-    :param files: paths of the files by name; the empty name is the page itself.
+    :ivar paths: paths of the files by name; the empty name is the page itself.
     :param policy: ``Content-Security-Policy``, beside rules that hold for every page.
     """
 
@@ -84,22 +84,22 @@ class StaticFiles(Resource):
         super().__init__()
         self._reactor = reactor
         self._pool = pool
-        self._paths = {name.encode(): path for name, path in files.items()}
+        self.paths = files
         self._policy = policy.encode() + b"; " + _PAGE_POLICY
-        self._files: dict[bytes, StaticFile] = {}
+        self._files: dict[str, StaticFile] = {}
         # A second request for a file waits until the first has read it.
         self._reading = DeferredLock()
 
     def render(self, request: Any) -> Any:
         if request.method not in {b"GET", b"HEAD"}:
             return refuse_method(request, "GET, HEAD")
-        name = b"/".join(request.postpath)
-        if name not in self._paths:
+        name = b"/".join(request.postpath).decode("latin-1")
+        if name not in self.paths:
             return refuse(request, Refusal(404, "not_found"))
         Deferred.fromCoroutine(self._send(request, name)).addErrback(_fail, request)
         return NOT_DONE_YET
 
-    async def _send(self, request: Any, name: bytes) -> None:
+    async def _send(self, request: Any, name: str) -> None:
         file = self._files.get(name) or await self._read(name)
         if request.is_gone:
             return
@@ -123,15 +123,15 @@ class StaticFiles(Resource):
         else:
             request.registerProducer(_ContentProducer(request, content), False)
 
-    async def _read(self, name: bytes) -> StaticFile:
+    async def _read(self, name: str) -> StaticFile:
         file = await self._reading.run(self._read_once, name)
         assert isinstance(file, StaticFile)
         return file
 
-    def _read_once(self, name: bytes) -> "StaticFile | Deferred[StaticFile]":
+    def _read_once(self, name: str) -> "StaticFile | Deferred[StaticFile]":
         if name in self._files:
             return self._files[name]
-        reading = deferToThreadPool(self._reactor, self._pool, StaticFile.read, self._paths[name])
+        reading = deferToThreadPool(self._reactor, self._pool, StaticFile.read, self.paths[name])
 
         def keep(file: StaticFile) -> StaticFile:
             self._files[name] = file
