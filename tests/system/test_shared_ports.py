@@ -14,6 +14,7 @@ import pytest
 import websocket
 
 from tests.conftest import ROOT
+from tests.support.certificates import Authority
 from tests.support.daemon import PATIENCE, TWISTD, Daemon, until, with_constants
 from tests.support.frames import fault, frame
 from tests.support.postgres import Server
@@ -395,3 +396,31 @@ def test_the_units_differ_where_they_must() -> None:
         "StateDirectory=cynow-gateway-%i",
         "WorkingDirectory=%S/cynow-gateway-%i",
     }
+
+
+def test_shared_ports_and_own_ports_have_tls(site: Site, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    cert, key = authority.issue("gateway")
+    tree = json.loads(site.config.read_text("utf-8"))
+    for section in ("server", "daq", "scale"):
+        tree.setdefault(section, {})["tls"] = {"cert": str(cert), "key": str(key)}
+    site.config.write_text(json.dumps(tree), "utf-8")
+    daemons = [site.process(name) for name in ("a", "b")]
+    for daemon in daemons:
+        daemon.tls = authority.client()
+        site.start(daemon)
+        until(lambda daemon=daemon: not daemon.get("/healthz")[1]["problems"], "PostgreSQL is there")
+    scales = [
+        authority.client().wrap_socket(scale, server_hostname="127.0.0.1")
+        for scale in site.connections(site.scale_port, MANY)
+    ]
+    assert all(are_open("scale", MANY, *daemons))
+    scales[-1].sendall(b"ST,+00000007.00 kg\r\n")
+    for daemon in daemons:
+        until(daemon.latest_is(7.0), "the weight")
+    with urllib.request.urlopen(
+        f"https://127.0.0.1:{site.port}/healthz", timeout=PATIENCE, context=authority.client()
+    ) as answer:
+        assert answer.status == 200
+    for scale in scales:
+        scale.close()

@@ -181,7 +181,7 @@ def test_socketio_over_tls(tmp_path: Path, transports: list[str]) -> None:
         session.trust_env, session.verify = False, str(plant.authority.path)
         options = {"sslopt": {"ca_certs": str(plant.authority.path)}}
         client = socketio.SimpleClient(http_session=session, websocket_extra_options=options)
-        client.connect(f"https://127.0.0.1:{daemon.port}", namespace="/Press", transports=transports)
+        client.connect(f"https://127.0.0.1:{daemon.port}", namespace="/sio/Press", transports=transports)
         machine.sendall(fault(1.5))
         event = client.receive(PATIENCE)
         assert event[0] == "anomaly"
