@@ -41,7 +41,13 @@ class ListenerAccess:
         self._admissions: dict[str, Admission] = {}
         self._factories: dict[str, AdmittingFactory] = {}
 
-    def admitting(self, key: str, factory: Any, refuse: Callable[[Any, str], Any] | None = None) -> AdmittingFactory:
+    def admitting(
+        self,
+        key: str,
+        factory: Any,
+        refuse: Callable[[Any, str], Any] | None = None,
+        plain_answer: Callable[[], bytes] | None = None,
+    ) -> AdmittingFactory:
         """Return a factory that admits connections to a listener, with TLS if it is configured.
 
         The listener of a scale that a reload adds gets its rules and its TLS by the rest of that reload, before it
@@ -49,6 +55,7 @@ class ListenerAccess:
 
         :param key: configuration key of the listener's section; a second call with the same factory returns the same.
         :param refuse: see :class:`AdmittingFactory`.
+        :param plain_answer: see :class:`TlsContext`.
         """
         found = self._factories.get(key)
         if found is None or found.factory is not factory:
@@ -57,6 +64,7 @@ class ListenerAccess:
             admission = self._admissions[key] = Admission(listener.kind, key, self._counters, self._log, rules)
             protocols = (b"http/1.1",) if listener.kind == "http" else ()
             tls = self.certificates.add(key, protocols, lambda: admission.room)
+            tls.plain_answer = plain_answer
             found = self._factories[key] = AdmittingFactory(factory, admission, tls, refuse)
         return found
 

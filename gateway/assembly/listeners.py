@@ -12,6 +12,7 @@ from gateway.runtime.listener import Listener, PortDirectory
 from gateway.runtime.open_files import SPARE, SPARE_OF_HTTP
 from gateway.runtime.ports import SharedPorts
 from gateway.runtime.reactor import IReactor
+from gateway.web.http.site import plain_http_answer
 
 
 def listening_reactor(reactor: IReactor, settings: Settings) -> IReactor | SharedPorts:
@@ -30,7 +31,7 @@ def build_listeners(
     reactor, server = runtime.reactor, settings.server
     listening = listening_reactor(reactor, settings)
     endpoint = partial(tcp_endpoint, server.host)
-    site = access.admitting("server", web.site, web.site.refuse_connection)
+    site = access.admitting("server", web.site, web.site.refuse_connection, plain_http_answer)
     http = Listener("server.port", serverFromString(listening, endpoint(server.port)), site, "server.host")
     http.guard(reactor, runtime.files, SPARE_OF_HTTP)
     ports.http_listener = http

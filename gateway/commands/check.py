@@ -16,7 +16,7 @@ from gateway.config.loader import ConfigError, load
 from gateway.config.problems import Problem
 from gateway.config.settings import Settings
 from gateway.runtime.clock import zone_named
-from gateway.runtime.paths import expand_credentials, working_directory
+from gateway.runtime.paths import CREDENTIALS, expand_credentials, working_directory
 from gateway.runtime.secret_files import SecretFileError, read_secret
 from gateway.runtime.tls_files import TlsError, TlsFiles
 
@@ -76,6 +76,9 @@ def _tls_problems(settings: Settings | None, folder: str) -> Iterator[Problem]:
         from gateway.runtime.tls_layer import load_credentials  # imports OpenSSL
 
         tls = listener.tls
+        if any(path.startswith(CREDENTIALS) for path in (tls.cert, tls.key, tls.client_ca or "")):
+            # That the variable is not set is a problem already.
+            continue
         files = TlsFiles(tls.cert, tls.key, tls.client_ca).located(partial(os.path.join, folder))
         try:
             load_credentials(f"{key}.tls", files)

@@ -44,6 +44,7 @@ class TlsContext:
     :param key: configuration key of the section, such as ``server.tls``.
     :param protocols: names of the protocol for ALPN, if it has any.
     :param room: returns how many more connections the listener's limit allows, handshakes included.
+    :ivar plain_answer: returns the answer to an HTTP request without TLS; ``None`` if there is no HTTP.
     :ivar layer: layer that new connections get; ``None`` without TLS.
     """
 
@@ -59,6 +60,7 @@ class TlsContext:
         self.listener = listener
         self.key = key
         self.layer: TlsLayer | None = None
+        self.plain_answer: Callable[[], bytes] | None = None
         self._reactor = reactor
         self._reports = reports
         self.protocols = protocols
@@ -80,7 +82,7 @@ class TlsContext:
         if self.layer is None:
             from gateway.runtime.tls_layer import TlsLayer
 
-            self.layer = TlsLayer(self._reactor, credentials, self._report, self._room)
+            self.layer = TlsLayer(self._reactor, credentials, self._report, self._room, self.plain_answer)
         else:
             self.layer.credentials = credentials
         gauge.labels(self.listener).set(credentials.expires.timestamp())

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from gateway.runtime.paths import expand_credentials
-
 
 class TlsError(Exception):
     """Error in a certificate, a key or an authority; the text is one line for the operator.
@@ -35,10 +33,5 @@ class TlsFiles:
 
         :param locate: joins the base of relative paths and a path.
         """
-        client_ca = None if self.client_ca is None else locate(expand_credentials(self.client_ca))
-        return replace(
-            self,
-            cert=locate(expand_credentials(self.cert)),
-            key=locate(expand_credentials(self.key)),
-            client_ca=client_ca,
-        )
+        client_ca = None if self.client_ca is None else locate(self.client_ca)
+        return replace(self, cert=locate(self.cert), key=locate(self.key), client_ca=client_ca)

@@ -40,6 +40,10 @@ _CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 #: Maximum bytes of a file in PEM.
 _MAX_FILE: Final = 1024 * 1024
 
+#: Beginnings of HTTP requests, and the reason for the log.
+_METHODS: Final = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH ", b"CONNECT ", b"PRI ")
+_PLAIN_HTTP: Final = "a plain HTTP request; use https://, this port has TLS"
+
 Build = Callable[[IAddress | None], Any]
 
 
@@ -69,6 +73,8 @@ def load_credentials(key: str, files: TlsFiles, protocols: tuple[bytes, ...] = (
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
     context.set_cipher_list(_CIPHERS)
+    # Saves 34 KiB of each connection that is idle.
+    context.set_mode(SSL.MODE_RELEASE_BUFFERS)
     try:
         context.use_certificate(chain[0])
         for intermediate in chain[1:]:
@@ -146,7 +152,23 @@ def _note_verification(connection: SSL.Connection, _: object, error: int, __: in
 class TlsTransport(BufferingTLSTransport):
     """TLS transport that closes connections as a TCP transport does."""
 
+    factory: "TlsLayer"
     transport: Any
+
+    def makeConnection(self, transport: Any) -> None:
+        if self.factory.plain_answer is not None:
+            # Only for the first read: later ones go to the method of the class.
+            vars(self)["dataReceived"] = self._receive_first
+        super().makeConnection(transport)
+
+    def _receive_first(self, data: bytes) -> None:
+        del self.dataReceived
+        handshake, answer = self.wrappedProtocol, self.factory.plain_answer
+        if answer is None or not data.startswith(_METHODS) or not isinstance(handshake, _Handshake):
+            self.dataReceived(data)
+        elif handshake.refuse(_PLAIN_HTTP):
+            self.transport.write(answer())
+            self.transport.loseConnection()
 
     def loseConnection(self) -> None:
         """Send everything, and close; do not wait for the client to confirm it."""
@@ -179,6 +201,7 @@ class TlsLayer(TLSMemoryBIOFactory):
 
     :param report: called with the address and the reason of each handshake that fails.
     :param room: returns how many more connections the listener's limit allows, handshakes included.
+    :param plain_answer: returns the answer to an HTTP request without TLS.
     :ivar credentials: certificate for new connections.
     """
 
@@ -190,12 +213,14 @@ class TlsLayer(TLSMemoryBIOFactory):
         credentials: Credentials,
         report: Callable[[Any, str], None],
         room: Callable[[], int],
+        plain_answer: Callable[[], bytes] | None = None,
     ) -> None:
         super().__init__(self, False, Factory(), reactor)
         self.reactor = reactor
         self.credentials = credentials
         self.report = report
         self._room = room
+        self.plain_answer = plain_answer
         #: Handshakes that are under way, the oldest first.
         self.handshakes: dict[_Handshake, None] = {}
 
@@ -241,15 +266,19 @@ class _Handshake(Protocol):
         protocol.makeConnection(self.transport)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._finish():
-            error = self.transport.getHandle().get_app_data()
-            self._layer.report(self._address, _failure_reason(reason.value, error))
+        self.refuse(_failure_reason(reason.value, self.transport.getHandle().get_app_data()))
 
     def end(self, reason: str) -> None:
         """Close the connection before its handshake is complete."""
-        if self._finish():
-            self._layer.report(self._address, reason)
+        if self.refuse(reason):
             self.transport.abortConnection()
+
+    def refuse(self, reason: str) -> bool:
+        """Count and log a handshake that fails; return false if it had ended before."""
+        is_open = self._finish()
+        if is_open:
+            self._layer.report(self._address, reason)
+        return is_open
 
     def _finish(self) -> bool:
         """Stop the deadline; return false if the handshake had ended before."""
@@ -264,8 +293,8 @@ class _Handshake(Protocol):
 
 #: Reasons of OpenSSL, or the beginnings of them, and the texts for an operator.
 _REASONS: Final = (
-    ("http request", "a plain HTTP request; use https://, this port has TLS"),
-    ("https proxy request", "a plain HTTP request; use https://, this port has TLS"),
+    ("http request", _PLAIN_HTTP),
+    ("https proxy request", _PLAIN_HTTP),
     ("peer did not return a certificate", "the client sent no certificate, which client_ca requires"),
     ("unsupported protocol", "the client offers only TLS before 1.2"),
     ("no shared cipher", "the client offers no cipher suite that the gateway accepts"),

@@ -226,6 +226,21 @@ def test_other_protocol_is_named_in_the_log(plant: Plant, data: bytes, reason: s
     assert plant.protocols == []
 
 
+@pytest.mark.parametrize("data", [b"GET / HTTP/1.1\r\n\r\n", b"OPTIONS * HTTP/1.1\r\n\r\n"])
+def test_http_without_tls_is_answered_where_http_is_served(plant: Plant, data: bytes) -> None:
+    plant.context.plain_answer = lambda: b"HTTP/1.1 400 Bad Request\r\n\r\n"
+    plant.context.update(plant.files())
+    peer = plant.connect()
+    peer.transport.dataReceived(data)
+    assert peer.below.value() == b"HTTP/1.1 400 Bad Request\r\n\r\n"
+    assert peer.below.disconnecting
+    peer.lose()
+    assert plant.failures() == 1
+    other = plant.connect()
+    other.shake_hands()
+    assert other.say(b"one") == b"one"
+
+
 def failure_of(plant: Plant, client: ssl.SSLContext) -> str:
     """Return the log line about the handshake of a client, which must fail."""
     peer = plant.connect(client)

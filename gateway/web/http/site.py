@@ -176,6 +176,11 @@ class GatewaySite(Site):
         """Log nothing: requests are counted instead."""
 
 
+def plain_http_answer() -> bytes:
+    """Return the answer to a request without TLS on a port with TLS."""
+    return Refusal(400, "bad_request", "TLS 포트입니다. https://로 접속하세요").whole_answer()
+
+
 class _RefusedConnection(Protocol):
     """Connection above the bound, which gets an error answer at once and is closed."""
 
