@@ -121,7 +121,9 @@ def idle_subscribers(folder: Path) -> list[Row]:
         begun = []
         for number, (name, offer) in enumerate(offers.items()):
             (folder / str(number)).mkdir()
-            daemon = stack.enter_context(running(folder / str(number)))
+            # All of them come from one address.
+            limits = {"connections_per_address": 2 * IDLE}
+            daemon = stack.enter_context(running(folder / str(number), limits=limits))
             time.sleep(1)
             before = daemon.resident_mib()
             crowd = _crowd(stack, daemon.port, IDLE, ["scale/default"], offer=offer)

@@ -213,3 +213,10 @@ def test_a_fatal_problem_refuses_the_start_before_anything_is_opened(file: Path)
 )
 def test_display_address_of_tcp_endpoint_is_host_and_port(endpoint: str, address: str) -> None:
     assert display_address(endpoint) == address
+
+
+def test_tls_of_a_scale_that_is_dialled_is_a_problem(file: Path) -> None:
+    text = "scales: {a: {connect: 'tcp:x:1', tls: {cert: c, key: k}}, b: {listen: 'tcp:1', tls: {cert: c, key: k}}}"
+    assert found(file, text) == {
+        "scales.a.tls": "only a scale that connects to the gateway (listen) can have TLS; remove it"
+    }
