@@ -1,5 +1,9 @@
 """Admission of connections by address."""
 
+import socket
+import struct
+import time
+from collections.abc import Callable
 from ipaddress import ip_network
 from typing import Any
 
@@ -7,6 +11,7 @@ import pytest
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.selectreactor import SelectReactor
 from twisted.internet.task import Clock
 from twisted.internet.tcp import Server
 from twisted.internet.testing import StringTransport
@@ -18,6 +23,7 @@ from gateway.runtime.clock import WallClock, zone_named
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.metrics import Counters
 from gateway.runtime.networks import NetworkSet
+from tests.support.daemon import PATIENCE
 from tests.support.metrics import count_of
 
 
@@ -182,3 +188,41 @@ def test_port_names_the_factory_within() -> None:
 @pytest.mark.parametrize("name", ["connectionLost", "abortConnection"])
 def test_transports_of_twisted_have_the_methods_that_admission_uses(name: str) -> None:
     assert callable(getattr(Server, name))
+
+
+@pytest.mark.parametrize("end", ["peer closes", "peer resets", "gateway closes", "gateway aborts"])
+def test_count_ends_with_the_connection_of_a_real_socket(end: str) -> None:
+    listening = Listening()
+    reactor = SelectReactor()
+    made: list[Any] = []
+
+    class Noting(Protocol):
+        def connectionMade(self) -> None:
+            made.append(self.transport)
+
+    listening.factory._factory = Factory.forProtocol(Noting)
+    port = reactor.listenTCP(0, listening.factory, interface="127.0.0.1")
+    with socket.create_connection(("127.0.0.1", port.getHost().port)) as client:
+        _iterate(reactor, lambda: listening.admission.open_count == 1)
+        assert listening.admission.count_of("127.0.0.1") == 1
+        match end:
+            case "peer closes":
+                client.close()
+            case "peer resets":
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.close()
+            case "gateway closes":
+                made[0].loseConnection()
+            case _:
+                made[0].abortConnection()
+        _iterate(reactor, lambda: listening.admission.open_count == 0)
+    assert listening.admission.count_of("127.0.0.1") == 0
+    port.stopListening()
+    _iterate(reactor, lambda: not port.connected)
+
+
+def _iterate(reactor: SelectReactor, condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        reactor.iterate(0.01)

@@ -1,6 +1,5 @@
 """Admission and TLS of all listeners, built from settings and changed while the gateway runs."""
 
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ def settings_of(folder: Path, **sections: Any) -> Settings:
 
 def without_clients(settings: Settings) -> Settings:
     """Return the same settings with networks that exclude everybody."""
-    server = settings.server.model_copy(update={"allow": ServerSettings(allow=(ip_network("10.0.0.1"),)).allow})
+    server = settings.server.model_copy(update={"allow": ServerSettings.model_validate({"allow": "10.0.0.1"}).allow})
     return settings.model_copy(update={"server": server})
 
 
