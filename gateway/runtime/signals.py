@@ -1,5 +1,6 @@
 """Signal handling of the process, from reading the plugin's options to the end."""
 
+import os
 import signal
 from collections.abc import Callable
 from typing import Any, Final
@@ -22,8 +23,7 @@ _IGNORED: Final = (
 class Signals:
     """Signal handling of one process.
 
-    Until :meth:`take_over`, a signal that ends the gateway raises ``SystemExit(0)`` (:meth:`install`), or is recorded
-    for later (:meth:`begin_start`).
+    Until :meth:`take_over`, a signal that ends the gateway ends the process (:meth:`install`), or is recorded for later (:meth:`begin_start`).
     """
 
     def __init__(self) -> None:
@@ -41,13 +41,8 @@ class Signals:
             signal.signal(number, signal.SIG_IGN)
 
     def begin_start(self) -> None:
-        """Only record a signal from now on: the orderly shutdown begins once the reactor runs.
-
-        :raises SystemExit: a signal came already, and its exception was lost.
-        """
+        """Only record a signal from now on: the orderly shutdown begins once the reactor runs."""
         self._ends_at_once = False
-        if self.is_ending:
-            raise SystemExit(0)
 
     def hold(self) -> None:
         """Block signals that end the gateway until :meth:`take_over`.
@@ -87,7 +82,8 @@ class Signals:
         if self._on_end is not None:
             self._on_end()
         elif self._ends_at_once:
-            raise SystemExit(0)
+            # Not an exception: it would be lost, with a traceback in the log, in a callback of a weak reference.
+            os._exit(0)
 
     def _handle_hang_up(self, *_: Any) -> None:
         self._hung_up = True

@@ -200,7 +200,7 @@ def test_count_ends_with_the_connection_of_a_real_socket(end: str) -> None:
         def connectionMade(self) -> None:
             made.append(self.transport)
 
-    listening.factory._factory = Factory.forProtocol(Noting)
+    listening.factory.factory = Factory.forProtocol(Noting)
     port = reactor.listenTCP(0, listening.factory, interface="127.0.0.1")
     with socket.create_connection(("127.0.0.1", port.getHost().port)) as client:
         _iterate(reactor, lambda: listening.admission.open_count == 1)

@@ -8,7 +8,7 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 
-from gateway.assembly.access import ListenerAccess
+from gateway.assembly.listener_access import ListenerAccess
 from gateway.assembly.parts import Paths
 from gateway.config.listeners import listeners_of
 from gateway.config.settings import ServerSettings, Settings
@@ -36,16 +36,15 @@ class Accessed:
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.access = ListenerAccess(make_runtime(Clock()), settings, Paths.of(settings, str(folder)))
-        self.factories = {
-            key: self.access.admitting(key, Factory.forProtocol(Protocol)) for key in listeners_of(settings)
-        }
+        self.parts = {key: Factory.forProtocol(Protocol) for key in listeners_of(settings)}
+        self.factories = {key: self.access.admitting(key, factory) for key, factory in self.parts.items()}
         self.access.open()
 
     def built(self, key: str, host: str = "192.0.2.1") -> Any:
         return self.factories[key].buildProtocol(IPv4Address("TCP", host, 1))
 
     def reload(self, settings: Settings) -> None:
-        self.access.update(settings, self.access.load(settings))
+        self.access.prepare(settings)()
 
 
 def test_each_listener_has_the_tls_and_the_networks_of_its_section(tmp_path: Path) -> None:
@@ -67,7 +66,7 @@ def test_each_listener_has_the_tls_and_the_networks_of_its_section(tmp_path: Pat
 
 def test_both_ports_of_http_share_their_admission(tmp_path: Path) -> None:
     listeners = Accessed(tmp_path, Settings())
-    assert listeners.access.admitting("server", Factory()) is listeners.factories["server"]
+    assert listeners.access.admitting("server", listeners.parts["server"]) is listeners.factories["server"]
 
 
 def test_new_settings_change_networks_and_tls(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from gateway.runtime.clock import WallClock, zone_named
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.listener import StartError
 from gateway.runtime.metrics import Counters
-from gateway.runtime.paths import expand_credentials
 from gateway.runtime.tls import TlsContext, TlsReports, client_names
 from gateway.runtime.tls_files import TlsError, TlsFiles
 from gateway.runtime.tls_layer import HANDSHAKE_SECONDS, MIN_HANDSHAKES
@@ -458,21 +457,6 @@ def test_size_of_reads_is_that_of_the_socket_below(plant: Plant) -> None:
     set_read_size(peer.transport, 1234)
     assert lowest_transport(peer.transport) is peer.below
     assert peer.below.bufferSize == 1234
-
-
-@pytest.mark.parametrize(
-    ("path", "expanded"),
-    [
-        ("$CREDENTIALS_DIRECTORY/key.pem", "/run/c/key.pem"),
-        ("${CREDENTIALS_DIRECTORY}/key.pem", "/run/c/key.pem"),
-        ("$HOME/key.pem", "$HOME/key.pem"),
-        ("$CREDENTIALS_DIRECTORY_2/key", "$CREDENTIALS_DIRECTORY_2/key"),
-        ("key.pem", "key.pem"),
-    ],
-)
-def test_only_the_directory_of_credentials_is_expanded(path: str, expanded: str) -> None:
-    assert expand_credentials(path, {"CREDENTIALS_DIRECTORY": "/run/c", "HOME": "/root"}) == expanded
-    assert expand_credentials(path, {}) == path
 
 
 def test_paths_are_below_the_base_folder() -> None:
