@@ -23,7 +23,8 @@ _IGNORED: Final = (
 class Signals:
     """Signal handling of one process.
 
-    Until :meth:`take_over`, a signal that ends the gateway ends the process (:meth:`install`), or is recorded for later (:meth:`begin_start`).
+    Until :meth:`take_over`, a signal that ends the gateway ends the process (:meth:`install`), or is recorded for
+    later (:meth:`begin_start`).
     """
 
     def __init__(self) -> None:

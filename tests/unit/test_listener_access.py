@@ -12,7 +12,7 @@ from gateway.assembly.listener_access import ListenerAccess
 from gateway.assembly.parts import Paths
 from gateway.config.listeners import listeners_of
 from gateway.config.settings import ServerSettings, Settings
-from gateway.runtime.tls_files import TlsError
+from gateway.runtime.listener import StartError
 from gateway.runtime.tls_layer import TlsTransport
 from tests.support.certificates import Authority
 from tests.support.runtime import make_runtime
@@ -83,7 +83,7 @@ def test_settings_with_a_bad_file_change_nothing(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
     listeners = Accessed(tmp_path, settings)
     (tmp_path / "gateway.key").write_text("nothing", "ascii")
-    with pytest.raises(TlsError, match=f"daq.tls.key: {tmp_path}/gateway.key: it holds no valid private key"):
+    with pytest.raises(StartError, match=f"daq.tls.key: {tmp_path}/gateway.key: it holds no valid private key"):
         listeners.reload(without_clients(settings))
     assert isinstance(listeners.built("daq"), TlsTransport)
     assert listeners.built("server") is not None
