@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
-from klein import Klein
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 from twisted.web.resource import IResource
@@ -23,7 +22,7 @@ from gateway.web.http.gate import Gate
 from gateway.web.http.host_checks import HostChecks
 from gateway.web.http.request import Traffic
 from gateway.web.http.root import Root
-from gateway.web.http.scopes import open_paths
+from gateway.web.http.scopes import ScopedApp, open_paths
 from gateway.web.http.site import GatewaySite
 from gateway.web.push.socketio_endpoint import MachineNamespaces, identify_connect
 from gateway.web.push.sse_endpoint import SseResource
@@ -41,7 +40,7 @@ from gateway.web.socketio.server import SocketServer
 from gateway.web.socketio.session import EngineSettings
 
 #: Apps by the prefix of their paths, for the description of the REST interface.
-REST_APPS: Final[Mapping[str, Klein]] = {
+REST_APPS: Final[Mapping[str, ScopedApp]] = {
     "/api": ScaleApi.app,
     "/stat": StatApi.app,
     "/sio": SioApi.app,

@@ -13,13 +13,9 @@ import socketio
 import websocket
 from socketio.exceptions import ConnectionError as SocketRefused
 
+from gateway.assembly.web import REST_APPS
 from gateway.auth.principal import Scope
 from gateway.auth.tokens import new_token, write_tokens
-from gateway.web.http.scopes import ScopedApp
-from gateway.web.rest.samples import MachineApi
-from gateway.web.rest.scales import ScaleApi
-from gateway.web.rest.statistics import SioApi, StatApi
-from gateway.web.rest.status import StatusApi
 from tests.support.daemon import PATIENCE, Daemon, running, until
 
 #: Kinds of credentials, and the scopes that each gives; ``None`` is not admitted at all.
@@ -31,14 +27,6 @@ CREDENTIALS: Final[dict[str, set[str] | None]] = {
     "read": {"read"},
     "commit": {"read", "commit"},
     "admin": {"read", "commit", "admin"},
-}
-
-APPS: Final[dict[str, ScopedApp]] = {
-    "": StatusApi.app,
-    "/api": ScaleApi.app,
-    "/stat": StatApi.app,
-    "/sio": SioApi.app,
-    "/api/v1/machines": MachineApi.app,
 }
 
 #: Paths that are not Klein's, which need the scope ``read``, and some that do not exist.
@@ -60,13 +48,13 @@ OTHERS: Final = [
     ("GET", "/api//scale-gateway/latest/"),
     ("GET", "/api/v1/"),
     ("GET", "/stat/"),
-    ("GET", "/openapi.json"),
+    ("GET", "/docsx"),
 ]
 
 
 def all_routes() -> Iterator[tuple[str, str, Scope | None]]:
     """Yield every route of the code with a method, a path and the scope that it needs."""
-    for prefix, app in APPS.items():
+    for prefix, app in REST_APPS.items():
         for rule in app.url_map.iter_rules():
             path = rule.rule.replace("<any(hour,day,month,year):period>", "hour").replace("<machine>", "Saw")
             for method in (rule.methods or set()) - {"OPTIONS"}:

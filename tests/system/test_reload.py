@@ -4,6 +4,7 @@ import http.client
 import json
 import signal
 import socket
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import websocket
 import yaml
 
 from gateway.commands.token import main as token_command
+from tests.support.certificates import Authority
 from tests.support.daemon import PATIENCE, Daemon, free_ports, running, until
 from tests.support.frames import frame
 
@@ -202,6 +204,48 @@ def test_sighup_during_the_start_reloads_after_it(tmp_path: Path) -> None:
         assert gateway.get("/healthz")[0] == 200
     finally:
         gateway.end()
+
+
+# -- TLS and networks
+
+
+def tls_to(port: int, authority: Authority) -> ssl.SSLSocket:
+    connection = socket.create_connection(("127.0.0.1", port), PATIENCE)
+    return authority.client().wrap_socket(connection, server_hostname="127.0.0.1")
+
+
+def test_certificate_is_read_again_and_open_connections_stay(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    cert, key = authority.issue("gateway.example")
+    with running(tmp_path, daq={"tls": {"cert": str(cert), "key": str(key)}}) as daemon:
+        old = tls_to(daemon.daq_port, authority)
+        old.sendall(frame("name", "Saw"))
+        until(lambda: daemon.get("/healthz")[1]["machines"] == 1, "the machine is connected")
+        before = old.getpeercert(binary_form=True)
+        authority.issue("gateway.example")
+        daemon.reload()
+        new = tls_to(daemon.daq_port, authority)
+        assert new.getpeercert(binary_form=True) != before
+        old.sendall(frame("DataUpdate", {"vib": {"type": "VIB", "data": [1.0]}}))
+        until(lambda: daemon.metric("cynow_daq_samples_total") == 1, "the old connection still works")
+        key.write_text("not a key", "utf-8")
+        assert "SIGHUP: daq.tls.key:" in daemon.reload()
+        tls_to(daemon.daq_port, authority).close()
+        new.close()
+        old.close()
+
+
+def test_connections_that_are_no_longer_allowed_are_closed_and_no_others(daemon: Daemon) -> None:
+    scale, machine = daemon.scale(), daemon.daq(frame("name", "Saw"))
+    until(lambda: daemon.get("/healthz")[1]["machines"] == 1, "the machine is connected")
+    daemon.configure(daq={"allow": ["192.0.2.0/24"]})
+    daemon.reload()
+    until(lambda: not is_open(machine), "the DAQ program is closed")
+    assert is_open(scale)
+    daemon.configure(daq={"allow": []})
+    daemon.reload()
+    daemon.daq(frame("name", "Saw"))
+    until(lambda: daemon.get("/healthz")[1]["machines"] == 1, "the machine is connected again")
 
 
 # -- access control
