@@ -16,7 +16,7 @@ from gateway.config.loader import ConfigError, load
 from gateway.config.problems import Problem
 from gateway.config.settings import Settings
 from gateway.runtime.clock import zone_named
-from gateway.runtime.paths import CREDENTIALS, expand_credentials, working_directory
+from gateway.runtime.paths import CREDENTIALS, working_directory
 from gateway.runtime.secret_files import SecretFileError, read_secret
 from gateway.runtime.tls_files import TlsError, TlsFiles
 
@@ -52,10 +52,11 @@ def check_config(path: Path | None, environment: Mapping[str, str], folder: str)
     except ConfigError as error:
         problems, settings, broken = error.problems, error.rest, error.broken
     if settings is not None:
+        known = {problem.key for problem in problems}
+        files = [*_token_problems(settings, folder), *_secret_problems(settings, folder)]
         problems = [
             *problems,
-            *([] if "auth" in broken else _token_problems(settings, folder)),
-            *_secret_problems(settings, folder),
+            *(problem for problem in files if problem.key not in known and problem.key.partition(".")[0] not in broken),
             *([] if "timezone" in broken else _zone_problems(settings)),
             *CrossChecks(settings, environment, tcp_address, folder, broken).problems(),
         ]
@@ -125,8 +126,8 @@ def _secret_problems(settings: Settings, folder: str) -> list[Problem]:
     for machine, rule in settings.machines.items():
         if rule.secret_file is not None:
             try:
-                read_secret(os.path.join(folder, expand_credentials(rule.secret_file)))
-            except (SecretFileError, ValueError) as error:
+                read_secret(os.path.join(folder, rule.secret_file))
+            except SecretFileError as error:
                 problems.append(Problem(f"machines.{machine}.secret_file", str(error)))
     return problems
 

@@ -100,7 +100,7 @@ def test_forwarded_client_does_not_depend_on_text_before_its_address(headers: li
     ],
 )
 def test_network_set_has_the_addresses_of_its_networks(address: str, is_in: bool) -> None:
-    assert address in PROXIES == is_in
+    assert (address in PROXIES) is is_in
 
 
 # -- requests

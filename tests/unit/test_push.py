@@ -124,7 +124,7 @@ class PushTests(SynchronousTestCase):
             sample.labels["outcome"]: sample.value
             for metric in self.counters.push_messages.collect()
             for sample in metric.samples
-            if sample.name.endswith("_total")
+            if sample.name.endswith("_total") and sample.value
         }
 
     def warnings(self) -> list[str]:
