@@ -263,6 +263,7 @@ class DaqFactory(Factory):
     def update(self, settings: DaqSettings, max_connections: int) -> None:
         """Change the limits, those of frames for new connections; scales may have other ports now."""
         self._max_frame_bytes, self._max_connections = settings.max_frame_bytes, max_connections
+        self.name_timeout = settings.name_timeout_sec
         self.machines.update(settings)
         self._ports = None
 

@@ -217,6 +217,7 @@ def test_listed_only_admits_the_listed_machines(tmp_path: Path) -> None:
 def test_gateway_does_not_start_without_a_usable_secret(tmp_path: Path, content: str | None, problem: str) -> None:
     if content is not None:
         (tmp_path / "secret").write_text(content)
+        (tmp_path / "secret").chmod(0o600)
     daemon = Daemon(tmp_path, machines={"Secret": {"secret_file": "secret"}})
     for options in ([], ["--check"]):
         run = [*TWISTD, "--config", str(daemon.config), *options]
