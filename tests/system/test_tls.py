@@ -147,10 +147,15 @@ def test_keep_alive_is_set_below_tls(tmp_path: Path) -> None:
     with TlsPlant(tmp_path) as plant:
         plant.connect(plant.daemon.scale_port)
         until(lambda: plant.daemon.metric("cynow_connections", kind="scale") == 1, "the scale")
-        # A connection's local port, its state (established), and its timer (2: keep-alive).
-        local = f":{plant.daemon.scale_port:04X} "
-        rows = [row.split() for row in Path("/proc/net/tcp").read_text("ascii").splitlines() if f"{local}" in row]
-        assert [row[5][:2] for row in rows if row[1].endswith(local.strip()) and row[3] == "01"] == ["02"]
+        local = f":{plant.daemon.scale_port:04X}"
+
+        def timers() -> list[str]:
+            """Return the timers of the open connections of the port; 02 is keep-alive (proc_net_tcp)."""
+            rows = [row.split() for row in Path("/proc/net/tcp").read_text("ascii").splitlines()]
+            return [row[5][:2] for row in rows if row[1].endswith(local) and row[3] == "01"]
+
+        # Until the last bytes of the handshake are acknowledged, it is the timer of their retransmission.
+        until(lambda: timers() == ["02"], "keep-alive")
 
 
 def test_live_events_over_tls(tmp_path: Path) -> None:
