@@ -25,7 +25,7 @@ def run(*command: str | Path, cwd: Path, **env: str) -> str:
         list(map(str, command)), cwd=cwd, capture_output=True, text=True, check=False, env={**os.environ, **env}
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def built(folder: Path, **env: str) -> Path:
