@@ -3,6 +3,7 @@
 import json
 import pickle
 import socket
+import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.certificates import Authority
 from tests.support.daemon import PATIENCE, TWISTD, Daemon, running, until
 from tests.support.frames import frame, update
 
@@ -226,3 +228,24 @@ def test_gateway_does_not_start_without_a_usable_secret(tmp_path: Path, content:
         assert "machines.Secret.secret_file: " in done.stderr
         assert problem in done.stderr
         assert len(done.stderr.splitlines()) == 1
+
+
+def test_certificate_of_the_client_proves_its_machine(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    cert, key = authority.issue("gateway")
+    tls = {"cert": str(cert), "key": str(key), "client_ca": str(authority.path)}
+    clients = {name: authority.issue(name, file=name) for name in ("press.plant.example", "saw.plant.example")}
+    with running(tmp_path, daq={"tls": tls}, machines={"Press": {"certificate": "press.plant.example"}}) as daemon:
+
+        def name_as(client: str) -> ssl.SSLSocket:
+            context = authority.client(clients[client])
+            connection = socket.create_connection(("127.0.0.1", daemon.daq_port), PATIENCE)
+            secure = context.wrap_socket(connection, server_hostname="127.0.0.1")
+            secure.sendall(frame("name", "Press"))
+            return secure
+
+        with name_as("saw.plant.example") as stranger:
+            assert is_closed(stranger)
+        assert machines(daemon) == []
+        with name_as("press.plant.example"):
+            until(lambda: machines(daemon) == ["Press"], "the machine is connected")

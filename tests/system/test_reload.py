@@ -65,7 +65,7 @@ def test_unchanged_file_changes_nothing(daemon: Daemon) -> None:
     ("section", "value", "problem"),
     [
         ("limits", {"connections": 0}, "limits.connections"),
-        ("limits", {"conections": 1}, "limits.conections: unknown key; the nearest known key is limits.connections"),
+        ("limits", {"connectionz": 1}, "limits.connectionz: unknown key; the nearest known key is limits.connections"),
         ("scales", {"a": {"listen": "tcp:x"}}, "scales.a.listen"),
         ("auth", {"tokens_file": "cynow-gateway.yaml"}, "auth.tokens_file"),
     ],
