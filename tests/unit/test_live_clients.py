@@ -1,26 +1,33 @@
 """Registry of clients with long-lived connections."""
 
+from datetime import UTC, datetime
+
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from gateway.auth.access import AccessControl
 from gateway.auth.principal import EVERYBODY, Principal
+from gateway.auth.tokens import Token, hash_of
 from gateway.runtime.metrics import Counters
 from gateway.web.clients.registry import LiveClients
 from tests.support.access import open_clients
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class FakeClient:
     """Client that leaves when the gateway stops, or later."""
 
-    def __init__(self, clients: LiveClients, *, leaves: bool = True) -> None:
+    def __init__(self, clients: LiveClients, *, leaves: bool = True, principal: Principal = EVERYBODY) -> None:
         self.clients = clients
+        self.principal = principal
         self.leaves = leaves
         self.is_closed = False
 
     @property
     def principals(self) -> tuple[Principal, ...]:
-        return (EVERYBODY,)
+        return (self.principal,)
 
     def close_unauthorized(self) -> None:
         self.close_for_shutdown()
@@ -65,3 +72,53 @@ class LiveClientsTests(SynchronousTestCase):
         self.clients.add(client, "events")
         self.successResultOf(Deferred.fromCoroutine(self.clients.close()))
         self.assertEqual(self.count(), 0)
+
+
+class AccessTests(SynchronousTestCase):
+    """Clients whose tokens expire or are revoked."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.access = AccessControl(self.clock.seconds)
+        self.counters = Counters()
+        self.clients = LiveClients(self.clock, self.access, self.counters, 10)
+        self.clients.start()
+
+    def add(self, name: str, expires: float | None = None) -> FakeClient:
+        moment = None if expires is None else datetime.fromtimestamp(expires, UTC)
+        token = Token(name=name, scopes=("read",), sha256=hash_of(name), created=moment or NOW, expires=moment)
+        self.access.update([token], ())
+        principal = self.access.identify(name.encode())
+        assert isinstance(principal, Principal)
+        client = FakeClient(self.clients, principal=principal)
+        self.clients.add(client, "events")
+        return client
+
+    def ended(self) -> float | None:
+        return self.counters.registry.get_sample_value("cynow_auth_refused_total", {"reason": "ended"})
+
+    def test_client_of_a_token_that_expires_is_closed_without_a_reload(self) -> None:
+        client = self.add("hall", 100.0)
+        self.clock.pump([1.0] * 99)
+        self.assertFalse(client.is_closed)
+        self.clock.pump([1.0] * 2)
+        self.assertTrue(client.is_closed)
+        self.assertEqual(self.ended(), 1)
+
+    def test_client_of_a_revoked_token_is_closed_and_others_stay(self) -> None:
+        client = self.add("hall")
+        other = FakeClient(self.clients)
+        self.clients.add(other, "events")
+        # Its own rights are those without a token.
+        self.access.update([], ("read",))
+        self.clients.check_access()
+        self.assertEqual((client.is_closed, other.is_closed), (True, False))
+
+    def test_client_without_a_token_is_closed_when_access_control_is_turned_on(self) -> None:
+        client = FakeClient(self.clients)
+        self.clients.add(client, "events")
+        self.clients.check_access()
+        self.assertFalse(client.is_closed)
+        self.access.update([], ())
+        self.clients.check_access()
+        self.assertTrue(client.is_closed)
