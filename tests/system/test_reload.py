@@ -139,6 +139,29 @@ def test_scales_are_added_removed_and_changed_one_by_one(tmp_path: Path, ports: 
         assert "nothing has changed" in daemon.reload()
 
 
+def test_reloads_under_load_lose_no_reading_and_drop_no_connection(tmp_path: Path) -> None:
+    ports = free_ports(6)
+    lines = {f"s{port}": {"listen": f"tcp:{port}:interface=127.0.0.1"} for port in ports[:5]}
+    with running(tmp_path, scales=lines) as daemon:
+        scales = [daemon.scale(port) for port in ports[:5]]
+        subscriber = daemon.subscribe("scale/*")
+        sent = 0
+        for number in range(10):
+            extra = {"extra": {"listen": f"tcp:{ports[5]}:interface=127.0.0.1"}} if number % 2 == 0 else {}
+            tree = yaml.safe_load(daemon.config.read_text("utf-8"))
+            tree["scales"] = {**lines, **extra}
+            daemon.config.write_text(yaml.safe_dump(tree), "utf-8")
+            begin = len(daemon.log())
+            daemon.process.send_signal(signal.SIGHUP)
+            for scale in scales * 20:
+                scale.sendall(LINE)
+                sent += 1
+            until(lambda begin=begin: "changed: scales.extra" in daemon.log()[begin:], "it is reloaded")
+        until(lambda: sum(daemon.metrics("cynow_scale_readings_total")) == sent, "all readings are counted")
+        assert len(subscriber.events(sent, "reading")) == sent
+        assert all(map(is_open, scales))
+
+
 def test_two_scales_exchange_their_ports(tmp_path: Path, ports: list[int]) -> None:
     def lines(first: int, second: int) -> dict[str, Any]:
         return {"a": {"listen": f"tcp:{first}"}, "b": {"listen": f"tcp:{second}"}}
