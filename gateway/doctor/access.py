@@ -33,7 +33,7 @@ def check_access(plant: Plant) -> Iterator[Finding]:
 
 def _check_tokens(path: str) -> Finding:
     key = "auth.tokens_file"
-    problem = _check_secret(key, path, "make a token: cynow-gateway token")
+    problem = _check_secret(key, path, "make a token: cynow-gateway token add")
     if problem is not None:
         return problem
     try:

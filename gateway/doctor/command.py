@@ -88,6 +88,8 @@ def _check_config(path: str | None, folder: str) -> tuple[Settings | None, list[
     findings = [
         (error if problem.is_fatal else warning)(problem.key or "configuration", problem.message, f"correct {shown}")
         for problem in checked.problems
+        # The checks of these files say more.
+        if problem.key != "auth.tokens_file" and (problem.is_fatal or not problem.key.endswith(".tls.key"))
     ]
     return checked.settings, findings or [ok("configuration", f"{shown} has no problem")]
 

@@ -89,6 +89,7 @@ class Authority:
         paths = self._folder / f"{file or name}.pem", self._folder / f"{file or name}.key"
         paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         paths[1].write_text(pem_of(key), "ascii")
+        paths[1].chmod(0o600)
         return paths
 
     def client(self, certificate: tuple[Path, Path] | None = None) -> ssl.SSLContext:

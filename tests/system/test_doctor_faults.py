@@ -380,7 +380,7 @@ def test_file_of_tokens(plant: Plant) -> None:
     plant.tree["auth"] = {"tokens_file": "tokens.json"}
     path = plant.folder / "tokens.json"
     assert plant.examine().problems() == [
-        f"error auth.tokens_file {path} is missing -> make a token: cynow-gateway token"
+        f"error auth.tokens_file {path} is missing -> make a token: cynow-gateway token add"
     ]
     path.write_text("{}", "ascii")
     path.chmod(0o644)

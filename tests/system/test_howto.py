@@ -16,6 +16,7 @@ import textwrap
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from datetime import UTC, datetime
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ import websocket
 import yaml
 from cryptography import x509
 
+from gateway.auth.tokens import new_token, write_tokens
 from tests.conftest import ROOT
-from tests.support.certificates import self_signed
+from tests.support.certificates import Authority, self_signed
 from tests.support.daemon import PATIENCE, TWISTD, Daemon, free_ports, running, until
 from tests.support.doctor import SCRIPT
 from tests.support.postgres import Server
@@ -65,7 +67,12 @@ YAML = [
 @pytest.mark.parametrize("text", YAML)
 def test_yaml_in_page_passes_check(text: str, tmp_path: Path) -> None:
     config = tmp_path / "cynow-gateway.yaml"
-    config.write_text(text, "utf-8")
+    # The files of the pages are made here.
+    config.write_text(re.sub(r"/etc/cynow\b|/var/lib/cynow-gateway\b", str(tmp_path), text), "utf-8")
+    Authority(tmp_path).issue("gateway")
+    write_tokens(str(tmp_path / "tokens.json"), [new_token("hall", ("read",), datetime.now(UTC), None)[1]])
+    (tmp_path / "shotblast.secret").write_text("secret\n")
+    (tmp_path / "shotblast.secret").chmod(0o600)
     (tmp_path / "database-url").write_text("postgresql://gateway:secret@192.0.2.10/plant\n")
     (tmp_path / "database-url").chmod(0o600)
     checked = subprocess.run(
@@ -417,7 +424,8 @@ def _curls() -> Iterator[tuple[str, str, str]]:
         for block in blocks(page, "console"):
             lines = block.splitlines()
             for number, line in enumerate(lines):
-                if line.startswith("$ curl "):
+                # Those with TLS are tested with certificates of their own.
+                if line.startswith("$ curl ") and "--cacert" not in line:
                     command = line[2:].partition(" | ")[0]
                     output = lines[number + 1] if number + 1 < len(lines) else ""
                     yield str(page.relative_to(ROOT)), command, output
@@ -469,7 +477,7 @@ def test_log_lines_in_pages_are_real(tmp_path: Path) -> None:
 
 
 def test_daq_program_of_the_page_works(plant: Daemon, tmp_path: Path) -> None:
-    (program,) = blocks(ROOT / "docs" / "howto" / "connect-a-daq-program.rst", "python")
+    program = blocks(ROOT / "docs" / "howto" / "connect-a-daq-program.rst", "python")[0]
     script = tmp_path / "daq.py"
     script.write_text(_replace(program, "8082", str(plant.daq_port)).replace("ShotBlast", "FromThePage"), "utf-8")
     subprocess.run([sys.executable, str(script)], check=True, timeout=PATIENCE)
@@ -582,7 +590,10 @@ def test_lines_of_troubleshoot_page_are_real(server: Server, tmp_path: Path) -> 
             "bench": {"serial": "/dev/ttyUSB0"},
         },
         database={"url": server.url_of("nowhere")},
+        machines={"ShotBlast": {"secret_file": "secret"}},
     )
+    (tmp_path / "secret").write_text("secret\n")
+    (tmp_path / "secret").chmod(0o600)
     tree = yaml.safe_load(gateway.config.read_text("utf-8"))
     del tree["scale"]
     gateway.config.write_text(yaml.safe_dump(tree), "utf-8")
@@ -606,6 +617,7 @@ def test_lines_of_troubleshoot_page_are_real(server: Server, tmp_path: Path) -> 
         gateway.scale().sendall(b"GET / HTTP/1.1\r\n\r\n")
         for frames in (
             b'["name", "Press#1"]\0',
+            b'["name", "ShotBlast"]\0',
             b'["name", "Q"]\n["x"]\n',
             b"GET / HTTP/1.1\r\n\r\n",
             b"ST , +000053.26 _kg\r\n",

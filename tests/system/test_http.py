@@ -42,7 +42,7 @@ def test_listed_page_may_read_every_answer(open_daemon: Daemon, method: str, pat
     found, body, headers = open_daemon.request(method, path, Origin=PAGE)
     assert found == status
     assert headers["access-control-allow-origin"] == PAGE
-    assert headers["vary"] == "Origin"
+    assert headers["vary"].startswith("Origin")
     if status >= 400 and status != 422:
         assert body["ok"] is False
         assert body["error"]

@@ -53,7 +53,8 @@ def test_the_wheel_holds_the_plugin_and_not_twisted(wheel: Path) -> None:
     assert "twisted/plugins/cynow_gateway_plugin.py" in names
     assert [name for name in names if name.startswith("twisted/")] == ["twisted/plugins/cynow_gateway_plugin.py"]
     assert "gateway/store/sqlite/schema/01_commits.sql" in names
-    assert {f"gateway/share/etc/{path.name}" for path in (ROOT / "etc").iterdir()} <= set(names)
+    shipped = [path.relative_to(ROOT) for path in (ROOT / "etc").rglob("*") if path.is_file()]
+    assert {f"gateway/share/{path}" for path in shipped} <= set(names)
     packages = {str(path.parent.relative_to(ROOT)) for path in (ROOT / "gateway").rglob("*.py")}
     assert {str(Path(name).parent) for name in names if name.startswith("gateway/")} >= packages
 
@@ -155,7 +156,9 @@ def test_a_checkout_has_the_plugin(installed: Path, tmp_path: Path) -> None:
 def bundle(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The unpacked bundle of the wheel."""
     folder = tmp_path_factory.mktemp("bundle")
-    made = run(ROOT / "bundle" / "make.sh", sys.executable, wheel, folder, cwd=folder).splitlines()[-1]
+    output = run(ROOT / "bundle" / "make.sh", sys.executable, wheel, folder, cwd=folder)
+    # pip may warn after it.
+    (made,) = (line for line in output.splitlines() if line.endswith("-bundle.tar.gz"))
     run("sha256sum", "--check", f"{made}.sha256", cwd=folder)
     run("tar", "--extract", "--file", made, cwd=folder)
     return folder / Path(made).name.removesuffix(".tar.gz")

@@ -26,7 +26,9 @@ class TlsPlant:
     :param requires: sections whose clients must present a certificate.
     """
 
-    def __init__(self, folder: Path, requires: tuple[str, ...] = (), twistd: list[str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, requires: tuple[str, ...] = (), twistd: list[str] | None = None, **settings: Any
+    ) -> None:
         self.authority = Authority(folder)
         self.client = self.authority.client()
         cert, key = self.authority.issue("gateway")
@@ -35,7 +37,7 @@ class TlsPlant:
         sections: dict[str, Any] = {
             section: {"tls": asking if section in requires else tls} for section in ("server", "daq", "scale")
         }
-        self.daemon = Daemon(folder, twistd, **sections)
+        self.daemon = Daemon(folder, twistd, **sections, **settings)
         self.daemon.tls = self.client
         self._sockets = contextlib.ExitStack()
 
@@ -193,8 +195,7 @@ def test_socketio_over_tls(tmp_path: Path, transports: list[str]) -> None:
 
 
 def test_slow_reader_over_tls_is_closed_and_costs_little(tmp_path: Path) -> None:
-    constants = {"gateway.web.http.site.GRACE": 4.0}
-    with TlsPlant(tmp_path, twistd=with_constants(constants)) as plant:
+    with TlsPlant(tmp_path, limits={"grace_sec": 4}) as plant:
         daemon = plant.daemon
         store_anomalies(tmp_path / "db" / "M.db")
         large = f"/stat/anomaly?machine=M&{DAY}"
@@ -297,7 +298,7 @@ def test_credentials_of_systemd_are_found(tmp_path: Path) -> None:
     folder = tmp_path / "credentials"
     folder.mkdir()
     cert, key = Authority(folder).issue("gateway")
-    tls = {"cert": f"$CREDENTIALS_DIRECTORY/{cert.name}", "key": f"${{CREDENTIALS_DIRECTORY}}/{key.name}"}
+    tls = {"cert": f"$CREDENTIALS_DIRECTORY/{cert.name}", "key": f"$CREDENTIALS_DIRECTORY/{key.name}"}
     daemon = Daemon(tmp_path, server={"tls": tls})
     daemon.tls = ssl.create_default_context(cafile=str(folder / "authority.pem"))
     try:

@@ -34,7 +34,8 @@ def wants_csv(request: Request) -> bool:
 
 def preferred_type(request: Request, *offered: str) -> str | None:
     """Return the offered content type that the client prefers, the first if it has no preference; ``None`` for none."""
-    request.responseHeaders.addRawHeader(b"vary", b"Accept")
+    # Every answer depends on the Origin.
+    request.setHeader(b"vary", b"Origin, Accept")
     header = b",".join(request.requestHeaders.getRawHeaders(b"accept", [])).decode("latin-1")
     # Parameters, such as a charset, do not matter.
     accepted = [(kind.partition(";")[0].strip(), quality) for kind, quality in parse_accept_header(header, MIMEAccept)]
