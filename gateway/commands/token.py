@@ -43,15 +43,20 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description="Make, list and revoke tokens.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     config = argparse.ArgumentParser(add_help=False)
-    config.add_argument("--config", metavar="FILE", help="configuration, a YAML file, with the section auth")
+    config.add_argument("--config", metavar="FILE", help="configuration, a YAML file that has the section auth")
     add = commands.add_parser(
         "add", parents=[config], help="make a token, and print it once", description="Make a token, and print it once."
     )
     add.add_argument("name", metavar="NAME", type=_name, help="name of its holder, such as a program or a person")
     add.add_argument(
-        "--scope", required=True, type=_scopes, metavar="SCOPES", help=f"rights, joined by commas: {', '.join(SCOPES)}"
+        "--scope",
+        required=True,
+        type=_scopes,
+        action="extend",
+        metavar="SCOPES",
+        help=f"rights, with commas between them: {', '.join(SCOPES)}",
     )
-    add.add_argument("--expires", type=_lifetime, metavar="TIME", help="time it is valid for, such as 90d or 12h")
+    add.add_argument("--expires", type=_lifetime, metavar="TIME", help="time for which it is valid, such as 90d or 12h")
     add.set_defaults(run=_add)
     listing = commands.add_parser("list", parents=[config], help="list the tokens", description="List the tokens.")
     listing.set_defaults(run=_list)
@@ -90,7 +95,9 @@ def _tokens_file(config: str | None) -> str:
             raise _TokenCommandError(str(error.problems[0])) from error
         settings = error.rest
     if settings.auth is None:
-        raise _TokenCommandError("auth is not configured; add this to the configuration: auth: {tokens_file: FILE}")
+        if config is None:
+            raise _TokenCommandError("no configuration is given; name the gateway's with --config FILE")
+        raise _TokenCommandError(f"{config}: auth is not configured; add to it: auth: {{tokens_file: FILE}}")
     return os.path.join(working_directory(None, "."), settings.auth.tokens_file)
 
 
@@ -110,10 +117,11 @@ def _add(options: argparse.Namespace, path: str) -> None:
         if len(tokens) >= MAX_TOKENS:
             raise _TokenCommandError(f"{path} has {MAX_TOKENS} tokens, the maximum; revoke some")
         expires = None if options.expires is None else now + options.expires
-        text, token = new_token(options.name, options.scope, now, expires)
+        scopes = tuple(dict.fromkeys(options.scope))
+        text, token = new_token(options.name, scopes, now, expires)
         write_tokens(path, [*tokens, token])
     until = "" if expires is None else f", until {expires:%Y-%m-%d %H:%M} UTC"
-    sys.stdout.write(f"{path}: added {options.name} ({', '.join(options.scope)}{until})\n{_RELOAD}\n")
+    sys.stdout.write(f"{path}: added {options.name} ({', '.join(scopes)}{until})\n{_RELOAD}\n")
     sys.stdout.write(f"this is the token; it is not shown again:\n{text}\n")
 
 

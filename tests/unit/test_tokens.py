@@ -173,6 +173,11 @@ def test_add_prints_a_valid_token_as_its_last_line(run: Callable[..., str], tmp_
     assert entry.expires - entry.created == timedelta(days=90)
 
 
+def test_add_takes_scopes_in_several_options_too(run: Callable[..., str], tmp_path: Path) -> None:
+    run("add", "app", "--scope", "read", "--scope", "commit,read")
+    assert entries(tmp_path)["app"].scopes == ("read", "commit")
+
+
 def test_add_of_a_name_that_exists_changes_nothing(run: Callable[..., str], tmp_path: Path) -> None:
     run("add", "hall", "--scope", "read")
     before = entries(tmp_path)
@@ -228,3 +233,8 @@ def test_command_without_access_control_says_what_to_configure(
     config.write_text("server: {port: 1}\n", "utf-8")
     assert main(["list", "--config", str(config)]) == 1
     assert "auth: {tokens_file: FILE}" in capsys.readouterr().err
+
+
+def test_command_without_a_configuration_asks_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 1
+    assert "--config FILE" in capsys.readouterr().err
