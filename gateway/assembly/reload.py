@@ -79,7 +79,7 @@ class Reload:
         if changed:
             log.info("SIGHUP: the configuration is reloaded; changed: {keys}", keys=_shown(changed))
         else:
-            log.info("SIGHUP: the configuration is reloaded; nothing has changed")
+            log.info("SIGHUP: the configuration is reloaded; no key has changed, and its files were read again")
         if held:
             log.warn("SIGHUP: restart the gateway to change {keys}", keys=_shown(held))
 
