@@ -54,7 +54,7 @@ async function* follow(topics) {
       const headers = last ? { ...access, "Last-Event-ID": last } : access;
       const answer = await fetch(`${url}/events?${new URLSearchParams({ topics: topics.join(",") })}`, { headers });
       if (!answer.ok) {
-        throw new Error(`${answer.status}: ${await answer.text()}`);
+        throw Object.assign(new Error(`${answer.status}: ${await answer.text()}`), { status: answer.status });
       }
       let rest = "";
       let id = last;
@@ -71,6 +71,9 @@ async function* follow(topics) {
         }
       }
     } catch (error) {
+      if (error.status && !repeatable.includes(error.status)) {
+        throw error;
+      }
       console.error(`${error.message}; connecting again`);
     }
     await sleep(1000);

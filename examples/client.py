@@ -77,6 +77,10 @@ def follow(topics: list[str]) -> Iterator[Any]:
                         yield message
                     elif message["type"] == "error":
                         raise ValueError(message["message"])
+        except websocket.WebSocketBadStatusException as error:
+            if error.status_code not in REPEATABLE:
+                raise
+            print(f"{error.status_code}; connecting again", file=sys.stderr)
         except (OSError, websocket.WebSocketException) as error:
             print(f"{error}; connecting again", file=sys.stderr)
         time.sleep(1)
@@ -102,4 +106,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except requests.HTTPError as error:
+        sys.exit(f"{error.response.status_code}: {error.response.text}")
+    except (requests.RequestException, websocket.WebSocketException, ValueError, TimeoutError) as error:
+        sys.exit(str(error))
