@@ -36,6 +36,7 @@ The gateway is running, with a simulated scale and a simulated machine.
   anomalies           curl '{url}/stat/anomaly/all?start={today}&end={today}'
   hours, as CSV       curl -H 'Accept: text/csv' '{url}/stat/hour?machine=ShotBlast&start={today}&end={today}&detail=1'
   samples for a plot  curl '{url}/api/v1/machines/ShotBlast/samples?sensor=shot_blast_vib1&max_points=20'
+  try requests        {url}/docs
   live events         curl -N '{url}/events?topics=*/*'
                       {ws}/ws   say {{"type": "subscribe", "topics": ["*/*"]}}
   metrics             {url}/metrics
