@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "cynow-gateway toke
     options = _parser(prog).parse_args(arguments)
     run: Callable[[argparse.Namespace, str], None] = options.run
     try:
-        run(options, _tokens_file(options.config))
+        run(options, _tokens_file(options.config, working_directory(None, options.rundir)))
     except (TokenFileError, _TokenCommandError) as error:
         sys.stderr.write(f"{prog}: {error}\n")
         return 1
@@ -44,6 +44,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     config = argparse.ArgumentParser(add_help=False)
     config.add_argument("--config", metavar="FILE", help="configuration, a YAML file that has the section auth")
+    config.add_argument(
+        "--rundir",
+        metavar="DIR",
+        default=".",
+        help="working directory of the gateway, the base of relative paths (default: the current one)",
+    )
     add = commands.add_parser(
         "add", parents=[config], help="make a token, and print it once", description="Make a token, and print it once."
     )
@@ -86,10 +92,10 @@ def _lifetime(text: str) -> timedelta:
     return int(match[1]) * _UNITS[match[2]]
 
 
-def _tokens_file(config: str | None) -> str:
+def _tokens_file(config: str | None, folder: str) -> str:
     """Return the path of the configured file of tokens."""
     try:
-        settings = load(None if config is None else Path(config), os.environ)
+        settings = load(None if config is None else Path(config), os.environ, folder=folder)
     except ConfigError as error:
         if error.rest is None or "auth" in {key.partition(".")[0] for key in error.broken}:
             raise _TokenCommandError(str(error.problems[0])) from error
@@ -98,7 +104,7 @@ def _tokens_file(config: str | None) -> str:
         if config is None:
             raise _TokenCommandError("no configuration is given; name the gateway's with --config FILE")
         raise _TokenCommandError(f"{config}: auth is not configured; add to it: auth: {{tokens_file: FILE}}")
-    return os.path.join(working_directory(None, "."), settings.auth.tokens_file)
+    return os.path.join(folder, settings.auth.tokens_file)
 
 
 def _read(path: str) -> tuple[Token, ...]:

@@ -74,6 +74,7 @@ class CrossChecks:
             *self._tls_without_listener(),
             *self._impossible_origins(),
             *self._files_for_folders(),
+            *self._machines_without_proof(),
             *exposed_secrets(self._settings, self._folder),
         ]
 
@@ -206,6 +207,23 @@ class CrossChecks:
             if line.tls is not None and line.listen is None:
                 text = "only a scale that connects to the gateway (listen) can have TLS; remove it"
                 yield Problem(f"scales.{scale_id}.tls", text)
+
+    def _machines_without_proof(self) -> Iterator[Problem]:
+        """Yield a problem for each machine whose proofs are missing, or cannot be given."""
+        tls = self._settings.daq.tls
+        for name, machine in self._settings.machines.items():
+            key = f"machines.{name}"
+            if self._is_broken(key, "daq.tls"):
+                continue
+            if machine.certificate is not None and (tls is None or tls.client_ca is None):
+                yield Problem(
+                    f"{key}.certificate", "no program can present one: set daq.tls with client_ca", is_fatal=False
+                )
+            is_bound = machine.allow or machine.certificate is not None or machine.secret_file is not None
+            if not is_bound and not self._settings.daq.listed_only:
+                yield Problem(
+                    key, "has no effect: set allow, certificate or secret_file, or daq.listed_only", is_fatal=False
+                )
 
     def _files_for_folders(self) -> Iterator[Problem]:
         settings = self._settings

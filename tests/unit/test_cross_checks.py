@@ -31,6 +31,8 @@ def found(file: Path, text: str, **environment: str) -> dict[str, str]:
     [
         "",
         "server: {port: 0, tcp_port: 0, own_port: 0}\nscale: {port: 0}",
+        "daq: {tls: {cert: c, key: k, client_ca: a}}\nmachines: {Saw: {certificate: saw.example}}",
+        "daq: {listed_only: true}\nmachines: {Saw: {}}",
         "server: {host: 10.0.0.1, port: 4001}\nscale: {host: 10.0.0.2}",
         "server: {host: '::1', port: 4001}\nscale: {host: 0.0.0.0}",
         "server: {port: 4001}\nscales: {a: {listen: 'tcp:4002'}, b: {listen: 'tcp:4003'}}",
@@ -56,6 +58,12 @@ def test_cross_checks_of_a_sound_file_find_nothing(file: Path, text: str) -> Non
     [
         ("server: {port: 8080, tcp_port: 8080}\nscale: {port: 8080}", {"server.tcp_port", "scale.port"}),
         ("server: {port: 4001}", {"scale.port"}),
+        ("machines: {Saw: {}}", {"?machines.Saw"}),
+        ("machines: {Saw: {certificate: saw.example}}", {"?machines.Saw.certificate"}),
+        (
+            "daq: {tls: {cert: c, key: k}}\nmachines: {Saw: {certificate: saw.example}}",
+            {"?machines.Saw.certificate"},
+        ),
         ("server: {tcp_port: 8080}", {"server.tcp_port"}),
         ("server: {own_port: 8082}", {"server.own_port"}),
         ("server: {port: 4001}\nscale: {host: 0.0.0.0}", {"scale.port"}),

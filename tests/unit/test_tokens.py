@@ -205,6 +205,12 @@ def test_list_shows_names_scopes_and_expiry_but_no_hash(run: Callable[..., str],
     assert "0" * 10 not in output
 
 
+def test_relative_file_is_below_the_working_directory_of_the_gateway(run: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "plant" / "secrets").mkdir(parents=True)
+    run("add", "hall", "--scope", "read", "--rundir", "plant")
+    assert (tmp_path / "plant" / "secrets" / "tokens.json").exists()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

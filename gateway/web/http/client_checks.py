@@ -14,7 +14,7 @@ from gateway.web.http.forwarded import forwarded_client
 from gateway.web.http.request_rate import RequestRate
 
 #: Paths without a limit: a supervisor must always get an answer.
-_EXEMPT: Final = frozenset({b"/healthz", b"/readyz"})
+_EXEMPT: Final = frozenset({b"/healthz", b"/healthz/", b"/readyz", b"/readyz/"})
 
 #: Maximum bytes of ``X-Forwarded-For`` that are read, from its end, and maximum contents that are remembered.
 _MAX_FORWARDED: Final = 500
@@ -60,16 +60,15 @@ class ClientChecks:
         """Return the refusal of a request whose client is not admitted, or sends too many; ``None`` to admit it."""
         if not self.is_on:
             return None
-        address = request.client_address
-        if self._proxies and self._allowed and address not in self._allowed:
+        if self._proxies and self._allowed:
             # The network of the peer itself was checked when it connected.
-            peer = request.client.host
-            if peer in self._proxies:
+            address, peer = request.client_address, request.client.host
+            if address not in self._allowed and peer in self._proxies:
                 return Refusal(403, "forbidden", detail=f"{address} behind the proxy {peer} is not in server.allow")
-        if not self._rate.is_on or request.path.removesuffix(b"/") in _EXEMPT:
+        if self._max_rate is None or request.path in _EXEMPT:
             return None
-        name = request.principal.name
-        wait = self._rate.take(f"token {name}" if name else _client_of(address))
+        # A hash is not an address.
+        wait = self._rate.take(request.principal.digest or _client_of(request.client_address))
         if not wait:
             return None
         self._limited.inc()
