@@ -7,6 +7,7 @@ from typing import Final
 
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.logger import Logger
 
 from gateway.config.settings import ScaleConnection, Settings
 from gateway.ingest.scale import ScaleFactory
@@ -23,6 +24,8 @@ class ScaleParts:
     listener: Listener | None
     service: IService | None
 
+
+log = Logger()
 
 #: Keys of a line that its listener, its service or its device depends on.
 _LINE_KEYS: Final = ("listen", "connect", "serial", "baudrate", "bytesize", "parity", "stopbits")
@@ -95,11 +98,10 @@ class Scales(Service):
             self._parts = {
                 scale_id: self._changed(build, scale_id, line, ended, opened) for scale_id, line in lines.items()
             }
-        except StartError:
+        except Exception:  # whatever it is, the listeners of before must listen again
             await _stop(opened)
             for listener in closed:
-                listener.listen()
-                listener.accept()
+                _listen_again(listener)
             raise
         self._has_names = bool(settings.scales)
         self._ports.scale_listeners = self.listeners
@@ -160,6 +162,16 @@ def _is_other_line(parts: ScaleParts, line: ScaleConnection | None) -> bool:
 def _keeps_connections(before: ScaleConnection, after: ScaleConnection) -> bool:
     """Return whether the connections of a scale stay open although it listens elsewhere now."""
     return before.listen is not None and after.listen is not None
+
+
+def _listen_again(listener: Listener) -> None:
+    try:
+        listener.listen()
+    except StartError as error:
+        # Another program has taken the port meanwhile.
+        log.error("{error}; restart the gateway", error=error)
+    else:
+        listener.accept()
 
 
 async def _stop(listeners: Iterable[Listener]) -> None:

@@ -83,6 +83,10 @@ class AccessControl:
         """Return the time at which the token of a principal expires, in seconds since 1970; infinite if it does not."""
         return next((known.until for known in self._tokens if known.digest == principal.digest), math.inf)
 
+    def has_expired_between(self, before: float, now: float) -> bool:
+        """Return whether a token has expired after ``before`` and until ``now``, both in seconds since 1970."""
+        return any(before < known.until <= now for known in self._tokens)
+
     def _find(self, digest: str) -> Principal | Fault:
         match: _KnownToken | None = None
         for known in self._tokens:

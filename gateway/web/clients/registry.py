@@ -1,6 +1,7 @@
 """Registry of the clients with long-lived connections, whatever their transport."""
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final, Protocol
 
 from twisted.internet.defer import Deferred
@@ -44,24 +45,32 @@ class LiveClients:
         self.max_clients = max_clients
         self._kinds: dict[LiveClient, str] = {}
         self._emptied: Deferred[None] | None = None
-        self._checks = LoopingCall(self.check_access)
+        self._checked_at = access.wall()
+        self._checks = LoopingCall(self._check_expiry)
         self._checks.clock = reactor
 
     def start(self) -> None:
         """Begin to end the connections of expired tokens."""
         self._checks.start(_CHECK_INTERVAL, now=False)
 
+    def _check_expiry(self) -> None:
+        before, self._checked_at = self._checked_at, self._access.wall()
+        if self._access.has_expired_between(before, self._checked_at):
+            self.check_access()
+
     def check_access(self) -> None:
         """Close the connections whose rights have ended: a token expired, was revoked or lost its scope."""
-        for client in [client for client in self._kinds if not self._may_read(client)]:
+        # Many clients have the same rights.
+        may_read = lru_cache(None)(self._may_read)
+        for client in [client for client in self._kinds if not all(map(may_read, client.principals))]:
             self._counters.auth_refused.labels("ended").inc()
             try:
                 client.close_unauthorized()
             except Exception:  # the others must be closed too
                 log.failure("cannot close a connection whose token is no longer valid")
 
-    def _may_read(self, client: LiveClient) -> bool:
-        return all("read" in self._access.current(principal).scopes for principal in client.principals)
+    def _may_read(self, principal: Principal) -> bool:
+        return "read" in self._access.current(principal).scopes
 
     def has_room(self) -> bool:
         return len(self._kinds) < self.max_clients
