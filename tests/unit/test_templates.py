@@ -316,3 +316,17 @@ def test_template_partial_match_continues() -> None:
     known = template.read(whole, 0, LIMIT, partial)
     assert isinstance(known, tuple)
     assert said(known[0]) == read_by_instructions(whole[:-1])
+
+
+def test_frame_like_the_last_one_with_too_large_a_length_is_refused() -> None:
+    reader = FrameReader(1000)
+    reader.receive_data(pickle.dumps(("name", "Saw"), 4) + b"\0")
+    reader.next_message()
+    frame = pickle.dumps(("DataUpdate", {"vib": {"type": "VIB", "data": [1.0, 2.0]}}), 4)
+    for _ in range(2):
+        reader.receive_data(frame + b"\0")
+        assert isinstance(reader.next_message(), DataUpdate)
+    # Bytes 3 to 10 are the length of the pickle's frame.
+    reader.receive_data(frame[:3] + (2**40).to_bytes(8, "little") + frame[11:] + b"\0")
+    with pytest.raises(WireError):
+        reader.next_message()
