@@ -89,14 +89,26 @@ class ListenerAccess:
         return partial(self._update, settings, credentials)
 
     def _update(self, settings: Settings, credentials: "Mapping[str, Credentials | None]") -> None:
+        before = self._listeners
         self._settings, self._listeners = settings, listeners_of(settings)
         for key in self._admissions.keys() - self._listeners.keys():
-            del self._admissions[key], self._factories[key]
+            admission, factory = self._admissions.pop(key), self._factories.pop(key).factory
             self.certificates.remove(key)
+            if key in before:
+                self._hand_over(factory, admission)
         self.certificates.use(credentials)
         for key, listener in self._listeners.items():
             if key in self._admissions:
                 self._admissions[key].update(_rules(settings, listener))
+
+    def _hand_over(self, factory: Any, admission: Admission) -> None:
+        """Give the open connections of a listener to the one that its factory has now, if it has one.
+
+        The only scale keeps its connections when ``scale`` becomes an entry of ``scales``, or the other way round.
+        """
+        for key, found in self._factories.items():
+            if found.factory is factory:
+                self._admissions[key].adopt(admission)
 
     def _files(self, settings: Settings) -> dict[str, TlsFiles | None]:
         """Return the files of all listeners, by key."""

@@ -93,6 +93,8 @@ def read_tokens(path: str) -> tuple[Token, ...]:
         raise TokenFileError(f"{path}: not a file of tokens: {where}: {first['msg']}") from None
     if len({token.name for token in tokens}) < len(tokens):
         raise TokenFileError(f"{path}: two tokens have the same name")
+    if len({token.sha256 for token in tokens}) < len(tokens):
+        raise TokenFileError(f"{path}: two tokens have the same sha256")
     return tokens
 
 
@@ -103,7 +105,7 @@ def locked(path: str) -> Iterator[None]:
     :raises TokenFileError: the folder cannot be written.
     """
     try:
-        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = _open_lock(f"{os.path.realpath(path)}.lock")
     except OSError as error:
         raise TokenFileError(f"{path}: {error.strerror}") from error
     try:
@@ -113,19 +115,33 @@ def locked(path: str) -> Iterator[None]:
         os.close(lock)
 
 
+def _open_lock(path: str) -> int:
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        lock = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return os.open(path, flags)
+    if os.geteuid() == 0:
+        # As the file of the tokens, so that the command can also be run as the owner of the folder later.
+        folder = os.stat(os.path.dirname(path))
+        os.fchown(lock, folder.st_uid, folder.st_gid)
+    return lock
+
+
 def write_tokens(path: str, tokens: Iterable[Token]) -> None:
     """Replace a file of tokens at once, so that a reader never sees half of it.
 
-    It keeps its owner and its rights; a new one gets the owner of its folder, who may be another user than the one that
-    runs the command.
+    A symbolic link stays one. The file keeps its owner and its rights; a new one gets the owner of its folder, who may
+    be another user than the one that runs the command.
 
     :raises TokenFileError: it cannot be written.
     """
-    folder = os.path.dirname(path) or "."
+    target = os.path.realpath(path)
+    folder = os.path.dirname(target)
     text = _TokenList(tokens=tuple(tokens)).model_dump_json(indent=1) + "\n"
     try:
         try:
-            before = os.stat(path)
+            before = os.stat(target)
             mode = before.st_mode & 0o777
         except FileNotFoundError:
             before, mode = os.stat(folder), _MODE
@@ -138,7 +154,7 @@ def write_tokens(path: str, tokens: Iterable[Token]) -> None:
                 if os.geteuid() == 0:
                     os.fchown(descriptor, before.st_uid, before.st_gid)
                 os.fsync(descriptor)
-            os.replace(temporary, path)
+            os.replace(temporary, target)
         except BaseException:
             os.unlink(temporary)
             raise

@@ -34,7 +34,15 @@ Seconds = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=
 
 Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
 
-Folder = Annotated[str, Field(min_length=1)]
+
+def _path(value: str) -> str:
+    if "\0" in value:
+        # Every use of it would be a ValueError.
+        raise PydanticCustomError("path", "a path has no NUL character")
+    return value
+
+
+Folder = Annotated[str, Field(min_length=1), AfterValidator(_path)]
 
 
 def _upper(value: object) -> object:

@@ -74,6 +74,10 @@ class Admission:
                 self._refuse_address(host, f"{host} is disconnected")
                 transport.abortConnection()
 
+    def adopt(self, before: "Admission") -> None:
+        """Take over the open connections of a listener that has this key now; no others may have been made."""
+        self._open, self._counts = before._open, before._counts
+
     def _is_allowed(self, host: str) -> bool:
         rules = self._rules
         return not rules.allow or host in rules.allow or host in rules.proxies
@@ -219,10 +223,6 @@ class AdmittingFactory:
 
         vars(protocol)["makeConnection"] = made
         return protocol
-
-    def _layered(self, addr: IAddress | None, build: Callable[[Any], Any]) -> Any:
-        layer = None if self._tls is None else self._tls.layer
-        return build(addr) if layer is None else layer.wrap(addr, build)
 
     def _has_been_told(self) -> None:
         self._told -= 1

@@ -160,6 +160,24 @@ def test_two_authorization_headers_are_refused(guarded: Guarded) -> None:
     connection.close()
 
 
+def test_token_in_a_query_gives_nothing_to_later_requests_of_the_connection(guarded: Guarded) -> None:
+    """A proxy may send requests of several people, all with the same ``Authorization: Basic``, on one connection."""
+    connection = http.client.HTTPConnection("127.0.0.1", guarded.daemon.port, timeout=PATIENCE)
+    headers = {"Authorization": "Basic c2hhcmVk"}
+    statuses = []
+    for method, path in (
+        ("HEAD", f"/events?topics=*/*&access_token={guarded.tokens['commit']}"),
+        ("GET", "/metrics"),
+        ("POST", "/api/scale-gateway/commit/"),
+    ):
+        connection.request(method, path, headers=headers)
+        answer = connection.getresponse()
+        answer.read()
+        statuses.append(answer.status)
+    connection.close()
+    assert statuses == [200, 401, 401]
+
+
 def test_token_in_a_query_is_for_streams_only(guarded: Guarded) -> None:
     assert guarded.request("GET", f"/metrics?access_token={guarded.tokens['admin']}", None)[0] == 401
 
@@ -168,10 +186,27 @@ def test_no_token_reaches_the_log(guarded: Guarded) -> None:
     guarded.request("GET", f"/events?topics=x/y/z/a&access_token={guarded.tokens['read']}", None)
     guarded.request("POST", "/api/scale-gateway/commit/", guarded.tokens["read"])
     guarded.request("GET", f"/ws?access_token={guarded.tokens['wrong']}", None)
+    assert not opens_handshake(guarded, f"bearer.{guarded.tokens['read']}, bearer.{guarded.tokens['read']}")
     log = guarded.daemon.log()
+    assert 'duplicate protocol "..."' in log
     assert "the scope commit is needed" in log
     for token in filter(None, guarded.tokens.values()):
         assert token not in log
+
+
+def opens_handshake(guarded: Guarded, subprotocols: str) -> bool:
+    """Return whether a handshake of a WebSocket with this header succeeds."""
+    status, _, _ = guarded.request(
+        "GET",
+        "/ws",
+        None,
+        Connection="Upgrade",
+        Upgrade="websocket",
+        Sec_WebSocket_Version="13",
+        Sec_WebSocket_Key="dGhlIHNhbXBsZSBub25jZQ==",
+        Sec_WebSocket_Protocol=subprotocols,
+    )
+    return status == 101
 
 
 # -- live events
@@ -281,6 +316,18 @@ def test_handshake_of_socketio_needs_no_token_and_connect_says_why(guarded: Guar
     assert connection.getresponse().read() == b"ok"
     connection.close()
     assert guarded.request("GET", path, None)[1] == b'44/sio/Saw,{"message":"unauthorized"}'
+
+
+def test_sessions_without_a_token_keep_nobody_out_who_has_one(tmp_path: Path) -> None:
+    token, entry = new_token("hall", ("read",), datetime.now(UTC), None)
+    write_tokens(str(tmp_path / "tokens.json"), [entry])
+    with running(tmp_path, auth={"tokens_file": "tokens.json"}, limits={"subscribers": 3}) as daemon:
+        guarded = Guarded(daemon, {})
+        for _ in range(10):
+            assert guarded.request("GET", "/socket.io/?EIO=4&transport=polling", None)[0] == 200
+        clients = [daemon.stream(header=[f"Authorization: Bearer {token}"]) for _ in range(3)]
+        assert guarded.request("GET", "/socket.io/?EIO=4&transport=polling", None)[0] == 503
+        assert all(client.connected for client in clients)
 
 
 # -- rights without a token

@@ -258,6 +258,19 @@ def test_certificate_is_read_again_and_open_connections_stay(tmp_path: Path) -> 
         old.close()
 
 
+def test_connection_of_a_scale_that_became_an_entry_of_scales_is_still_held_to_allow(daemon: Daemon) -> None:
+    scale = daemon.scale()
+    scale.sendall(LINE)
+    until(lambda: latest(daemon, "default") == 53.26, "the scale is connected")
+    line = {"listen": f"tcp:{daemon.scale_port}:interface=127.0.0.1"}
+    daemon.configure(scale=None, scales={"default": line})
+    daemon.reload()
+    assert is_open(scale)
+    daemon.configure(scales={"default": {**line, "allow": ["192.0.2.0/24"]}})
+    daemon.reload()
+    until(lambda: not is_open(scale), "the scale is closed")
+
+
 def test_connections_that_are_no_longer_allowed_are_closed_and_no_others(daemon: Daemon) -> None:
     scale, machine = daemon.scale(), daemon.daq(frame("name", "Saw"))
     until(lambda: daemon.get("/healthz")[1]["machines"] == 1, "the machine is connected")

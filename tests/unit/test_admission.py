@@ -122,6 +122,21 @@ def test_change_of_allow_closes_only_connections_that_are_no_longer_allowed() ->
     assert listening.refused("not_allowed") == 1
 
 
+def test_adopted_connections_are_counted_and_judged_by_the_new_rules() -> None:
+    before, after = Listening(), Listening(allow=networks("10.0.0.0/8"))
+    kept, closed = before.connect("10.0.0.1"), before.connect("192.0.2.1")
+    assert kept is not None
+    assert closed is not None
+    after.admission.adopt(before.admission)
+    after.admission.update(AdmissionRules(networks("10.0.0.0/8")))
+    assert closed.disconnected
+    assert not kept.disconnected
+    assert after.connect("10.0.0.1") is not None
+    assert after.admission.count_of("10.0.0.1") == 2
+    kept.abortConnection()
+    assert after.admission.count_of("10.0.0.1") == 1
+
+
 def test_connections_of_an_address_are_counted_until_they_end() -> None:
     listening = Listening(per_address=2)
     first = listening.connect("192.0.2.1")

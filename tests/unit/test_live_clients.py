@@ -38,6 +38,16 @@ class FakeClient:
             self.clients.remove(self)
 
 
+class UnjoinedClient(FakeClient):
+    """Socket.IO session, which has no rights until it joins a namespace."""
+
+    has_joined = False
+
+    @property
+    def principals(self) -> tuple[Principal, ...]:
+        return (self.principal,) if self.has_joined else ()
+
+
 class LiveClientsTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.counters = Counters()
@@ -55,6 +65,21 @@ class LiveClientsTests(SynchronousTestCase):
         self.assertTrue(self.clients.remove(first))
         self.assertFalse(self.clients.remove(first))
         self.assertEqual((self.clients.has_room(), self.count()), (True, 1))
+
+    def test_clients_without_rights_make_room_the_oldest_first(self) -> None:
+        self.clients.max_clients = 4
+        joined, oldest, newest = (UnjoinedClient(self.clients) for _ in range(3))
+        for client in (joined, oldest, newest, FakeClient(self.clients)):
+            self.clients.add(client, "events")
+        joined.has_joined = True
+        self.assertTrue(self.clients.has_room())
+        self.assertEqual([client.is_closed for client in (joined, oldest, newest)], [False, True, False])
+        self.clients.add(FakeClient(self.clients), "events")
+        self.assertTrue(self.clients.has_room())
+        self.assertTrue(newest.is_closed)
+        self.clients.add(FakeClient(self.clients), "events")
+        self.assertFalse(self.clients.has_room())
+        self.assertFalse(joined.is_closed)
 
     def test_close_waits_for_the_last_client(self) -> None:
         fast, slow = FakeClient(self.clients), FakeClient(self.clients, leaves=False)

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.auth.access import AccessControl
 from gateway.auth.principal import EVERYBODY, NOBODY, Principal, Scope
-from gateway.auth.tokens import MAX_TOKENS, Token, TokenFileError, hash_of, new_token, read_tokens, write_tokens
+from gateway.auth.tokens import MAX_TOKENS, Token, TokenFileError, hash_of, locked, new_token, read_tokens, write_tokens
 from gateway.commands.token import main
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -111,6 +111,33 @@ def test_file_keeps_its_rights_and_a_new_one_is_not_for_everybody(tmp_path: Path
     write_tokens(str(path), [token("a", "read")])
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert os.listdir(tmp_path) == ["tokens.json"]
+
+
+def test_symbolic_link_to_the_file_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    link = tmp_path / "tokens.json"
+    link.symlink_to("kept/tokens.json")
+    for names in (["a"], ["a", "b"]):
+        write_tokens(str(link), [token(name, "read") for name in names])
+        assert link.is_symlink()
+        assert len(read_tokens(str(tmp_path / "kept" / "tokens.json"))) == len(names)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_lock_that_root_makes_belongs_to_the_owner_of_the_folder(tmp_path: Path) -> None:
+    os.chown(tmp_path, 65534, 65534)
+    for _ in range(2):
+        with locked(str(tmp_path / "tokens.json")):
+            pass
+    lock = (tmp_path / "tokens.json.lock").stat()
+    assert (lock.st_uid, lock.st_gid) == (65534, 65534)
+
+
+def test_lock_does_not_follow_a_symbolic_link(tmp_path: Path) -> None:
+    (tmp_path / "tokens.json.lock").symlink_to("elsewhere")
+    with pytest.raises(TokenFileError), locked(str(tmp_path / "tokens.json")):
+        raise AssertionError("not reached")
+    assert not (tmp_path / "elsewhere").exists()
 
 
 ENTRY = {"name": "a", "scopes": ["read"], "sha256": "0" * 64, "created": "2026-01-01T00:00:00Z"}

@@ -108,6 +108,12 @@ class EventsWebSocketTests(SynchronousTestCase):
         self.assertEqual(self.seqs(), list(range(1, 301)))
         self.assertEqual(self.closed, [])
 
+    def test_client_without_rights_any_more_has_little_time_to_answer_the_close(self) -> None:
+        self.protocol.close_unauthorized()
+        self.assertEqual(self.closed, [4401])
+        # Its connection must end within five seconds, whatever it does.
+        self.assertLess(self.protocol.closeHandshakeTimeout, 4)
+
     def test_client_above_the_bound_for_too_long_is_closed(self) -> None:
         self.say(type="subscribe", topics=["machine/M"])
         self.protocol.pauseProducing()

@@ -44,6 +44,8 @@ class LiveClients:
         self._counters = counters
         self.max_clients = max_clients
         self._kinds: dict[LiveClient, str] = {}
+        #: Clients that had no rights when they connected, the oldest first; they may have got some.
+        self._without_rights: dict[LiveClient, None] = {}
         self._emptied: Deferred[None] | None = None
         self._checked_at = access.wall()
         self._checks = LoopingCall(self._check_expiry)
@@ -73,6 +75,16 @@ class LiveClients:
         return "read" in self._access.current(principal).scopes
 
     def has_room(self) -> bool:
+        """Return whether another client may connect.
+
+        If all places are taken, those that have no rights yet make room, the oldest first: Socket.IO sessions that have
+        joined nothing, which anybody may open.
+        """
+        while len(self._kinds) >= self.max_clients and self._without_rights:
+            client = next(iter(self._without_rights))
+            del self._without_rights[client]
+            if not any(client.principals):
+                client.close_unauthorized()
         return len(self._kinds) < self.max_clients
 
     def add(self, client: LiveClient, kind: str) -> None:
@@ -81,11 +93,14 @@ class LiveClients:
         :param kind: label of its connection in ``cynow_connections``.
         """
         self._kinds[client] = kind
+        if not any(client.principals):
+            self._without_rights[client] = None
         self._counters.connections.labels(kind).inc()
 
     def remove(self, client: LiveClient) -> bool:
         """Stop counting a client; return whether it was counted."""
         kind = self._kinds.pop(client, None)
+        self._without_rights.pop(client, None)
         if kind is not None:
             self._counters.connections.labels(kind).dec()
         if self._emptied is not None and not self._kinds:

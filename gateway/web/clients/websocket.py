@@ -1,5 +1,6 @@
 """WebSockets that pause while their clients do not read."""
 
+import re
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -23,6 +24,11 @@ from gateway.web.http.request import GatewayRequest
 
 #: Maximum seconds until a client answers a close frame; it has to read all earlier frames first.
 _CLOSE: Final = 10
+
+#: The same for a client whose token is no longer valid: its connection must end within five seconds.
+_CLOSE_UNAUTHORIZED: Final = 2
+
+_QUOTED: Final = re.compile('"[^"]*"')
 
 #: Maximum bytes that wait in the transport before it asks for a pause, and that are read from a client before the
 #: others have their turn: a small message costs as much as a large one.
@@ -80,7 +86,8 @@ class PacedWebSocket(OpenWebSocketProtocol):
             "websocket handshake",
             "WebSocket handshake of {peer} refused: {reason}",
             peer=self.client_address,
-            reason=reason,
+            # What the client sent stands in quotes, and may be its token.
+            reason=_QUOTED.sub('"..."', reason),
         )
         super().failHandshake(reason, *args, **kwargs)
 
@@ -138,6 +145,8 @@ class PacedWebSocket(OpenWebSocketProtocol):
         :param reason: text for the client.
         """
         self.is_closing = True
+        if code == UNAUTHORIZED:
+            self.closeHandshakeTimeout = _CLOSE_UNAUTHORIZED
         # Not sendClose, which accepts only 1000 and 3000 to 4999.
         self.sendCloseFrame(code, reason.encode())
 

@@ -71,13 +71,15 @@ class Gate:
     def _check(self, request: Any, headers: list[bytes]) -> Refusal | None:
         """Do the same for a request that does not repeat the header of the last one of its connection."""
         tree = unquote_to_bytes(request.path[1:].partition(b"/")[0])
-        token = _token_of(request, headers, tree)
+        in_header = _token_in(headers)
+        token = _token_elsewhere(request, tree) if in_header is None else in_header
         found: Principal | Fault = self.access.anonymous if token is None else self.access.identify(token)
         is_known = isinstance(found, Principal)
         request.principal = found if isinstance(found, Principal) else NOBODY
         is_open = tree in self._open_trees or request.path.removesuffix(b"/") in self._open_paths
         may_read = is_known and "read" in request.principal.scopes
-        if may_read and headers and request.principal.digest:
+        # Only a token of the header itself: one of the query gives nothing to the next request.
+        if may_read and in_header is not None and request.principal.digest:
             until = self.access.until(request.principal)
             request.channel.known_header = KnownHeader(headers[0], self.access.version, until, request.principal)
         if is_open or may_read or _is_preflight(request):
@@ -93,12 +95,8 @@ class Gate:
         self._refused.labels("forbidden").inc()
 
 
-def _token_of(request: Any, headers: list[bytes], tree: bytes) -> bytes | None:
-    """Return the token of a request; ``None`` without one.
-
-    :param headers: contents of its ``Authorization`` headers.
-    :param tree: first segment of its path.
-    """
+def _token_in(headers: list[bytes]) -> bytes | None:
+    """Return the token in the ``Authorization`` headers of a request; ``None`` without one."""
     if len(headers) > 1:
         # Which of them counts would depend on the reader.
         return b""
@@ -106,6 +104,14 @@ def _token_of(request: Any, headers: list[bytes], tree: bytes) -> bytes | None:
         scheme, _, value = header.partition(b" ")
         if scheme.lower() == b"bearer":
             return bytes(value.strip())
+    return None
+
+
+def _token_elsewhere(request: Any, tree: bytes) -> bytes | None:
+    """Return the token of a request for live events without ``Authorization``; ``None`` without one.
+
+    :param tree: first segment of its path.
+    """
     if tree == b"ws":
         for protocol in b",".join(request.requestHeaders.getRawHeaders(b"sec-websocket-protocol", ())).split(b","):
             if protocol.strip().startswith(SUBPROTOCOL):
