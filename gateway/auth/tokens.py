@@ -105,7 +105,7 @@ def locked(path: str) -> Iterator[None]:
     :raises TokenFileError: the folder cannot be written.
     """
     try:
-        lock = _open_lock(f"{os.path.realpath(path)}.lock")
+        lock = _open_lock(f"{path}.lock")
     except OSError as error:
         raise TokenFileError(f"{path}: {error.strerror}") from error
     try:
@@ -123,7 +123,7 @@ def _open_lock(path: str) -> int:
         return os.open(path, flags)
     if os.geteuid() == 0:
         # As the file of the tokens, so that the command can also be run as the owner of the folder later.
-        folder = os.stat(os.path.dirname(path))
+        folder = os.stat(os.path.dirname(path) or ".")
         os.fchown(lock, folder.st_uid, folder.st_gid)
     return lock
 
@@ -131,17 +131,19 @@ def _open_lock(path: str) -> int:
 def write_tokens(path: str, tokens: Iterable[Token]) -> None:
     """Replace a file of tokens at once, so that a reader never sees half of it.
 
-    A symbolic link stays one. The file keeps its owner and its rights; a new one gets the owner of its folder, who may
-    be another user than the one that runs the command.
+    It keeps its owner and its rights; a new one gets the owner of its folder, who may be another user than the one that
+    runs the command.
 
     :raises TokenFileError: it cannot be written.
     """
-    target = os.path.realpath(path)
-    folder = os.path.dirname(target)
+    if os.path.islink(path):
+        # To replace the link would leave its file as it was; to follow it as root, any file could be meant.
+        raise TokenFileError(f"{path}: a symbolic link; name the file itself in auth.tokens_file")
+    folder = os.path.dirname(path) or "."
     text = _TokenList(tokens=tuple(tokens)).model_dump_json(indent=1) + "\n"
     try:
         try:
-            before = os.stat(target)
+            before = os.stat(path)
             mode = before.st_mode & 0o777
         except FileNotFoundError:
             before, mode = os.stat(folder), _MODE
@@ -154,7 +156,7 @@ def write_tokens(path: str, tokens: Iterable[Token]) -> None:
                 if os.geteuid() == 0:
                     os.fchown(descriptor, before.st_uid, before.st_gid)
                 os.fsync(descriptor)
-            os.replace(temporary, target)
+            os.replace(temporary, path)
         except BaseException:
             os.unlink(temporary)
             raise

@@ -191,7 +191,7 @@ class ScaleConnection(_Section):
 
     listen: str | None = None
     connect: str | None = None
-    serial: str | None = None
+    serial: Annotated[str, AfterValidator(_path)] | None = None
     baudrate: Count = 2400
     bytesize: Literal[5, 6, 7, 8] = 7
     parity: Annotated[Literal["N", "E", "O", "M", "S"], BeforeValidator(_upper)] = "E"
@@ -221,7 +221,7 @@ class ScaleConnection(_Section):
 class FcmSettings(_Section):
     """Push messages by Firebase Cloud Messaging."""
 
-    cred_path: str | None = None
+    cred_path: Annotated[str, AfterValidator(_path)] | None = None
     timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 120.0
 
 

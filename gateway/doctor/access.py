@@ -1,14 +1,17 @@
 """Check of access control: the file of the tokens, secrets of machines, and addresses that others can reach."""
 
 import ipaddress
-import json
 import os
 import stat
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Final
 
-from gateway.doctor.findings import Finding, error, ok, warning
+from gateway.auth.tokens import TokenFileError, read_tokens
+from gateway.doctor.findings import Finding, Level, error, ok, warning
 from gateway.doctor.plant import Plant, listening_ports
+
+#: Advice where there is no token.
+_MAKE: Final = "make a token: cynow-gateway token add"
 
 
 def check_access(plant: Plant) -> Iterator[Finding]:
@@ -33,14 +36,19 @@ def check_access(plant: Plant) -> Iterator[Finding]:
 
 def _check_tokens(path: str) -> Finding:
     key = "auth.tokens_file"
-    problem = _check_secret(key, path, "make a token: cynow-gateway token add")
-    if problem is not None:
+    problem = _check_secret(key, path, _MAKE)
+    if problem is not None and problem.level is Level.ERROR:
         return problem
     try:
-        json.loads(Path(path).read_text("utf-8"))
-    except ValueError:
-        return error(key, f"{path} is not JSON", "restore it, or move it away and make new tokens")
-    return ok(key, f"{path} can be read")
+        tokens = read_tokens(path)
+    except TokenFileError as fault:
+        return error(key, str(fault), "restore it, or move it away and make new tokens")
+    except OSError as fault:
+        # It has gone since the check above.
+        return error(key, f"{path} cannot be read: {fault.strerror}", _MAKE)
+    if problem is None and not tokens:
+        return warning(key, f"{path} has no token: only auth.anonymous admits anybody", _MAKE)
+    return problem or ok(key, f"{path} can be read")
 
 
 def _check_secret(key: str, path: str, remedy: str) -> Finding | None:

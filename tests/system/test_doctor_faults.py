@@ -11,6 +11,7 @@ import struct
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 from cryptography import x509
 
 from gateway import __version__
+from gateway.auth.tokens import new_token, write_tokens
 from tests.support.certificates import self_signed
 from tests.support.daemon import free_ports
 from tests.support.doctor import LINE, Plant, converter, dialling_scale
@@ -379,10 +381,19 @@ def test_gateway_that_anyone_can_reach(plant: Plant) -> None:
 def test_file_of_tokens(plant: Plant) -> None:
     plant.tree["auth"] = {"tokens_file": "tokens.json"}
     path = plant.folder / "tokens.json"
-    assert plant.examine().problems() == [
-        f"error auth.tokens_file {path} is missing -> make a token: cynow-gateway token add"
-    ]
+    make = "make a token: cynow-gateway token add"
+    assert plant.examine().problems() == [f"error auth.tokens_file {path} is missing -> {make}"]
+    for content, reason in (("{", "not a file of tokens: "), ('{"tokens": 1}', "not a file of tokens: tokens: ")):
+        path.write_text(content, "ascii")
+        path.chmod(0o644)
+        (problem,) = plant.examine().problems()
+        assert problem.startswith(f"error auth.tokens_file {path}: {reason}")
     path.write_text("{}", "ascii")
+    path.chmod(0o600)
+    assert plant.examine().problems() == [
+        f"warning auth.tokens_file {path} has no token: only auth.anonymous admits anybody -> {make}"
+    ]
+    write_tokens(str(path), [new_token("hall", ("read",), datetime.now(UTC), None)[1]])
     path.chmod(0o644)
     assert plant.examine().problems() == [
         f"warning auth.tokens_file {path} can be read by everyone on this machine -> chmod o= {path}"

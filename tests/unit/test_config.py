@@ -302,6 +302,19 @@ def test_an_unknown_key_names_the_nearest(file: Path, text: str, key: str, neare
     assert problems(file, text)[key] == f"unknown key; the nearest known key is {nearest}"
 
 
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('auth: {tokens_file: "a\\0b"}', "auth.tokens_file"),
+        ('server: {tls: {cert: "a\\0b", key: b}}', "server.tls.cert"),
+        ('scales: {a: {serial: "a\\0b"}}', "scales.a.serial"),
+        ('fcm: {cred_path: "a\\0b"}', "fcm.cred_path"),
+    ],
+)
+def test_path_with_a_nul_character_is_a_problem_of_its_key(file: Path, text: str, key: str) -> None:
+    assert problems(file, text)[key].startswith("a path has no NUL character")
+
+
 def test_any_unknown_key_names_some_key(file: Path) -> None:
     found = problems(file, 'zzz: 1\n"": 2\n7: 3\ntrue: 4\nserver: {"": 1, ☃: 2}')
     assert set(found) == {"zzz", "", "7", "true", "server.", "server.☃"}

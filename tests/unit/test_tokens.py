@@ -113,14 +113,14 @@ def test_file_keeps_its_rights_and_a_new_one_is_not_for_everybody(tmp_path: Path
     assert os.listdir(tmp_path) == ["tokens.json"]
 
 
-def test_symbolic_link_to_the_file_stays_one(tmp_path: Path) -> None:
-    (tmp_path / "kept").mkdir()
-    link = tmp_path / "tokens.json"
-    link.symlink_to("kept/tokens.json")
-    for names in (["a"], ["a", "b"]):
-        write_tokens(str(link), [token(name, "read") for name in names])
-        assert link.is_symlink()
-        assert len(read_tokens(str(tmp_path / "kept" / "tokens.json"))) == len(names)
+def test_symbolic_link_is_not_replaced(tmp_path: Path) -> None:
+    path, link = tmp_path / "tokens.json", tmp_path / "link.json"
+    write_tokens(str(path), [])
+    link.symlink_to(path)
+    with pytest.raises(TokenFileError, match="a symbolic link; name the file itself"):
+        write_tokens(str(link), [token("a", "read")])
+    assert link.is_symlink()
+    assert read_tokens(str(path)) == ()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
@@ -151,11 +151,14 @@ ENTRY = {"name": "a", "scopes": ["read"], "sha256": "0" * 64, "created": "2026-0
         b"[]",
         b"\xff",
         json.dumps({"tokens": [ENTRY, ENTRY]}).encode(),
+        json.dumps({"tokens": [ENTRY, {**ENTRY, "name": "b"}]}).encode(),
         json.dumps({"tokens": [{**ENTRY, "scopes": []}]}).encode(),
         json.dumps({"tokens": [{**ENTRY, "scopes": ["write"]}]}).encode(),
         json.dumps({"tokens": [{**ENTRY, "sha256": "secret-token-itself"}]}).encode(),
         json.dumps({"tokens": [{**ENTRY, "expires": "2026-01-01T00:00:00"}]}).encode(),
-        json.dumps({"tokens": [{**ENTRY, "name": str(n)} for n in range(MAX_TOKENS + 1)]}).encode(),
+        json.dumps(
+            {"tokens": [{**ENTRY, "name": str(n), "sha256": f"{n:064x}"} for n in range(MAX_TOKENS + 1)]}
+        ).encode(),
         json.dumps({"tokens": [], "more": 1}).encode(),
     ],
 )

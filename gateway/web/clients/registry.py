@@ -77,8 +77,8 @@ class LiveClients:
     def has_room(self) -> bool:
         """Return whether another client may connect.
 
-        If all places are taken, those that have no rights yet make room, the oldest first: Socket.IO sessions that have
-        joined nothing, which anybody may open.
+        If all places are taken, clients without rights make room, the oldest first: Socket.IO sessions that have joined
+        nothing yet, which anybody may open.
         """
         while len(self._kinds) >= self.max_clients and self._without_rights:
             client = next(iter(self._without_rights))
