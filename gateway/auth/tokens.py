@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
@@ -78,6 +79,9 @@ def read_tokens(path: str) -> tuple[Token, ...]:
     :raises TokenFileError: it cannot be read, or is not a file of tokens.
     """
     try:
+        # A pipe would be waited for.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise TokenFileError(f"{path}: not a regular file")
         with open(path, "rb") as file:
             content = file.read()
     except FileNotFoundError:

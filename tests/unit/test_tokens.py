@@ -172,6 +172,13 @@ def test_invalid_file_is_one_line_without_its_content(tmp_path: Path, content: b
     assert "secret" not in str(caught.value)
 
 
+def test_pipe_or_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(TokenFileError, match="not a regular file"):
+            read_tokens(str(path))
+
+
 # -- the command
 
 
