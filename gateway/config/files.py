@@ -1,6 +1,7 @@
 """Files that the configuration names: credentials of systemd, the URL of the database, the rights of secrets."""
 
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
@@ -21,6 +22,9 @@ _FILES: Final[dict[tuple[str, ...], bool]] = {
     ("auth", "tokens_file"): False,
     ("machines", "secret_file"): True,
 }
+
+#: Paths that are not read: a credential that does not exist, and one with a NUL.
+_NOT_READ: Final = re.compile(re.escape(CREDENTIALS) + r"|(?s:.*)\0")
 
 #: Maximum bytes that are read as a URL.
 _MAX_URL: Final = 64 * 1024
@@ -47,7 +51,8 @@ def read_files(
             problems.append(Problem(location, str(error)))
     database = tree.get("database")
     name = database.get("url_file") if isinstance(database, dict) else None
-    if isinstance(database, dict) and isinstance(name, str) and name and not name.startswith(CREDENTIALS):
+    # The settings refuse a NUL themselves.
+    if isinstance(database, dict) and isinstance(name, str) and name and not _NOT_READ.match(name):
         if "url" in database:
             problems.append(Problem(_URL_FILE, "database.url is set as well; leave one of them out"))
         else:

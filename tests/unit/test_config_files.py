@@ -75,7 +75,7 @@ def test_url_file_with_another_content_is_a_problem(file: Path, content: bytes, 
     assert "s3cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "said"), [("missing", "No such file"), (".", "Is a directory"), ('"a\\0b"', "null")])
+@pytest.mark.parametrize(("name", "said"), [("missing", "No such file"), (".", "Is a directory"), ('"a\\0b"', "NUL")])
 def test_url_file_that_cannot_be_read_is_a_problem(file: Path, name: str, said: str) -> None:
     found = problems(file, f"database: {{url_file: {name}}}\nserver: {{share_ports: true}}")
     assert set(found) == {"database.url_file"}
