@@ -14,6 +14,8 @@ from gateway.ingest.scale import ScaleFactory
 from gateway.live.state import LiveState
 from gateway.runtime.listener import Listener, PortDirectory, StartError
 
+log = Logger()
+
 
 @dataclass(frozen=True, slots=True)
 class ScaleParts:
@@ -24,8 +26,6 @@ class ScaleParts:
     listener: Listener | None
     service: IService | None
 
-
-log = Logger()
 
 #: Keys of a line that its listener, its service or its device depends on.
 _LINE_KEYS: Final = ("listen", "connect", "serial", "baudrate", "bytesize", "parity", "stopbits")

@@ -110,6 +110,6 @@ def is_journal(stream: IO[str], environment: Mapping[str, str] = os.environ) -> 
     try:
         status = os.fstat(stream.fileno())
     except (OSError, ValueError, AttributeError):
-        # Some streams are no files.
+        # Some streams have no descriptor.
         return False
     return environment.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"

@@ -9,7 +9,7 @@ MAX_CLIENTS: Final = 10_000
 
 
 class RequestRate:
-    """Token bucket for each client: it may send a burst, and then so many requests a second.
+    """Token bucket for each client: it may send a burst, and then a fixed number of requests a second.
 
     A bucket is kept as the time at which it will be full again: one number, and no timer.
 
