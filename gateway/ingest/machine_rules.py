@@ -13,7 +13,6 @@ from typing import Final, NamedTuple
 
 from gateway.config.settings import MachineSettings
 from gateway.runtime.networks import NetworkSet
-from gateway.runtime.paths import expand_credentials
 from gateway.runtime.secret_files import SecretFileError, read_secret
 from gateway.wire.errors import shown_text
 
@@ -120,7 +119,7 @@ def _secret_of(machine: str, settings: MachineSettings, folder: str) -> bytes | 
     if settings.secret_file is None:
         return None
     try:
-        return digest_of(read_secret(os.path.join(folder, expand_credentials(settings.secret_file))))
+        return digest_of(read_secret(os.path.join(folder, settings.secret_file)))
     except (SecretFileError, ValueError) as error:
         raise MachineRuleError(f"machines.{machine}.secret_file", str(error)) from error
 

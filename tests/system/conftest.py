@@ -1,9 +1,12 @@
-"""What system tests share: a real PostgreSQL server."""
+"""What system tests share: a real PostgreSQL server and a real browser."""
 
 from collections.abc import Iterator
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
+from tests.conftest import program
+from tests.support.daemon import PATIENCE
 from tests.support.postgres import Server
 
 
@@ -25,3 +28,15 @@ def server(the_server: Server) -> Server:
         the_server.start()
     the_server.empty()
     return the_server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A running Chromium."""
+    with sync_playwright() as playwright:
+        with playwright.chromium.launch(
+            executable_path=program("chromium"),
+            timeout=PATIENCE * 1000,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"],
+        ) as browser:
+            yield browser

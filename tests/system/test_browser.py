@@ -4,22 +4,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
-from tests.conftest import program
 from tests.support.daemon import PATIENCE, Daemon, until
 from tests.support.frames import fault, frame
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        with playwright.chromium.launch(
-            executable_path=program("chromium"),
-            timeout=PATIENCE * 1000,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"],
-        ) as browser:
-            yield browser
 
 
 @pytest.fixture

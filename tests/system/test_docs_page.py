@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, sync_playwright
+from playwright.sync_api import Browser, Page, Route
 
-from tests.conftest import ROOT, program
+from tests.conftest import ROOT
 from tests.support.daemon import PATIENCE, Daemon
 
 STATIC = ROOT / "gateway" / "web" / "static"
@@ -79,17 +79,6 @@ def test_page_has_no_other_files(shared_daemon: Daemon) -> None:
     assert (status, headers["allow"]) == (405, "GET, HEAD")
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        with playwright.chromium.launch(
-            executable_path=program("chromium"),
-            timeout=PATIENCE * 1000,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"],
-        ) as browser:
-            yield browser
-
-
 @pytest.fixture
 def page(browser: Browser, daemon: Daemon) -> Iterator[Page]:
     """Yield an empty page that must have no complaint and no request to another host."""
@@ -156,7 +145,7 @@ def test_page_asks_for_a_token_and_sends_it(daemon: Daemon, page: Page) -> None:
     page.goto(f"http://127.0.0.1:{daemon.port}/docs")
     page.locator("#token").fill("wrong")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.getElementById('problem').textContent !== ''")
+    page.wait_for_selector("#problem:not(:empty)")
     assert "unauthorized" in page.locator("#problem").inner_text()
     page.locator("#token").fill("right")
     page.keyboard.press("Enter")

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import pickle
 import random
 import tempfile
@@ -247,17 +246,6 @@ def test_file_of_a_secret_that_cannot_be_used_is_a_problem(tmp_path: Path, conte
         rules = MachineRules.read(rule, False, str(tmp_path))
         sent = (content or b"").decode("utf-8-sig").strip()
         assert rules.missing_proof("ShotBlast", Proofs("", secret=digest_of(sent))) is None
-
-
-def test_file_of_a_secret_may_be_a_credential_of_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "shotblast").write_text(SECRET, "utf-8")
-    rule = {"ShotBlast": MachineSettings(secret_file="$CREDENTIALS_DIRECTORY/shotblast")}
-    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
-    rules = MachineRules.read(rule, False, os.path.join("/", "elsewhere"))
-    assert rules.missing_proof("ShotBlast", Proofs("", secret=digest_of(SECRET))) is None
-    monkeypatch.delenv("CREDENTIALS_DIRECTORY")
-    with pytest.raises(MachineRuleError, match=r"machines.ShotBlast.secret_file: \$CREDENTIALS_DIRECTORY is not set"):
-        MachineRules.read(rule, False, "/")
 
 
 def test_machine_in_two_forms_of_unicode_is_a_problem(tmp_path: Path) -> None:

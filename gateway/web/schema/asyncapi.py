@@ -40,8 +40,8 @@ def document(host: str) -> dict[str, Any]:
             "title": "CYNOW gateway: live events",
             "version": __version__,
             "description": "Scales and machines of a plant, as things happen. Each topic's events are numbered by one "
-            "seq of the whole gateway; who comes back with it gets what it missed. /openapi.json describes the REST "
-            "interface.",
+            "seq of the whole gateway; a client that resumes from it gets the events that it missed. /openapi.json "
+            "describes the REST interface.",
             "license": {"name": "MIT"},
         },
         "defaultContentType": "application/json",
