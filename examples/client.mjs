@@ -100,7 +100,9 @@ const commands = {
     console.log(JSON.stringify(await get("/api/scale-gateway/latest/", scale ? { scale_id: scale } : {})));
   },
   commit: async (cylinderNo, eventType) => {
-    console.log(JSON.stringify(await commit(cylinderNo, eventType)));
+    const answer = await commit(cylinderNo, eventType);
+    console.log(JSON.stringify(answer));
+    process.exitCode = answer.ok ? 0 : 1;
   },
   follow: async (...topics) => {
     for await (const event of follow(topics)) {

@@ -94,7 +94,10 @@ def main() -> None:
         case ["latest", scale]:
             print(json.dumps(get("/api/scale-gateway/latest/", scale_id=scale), ensure_ascii=False))
         case ["commit", cylinder_no, event_type]:
-            print(json.dumps(commit(cylinder_no, event_type), ensure_ascii=False))
+            answer = commit(cylinder_no, event_type)
+            print(json.dumps(answer, ensure_ascii=False))
+            if not answer["ok"]:
+                sys.exit(1)
         case ["follow", *topics] if topics:
             for event in follow(topics):
                 print(json.dumps(event, ensure_ascii=False), flush=True)

@@ -32,6 +32,8 @@ commit() {
         --data "{\"cylinder_no\": \"$1\", \"event_type\": \"$2\"}" "$url/api/scale-gateway/commit/"
     cat "$answer"
     echo
+    # The function's status.
+    grep -q '^{"ok": *true' "$answer"
 }
 
 # Server-sent events without a gap: after a lost connection, from the last id on.

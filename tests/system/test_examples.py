@@ -73,9 +73,9 @@ def environment(url: str, token: str | None = None) -> dict[str, str]:
     return {**rest, "CYNOW_URL": url, **({} if token is None else {"CYNOW_TOKEN": token})}
 
 
-def output(command: list[str], url: str, token: str | None = None) -> str:
+def output(command: list[str], url: str, token: str | None = None, status: int = 0) -> str:
     done = subprocess.run(command, env=environment(url, token), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == status, done.stderr
     return done.stdout
 
 
@@ -119,7 +119,7 @@ def test_client_commits_once_although_an_answer_is_lost(plant: Daemon, client: l
 
 
 def test_client_shows_the_refusal_of_a_commit(plant: Daemon, client: list[str]) -> None:
-    answer = json.loads(output([*client, "commit", "CY123456789", "LOST"], f"http://127.0.0.1:{plant.port}"))
+    answer = json.loads(output([*client, "commit", "CY1", "LOST"], f"http://127.0.0.1:{plant.port}", status=1))
     assert answer["error"] == "invalid_request"
 
 
