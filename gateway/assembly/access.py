@@ -14,7 +14,7 @@ from gateway.web.clients.registry import LiveClients
 OPEN_TREES: Final = ("docs", "socket.io")
 
 
-def load_tokens(settings: Settings, folder: str) -> tuple[Token, ...]:
+def _load_tokens(settings: Settings, folder: str) -> tuple[Token, ...]:
     """Return the configured tokens; a file that does not exist yet has none. It blocks.
 
     :param folder: base of relative paths.
@@ -29,25 +29,22 @@ def load_tokens(settings: Settings, folder: str) -> tuple[Token, ...]:
 
 
 def prepare_access(access: AccessControl, clients: LiveClients, folder: str, settings: Settings) -> Callable[[], None]:
-    """Read the tokens, and return the function that puts them into force and ends what they do not admit any more.
+    """Read the tokens, and return the function that puts them and the rights without one into force.
+
+    The function also ends the live connections that they do not admit any more.
 
     :raises StartError: the file of the tokens cannot be used.
     """
     try:
-        tokens = load_tokens(settings, folder)
+        tokens = _load_tokens(settings, folder)
     except TokenFileError as error:
         raise StartError(f"auth.tokens_file: {error}") from error
 
     def apply() -> None:
-        apply_access(access, settings, tokens)
+        if settings.auth is None:
+            access.turn_off()
+        else:
+            access.update(tokens, settings.auth.anonymous)
         clients.check_access()
 
     return apply
-
-
-def apply_access(access: AccessControl, settings: Settings, tokens: tuple[Token, ...]) -> None:
-    """Put tokens and the rights without one into force."""
-    if settings.auth is None:
-        access.turn_off()
-    else:
-        access.update(tokens, settings.auth.anonymous)

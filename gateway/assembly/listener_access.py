@@ -1,6 +1,5 @@
 """Builder of the admission and the TLS of all listeners."""
 
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from twisted.logger import Logger
 
 from gateway.assembly.parts import Paths, Runtime
-from gateway.config.listeners import ListenerSettings, listeners_of
+from gateway.config.listeners import ListenerSettings, listeners_of, tls_files_of
 from gateway.config.settings import Settings
 from gateway.runtime.admission import Admission, AdmissionRules, AdmittingFactory
 from gateway.runtime.certificates import Certificates
@@ -33,7 +32,7 @@ class ListenerAccess:
 
     def __init__(self, runtime: Runtime, settings: Settings, paths: Paths) -> None:
         self._counters = runtime.counters
-        self._locate = partial(os.path.join, paths.folder)
+        self._folder = paths.folder
         self._settings = settings
         self._listeners = listeners_of(settings)
         self._log = LimitedLog(Logger("gateway.runtime.admission"), runtime.clock, runtime.counters)
@@ -112,12 +111,10 @@ class ListenerAccess:
 
     def _files(self, settings: Settings) -> dict[str, TlsFiles | None]:
         """Return the files of all listeners, by key."""
-        found: dict[str, TlsFiles | None] = {}
-        for key, listener in listeners_of(settings).items():
-            tls = listener.tls
-            files = None if tls is None else TlsFiles(tls.cert, tls.key, tls.client_ca)
-            found[key] = None if files is None else files.located(self._locate)
-        return found
+        return {
+            key: None if listener.tls is None else tls_files_of(listener.tls, self._folder)
+            for key, listener in listeners_of(settings).items()
+        }
 
 
 def _rules(settings: Settings, listener: ListenerSettings) -> AdmissionRules:

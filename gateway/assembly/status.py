@@ -11,6 +11,7 @@ from gateway.live.state import LiveState
 from gateway.runtime.disk_space import DiskSpace
 from gateway.runtime.metric_types import Series
 from gateway.runtime.reactor import IReactor
+from gateway.store.writer import Writer
 
 #: Maximum machines with a metric of their own: DAQ programs choose the names.
 MAX_MACHINES: Final = 1000
@@ -37,7 +38,7 @@ def watch_health(parts: Assembly) -> None:
     health.watch(lambda: pipeline.damage.problems)
     health.watch_one(lambda: parts.retention.problem)
     health.watch(parts.storage.problems)
-    health.watch(lambda: ["statistics cannot be written, and wait"] if pipeline.writer.is_stuck else [])
+    health.watch_one(lambda: _waiting_statistics(pipeline.writer))
     health.watch(lambda: store.problems)
     health.watch(parts.daq.problems)
     health.watch_one(lambda: runtime.files.problem)
@@ -59,9 +60,7 @@ def watch_readiness(parts: Assembly) -> None:
     readiness.watch_one("store", "down", lambda: store.outage)
     readiness.watch("store", "degraded", problems_of_the_store)
     readiness.watch("store", "degraded", parts.storage.problems)
-    readiness.watch(
-        "store", "degraded", lambda: ["statistics cannot be written, and wait"] if pipeline.writer.is_stuck else []
-    )
+    readiness.watch_one("store", "degraded", lambda: _waiting_statistics(pipeline.writer))
     if spool is not None:
         readiness.watch_one("spool", "down", lambda: spool.outage)
         readiness.watch_one("spool", "degraded", lambda: spool.problem)
@@ -94,6 +93,10 @@ def connect_metrics(parts: Assembly) -> None:
     )
     counters.machines_connected.ask_one(lambda: sum(1 for _ in _connected_machines(live)))
     counters.machine_connected.ask(lambda: _machine_series(live))
+
+
+def _waiting_statistics(writer: Writer) -> str | None:
+    return "statistics cannot be written, and wait" if writer.is_stuck else None
 
 
 def _silent_scales(live: LiveState, scales: Scales) -> list[str]:

@@ -9,7 +9,7 @@ from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 from twisted.web.resource import IResource
 
-from gateway.assembly.access import OPEN_TREES, apply_access, load_tokens
+from gateway.assembly.access import OPEN_TREES, prepare_access
 from gateway.assembly.parts import Paths, Pipeline, Runtime, Web
 from gateway.auth.access import AccessControl
 from gateway.config.settings import Settings
@@ -61,9 +61,9 @@ def build_web(
     counters, limits = runtime.counters, settings.limits
     log = LimitedLog(Logger("gateway.web.http"), clock, counters)
     access = AccessControl(clock.wall)
-    apply_access(access, settings, load_tokens(settings, paths.folder))
     gate = Gate(access, counters, open_paths(StatusApi.app), OPEN_TREES)
     clients = LiveClients(reactor, access, counters, limits.subscribers)
+    prepare_access(access, clients, paths.folder, settings)()
     context = SubscriptionContext(reactor, bus, live, clock, counters, limits.subscriber_bytes)
     client_checks = ClientChecks(counters, clock.monotonic)
     client_checks.update(settings.server, limits)

@@ -5,20 +5,19 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from gateway.auth.tokens import TokenFileError, read_tokens
 from gateway.config.cross_checks import CrossChecks
 from gateway.config.endpoints import line_problem, tcp_address
-from gateway.config.listeners import listeners_of
+from gateway.config.listeners import listeners_of, tls_files_of
 from gateway.config.loader import ConfigError, load
 from gateway.config.problems import Problem
 from gateway.config.settings import Settings
 from gateway.runtime.clock import zone_named
 from gateway.runtime.paths import CREDENTIALS, working_directory
 from gateway.runtime.secret_files import SecretFileError, read_secret
-from gateway.runtime.tls_files import TlsError, TlsFiles
+from gateway.runtime.tls_files import TlsError
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +79,8 @@ def _tls_problems(settings: Settings | None, folder: str) -> Iterator[Problem]:
         if any(path.startswith(CREDENTIALS) for path in (tls.cert, tls.key, tls.client_ca or "")):
             # That the variable is not set is a problem already.
             continue
-        files = TlsFiles(tls.cert, tls.key, tls.client_ca).located(partial(os.path.join, folder))
         try:
-            load_credentials(f"{key}.tls", files)
+            load_credentials(f"{key}.tls", tls_files_of(tls, folder))
         except TlsError as error:
             yield Problem(error.key, error.message)
 

@@ -1,9 +1,12 @@
 """The listeners of a configuration, and who may connect to each."""
 
+import os
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network
 
 from gateway.config.settings import Settings, TlsSettings
+from gateway.runtime.tls_files import TlsFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +40,11 @@ def listeners_of(settings: Settings) -> dict[str, ListenerSettings]:
         if line.listen is not None:
             found[scale_key(settings, scale_id)] = ListenerSettings("scale", line.allow or (), line.tls)
     return found
+
+
+def tls_files_of(tls: TlsSettings, folder: str) -> TlsFiles:
+    """Return the absolute paths of the files of a listener.
+
+    :param folder: base of relative paths.
+    """
+    return TlsFiles(tls.cert, tls.key, tls.client_ca).located(partial(os.path.join, folder))

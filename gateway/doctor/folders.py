@@ -3,31 +3,23 @@
 import contextlib
 import fcntl
 import os
-import pwd
 import sqlite3
-import tempfile
 import time
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
 from gateway.doctor.findings import Finding, error, ok, warning
 from gateway.doctor.plant import PATIENCE, Plant
-from gateway.doctor.processes import described, holders_of_lock
+from gateway.doctor.processes import described, holders_of_lock, user_name
 from gateway.doctor.urls import has_server
-from gateway.runtime.access import may_access
+from gateway.runtime.access import may_access, trial_write_error
 from gateway.runtime.directory_lock import OLD_LOCK, DirectoryInUse, OldServerLock
+from gateway.runtime.disk_space import FULL_BYTES, LOW_BYTES
 from gateway.store.sqlitefile.errors import explained
 from gateway.store.sqlitefile.files import GATEWAY_FILE, SPOOL_FILE, STORE_NOTE
 from gateway.store.sqlitefile.note import read_note
-
-#: Free bytes below which a folder is an error, and a warning.
-_MIN_FREE: Final = 64 * 2**20
-_LOW_FREE: Final = 2**30
-
-#: Bytes of a trial write: more than fit into the last page of another file.
-_TRIAL_BYTES: Final = 64 * 1024
+from gateway.store.sqlitefile.steps import schema_steps
 
 #: File systems on other machines, on which locks of files may not work.
 _NETWORK: Final = ("nfs", "cifs", "smb", "fuse.sshfs", "9p", "afs", "ceph", "glusterfs", "fuse.glusterfs")
@@ -63,9 +55,8 @@ def check_files(plant: Plant) -> Iterator[Finding]:
         # SQLite would remove the write-ahead log of an empty file, and with it data that could be restored.
         yield error("database.path", f"{path} is empty", "stop the gateway and restore the file from a backup")
         return
-    steps = max(int(step.name[:2]) for step in files(package).iterdir() if step.name.endswith(".sql"))
     try:
-        yield _check_file(plant, path, steps)
+        yield _check_file(plant, path, max(schema_steps(package)))
     except sqlite3.Error as problem:
         yield error("database.path", explained(problem, path), "restore the file from a backup, if it is damaged")
 
@@ -110,7 +101,7 @@ def _check_folder(key: str, path: str, min_free_mb: int | None = None) -> Iterat
     if not os.path.isdir(existing):
         yield error(key, f"{existing} is not a folder", f"move it away, or correct {key}")
         return
-    user = _user()
+    user = user_name(os.geteuid())
     disk = os.statvfs(existing)
     free = disk.f_bavail * disk.f_frsize
     if disk.f_flag & os.ST_RDONLY:
@@ -120,32 +111,20 @@ def _check_folder(key: str, path: str, min_free_mb: int | None = None) -> Iterat
         if existing != path:
             remedy = f"mkdir -p {path}; {remedy}"
         yield error(key, f"{user} may not write to {existing}", remedy)
-    elif (problem := _try_to_write(existing)) is not None:
+    elif (problem := trial_write_error(existing)) is not None:
         yield error(
             key, f"cannot write to {existing}: {problem.strerror}, {_size(free)} free", "make room on that disk"
         )
-    elif free < _MIN_FREE:
+    elif free < FULL_BYTES:
         yield error(key, f"{existing}: only {_size(free)} free", "make room on that disk")
     elif min_free_mb is not None and free < min_free_mb * 2**20:
         seen = f"{existing}: {_size(free)} free, less than data.min_free_mb"
         yield warning(key, seen, "the gateway removes the oldest raw files; make room to keep them")
-    elif free < _LOW_FREE:
+    elif free < LOW_BYTES:
         yield warning(key, f"{existing}: only {_size(free)} free", "make room on that disk")
     else:
         state = f"{path} is writable" if existing == path else f"{path} will be made"
         yield ok(key, f"{state} by {user}, {_size(free)} free")
-
-
-def _try_to_write(folder: str) -> OSError | None:
-    try:
-        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-            left = _TRIAL_BYTES
-            while left > 0:
-                left -= file.write(bytes(left))
-            os.fsync(file.fileno())
-    except OSError as problem:
-        return problem
-    return None
 
 
 def _check_file_system(key: str, path: str) -> Iterator[Finding]:
@@ -209,14 +188,6 @@ def _check_old_server(plant: Plant) -> Iterator[Finding]:
         yield error(OLD_LOCK, f"{path} is locked by {by}: the old monitoring server is running", "stop it")
     else:
         yield ok(OLD_LOCK, f"{path} is left over; the old monitoring server is not running")
-
-
-def _user() -> str:
-    uid = os.geteuid()
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def _size(size: int) -> str:

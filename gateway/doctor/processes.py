@@ -21,7 +21,15 @@ def holders_of_port(number: int) -> frozenset[int]:
 
 def users_of_port(number: int) -> list[str]:
     """Return the users whose processes listen on a TCP port."""
-    return sorted({_user_name(uid) for _, uid in _listening_sockets(number)})
+    return sorted({user_name(uid) for _, uid in _listening_sockets(number)})
+
+
+def user_name(uid: int) -> str:
+    """Return the name of a user, or the number if it has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def holders_of_lock(path: str) -> frozenset[int]:
@@ -87,10 +95,3 @@ def _open_files(pid: int) -> Iterator[str]:
         for file in os.scandir(_PROC / str(pid) / "fd"):
             with contextlib.suppress(OSError):
                 yield os.readlink(file.path)
-
-
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)

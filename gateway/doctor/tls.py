@@ -7,13 +7,11 @@ import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
 
 from gateway.config.settings import TlsSettings
 from gateway.doctor.findings import Finding, error, ok, warning
 from gateway.doctor.plant import Plant
-
-_WARN_DAYS: Final = 21
+from gateway.runtime.tls import WARNING_DAYS
 
 
 def check_tls(plant: Plant) -> Iterator[Finding]:
@@ -72,6 +70,6 @@ def _check_end(key: str, path: str) -> Finding:
     days = math.floor((end - datetime.now(UTC)).total_seconds() / 86400)
     if days < 0:
         return error(key, f"{path} has expired on {end:%Y-%m-%d}", "renew it")
-    if days < _WARN_DAYS:
+    if days < WARNING_DAYS:
         return warning(key, f"{path} expires on {end:%Y-%m-%d}, in {days} days", "renew it")
     return ok(key, f"{path} fits and is valid until {end:%Y-%m-%d}")

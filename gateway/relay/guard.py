@@ -27,7 +27,7 @@ class OldMessage(WireError):
 
 
 class MessageGuard:
-    """Seal of the messages of this gateway, and judge of those that arrive.
+    """Sealing of the messages of this gateway, and admission of those that arrive.
 
     :ivar moment: number of the latest transaction of the server that is known.
     """
@@ -42,7 +42,7 @@ class MessageGuard:
         self._last: OrderedDict[str, tuple[int, int]] = OrderedDict()
 
     def restart(self, key: bytes, moment: int) -> None:
-        """Begin with a connection that listens.
+        """Begin anew with a connection that listens.
 
         :param key: key of the gateways.
         :param moment: number of a transaction that began after the LISTEN.

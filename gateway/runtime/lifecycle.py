@@ -211,7 +211,7 @@ class Gateway(Service):
                 # The threads that read the files end with the gateway.
                 if not self._is_stopping:
                     log.failure("the reload failed")
-            self._systemd.notify("READY=1")
+            self._systemd.ready()
         self._is_reloading = False
 
     def _reopen_log(self) -> None:
@@ -237,7 +237,7 @@ class Gateway(Service):
             self._started.append(part)
         for listener in self._stages.listeners():
             listener.accept()
-        self._systemd.notify("READY=1")
+        self._systemd.ready()
         log.info("the gateway is ready")
         self._is_ready = True
         if self._reloads_wanted:

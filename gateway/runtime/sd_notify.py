@@ -18,12 +18,9 @@ class SystemdNotifier:
         # "@" stands for the NUL byte of an abstract address.
         self._address = "\0" + path[1:] if path.startswith("@") else path
 
-    def ready(self, status: str = "") -> None:
-        """Report that the start, or a reload, has ended.
-
-        :param status: line for ``systemctl status``; empty to keep the last one.
-        """
-        self.notify(f"READY=1\nSTATUS={status}" if status else "READY=1")
+    def ready(self) -> None:
+        """Report that the start, or a reload, has ended."""
+        self.notify("READY=1")
 
     def reloading(self) -> None:
         """Report that a reload begins; :meth:`ready` has to follow, also if nothing was changed.

@@ -67,12 +67,8 @@ class TlsContext:
         self._room = room
         self._failures = reports.counters.tls_failures.labels(listener)
 
-    def load(self, files: TlsFiles | None) -> Credentials | None:
-        """Read and check the files, see :func:`load_files`."""
-        return load_files(self.key, files, self.protocols)
-
     def use(self, credentials: Credentials | None) -> None:
-        """Use what :meth:`load` returned for new connections; open ones stay as they are."""
+        """Use what :func:`load_files` returned for new connections; open ones stay as they are."""
         gauge = self._reports.counters.tls_expiry
         if credentials is None:
             if self.layer is not None:
@@ -87,13 +83,6 @@ class TlsContext:
             self.layer.credentials = credentials
         gauge.labels(self.listener).set(credentials.expires.timestamp())
         self.warn_of_expiry()
-
-    def update(self, files: TlsFiles | None) -> None:
-        """Read the files again, and use them for new connections.
-
-        :raises TlsError: as :meth:`load`; nothing is changed then.
-        """
-        self.use(self.load(files))
 
     @property
     def problem(self) -> str | None:

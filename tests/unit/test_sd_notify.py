@@ -53,11 +53,9 @@ def test_reload_is_reported_with_the_time_and_ends_with_ready(tmp_path: Path) ->
         signalled = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         notifier.reloading()
         notifier.ready()
-        notifier.ready("12 machines")
         lines = manager.recv(100).decode().splitlines()
         assert lines[0] == "RELOADING=1"
         name, _, microseconds = lines[1].partition("=")
         assert name == "MONOTONIC_USEC"
         assert signalled <= int(microseconds) <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         assert manager.recv(100) == b"READY=1"
-        assert manager.recv(100) == b"READY=1\nSTATUS=12 machines"

@@ -20,7 +20,7 @@ from gateway.runtime.clock import WallClock, zone_named
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.listener import StartError
 from gateway.runtime.metrics import Counters
-from gateway.runtime.tls import TlsContext, TlsReports, client_names
+from gateway.runtime.tls import TlsContext, TlsReports, client_names, load_files
 from gateway.runtime.tls_files import TlsError, TlsFiles
 from gateway.runtime.tls_layer import HANDSHAKE_SECONDS, MIN_HANDSHAKES
 from gateway.runtime.transports import lowest_transport, set_read_size
@@ -122,6 +122,10 @@ class Plant:
         cert, key = self.authority.issue(name, days=days)
         return TlsFiles(str(cert), str(key), None if client_ca is None else str(client_ca))
 
+    def use(self, files: TlsFiles | None) -> None:
+        """Read files, and use them for new connections."""
+        self.context.use(load_files(self.context.key, files, self.context.protocols))
+
     def connect(self, client: ssl.SSLContext | None = None) -> Peer:
         return Peer(self, client or self.authority.client())
 
@@ -140,7 +144,7 @@ def common_name(certificate: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_client_of_a_current_version_is_served(plant: Plant, version: ssl.TLSVersion) -> None:
-    plant.context.update(plant.files())
+    plant.use(plant.files())
     client = plant.authority.client()
     client.minimum_version = client.maximum_version = version
     client.set_alpn_protocols(["h2", "http/1.1"])
@@ -153,7 +157,7 @@ def test_client_of_a_current_version_is_served(plant: Plant, version: ssl.TLSVer
 
 
 def test_protocol_is_built_after_the_handshake(plant: Plant) -> None:
-    plant.context.update(plant.files())
+    plant.use(plant.files())
     peer = plant.connect()
     assert plant.protocols == []
     peer.shake_hands()
@@ -165,7 +169,7 @@ def test_protocol_is_built_after_the_handshake(plant: Plant) -> None:
 
 @pytest.mark.parametrize("is_silent", [True, False])
 def test_handshake_that_does_not_end_is_closed_at_the_deadline(plant: Plant, is_silent: bool) -> None:
-    plant.context.update(plant.files())
+    plant.use(plant.files())
     peer = plant.connect()
     if not is_silent:
         with pytest.raises(ssl.SSLWantReadError):
@@ -184,7 +188,7 @@ def test_handshake_that_does_not_end_is_closed_at_the_deadline(plant: Plant, is_
 
 
 def test_at_the_limit_of_connections_the_oldest_handshake_ends_for_a_new_one(plant: Plant) -> None:
-    plant.context.update(plant.files())
+    plant.use(plant.files())
     peers = [plant.connect() for _ in range(MIN_HANDSHAKES)]
     plant.room = 0
     peers.append(plant.connect())
@@ -194,7 +198,7 @@ def test_at_the_limit_of_connections_the_oldest_handshake_ends_for_a_new_one(pla
 
 
 def test_connection_that_the_factory_refuses_is_closed_after_the_handshake(plant: Plant) -> None:
-    plant.context.update(plant.files())
+    plant.use(plant.files())
     plant.factory.buildProtocol = lambda _: None  # type: ignore[method-assign,assignment]  # a refusal
     peer = plant.connect()
     peer.shake_hands()
@@ -213,7 +217,7 @@ def test_connection_that_the_factory_refuses_is_closed_after_the_handshake(plant
     ],
 )
 def test_other_protocol_is_named_in_the_log(plant: Plant, data: bytes, reason: str) -> None:
-    plant.context.update(plant.files())
+    plant.use(plant.files())
     peer = plant.connect()
     with capturedLogs() as events:
         if data:
@@ -228,7 +232,7 @@ def test_other_protocol_is_named_in_the_log(plant: Plant, data: bytes, reason: s
 @pytest.mark.parametrize("data", [b"GET / HTTP/1.1\r\n\r\n", b"OPTIONS * HTTP/1.1\r\n\r\n"])
 def test_http_without_tls_is_answered_where_http_is_served(plant: Plant, data: bytes) -> None:
     plant.context.plain_answer = lambda: b"HTTP/1.1 400 Bad Request\r\n\r\n"
-    plant.context.update(plant.files())
+    plant.use(plant.files())
     peer = plant.connect()
     peer.transport.dataReceived(data)
     assert peer.below.value() == b"HTTP/1.1 400 Bad Request\r\n\r\n"
@@ -255,13 +259,13 @@ def failure_of(plant: Plant, client: ssl.SSLContext) -> str:
 
 
 def test_client_that_does_not_trust_the_certificate_is_named(plant: Plant) -> None:
-    plant.context.update(plant.files())
+    plant.use(plant.files())
     reason = failure_of(plant, Authority(plant.folder, "other").client())
     assert reason.startswith("the client does not trust the certificate (")
 
 
 def test_client_with_old_cipher_suites_is_refused(plant: Plant) -> None:
-    plant.context.update(plant.files())
+    plant.use(plant.files())
     client = plant.authority.client()
     client.maximum_version = ssl.TLSVersion.TLSv1_2
     client.set_ciphers("ECDHE-ECDSA-AES128-SHA")
@@ -269,12 +273,12 @@ def test_client_with_old_cipher_suites_is_refused(plant: Plant) -> None:
 
 
 def test_client_without_a_certificate_is_refused_where_one_is_required(plant: Plant) -> None:
-    plant.context.update(plant.files(client_ca=plant.authority.path))
+    plant.use(plant.files(client_ca=plant.authority.path))
     assert failure_of(plant, plant.authority.client()) == ("the client sent no certificate, which client_ca requires")
 
 
 def test_client_with_a_certificate_of_another_authority_is_refused(plant: Plant) -> None:
-    plant.context.update(plant.files(client_ca=plant.authority.path))
+    plant.use(plant.files(client_ca=plant.authority.path))
     foreign = Authority(plant.folder, "foreign").issue("press")
     assert failure_of(plant, plant.authority.client(foreign)) == (
         "the client's certificate was refused: it was issued by an authority that is not in client_ca"
@@ -282,7 +286,7 @@ def test_client_with_a_certificate_of_another_authority_is_refused(plant: Plant)
 
 
 def test_client_with_an_expired_certificate_is_refused(plant: Plant) -> None:
-    plant.context.update(plant.files(client_ca=plant.authority.path))
+    plant.use(plant.files(client_ca=plant.authority.path))
     expired = plant.authority.issue("old", days=-1)
     assert failure_of(plant, plant.authority.client(expired)) == (
         "the client's certificate was refused: it has expired"
@@ -290,7 +294,7 @@ def test_client_with_an_expired_certificate_is_refused(plant: Plant) -> None:
 
 
 def test_names_of_a_verified_client_are_returned(plant: Plant) -> None:
-    plant.context.update(plant.files(client_ca=plant.authority.path))
+    plant.use(plant.files(client_ca=plant.authority.path))
     peer = plant.connect(plant.authority.client(plant.authority.issue("press-1", ["press.example", "press-1"])))
     peer.shake_hands()
     assert client_names(plant.protocols[0].transport) == {"press-1", "press.example"}
@@ -301,11 +305,11 @@ def test_plain_transport_has_no_names() -> None:
 
 
 def test_renewed_certificate_is_used_for_new_connections_only(plant: Plant) -> None:
-    plant.context.update(plant.files("first"))
+    plant.use(plant.files("first"))
     before = plant.connect()
     before.shake_hands()
     assert common_name(before.certificate) == "first"
-    plant.context.update(plant.files("second"))
+    plant.use(plant.files("second"))
     after = plant.connect()
     after.shake_hands()
     assert common_name(after.certificate) == "second"
@@ -313,12 +317,12 @@ def test_renewed_certificate_is_used_for_new_connections_only(plant: Plant) -> N
 
 
 def test_tls_can_be_switched_off_and_on(plant: Plant) -> None:
-    plant.context.update(plant.files())
-    plant.context.update(None)
+    plant.use(plant.files())
+    plant.use(None)
     assert plant.context.layer is None
     assert plant.context.problem is None
-    plant.context.update(None)
-    plant.context.update(plant.files())
+    plant.use(None)
+    plant.use(plant.files())
     peer = plant.connect()
     peer.shake_hands()
     assert peer.say(b"one") == b"one"
@@ -360,10 +364,10 @@ BAD = ["missing", "missing key", "mismatch", "swapped", "key", "damaged", "encry
 
 @pytest.mark.parametrize("kind", BAD)
 def test_file_that_cannot_be_used_is_named_and_changes_nothing(plant: Plant, kind: str) -> None:
-    plant.context.update(plant.files("first"))
+    plant.use(plant.files("first"))
     files, message = bad(plant, kind)
     with pytest.raises(TlsError) as raised:
-        plant.context.update(files)
+        plant.use(files)
     assert str(raised.value).startswith(message)
     assert str(raised.value).startswith(f"{raised.value.key}: ")
     peer = plant.connect()
@@ -373,7 +377,7 @@ def test_file_that_cannot_be_used_is_named_and_changes_nothing(plant: Plant, kin
 
 def test_expiry_is_a_metric_a_warning_and_a_problem(plant: Plant) -> None:
     with capturedLogs() as events:
-        plant.context.update(plant.files(days=30))
+        plant.use(plant.files(days=30))
     assert events == []
     assert plant.context.problem is None
     expires = count_of(plant.counters.tls_expiry.labels("daq"))
@@ -414,7 +418,7 @@ def test_start_with_a_bad_file_names_its_key(plant: Plant) -> None:
 
 
 def test_closing_sends_everything_and_does_not_wait_for_the_client(plant: Plant) -> None:
-    plant.context.update(plant.files())
+    plant.use(plant.files())
     peer = plant.connect()
     peer.shake_hands()
     transport = plant.protocols[0].transport
@@ -434,7 +438,7 @@ def test_closing_sends_everything_and_does_not_wait_for_the_client(plant: Plant)
 
 
 def test_half_close_goes_on_reading_until_the_client_closes(plant: Plant) -> None:
-    plant.context.update(plant.files())
+    plant.use(plant.files())
     peer = plant.connect()
     peer.shake_hands()
     transport = plant.protocols[0].transport
@@ -452,7 +456,7 @@ def test_half_close_goes_on_reading_until_the_client_closes(plant: Plant) -> Non
 
 
 def test_size_of_reads_is_that_of_the_socket_below(plant: Plant) -> None:
-    plant.context.update(plant.files())
+    plant.use(plant.files())
     peer = plant.connect()
     set_read_size(peer.transport, 1234)
     assert lowest_transport(peer.transport) is peer.below

@@ -6,7 +6,6 @@ server. The progress is written in one transaction with the entries that change 
 """
 
 import contextlib
-import importlib.resources
 import os
 import sqlite3
 from collections.abc import Sequence
@@ -32,12 +31,14 @@ from gateway.store.sqlitefile.errors import explained, is_damage
 from gateway.store.sqlitefile.files import GATEWAY_FILE, SPOOL_FILE, STORE_NOTE, reserved_in
 from gateway.store.sqlitefile.group_writer import GroupWriter, Watch
 from gateway.store.sqlitefile.note import Note, read_note, write_note
-from gateway.store.sqlitefile.steps import newer_version
+from gateway.store.sqlitefile.steps import apply_steps, newer_version, schema_steps
 from gateway.store.sqlitefile.transactions import LOCK_WAIT, Job
 
 log = Logger()
 
 T = TypeVar("T")
+
+_SCHEMA: Final = "gateway.store.spool.schema"
 
 #: Name of the note on this file.
 _NOTE: Final = "spool"
@@ -107,7 +108,7 @@ class Spool(EntrySpool, EventNumberStore):
     def open(self) -> None:
         directory = os.path.dirname(self._path)
         # Before anything is written: the newer version must find everything as it left it.
-        newer = newer_version(self._path, max(_schema_steps()))
+        newer = newer_version(self._path, max(schema_steps(_SCHEMA)))
         if newer is not None:
             raise DirectoryUnusable(newer)
         note = read_note(directory, _NOTE)
@@ -317,11 +318,4 @@ def _prepare(connection: sqlite3.Connection) -> None:
         path = connection.execute("PRAGMA database_list").fetchone()[2]
         raise DirectoryUnusable(f"{SPOOL_FILE}: the file is damaged ({found.splitlines()[-1]}); {_remedy(path)}")
     (done,) = connection.execute("PRAGMA user_version").fetchone()
-    for number, text in sorted(_schema_steps().items()):
-        if number > done:
-            connection.executescript(f"BEGIN IMMEDIATE;\n{text}\nPRAGMA user_version = {number};\nCOMMIT;")
-
-
-def _schema_steps() -> dict[int, str]:
-    folder = importlib.resources.files("gateway.store.spool.schema")
-    return {int(step.name[:2]): step.read_text("utf-8") for step in folder.iterdir() if step.name.endswith(".sql")}
+    apply_steps(connection, schema_steps(_SCHEMA), done)

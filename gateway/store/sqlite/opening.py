@@ -6,7 +6,6 @@ removes the write-ahead log of an empty file, and with it data that could be res
 """
 
 import contextlib
-import importlib.resources
 import os
 import sqlite3
 import time
@@ -22,10 +21,12 @@ from gateway.store.interface import StoreUnavailable
 from gateway.store.sqlitefile.errors import explained, is_damage
 from gateway.store.sqlitefile.files import GATEWAY_FILE, SPOOL_FILE, STORE_NOTE
 from gateway.store.sqlitefile.note import Note, read_note, write_note
-from gateway.store.sqlitefile.steps import newer_version
+from gateway.store.sqlitefile.steps import apply_steps, newer_version, schema_steps
 from gateway.store.sqlitefile.transactions import LOCK_WAIT
 
 log = Logger()
+
+_SCHEMA: Final = "gateway.store.sqlite.schema"
 
 #: The option that lets a start continue without the lost data.
 ACCEPT: Final = "--accept-empty-store"
@@ -121,7 +122,7 @@ def check_version(path: str) -> None:
 
     :raises StoreUnavailable: it was.
     """
-    known = max(_schema_steps()) if os.path.basename(path) == GATEWAY_FILE else MACHINE_STEP
+    known = max(schema_steps(_SCHEMA)) if os.path.basename(path) == GATEWAY_FILE else MACHINE_STEP
     problem = newer_version(path, known)
     if problem is not None:
         raise StoreUnavailable(problem)
@@ -338,14 +339,7 @@ def apply_schema(connection: sqlite3.Connection) -> None:
     (done,) = connection.execute("PRAGMA user_version").fetchone()
     if not done:
         done = _version_of(connection)
-    for number, text in sorted(_schema_steps().items()):
-        if number > done:
-            connection.executescript(f"BEGIN IMMEDIATE;\n{text}\nPRAGMA user_version = {number};\nCOMMIT;")
-
-
-def _schema_steps() -> dict[int, str]:
-    folder = importlib.resources.files("gateway.store.sqlite.schema")
-    return {int(step.name[:2]): step.read_text("utf-8") for step in folder.iterdir() if step.name.endswith(".sql")}
+    apply_steps(connection, schema_steps(_SCHEMA), done)
 
 
 def _version_of(connection: sqlite3.Connection) -> int:

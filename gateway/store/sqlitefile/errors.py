@@ -3,10 +3,9 @@
 import errno
 import os
 import sqlite3
-import tempfile
 from typing import Final
 
-from gateway.runtime.access import may_access
+from gateway.runtime.access import may_access, trial_write_error
 
 #: Primary result codes of errors that may pass: a lock, a full disk, a missing right, a changed schema.
 _PASSING: Final = frozenset(
@@ -38,9 +37,6 @@ _OF_THE_DISK: Final = frozenset(
         sqlite3.SQLITE_READONLY,
     }
 )
-
-#: Bytes of a trial write that shows the disk's error: more than SQLite's 32 KiB index of a write-ahead log.
-_TRIAL_BYTES: Final = 64 * 1024
 
 _DISK_ERRORS: Final = {
     errno.ENOSPC: "the disk is full; make room",
@@ -95,15 +91,8 @@ def _disk_reason(path: str, directory: str) -> str | None:
     for each in (path, f"{path}-wal", f"{path}-shm"):
         if os.path.exists(each) and not may_access(each, os.R_OK | os.W_OK) and not _is_read_only(directory):
             return f"{each}: no right to read and write it; give the file to the user of the gateway"
-    try:
-        with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
-            left = _TRIAL_BYTES
-            while left > 0:
-                left -= file.write(bytes(left))
-            os.fsync(file.fileno())
-    except OSError as error:
-        return f"{directory}: {_DISK_ERRORS.get(error.errno or 0, error.strerror)}"
-    return None
+    error = trial_write_error(directory)
+    return None if error is None else f"{directory}: {_DISK_ERRORS.get(error.errno or 0, error.strerror)}"
 
 
 def _is_read_only(directory: str) -> bool:

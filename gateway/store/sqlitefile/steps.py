@@ -1,12 +1,14 @@
-"""Step of the schema of a SQLite file, read without opening the file for writing.
+"""Numbered steps of the schema of a SQLite file, and the step of a file, read without opening it for writing.
 
 ``user_version`` is the last step that was applied. A file of a later step was written by a newer version of the
 gateway; this one must not write to it, because it does not know the meaning of the rows.
 """
 
 import contextlib
+import importlib.resources
 import os
 import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +16,25 @@ _MAGIC: Final = b"SQLite format 3\0"
 
 #: Position of ``user_version`` in the file's header: https://www.sqlite.org/fileformat2.html#user_version_number
 _STEP: Final = slice(60, 64)
+
+
+def schema_steps(package: str) -> dict[int, str]:
+    """Return the statements of each step, by its number.
+
+    :param package: package of the files, such as ``gateway.store.sqlite.schema``.
+    """
+    folder = importlib.resources.files(package)
+    return {int(step.name[:2]): step.read_text("utf-8") for step in folder.iterdir() if step.name.endswith(".sql")}
+
+
+def apply_steps(connection: sqlite3.Connection, steps: Mapping[int, str], done: int) -> None:
+    """Apply the steps that a database lacks, each in a transaction of its own.
+
+    :param done: last step that was applied.
+    """
+    for number, text in sorted(steps.items()):
+        if number > done:
+            connection.executescript(f"BEGIN IMMEDIATE;\n{text}\nPRAGMA user_version = {number};\nCOMMIT;")
 
 
 def newer_version(path: str, known: int) -> str | None:

@@ -225,23 +225,25 @@ def _answer(
     return MessageSpec(name, name, summary, schema, {"type": name, **example})
 
 
-_READING: Final = {
+#: Examples that answers of the REST interface have in common with events.
+LATEST_EXAMPLE: Final = {
     "scale_id": "default",
     "status": "ST",
     "weight": 53.26,
     "raw": "ST , +000053.26 _kg",
     "received_at": "2025-12-18T10:11:12+09:00",
-    "kind": "gross",
 }
-_COMMIT: Final = {
+COMMIT_EXAMPLE: Final = {
     "ok": True,
     "id": 123,
     "cylinder_no": "CY123456789",
     "event_type": "SHIP",
     "gross_kg": 53.26,
     "committed_at": "2025-12-18T10:11:12+09:00",
-    "scale_id": "default",
 }
+
+_READING: Final = {**LATEST_EXAMPLE, "kind": "gross"}
+_COMMIT: Final = {**COMMIT_EXAMPLE, "scale_id": "default"}
 _BEFORE: Final = {"sensor_name": "vib1", "data": 0.731, "time": "2025-12-18 10:11:00.000000"}
 _UPDATE: Final = {"sensor_name": "vib1", "data": 0.734, "time": "2025-12-18 10:12:00.000000"}
 _SCORE: Final = {"score": 1.5, "threshold": 1.0}

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from gateway.web.schema.catalogue import JsonSchema
+from gateway.web.schema.catalogue import COMMIT_EXAMPLE, LATEST_EXAMPLE, JsonSchema
 from gateway.web.schema.operations import ContentSpec, ErrorCase, OperationSpec, csv_content, json_content, query
 from gateway.web.schema.rest_schemas import (
     COMMIT_FIELDS,
@@ -17,25 +17,6 @@ from gateway.web.schema.rest_schemas import (
 
 _UNKNOWN_SCALE: Final = ErrorCase(404, "unknown_scale", "the configuration has no such scale")
 _STORE: Final = ErrorCase(503, "store_unavailable", "the store cannot take or answer the request now")
-
-_LATEST: Final = {
-    "ok": True,
-    "scale_id": "default",
-    "status": "ST",
-    "weight": 53.26,
-    "raw": "ST , +000053.26 _kg",
-    "received_at": "2025-12-18T10:11:12+09:00",
-    "stale": False,
-}
-
-_COMMIT: Final = {
-    "ok": True,
-    "id": 123,
-    "cylinder_no": "CY123456789",
-    "event_type": "SHIP",
-    "gross_kg": 53.26,
-    "committed_at": "2025-12-18T10:11:12+09:00",
-}
 
 _IDEMPOTENCY_KEY: Final = {
     "name": "Idempotency-Key",
@@ -53,7 +34,7 @@ _SCALES: Final = {
         "The latest stable gross weight of a scale",
         "`stale` is true once `idle_timeout_sec` has passed since `received_at`. Net, tare and held weights are live "
         "events only.",
-        (json_content(ref("Latest"), stable=_LATEST),),
+        (json_content(ref("Latest"), stable={"ok": True, **LATEST_EXAMPLE, "stale": False}),),
         (query("scale_id", SCALE_ID, "The scale's id in the configuration; by default the main scale.", "default"),),
         errors=(ErrorCase(404, "no_data", "the scale has had no stable weight since the start"), _UNKNOWN_SCALE),
     ),
@@ -62,7 +43,7 @@ _SCALES: Final = {
         "Store the shipping or return of a cylinder",
         "Writes the latest weight of the scale, rounded half up to 10 g, with the fields of the body. The answer is "
         "sent after the row is on the disk. Other fields of the body are ignored.",
-        (json_content(ref("Committed"), shipped=_COMMIT),),
+        (json_content(ref("Committed"), shipped=COMMIT_EXAMPLE),),
         (_IDEMPOTENCY_KEY,),
         json_content(
             COMMIT_FIELDS,
