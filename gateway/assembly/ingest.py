@@ -12,7 +12,8 @@ from gateway.assembly.parts import Runtime
 from gateway.assembly.scales import ScaleParts, Scales
 from gateway.config.endpoints import display_address
 from gateway.config.listeners import scale_key
-from gateway.config.settings import ScaleConnection, Settings
+from gateway.config.scale_settings import ScaleConnection
+from gateway.config.settings import Settings
 from gateway.ingest.daq import DaqFactory
 from gateway.ingest.dialer import dialled
 from gateway.ingest.machine_rules import MachineRuleError, MachineRules

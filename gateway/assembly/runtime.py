@@ -32,7 +32,7 @@ def build_runtime(reactor: IReactor, settings: Settings, clock: WallClock | None
     counters = Counters()
     files = OpenFiles(clock, counters, LimitedLog(Logger("gateway.runtime.open_files"), clock, counters))
     bus = Bus(clock, counters, settings.limits.backlog_events, settings.limits.backlog_bytes)
-    timeouts = {scale_id: line.idle_timeout_sec or 0.0 for scale_id, line in settings.lines().items()}
+    timeouts = {scale_id: line.idle_timeout_sec or 0.0 for scale_id, line in settings.scale_settings().items()}
     return Runtime(reactor, clock, counters, Health(), Readiness(), files, bus, LiveState(bus, clock, timeouts))
 
 

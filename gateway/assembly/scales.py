@@ -9,7 +9,8 @@ from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.logger import Logger
 
-from gateway.config.settings import ScaleConnection, Settings
+from gateway.config.scale_settings import ScaleConnection
+from gateway.config.settings import Settings
 from gateway.ingest.scale import ScaleFactory
 from gateway.live.state import LiveState
 from gateway.runtime.listener import Listener, PortDirectory, StartError

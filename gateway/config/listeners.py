@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network
 
-from gateway.config.settings import Settings, TlsSettings
+from gateway.config.fields import TlsSettings
+from gateway.config.settings import Settings
 from gateway.runtime.tls_files import TlsFiles
 
 

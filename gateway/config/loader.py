@@ -14,7 +14,8 @@ from pydantic import (
 
 from gateway.config.files import read_files
 from gateway.config.problems import Problem
-from gateway.config.settings import MachineSettings, ScaleConnection, Settings
+from gateway.config.scale_settings import SCALE_KEYS, ScaleConnection
+from gateway.config.settings import MachineSettings, Settings
 
 #: Environment variables, and the keys that they override: the old scale gateway's, and what differs where several
 #: processes are run by one file.
@@ -202,7 +203,8 @@ def _normalised(
         if key in seen:
             problems.append(Problem(".".join(here), "duplicate key, in upper and lower case"))
         seen.add(key)
-        if value is None and here not in _NULLS:
+        if value is None and here not in _NULLS and not (model is ScaleConnection and key in SCALE_KEYS):
+            # `scales.<id>` turns off a key of `scale` by null.
             continue
         field = model.model_fields.get(key)
         if field is not None and isinstance(value, dict):

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from gateway.config.settings import TlsSettings
+from gateway.config.fields import TlsSettings
 from gateway.doctor.findings import Finding, ok, warning
 from gateway.doctor.plant import ListeningPort, Plant, listening_ports
 from gateway.doctor.ports import bind

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from gateway.config.endpoints import tcp_address
-from gateway.config.settings import ScaleConnection, Settings
+from gateway.config.scale_settings import ScaleConnection
+from gateway.config.settings import Settings
 
 #: Maximum seconds for an answer of another program.
 PATIENCE: Final = 5.0

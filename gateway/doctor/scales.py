@@ -14,7 +14,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from gateway.config.endpoints import tcp_address
-from gateway.config.settings import ScaleConnection
+from gateway.config.scale_settings import ScaleConnection
 from gateway.doctor.findings import Finding, error, ok, results_in_time, warning
 from gateway.doctor.http import ask
 from gateway.doctor.plant import PATIENCE, Plant

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from gateway.config.settings import TlsSettings
+from gateway.config.fields import TlsSettings
 from gateway.doctor.findings import Finding, error, ok, warning
 from gateway.doctor.plant import Plant
 from gateway.runtime.tls import WARNING_DAYS

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
 from gateway.model.timestamps import rfc3339, wall_time
 from gateway.timeseries.finite import finite
@@ -30,6 +30,24 @@ class Record(Protocol):
         """Return the ``data`` of the event, which consists of JSON values."""
 
 
+class Verdict(NamedTuple):
+    """Answer that a commit of a scale would get now.
+
+    :ivar error: error code of the refusal; ``None`` if a commit is allowed.
+    :ivar message: what to do, for people; empty if a commit is allowed.
+    """
+
+    error: str | None = None
+    message: str = ""
+
+    def payload(self) -> dict[str, Any]:
+        return {"allowed": self.error is None, "error": self.error, "message": self.message}
+
+
+#: Verdict on a scale whose commits are allowed.
+ALLOWED: Final = Verdict()
+
+
 class _Reading(NamedTuple):
     scale_id: str
     status: str
@@ -37,6 +55,11 @@ class _Reading(NamedTuple):
     kind: str
     raw: str
     received_at: datetime
+    unit: str = "kg"
+    reading_id: str = ""
+    verdict: Verdict = ALLOWED
+    out_of_range: bool = False
+    is_accepted: bool | None = None
 
 
 class Reading(_Reading):
@@ -45,6 +68,11 @@ class Reading(_Reading):
     :ivar weight: kilograms; ``None`` for an overload.
     :ivar status: ``ST`` stable, ``US`` unstable, ``HD`` hold or ``OL`` overload.
     :ivar kind: ``gross``, ``net``, ``tare`` or ``hold``.
+    :ivar unit: unit of the line.
+    :ivar reading_id: identifier of the scale's latest value, which stays the same while that value stays.
+    :ivar verdict: what a commit would be answered at this reading.
+    :ivar out_of_range: whether the weight or its unit is outside the configured range.
+    :ivar is_accepted: whether the scale's ``accept`` has the kind of the weight; ``None`` for gross only.
     """
 
     __slots__ = ()
@@ -57,8 +85,9 @@ class Reading(_Reading):
 
     @property
     def settled(self) -> bool:
-        """Return whether the reading becomes the latest value of its scale: a stable gross weight."""
-        return self.status == "ST" and self.kind == "gross"
+        """Return whether the reading becomes the latest value of its scale: a stable weight of an accepted kind."""
+        is_accepted = self.kind == "gross" if self.is_accepted is None else self.is_accepted
+        return self.status == "ST" and is_accepted
 
     def payload(self) -> dict[str, Any]:
         return {
@@ -68,6 +97,9 @@ class Reading(_Reading):
             "raw": self.raw,
             "received_at": rfc3339(self.received_at),
             "kind": self.kind,
+            "reading_id": self.reading_id or None,
+            "out_of_range": self.out_of_range,
+            "commit": self.verdict.payload(),
         }
 
 
@@ -83,8 +115,40 @@ class Arrival(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class CommitDetail:
+    """What the gateway knows of a commit beside the columns of ``scale_weight_log``.
+
+    :ivar by: name of the token that the request had, or ``operator``.
+    :ivar override: reason that was given for passing guards; ``None`` if no guard was passed.
+    :ivar overridden: error codes of the guards that were passed.
+    :ivar warnings: error codes of the warnings that the answer bears.
+    :ivar undo_of: id of the commit that this one undoes.
+    :ivar cylinder: fields of the cylinder's master data for answers, such as ``tare_kg``; ``None`` without a master.
+    """
+
+    by: str = "operator"
+    override: str | None = None
+    overridden: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    undo_of: int | None = None
+    cylinder: Mapping[str, Any] | None = None
+
+    def payload(self) -> dict[str, Any]:
+        """Return the fields of answers; those without content are left out."""
+        fields: dict[str, Any] = {}
+        if self.override is not None:
+            fields["override"] = self.override
+            fields["overridden"] = list(self.overridden)
+        if self.warnings:
+            fields["warnings"] = list(self.warnings)
+        if self.undo_of is not None:
+            fields["undo_of"] = self.undo_of
+        return fields | dict(self.cylinder or {})
+
+
+@dataclass(frozen=True, slots=True)
 class CommitEntry:
-    """A commit before it is stored; its fields are the columns of ``scale_weight_log``."""
+    """A commit before it is stored; its fields up to ``detail`` are the columns of ``scale_weight_log``."""
 
     scale_id: str
     cylinder_no: str
@@ -95,14 +159,20 @@ class CommitEntry:
     committed_at: datetime
     arrival_shipping_no: str | None = None
     move_report_no: str | None = None
+    detail: CommitDetail = CommitDetail()
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A commit that is durable, as a row of ``scale_weight_log``."""
+    """A commit that is durable, as a row of ``scale_weight_log`` or as a ticket.
 
-    id: int
+    :ivar id: id of the row; ``None`` while the commit waits as a ticket.
+    :ivar ticket: ticket that the commit was, or is; ``None`` if it was written at once.
+    """
+
+    id: int | None
     entry: CommitEntry
+    ticket: str | None = None
 
     event: ClassVar[str] = "commit"
 
@@ -112,7 +182,7 @@ class Commit:
 
     def answer(self) -> dict[str, Any]:
         """Return the body of the answer to the request."""
-        return {
+        fields: dict[str, Any] = {
             "ok": True,
             "id": self.id,
             "cylinder_no": self.entry.cylinder_no,
@@ -120,6 +190,9 @@ class Commit:
             "gross_kg": float(self.entry.gross_kg),
             "committed_at": rfc3339(self.entry.committed_at),
         }
+        if self.ticket is not None:
+            fields["ticket"] = self.ticket
+        return fields | self.entry.detail.payload()
 
     def payload(self) -> dict[str, Any]:
         return {**self.answer(), "scale_id": self.entry.scale_id}

@@ -12,7 +12,8 @@ from gateway.assembly.reload import Reload
 from gateway.assembly.scales import ScaleParts, Scales
 from gateway.config.changes import RESTART, changed_keys, restart_keys, with_values_of
 from gateway.config.problems import Problem
-from gateway.config.settings import ScaleConnection, Settings
+from gateway.config.scale_settings import ScaleConnection
+from gateway.config.settings import Settings
 from gateway.ingest.scale import ScaleFactory
 from gateway.runtime.listener import PortDirectory, StartError
 from tests.support.logs import silent_log

@@ -10,8 +10,10 @@ from pydantic import BaseModel
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.testing import MemoryReactorClock
 
+from gateway.config.fields import TlsSettings
 from gateway.config.loader import ENVIRONMENT, ConfigError, load
-from gateway.config.settings import AuthSettings, MachineSettings, ScaleConnection, Settings, TlsSettings, tcp_endpoint
+from gateway.config.scale_settings import ScaleConnection
+from gateway.config.settings import AuthSettings, MachineSettings, Settings, tcp_endpoint
 
 ROOT = Path(__file__).parent.parent.parent
 SHIPPED = ROOT / "etc" / "cynow-gateway.yaml"

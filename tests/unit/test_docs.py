@@ -19,7 +19,8 @@ from prometheus_client import Info, Metric, ProcessCollector
 
 from gateway.assembly.web import REST_APPS
 from gateway.commands.main import COMMANDS, main
-from gateway.config.settings import ScaleConnection, Settings
+from gateway.config.scale_settings import ScaleConnection
+from gateway.config.settings import Settings
 from gateway.runtime.metrics import Counters
 from gateway.store.rows import BUCKET_COLUMNS
 from gateway.tap import Options

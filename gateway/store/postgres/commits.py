@@ -73,7 +73,7 @@ class PendingCommit:
             before, _, behind = orjson.dumps(Commit(0, self.entry).answer()).decode().partition('"id":0')
         except orjson.JSONEncodeError as error:
             raise ValueError("a text is not valid UTF-8") from error
-        values = {name: getattr(self.entry, name) for name in CommitEntry.__slots__}
+        values = {name: getattr(self.entry, name) for name in CommitEntry.__slots__ if name != "detail"}
         values |= {"key": self.key.key, "fingerprint": self.key.fingerprint, "request": self.request, "now": self.now}
         return values | {"before": f'{before}"id":', "behind": behind}
 
