@@ -145,6 +145,10 @@ class CommitDetail:
             fields["undo_of"] = self.undo_of
         return fields | dict(self.cylinder or {})
 
+    def record(self) -> dict[str, Any]:
+        """Return the fields to store: those of answers, and who committed."""
+        return {"by": self.by, **self.payload()}
+
 
 @dataclass(frozen=True, slots=True)
 class CommitEntry:

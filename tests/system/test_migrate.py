@@ -64,7 +64,7 @@ ENTRY = CommitEntry(
 
 TABLES = ("scale_weight_log", "cynow_idempotency", "cynow_machine", "cynow_sensor", "cynow_mean", "cynow_anomaly")
 
-COMMIT = list(CommitEntry.__slots__)
+COMMIT = [name for name in CommitEntry.__slots__ if name != "detail"]
 
 
 def commit(number: int, **changes: Any) -> CommitEntry:

@@ -18,7 +18,7 @@ KEY_LIFE: Final = 48 * 3600.0
 #: Prefix of the gateway's own keys; those of clients contain no control character.
 _OWN_KEY: Final = "\x01"
 
-#: Statement that writes a commit and its record, unless there is a record of its key.
+#: Statement that writes a commit, its details and the record of its key, unless there is a record of its key.
 COMMIT: Final = """
 WITH made AS (
     INSERT INTO scale_weight_log (scale_id, cylinder_no, event_type, gross_kg, raw_line, received_at, committed_at,
@@ -26,7 +26,11 @@ WITH made AS (
     SELECT %(scale_id)s, %(cylinder_no)s, %(event_type)s, %(gross_kg)s, %(raw_line)s, %(received_at)s,
         %(committed_at)s, %(arrival_shipping_no)s, %(move_report_no)s
     WHERE NOT EXISTS (SELECT 1 FROM cynow_idempotency WHERE key = %(key)s)
+        AND NOT EXISTS (SELECT 1 FROM cynow_commit WHERE request = %(request)s)
     RETURNING id
+), noted AS (
+    INSERT INTO cynow_commit (request, gateway, ticket, commit_id, undo_of, detail)
+    SELECT %(request)s, %(gateway)s, %(ticket)s, id, %(undo_of)s, %(detail)s FROM made
 )
 INSERT INTO cynow_idempotency (key, fingerprint, request, answer, made_at)
 SELECT %(key)s, %(fingerprint)s, %(request)s, %(before)s::text || id || %(behind)s::text, to_timestamp(%(now)s)
@@ -45,6 +49,8 @@ class PendingCommit:
     :ivar key: key of the client, or of the gateway.
     :ivar request: identifier of the request, unlike that of other requests with the same key.
     :ivar now: time of the request, in seconds since 1970.
+    :ivar gateway: ``gateway.name`` of the gateway that took it.
+    :ivar ticket: ticket that the commit waited as; ``None`` if it did not wait.
     :ivar is_in_doubt: whether it may have been written, and the outcome is unknown.
     :ivar is_sent: whether it was sent to the server.
     :ivar is_withdrawn: whether it must no longer be sent.
@@ -54,15 +60,17 @@ class PendingCommit:
     key: IdempotencyKey
     request: str
     now: float
+    gateway: str = ""
+    ticket: str | None = None
     is_in_doubt: bool = False
     is_sent: bool = False
     is_withdrawn: bool = False
 
     @classmethod
-    def of(cls, entry: CommitEntry, key: IdempotencyKey | None, now: float) -> "PendingCommit":
+    def of(cls, entry: CommitEntry, key: IdempotencyKey | None, now: float, gateway: str = "") -> "PendingCommit":
         """Return a new pending commit."""
         request = uuid4().hex
-        return cls(entry, key or IdempotencyKey(_OWN_KEY + request, ""), request, now)
+        return cls(entry, key or IdempotencyKey(_OWN_KEY + request, ""), request, now, gateway)
 
     def values(self) -> dict[str, Any]:
         """Return the parameters of :data:`COMMIT`.
@@ -70,11 +78,18 @@ class PendingCommit:
         :raises ValueError: one of its texts cannot be encoded in UTF-8.
         """
         try:
+            detail = orjson.dumps(self.entry.detail.record(), default=str).decode()
             before, _, behind = orjson.dumps(Commit(0, self.entry).answer()).decode().partition('"id":0')
         except orjson.JSONEncodeError as error:
             raise ValueError("a text is not valid UTF-8") from error
         values = {name: getattr(self.entry, name) for name in CommitEntry.__slots__ if name != "detail"}
         values |= {"key": self.key.key, "fingerprint": self.key.fingerprint, "request": self.request, "now": self.now}
+        values |= {
+            "gateway": self.gateway,
+            "ticket": self.ticket,
+            "undo_of": self.entry.detail.undo_of,
+            "detail": detail,
+        }
         return values | {"before": f'{before}"id":', "behind": behind}
 
     async def write(self, session: Session) -> CommitResult:

@@ -162,7 +162,7 @@ class PostgresStore(Store):
         written already. After that, nothing was written, unless the connection was lost between COMMIT and its answer:
         then the outcome is unknown, and the same request with the same key returns it.
         """
-        pending = PendingCommit.of(entry, key, self._clock.wall())
+        pending = PendingCommit.of(entry, key, self._clock.wall(), self._gateway)
         try:
             result = await self._commit_queue.write(pending)
         except psycopg2.Error as error:

@@ -24,6 +24,8 @@ _INSERT_COMMIT: Final = (
     " committed_at, arrival_shipping_no, move_report_no) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 
+_INSERT_DETAIL: Final = "INSERT INTO commit_detail (commit_id, undo_of, detail) VALUES (?, ?, ?)"
+
 
 def write_commit(
     connection: sqlite3.Connection, entry: CommitEntry, key: IdempotencyKey | None, now: float
@@ -59,6 +61,11 @@ def write_commit(
         # RAISE(IGNORE) leaves the row out, and `lastrowid` is the id of an earlier row.
         raise RejectedByDatabase("a trigger of scale_weight_log leaves the row out")
     commit = Commit(row, entry)
+    detail = orjson.dumps(entry.detail.record(), default=str).decode()
+    try:
+        connection.execute(_INSERT_DETAIL, (row, entry.detail.undo_of, detail))
+    except sqlite3.IntegrityError:
+        raise RejectedByDatabase("another commit has undone the same commit") from None
     if key is not None:
         connection.execute(
             "INSERT INTO idempotency (key, fingerprint, answer, made_at) VALUES (?, ?, ?, ?)",
@@ -106,6 +113,7 @@ def check_schema(connection: sqlite3.Connection) -> None:
     connection.execute("SELECT key, fingerprint, answer, made_at FROM idempotency LIMIT 0")
     connection.execute("SELECT machine, sensor, type FROM sensor LIMIT 0")
     connection.execute("SELECT reserved FROM event_seq LIMIT 0")
+    connection.execute("SELECT commit_id, undo_of, detail FROM commit_detail LIMIT 0")
     # This reads the current schema; a statement with unchanged text would not be compiled again.
     (version,) = connection.execute("PRAGMA schema_version").fetchone()
     connection.execute(f"EXPLAIN /* schema {version} */ {_INSERT_COMMIT}", (None,) * 9).fetchone()

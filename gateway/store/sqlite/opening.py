@@ -346,7 +346,8 @@ def _version_of(connection: sqlite3.Connection) -> int:
     """Return the last step of a database without a version: ``.dump`` and ``.recover`` leave the version out."""
     if not all(_has_table(connection, name) for name in ("scale_weight_log", "idempotency", "event_seq")):
         return 0
-    version = 3 if _has_table(connection, "store") else 2 if _has_table(connection, "sensor") else 1
+    tables = {5: "commit_detail", 4: "record", 3: "store", 2: "sensor"}
+    version = next((step for step, name in tables.items() if _has_table(connection, name)), 1)
     connection.execute(f"PRAGMA user_version = {version}")
     return version
 
