@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from gateway.assembly.alerts import Alerts
 from gateway.assembly.listener_access import ListenerAccess
-from gateway.assembly.parts import Paths, Pipeline, Runtime, StoreParts, Web
+from gateway.assembly.parts import Commits, Paths, Pipeline, Runtime, StoreParts, Web
 from gateway.assembly.scales import Scales
 from gateway.ingest.daq import DaqFactory
 from gateway.raw.retention import Retention
@@ -25,6 +25,7 @@ class Assembly:
     paths: Paths
     runtime: Runtime
     store: StoreParts
+    commits: Commits
     pipeline: Pipeline
     storage: Storage
     retention: Retention

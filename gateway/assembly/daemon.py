@@ -12,6 +12,7 @@ from twisted.logger import Logger
 from gateway.assembly.access import prepare_access
 from gateway.assembly.alerts import Alerts
 from gateway.assembly.assembled import Assembly
+from gateway.assembly.commits import build_commits, prepare_commits
 from gateway.assembly.ingest import build_daq, build_scales, prepare_machines
 from gateway.assembly.listener_access import ListenerAccess
 from gateway.assembly.listeners import build_listeners
@@ -67,7 +68,8 @@ def _assemble(runtime: Runtime, settings: Settings, paths: Paths, *, accept_empt
     prepare_machines(daq, paths.folder, settings)()
     pipeline = build_pipeline(runtime, settings, paths, store.store, daq.pause)
     storage = build_storage(runtime, settings, paths, store, pipeline, daq)
-    web = build_web(runtime, settings, paths, store.store, pipeline, storage.readers)
+    commits = build_commits(runtime, settings, paths, store.store)
+    web = build_web(runtime, settings, paths, commits, pipeline, storage)
     access = ListenerAccess(runtime, settings, paths)
     listeners = build_listeners(runtime, settings, access, web, daq, ports)
     scales = build_scales(runtime, settings, access, ports)
@@ -75,6 +77,7 @@ def _assemble(runtime: Runtime, settings: Settings, paths: Paths, *, accept_empt
         paths=paths,
         runtime=runtime,
         store=store,
+        commits=commits,
         pipeline=pipeline,
         storage=storage,
         retention=build_retention(runtime, settings, paths, pipeline.writer, storage.compressor),
@@ -96,6 +99,8 @@ def _stages(parts: Assembly, reload: Reload) -> Stages:
     def open_files() -> None:
         parts.access.open()
         parts.storage.open()
+        parts.commits.pool.start()
+        parts.commits.states.load()
 
     return Stages(
         listeners=parts.listeners,
@@ -108,6 +113,7 @@ def _stages(parts: Assembly, reload: Reload) -> Stages:
             *pipeline.services,
             parts.retention,
             parts.alerts,
+            parts.commits.saving,
             *relays,
             scales,
             parts.open_access,
@@ -117,6 +123,7 @@ def _stages(parts: Assembly, reload: Reload) -> Stages:
         reload=reload.run,
         finish=[
             ("closing live events", web.clients.close, 0.5),
+            ("saving the states of scales", parts.commits.close, 0.5),
             ("writing what waits", pipeline.writer.drain, 1.0),
             ("closing the store", parts.storage.close, 1.0),
         ],
@@ -135,6 +142,7 @@ def _reload_steps(parts: Assembly) -> dict[str, ReloadStep]:
         "access control": partial(prepare_access, web.access, web.clients, folder),
         "listeners": parts.access.prepare,
         "machines": partial(prepare_machines, daq, folder),
+        "commits": partial(prepare_commits, parts.runtime, parts.commits.service),
         "HTTP": lambda settings: partial(update_web, web, settings),
         "DAQ programs": lambda settings: partial(daq.update, settings.daq, settings.limits.connections),
         "scales": lambda settings: partial(update_scales, settings),

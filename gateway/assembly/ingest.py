@@ -79,6 +79,7 @@ def _build_scale(
     reactor, counters, clock = runtime.reactor, runtime.counters, runtime.clock
     if factory is None:
         factory = ScaleFactory(scale_id, runtime.bus, clock, counters, log, settings.limits.connections)
+    factory.guard = runtime.guards.of(scale_id)
     if line.listen is not None:
         key = f"scales.{scale_id}" if settings.scales else "scale.port"
         host_key = None if settings.scales else "server.host" if settings.scale.host is None else "scale.host"

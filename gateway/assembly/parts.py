@@ -1,15 +1,19 @@
 """Parts of an assembled gateway, as the builders return them."""
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from twisted.application.service import IService
+from twisted.python.threadpool import ThreadPool
 
 from gateway.auth.access import AccessControl
 from gateway.bus.bus import Bus
+from gateway.commits.armed_states import ArmedStates
+from gateway.commits.service import CommitService
 from gateway.config.settings import Settings
 from gateway.live.state import LiveState
 from gateway.raw.damage import DamageLog
@@ -32,6 +36,7 @@ from gateway.web.push.subscription import SubscriptionContext
 from gateway.web.rest.scales import ScaleApi
 from gateway.web.socketio.engine import EngineServer
 from gateway.web.socketio.server import SocketServer
+from gateway.weighing.registry import Guards
 
 if TYPE_CHECKING:
     from gateway.relay.service import Relay
@@ -70,6 +75,7 @@ class Runtime:
     files: OpenFiles
     bus: Bus
     live: LiveState
+    guards: Guards
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,28 @@ class StoreParts:
     relay: "Relay | None" = None
     first_number: Callable[[], int] | None = None
     spool: EntrySpool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Commits:
+    """Commits of scales.
+
+    :ivar states: states of the scales that survive a restart.
+    :ivar saving: service that saves them regularly.
+    :ivar pool: pool of the one thread that writes them.
+    """
+
+    service: CommitService
+    states: ArmedStates
+    saving: IService
+    pool: ThreadPool
+
+    async def close(self) -> None:
+        """Save the states of scales, and end the thread."""
+        if self.pool.started:
+            await self.states.save()
+            # Nothing waits for the thread any more.
+            threading.Thread(target=self.pool.stop, name="scales end", daemon=True).start()
 
 
 @dataclass(frozen=True, slots=True)

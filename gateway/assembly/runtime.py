@@ -21,6 +21,7 @@ from gateway.runtime.paths import effective_user, explain_unusable
 from gateway.runtime.process import Process
 from gateway.runtime.reactor import IReactor
 from gateway.runtime.readiness import Readiness
+from gateway.weighing.registry import Guards
 
 
 def build_runtime(reactor: IReactor, settings: Settings, clock: WallClock | None = None) -> Runtime:
@@ -32,8 +33,11 @@ def build_runtime(reactor: IReactor, settings: Settings, clock: WallClock | None
     counters = Counters()
     files = OpenFiles(clock, counters, LimitedLog(Logger("gateway.runtime.open_files"), clock, counters))
     bus = Bus(clock, counters, settings.limits.backlog_events, settings.limits.backlog_bytes)
-    timeouts = {scale_id: line.idle_timeout_sec or 0.0 for scale_id, line in settings.scale_settings().items()}
-    return Runtime(reactor, clock, counters, Health(), Readiness(), files, bus, LiveState(bus, clock, timeouts))
+    scales = settings.scale_settings()
+    guards = Guards(scales)
+    timeouts = {scale_id: line.idle_timeout_sec or 0.0 for scale_id, line in scales.items()}
+    live = LiveState(bus, clock, timeouts, guards=guards)
+    return Runtime(reactor, clock, counters, Health(), Readiness(), files, bus, live, guards)
 
 
 def log_options(settings: Settings, paths: Paths) -> LogOptions:

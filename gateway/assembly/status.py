@@ -5,6 +5,7 @@ from itertools import chain, islice
 from typing import Final
 
 from gateway.assembly.assembled import Assembly
+from gateway.assembly.commits import guard_problems
 from gateway.assembly.parts import Paths
 from gateway.assembly.scales import Scales
 from gateway.live.state import LiveState
@@ -41,6 +42,7 @@ def watch_health(parts: Assembly) -> None:
     health.watch_one(lambda: _waiting_statistics(pipeline.writer))
     health.watch(lambda: store.problems)
     health.watch(parts.daq.problems)
+    health.watch(lambda: guard_problems(runtime, parts.commits.states))
     health.watch_one(lambda: runtime.files.problem)
     if relay is not None:
         # If the database is unavailable, only that is reported.
@@ -69,6 +71,7 @@ def watch_readiness(parts: Assembly) -> None:
     readiness.watch("listeners", "down", lambda: filter(None, [listener.problem for listener in parts.listeners()]))
     readiness.watch_one("listeners", "degraded", lambda: runtime.files.problem)
     readiness.watch("scales", "degraded", lambda: _silent_scales(runtime.live, parts.scales))
+    readiness.watch("scales", "degraded", lambda: guard_problems(runtime, parts.commits.states))
     readiness.watch_one("raw", "down", lambda: pipeline.raw_log.problem, "raw files cannot be written: ")
     readiness.watch("raw", "degraded", lambda: pipeline.damage.problems)
     readiness.watch_one("raw", "degraded", lambda: parts.retention.problem)

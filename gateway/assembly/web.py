@@ -6,15 +6,14 @@ from functools import partial
 from typing import Final
 
 from twisted.logger import Logger
-from twisted.python.threadpool import ThreadPool
 from twisted.web.resource import IResource
 
 from gateway.assembly.access import OPEN_TREES, prepare_access
-from gateway.assembly.parts import Paths, Pipeline, Runtime, Web
+from gateway.assembly.parts import Commits, Paths, Pipeline, Runtime, Web
 from gateway.auth.access import AccessControl
 from gateway.config.settings import Settings
+from gateway.replay.storage import Storage
 from gateway.runtime.limited_log import LimitedLog
-from gateway.store.interface import Store
 from gateway.web.clients.registry import LiveClients
 from gateway.web.http.channel import Deadlines
 from gateway.web.http.client_checks import ClientChecks
@@ -51,12 +50,13 @@ REST_APPS: Final[Mapping[str, ScopedApp]] = {
 
 
 def build_web(
-    runtime: Runtime, settings: Settings, paths: Paths, store: Store, pipeline: Pipeline, readers: ThreadPool
+    runtime: Runtime, settings: Settings, paths: Paths, commits: Commits, pipeline: Pipeline, storage: Storage
 ) -> Web:
     """Build the site and all its resources.
 
-    :param readers: thread pool that reads raw files.
+    :param storage: store, and the thread pool that reads raw files.
     """
+    store, readers = storage.store, storage.readers
     reactor, bus, live, clock = runtime.reactor, runtime.bus, runtime.live, runtime.clock
     counters, limits = runtime.counters, settings.limits
     log = LimitedLog(Logger("gateway.web.http"), clock, counters)
@@ -68,7 +68,7 @@ def build_web(
     client_checks = ClientChecks(counters, clock.monotonic)
     client_checks.update(settings.server, limits)
     traffic = Traffic(counters, log, _host_checks(settings), gate, client_checks, limits.body_bytes)
-    scale_api = ScaleApi(live, store, bus, clock, counters, settings)
+    scale_api = ScaleApi(live, commits.service, counters, settings)
     scales = scale_api.resource()
     machines = MachineApi(reactor, clock, paths.data, readers, pipeline.raw_log.flush, pipeline.damage).app.resource()
     identify = partial(identify_connect, access)

@@ -15,6 +15,7 @@ from gateway.model.records import Presence, Reading
 from gateway.runtime.clock import WallClock
 from gateway.runtime.limited_log import LimitedLog, shown
 from gateway.runtime.metrics import Counters
+from gateway.weighing.registry import Guards
 from gateway.wire.errors import WireError
 from gateway.wire.lines import MAX_LINE, LineReader
 from gateway.wire.scale import ScaleLine, is_tls_handshake, parse_line, read_lines
@@ -128,6 +129,8 @@ class ScaleFactory(Factory):
         self._connection_log = warnings.limited(_CONNECTION_LINES)
         self._retry_log = warnings.limited(_RETRY_LINES, _RETRY_PERIOD)
         self._max_connections = max_connections
+        #: Guard of the scale's commits, which judges each line.
+        self.guard = Guards({}).of(scale_id)
         #: Open connections, and the monotonic time at which each was made.
         self._open: dict[ScaleLineProtocol, float] = {}
         #: Connections that have never sent a reading, the longest silent first.
@@ -311,7 +314,9 @@ class ScaleFactory(Factory):
             if fields is not None:
                 status, weight, kind, raw = fields
                 self._readings[status].inc()
-                self._bus.publish(Reading(self.scale_id, status, weight, kind, raw, now), time=now)
+                marks = self.guard.receive(status, weight, kind, "kg", self._last_line)
+                reading = Reading(self.scale_id, status, weight, kind, raw, now, "kg", *marks)
+                self._bus.publish(reading, time=now)
 
     def _parse(self, peer: str, line: bytes) -> ScaleLine | None:
         """Parse a line that is not in the most common form; count and log it if it is not a valid reading."""

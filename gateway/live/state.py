@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from gateway.bus.bus import Bus
-from gateway.model.records import Arrival, Presence, Reading, Update
+from gateway.model.records import ALLOWED, Arrival, Presence, Reading, Update, Verdict
 from gateway.runtime.clock import WallClock
+from gateway.weighing.messages import refusal
+from gateway.weighing.registry import Guards
 
 #: Maximum remembered machines that have disconnected without an update.
 MAX_GONE: Final = 1000
@@ -33,6 +35,7 @@ class ScaleState:
     :ivar origin: gateway that the scale was connected to then; ``None`` if it is not known.
     :ivar arrived: time of its arrival on the origin's monotonic clock, in seconds.
     :ivar gateways: gateways that the scale is connected to.
+    :ivar remote_verdict: verdict of another gateway at its last line of the scale.
     """
 
     idle_timeout: float
@@ -42,6 +45,7 @@ class ScaleState:
     origin: str | None = None
     arrived: float = 0.0
     gateways: set[str] = field(default_factory=set)
+    remote_verdict: Verdict = ALLOWED
 
 
 class LiveState:
@@ -52,12 +56,19 @@ class LiveState:
 
     :param scales: idle time-outs in seconds by configured scale.
     :param max_remote_names: maximum names of scales, machines and sensors of other gateways.
+    :param guards: guards of the scales of this gateway.
     """
 
     def __init__(
-        self, bus: Bus, clock: WallClock, scales: dict[str, float], max_remote_names: int = _MAX_REMOTE_NAMES
+        self,
+        bus: Bus,
+        clock: WallClock,
+        scales: dict[str, float],
+        max_remote_names: int = _MAX_REMOTE_NAMES,
+        guards: Guards | None = None,
     ) -> None:
         self._clock = clock
+        self._guards = Guards({}) if guards is None else guards
         self._scales = {scale_id: ScaleState(timeout) for scale_id, timeout in scales.items()}
         self._recent: dict[str, dict[str, deque[Update]]] = {}
         #: Gateways that a machine is connected to, at least one, by machine.
@@ -104,6 +115,8 @@ class LiveState:
             self._recent.setdefault(presence.name, {})
         else:
             gateways = self._connected.get(presence.name, set())
+        if presence.source == "scale" and gateway == LOCAL:
+            self._guards.of(presence.name).set_connected(presence.connected)
         if presence.connected:
             gateways.add(gateway)
         else:
@@ -283,10 +296,28 @@ class LiveState:
         """Return whether the idle time-out has passed since the latest reading."""
         return self.age(scale_id) >= self.idle_timeout(scale_id)
 
+    def is_judged_here(self, scale_id: str) -> bool:
+        """Return whether this gateway judges the commits of a scale, since it has the latest reading itself."""
+        state = self._scales[scale_id]
+        return state.is_local and (state.latest is None or state.origin == LOCAL)
+
+    def verdict(self, scale_id: str) -> Verdict:
+        """Return what a commit of a scale would be answered now."""
+        if self.is_judged_here(scale_id):
+            return self._guards.of(scale_id).verdict(self._clock.monotonic())
+        state = self._scales[scale_id]
+        return refusal("no_stable_weight") if state.latest is None else state.remote_verdict
+
+    def note_remote_verdict(self, reading: Reading) -> None:
+        """Note the verdict of another gateway at a line of a known scale."""
+        self._scales[reading.scale_id].remote_verdict = reading.verdict
+
     def scale_snapshot(self, scale_id: str) -> dict[str, Any]:
         """Return the snapshot of a scale for a new subscriber."""
         state = self._scales[scale_id]
-        return {"latest": None if state.latest is None else state.latest.payload(), "connected": bool(state.gateways)}
+        verdict = self.verdict(scale_id).payload()
+        latest = None if state.latest is None else {**state.latest.payload(), "commit": verdict}
+        return {"latest": latest, "connected": bool(state.gateways), "commit": verdict}
 
     # -- machines
 

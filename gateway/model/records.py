@@ -34,11 +34,13 @@ class Verdict(NamedTuple):
     """Answer that a commit of a scale would get now.
 
     :ivar error: error code of the refusal; ``None`` if a commit is allowed.
-    :ivar message: what to do, for people; empty if a commit is allowed.
+    :ivar message: what to do, in Korean; empty if a commit is allowed.
+    :ivar english: the same in English.
     """
 
     error: str | None = None
     message: str = ""
+    english: str = ""
 
     def payload(self) -> dict[str, Any]:
         return {"allowed": self.error is None, "error": self.error, "message": self.message}

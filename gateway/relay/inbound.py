@@ -44,6 +44,8 @@ class InboundItems:
                 if arrival is not None and arrival.gateway == self._own_token:
                     # A peer returns what came from this gateway.
                     arrival = arrival._replace(gateway=LOCAL)
+                if item.latest is not None:
+                    self._live.note_remote_verdict(item.latest)
                 if item.latest is not None and self._live.apply_remote_reading(item.latest, item.age, arrival):
                     self._bus.publish(item.latest, remote=True, time=item.latest.received_at)
                 self._apply_presence(token, item.presence)
@@ -69,6 +71,7 @@ class InboundItems:
         match record:
             case Reading():
                 self._add_scale(record.scale_id, item.idle_timeout)
+                live.note_remote_verdict(record)
                 # A state may have contained it already.
                 if record.settled:
                     arrival = None if item.arrived is None else Arrival(token, item.arrived)

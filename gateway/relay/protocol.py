@@ -20,6 +20,7 @@ from gateway.relay.values import (
     is_text,
     read_arrival,
     read_flag,
+    read_judgement,
     read_name,
     read_number,
     read_scale,
@@ -202,6 +203,7 @@ def _record_fields(record: SharedRecord) -> RelayItem:
                 "kind": record.kind,
                 "raw": record.raw,
                 "received": record.received_at.timestamp(),
+                **_judgement_fields(record),
             }
         case Commit():
             # The line is left out: no event contains it.
@@ -236,6 +238,18 @@ def _record_fields(record: SharedRecord) -> RelayItem:
             }
         case Presence():
             return {"is": "presence", "source": record.source, "name": record.name, "connected": record.connected}
+
+
+def _judgement_fields(record: Reading) -> RelayItem:
+    """Return what the gateway of a scale says of a reading; fields with their defaults are left out."""
+    fields = {
+        "unit": None if record.unit == "kg" else record.unit,
+        "id": record.reading_id or None,
+        "verdict": None if record.verdict.error is None else list(record.verdict),
+        "out": record.out_of_range or None,
+        "accepted": record.is_accepted,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _encode_json(value: Any) -> str:
@@ -319,9 +333,8 @@ def _parse_reading(item: Mapping[str, Any], zone: tzinfo) -> Reading:
     if status not in _STATUSES or kind not in _WEIGHT_KINDS or (status == "OL") != (weight is None):
         raise WireError("a reading is not valid")
     kilograms = None if weight is None else read_weight(weight)
-    return Reading(
-        read_scale(item), status, kilograms, kind, read_text(item["raw"], _MAX_RAW), read_time(item["received"], zone)
-    )
+    raw, received_at = read_text(item["raw"], _MAX_RAW), read_time(item["received"], zone)
+    return Reading(read_scale(item), status, kilograms, kind, raw, received_at, *read_judgement(item))
 
 
 def _parse_commit(item: Mapping[str, Any], zone: tzinfo) -> Commit:

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from gateway.model.names import name_of
-from gateway.model.records import Arrival
+from gateway.model.records import ALLOWED, Arrival, Verdict
 from gateway.wire.errors import WireError
 from gateway.wire.scale import HEAVIEST_KG
 
@@ -98,3 +98,22 @@ def read_time(value: Any, zone: tzinfo) -> datetime:
     if not 0 <= seconds < _MAX_TIME:
         raise WireError("a time is not valid")
     return datetime.fromtimestamp(seconds, zone)
+
+
+def read_judgement(item: Mapping[str, Any]) -> tuple[str, str, Verdict, bool, bool | None]:
+    """Return what the gateway of a scale says of a reading: its unit, id, verdict, range and acceptance."""
+    accepted = item.get("accepted")
+    return (
+        read_text(item.get("unit", "kg"), 8),
+        read_text(item.get("id", ""), 64),
+        _read_verdict(item.get("verdict")),
+        read_flag(item.get("out", False)),
+        None if accepted is None else read_flag(accepted),
+    )
+
+
+def _read_verdict(value: Any) -> Verdict:
+    if value is None:
+        return ALLOWED
+    error, message, english = value
+    return Verdict(read_text(error, 64), read_text(message, 500), read_text(english, 500))

@@ -178,7 +178,7 @@ class Store(ABC):
         """
 
     @abstractmethod
-    async def commit(self, entry: CommitEntry, key: IdempotencyKey | None) -> CommitResult:
+    async def commit(self, entry: CommitEntry, key: IdempotencyKey | None, *, may_wait: bool = False) -> CommitResult:
         """Write a commit together with its key, and return when both are durable.
 
         If the key was used for the same request before, return the first answer and write nothing.

@@ -155,7 +155,7 @@ class PostgresStore(Store):
 
     # -- commits
 
-    async def commit(self, entry: CommitEntry, key: IdempotencyKey | None) -> CommitResult:
+    async def commit(self, entry: CommitEntry, key: IdempotencyKey | None, *, may_wait: bool = False) -> CommitResult:
         """Write a commit: see :class:`Store`.
 
         If the connection is lost, the commit is retried for some seconds; a retry writes nothing if the commit was

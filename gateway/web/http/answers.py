@@ -11,7 +11,9 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import Request, datetimeToString
+from werkzeug.datastructures import LanguageAccept
 from werkzeug.exceptions import MethodNotAllowed, NotFound
+from werkzeug.http import parse_accept_header
 from werkzeug.routing import RequestRedirect
 
 from gateway import __version__
@@ -81,6 +83,7 @@ class Refusal(Exception):
 
     :param error: error code, for programs.
     :param message: text for people; by default that of the error code.
+    :param english: the same in English, for clients that prefer it; by default there is the one text only.
     :param detail: reason for the log, which the client does not get; by default the error code.
     :param challenge: content of the ``WWW-Authenticate`` header; empty for no header.
     :param retry_after: seconds after which the client may repeat the request; ``None`` for no such header, except that
@@ -93,6 +96,7 @@ class Refusal(Exception):
         error: str,
         message: str | None = None,
         *,
+        english: str | None = None,
         detail: str = "",
         challenge: bytes = b"",
         retry_after: int | None = None,
@@ -103,6 +107,7 @@ class Refusal(Exception):
         self.status = status
         self.error = error
         self.message = _MESSAGES[error] if message is None else message
+        self.english = english
         self.detail = detail or (error if message is None else f"{error}: {message}")
 
     @property
@@ -110,9 +115,13 @@ class Refusal(Exception):
         """The status code and phrase for the first line of an answer."""
         return b"%d %b" % (self.status, _PHRASES[self.status])
 
-    def text(self) -> bytes:
-        """Return the body of the answer."""
-        return orjson.dumps({"ok": False, "error": self.error, "message": self.message})
+    def text(self, *, in_english: bool = False) -> bytes:
+        """Return the body of the answer.
+
+        :param in_english: whether the client prefers English.
+        """
+        message = self.english if in_english and self.english else self.message
+        return orjson.dumps({"ok": False, "error": self.error, "message": message})
 
     def whole_answer(self, *headers: tuple[bytes, bytes]) -> bytes:
         """Return head and body of an answer to an incomplete request; the answer closes the connection."""
@@ -158,7 +167,15 @@ def refuse(request: Request, refusal: Refusal) -> bytes:
     if refusal.challenge:
         request.setHeader(b"www-authenticate", refusal.challenge)
     request.refusal = refusal  # type: ignore[attr-defined]  # every request is a GatewayRequest, which logs it
-    return encoded_answer(request, refusal.text(), refusal.status)
+    return encoded_answer(request, refusal.text(in_english=prefers_english(request)), refusal.status)
+
+
+def prefers_english(request: Request) -> bool:
+    """Return whether a client prefers English to Korean."""
+    header = b",".join(request.requestHeaders.getRawHeaders(b"accept-language", ())).decode("latin-1")
+    if not header:
+        return False
+    return parse_accept_header(header, LanguageAccept).best_match(["ko", "en"]) == "en"
 
 
 def refuse_method(request: Request, allowed: str) -> bytes:

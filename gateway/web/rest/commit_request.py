@@ -16,6 +16,12 @@ from gateway.web.http.answers import Refusal
 #: Maximum characters of a field: columns of ``scale_weight_log`` are varchar(50).
 _MAX_LENGTH: Final = 50
 
+#: Maximum characters of a reason.
+_MAX_REASON: Final = 200
+
+#: Fields that are left out of the fingerprint when they are absent.
+_LATER_FIELDS: Final = frozenset({"reading_id", "override"})
+
 _EVENT_TYPES: Final = frozenset({"SHIP", "RETURN"})
 
 #: Control characters: databases cannot store a NUL, and cylinder numbers have no line ends.
@@ -24,17 +30,25 @@ _CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 @dataclass(frozen=True, slots=True)
 class CommitRequest:
-    """Fields of a valid commit request."""
+    """Fields of a valid commit request.
+
+    :ivar reading_id: reading that the operator saw.
+    :ivar override: reason for passing guards.
+    """
 
     cylinder_no: str
     event_type: str
     arrival_shipping_no: str | None
     move_report_no: str | None
     scale_id: str | None
+    reading_id: str | None = None
+    override: str | None = None
 
     def fingerprint(self) -> str:
         """Return a hash of the fields, which does not depend on the form of the JSON."""
-        return hashlib.sha256(orjson.dumps(asdict(self), option=orjson.OPT_SORT_KEYS)).hexdigest()
+        # A request without the later fields has the hash that it had before there were any.
+        fields = {key: value for key, value in asdict(self).items() if value is not None or key not in _LATER_FIELDS}
+        return hashlib.sha256(orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def parse_commit_request(body: bytes) -> CommitRequest:
@@ -63,18 +77,42 @@ def parse_commit_request(body: bytes) -> CommitRequest:
         _text(value, "arrival_shipping_no"),
         _text(value, "move_report_no"),
         _text(value, "scale_id"),
+        _text(value, "reading_id"),
+        _override(value.get("override")),
     )
 
 
-def _text(value: dict[str, Any], field: str) -> str | None:
+def _override(value: Any) -> str | None:
+    """Return the reason of an override; ``None`` without an override."""
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise Refusal(400, "invalid_request", "override: reason이 있는 객체여야 합니다")
+    return reason_of(value, "override.reason")
+
+
+def reason_of(value: dict[str, Any], name: str) -> str:
+    """Return the field ``reason`` of an object, which must not be empty.
+
+    :param name: name of the field for the message.
+    :raises Refusal: ``invalid_request``.
+    """
+    reason = _text(value, "reason", _MAX_REASON, name)
+    if reason is None:
+        raise Refusal(400, "invalid_request", f"{name}이 필요합니다")
+    return reason
+
+
+def _text(value: dict[str, Any], field: str, max_length: int = _MAX_LENGTH, name: str = "") -> str | None:
     text = value.get(field)
+    field = name or field
     if text is None:
         return None
     if not isinstance(text, str):
         raise Refusal(400, "invalid_request", f"{field}: 문자열이어야 합니다")
     text = text.strip()
-    if len(text) > _MAX_LENGTH:
-        raise Refusal(400, "invalid_request", f"{field}: {_MAX_LENGTH}자 이하여야 합니다")
+    if len(text) > max_length:
+        raise Refusal(400, "invalid_request", f"{field}: {max_length}자 이하여야 합니다")
     if _CONTROLS.search(text):
         raise Refusal(400, "invalid_request", f"{field}: 제어 문자를 포함할 수 없습니다")
     return text or None

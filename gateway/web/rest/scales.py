@@ -1,6 +1,5 @@
 """REST interface of scales: latest weight, and commits of shipped and returned cylinders."""
 
-from decimal import ROUND_HALF_UP, Decimal
 from typing import Any, Final
 
 import orjson
@@ -10,27 +9,27 @@ from twisted.web.http import Request
 from twisted.web.resource import IResource
 
 from gateway.auth.principal import Scope
-from gateway.bus.bus import Bus
+from gateway.commits.order import CommitOrder, CommitRefused
+from gateway.commits.service import CommitService
 from gateway.config.settings import Settings
 from gateway.live.state import LiveState
-from gateway.model.records import CommitEntry, Reading
-from gateway.runtime.clock import WallClock
+from gateway.model.records import Reading, Verdict
 from gateway.runtime.metrics import Counters
 from gateway.store.interface import (
     IdempotencyConflict,
     OutcomeUnknown,
     RejectedByDatabase,
-    Store,
     StoreUnavailable,
 )
 from gateway.web.http.answers import Refusal, answer, argument, encoded_answer, handle_errors, shield
 from gateway.web.http.fast_routes import FastRoutes, Route
 from gateway.web.http.scopes import ScopedApp
-from gateway.web.rest.commit_request import CommitRequest, idempotency_key, json_body, parse_commit_request
+from gateway.web.rest.commit_request import idempotency_key, json_body, parse_commit_request
 
 log = Logger()
 
-_CENT: Final = Decimal("0.01")
+#: Maximum texts of verdicts that are kept.
+_MAX_VERDICT_TEXTS: Final = 1000
 
 
 class ScaleApi:
@@ -39,32 +38,19 @@ class ScaleApi:
     app = ScopedApp()
     handle_errors(app)
 
-    def __init__(
-        self,
-        live: LiveState,
-        store: Store,
-        bus: Bus,
-        clock: WallClock,
-        counters: Counters,
-        settings: Settings,
-    ) -> None:
+    def __init__(self, live: LiveState, commits: CommitService, counters: Counters, settings: Settings) -> None:
         self._live = live
-        self._store = store
-        self._bus = bus
-        self._clock = clock
+        self._service = commits
         self._commits = counters.commits
-        self._commit_seconds = counters.commit_seconds
         self.update(settings)
-        #: By scale: the last reading that was requested, and the texts of its answer while it is fresh and stale.
-        self._texts: dict[str, tuple[Reading, tuple[bytes, bytes]]] = {}
+        #: By scale: the last reading that was requested, and the beginning of its answer.
+        self._texts: dict[str, tuple[Reading, bytes]] = {}
+        #: Texts of the verdicts in answers; there are few.
+        self._verdict_texts: dict[Verdict, bytes] = {}
 
     def update(self, settings: Settings) -> None:
-        """Use other scales and guards."""
+        """Use other scales."""
         self._default_scale = settings.default_scale()
-        #: By scale: maximum age, in seconds, of a weight that is committed; without it, any age.
-        self._commit_max_age = {scale_id: line.commit_max_age_sec for scale_id, line in settings.lines().items()}
-        #: The same for the scales of other gateways.
-        self._remote_max_age = settings.scale.commit_max_age_sec
 
     def resource(self) -> IResource:
         """Return the resource of all routes."""
@@ -79,12 +65,30 @@ class ScaleApi:
     def latest(self, request: Request) -> bytes:
         scale_id = self._scale(argument(request, "scale_id"))
         reading = self._live.latest(scale_id)
+        verdict = self._live.verdict(scale_id)
         if reading is None:
-            raise Refusal(404, "no_data")
+            # A scale that sends net weights only would otherwise look dead.
+            message = verdict.message if verdict.error == "only_net" else None
+            english = verdict.english if verdict.error == "only_net" else None
+            raise Refusal(404, "no_data", message, english=english)
         cached = self._texts.get(scale_id)
         if cached is None or cached[0] is not reading:
-            self._texts[scale_id] = cached = reading, _latest_texts(reading)
-        return encoded_answer(request, cached[1][self._live.is_stale(scale_id)])
+            fields = {"ok": True, **reading.payload()}
+            del fields["commit"]
+            self._texts[scale_id] = cached = reading, orjson.dumps(fields)[:-1]
+        age = self._live.age(scale_id)
+        stale = b"true" if self._live.is_stale(scale_id) else b"false"
+        text = b'%b,"stale":%b,"age_ms":%d,"commit":%b}'
+        return encoded_answer(request, text % (cached[1], stale, max(0.0, age) * 1000, self._text_of(verdict)))
+
+    def _text_of(self, verdict: Verdict) -> bytes:
+        text = self._verdict_texts.get(verdict)
+        if text is None:
+            # Some show a weight.
+            if len(self._verdict_texts) >= _MAX_VERDICT_TEXTS:
+                self._verdict_texts.clear()
+            text = self._verdict_texts[verdict] = orjson.dumps(verdict.payload())
+        return text
 
     @app.route("/scale-gateway/commit", methods=["POST"], scope="commit")
     @app.route("/scale-gateway/commit/", methods=["POST"], scope="commit")
@@ -117,58 +121,31 @@ class ScaleApi:
         self._commits.labels(outcome).inc()
         return answer(request, body)
 
-    async def _write_commit(self, request: Request) -> tuple[dict[str, Any], str]:
+    async def _write_commit(self, request: Any) -> tuple[dict[str, Any], str]:
         commit_request = parse_commit_request(json_body(request))
-        key = idempotency_key(request, commit_request)
-        scale_id = self._scale(commit_request.scale_id)
+        order = CommitOrder(
+            scale_id=self._scale(commit_request.scale_id),
+            cylinder_no=commit_request.cylinder_no,
+            event_type=commit_request.event_type,
+            arrival_shipping_no=commit_request.arrival_shipping_no,
+            move_report_no=commit_request.move_report_no,
+            reading_id=commit_request.reading_id,
+            override=commit_request.override,
+            key=idempotency_key(request, commit_request),
+            by=request.principal.name or "operator",
+        )
         try:
-            entry = self._entry(commit_request, scale_id)
-        except Refusal:
-            # A repeated request gets its first answer, whatever the scale shows now.
-            stored = None if key is None else await self._store.replay(key)
-            if stored is None:
-                raise
-            return stored, "replayed"
-        began = self._clock.monotonic()
-        try:
-            result = await self._store.commit(entry, key)
-        finally:
-            self._commit_seconds.observe(self._clock.monotonic() - began)
+            result = await self._service.commit(order)
+        except CommitRefused as refused:
+            verdict = refused.verdict
+            status = 400 if verdict.error == "no_stable_weight" else 409
+            raise Refusal(status, verdict.error or "", verdict.message, english=verdict.english) from refused
         if result.commit is None:
             return result.answer, "replayed"
-        log.info("scale {scale_id}: commit {id} written", scale_id=scale_id, id=result.commit.id)
-        self._bus.publish(result.commit)
-        return result.answer, "ok"
-
-    def _entry(self, request: CommitRequest, scale_id: str) -> CommitEntry:
-        reading = self._live.latest(scale_id)
-        if reading is None or reading.weight is None:
-            raise Refusal(400, "no_stable_weight")
-        max_age = self._commit_max_age.get(scale_id, self._remote_max_age)
-        if max_age is not None and self._live.age(scale_id) > max_age:
-            raise Refusal(409, "stale_weight")
-        return CommitEntry(
-            scale_id=scale_id,
-            cylinder_no=request.cylinder_no,
-            event_type=request.event_type,
-            # Adding 0 turns -0.00, rounded from a weight such as -0.004 kg, into 0.00.
-            gross_kg=reading.weight.quantize(_CENT, ROUND_HALF_UP) + 0,
-            raw_line=reading.raw,
-            received_at=reading.received_at,
-            committed_at=self._clock.now(),
-            arrival_shipping_no=request.arrival_shipping_no,
-            move_report_no=request.move_report_no,
-        )
+        return result.answer, "ok" if result.commit.ticket is None else "ticket"
 
     def _scale(self, requested: str | None) -> str:
         scale_id = requested or self._default_scale
         if not self._live.has_scale(scale_id):
             raise Refusal(404, "unknown_scale")
         return scale_id
-
-
-def _latest_texts(reading: Reading) -> tuple[bytes, bytes]:
-    """Return the JSON of the answer while the reading is fresh, and once it is stale."""
-    fields = {"ok": True, **reading.payload()}
-    del fields["kind"]
-    return orjson.dumps({**fields, "stale": False}), orjson.dumps({**fields, "stale": True})

@@ -1,0 +1,52 @@
+"""Builder of the commits of scales, and their connection to ``/healthz``."""
+
+from collections.abc import Callable
+from functools import partial
+
+from twisted.application.internet import TimerService
+
+from gateway.assembly.parts import Commits, Paths, Runtime
+from gateway.commits.armed_states import ArmedStates
+from gateway.commits.service import CommitService
+from gateway.config.scale_settings import ScaleConnection
+from gateway.config.settings import Settings
+from gateway.runtime.threads import pool_of
+from gateway.store.interface import Store
+
+#: Seconds between looks for scales that were emptied.
+_SAVE_EVERY = 1.0
+
+
+def build_commits(runtime: Runtime, settings: Settings, paths: Paths, store: Store) -> Commits:
+    """Build the commits of all scales."""
+    clock, guards = runtime.clock, runtime.guards
+    service = CommitService(runtime.live, guards, store, runtime.bus, clock, runtime.counters)
+    pool = pool_of(1, "scales")
+    states = ArmedStates(runtime.reactor, clock, paths.database, guards.own, pool)
+    service.checks.states = states
+    saving = TimerService(_SAVE_EVERY, states.save_if_changed)
+    saving.clock = runtime.reactor
+    update_commits(runtime, service, settings)
+    return Commits(service, states, saving, pool)
+
+
+def update_commits(runtime: Runtime, service: CommitService, settings: Settings) -> None:
+    """Give the guards of all scales other settings."""
+    runtime.guards.update(settings.scale_settings())
+    service.defaults = ScaleConnection(via="default").with_defaults(settings.scale)
+
+
+def prepare_commits(runtime: Runtime, service: CommitService, settings: Settings) -> Callable[[], None]:
+    """Return the function that gives the guards of all scales other settings, for a reload."""
+    return partial(update_commits, runtime, service, settings)
+
+
+def guard_problems(runtime: Runtime, states: ArmedStates) -> list[str]:
+    """Return the problems of guards, one line each."""
+    now = runtime.clock.monotonic()
+    lines = [
+        f"scale {scale_id} sends net weights only, and scales.{scale_id}.accept has gross only: clear its tare"
+        for scale_id, guard in runtime.guards.own().items()
+        if guard.is_only_net(now)
+    ]
+    return lines if states.problem is None else [*lines, states.problem]

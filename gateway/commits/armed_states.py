@@ -1,0 +1,140 @@
+"""States of scales that survive a restart: whether each was empty since its last commit, and its recent commits."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+
+from gateway.runtime.clock import WallClock
+from gateway.weighing.commits import RecentCommit
+from gateway.weighing.guard import ScaleGuard
+
+log = Logger()
+
+#: Name of the file under ``database.path``.
+STATES_FILE: Final = "cynow-gateway-scales.json"
+
+
+class ArmedStates:
+    """The file of these states, replaced as a whole by one thread; saves that wait share a write.
+
+    :param guards: returns the guards of all scales.
+    :param pool: pool of one thread.
+    :ivar problem: why the file cannot be written; ``None`` if it can.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        clock: WallClock,
+        directory: str,
+        guards: Callable[[], Mapping[str, ScaleGuard]],
+        pool: ThreadPool,
+    ) -> None:
+        self._reactor = reactor
+        self._clock = clock
+        self._path = os.path.join(directory, STATES_FILE)
+        self._guards = guards
+        self._pool = pool
+        self._saved = b""
+        self._waiting: list[Deferred[None]] = []
+        self._is_writing = False
+        self.problem: str | None = None
+
+    def load(self) -> None:
+        """Read the file into the guards. This blocks: the reactor is not running yet."""
+        try:
+            with open(self._path, "rb") as file:
+                self._saved = file.read()
+            states = json.loads(self._saved)
+            for scale_id, guard in self._guards().items():
+                if scale_id in states:
+                    self._restore(guard, states[scale_id])
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.error("{path}: cannot be read, so every scale counts as emptied: {error}", path=self._path, error=error)
+
+    def _restore(self, guard: ScaleGuard, state: Mapping[str, Any]) -> None:
+        if guard.settings.zero_band_kg is not None:
+            guard.is_armed = bool(state["armed"])
+        guard.last_commit = state["last"]
+        now, wall = self._clock.monotonic(), self._clock.wall()
+        for cylinder_no, event_type, name, at in state["recent"]:
+            guard.recent.add(RecentCommit(str(cylinder_no), str(event_type), name, now - max(0.0, wall - float(at))))
+
+    def save(self) -> "Deferred[None]":
+        """Write the states as they are now; the Deferred fires when they are on the disk, or cannot be written."""
+        done: Deferred[None] = Deferred()
+        self._waiting.append(done)
+        if not self._is_writing:
+            self._write()
+        return done
+
+    def save_if_changed(self) -> None:
+        """Write the states if they differ from those of the file."""
+        if not self._is_writing and self._content() != self._saved:
+            self.save()
+
+    def _write(self) -> None:
+        content = self._content()
+        waiting, self._waiting = self._waiting, []
+        if content == self._saved:
+            for done in waiting:
+                done.callback(None)
+            return
+        self._is_writing = True
+        writing = deferToThreadPool(self._reactor, self._pool, _replace, self._path, content)
+        writing.addBoth(self._finish, content, waiting)
+
+    def _finish(self, result: "Failure | None", content: bytes, waiting: "list[Deferred[None]]") -> None:
+        self._is_writing = False
+        problem = None
+        if isinstance(result, Failure):
+            problem = f"{self._path} cannot be written: {result.getErrorMessage()}"
+        else:
+            self._saved = content
+        if problem is not None and self.problem is None:
+            log.error("{problem}; after a restart, scales would count as emptied", problem=problem)
+        self.problem = problem
+        for done in waiting:
+            done.callback(None)
+        if self._waiting and not self._is_writing:
+            self._write()
+
+    def _content(self) -> bytes:
+        now, wall = self._clock.monotonic(), self._clock.wall()
+        states = {}
+        for scale_id, guard in self._guards().items():
+            window = guard.settings.duplicate_window_sec
+            if window is None and guard.settings.zero_band_kg is None:
+                continue
+            recent = []
+            for commit in guard.recent:
+                if window is not None and now - commit.at <= window:
+                    # Computed once, so that the content does not change with the clocks.
+                    commit.wall = round(wall - (now - commit.at)) if commit.wall is None else commit.wall
+                    recent.append((commit.cylinder_no, commit.event_type, commit.name, commit.wall))
+            states[scale_id] = {"armed": guard.is_armed, "last": guard.last_commit, "recent": recent}
+        return json.dumps(states, ensure_ascii=False).encode() if states or self._saved else b""
+
+
+def _replace(path: str, content: bytes) -> None:
+    """Replace a file so that it is complete at any time."""
+    temporary = f"{path}.new"
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
