@@ -73,6 +73,7 @@ def _assemble(runtime: Runtime, settings: Settings, paths: Paths, *, accept_empt
     access = ListenerAccess(runtime, settings, paths)
     listeners = build_listeners(runtime, settings, access, web, daq, ports)
     scales = build_scales(runtime, settings, access, ports)
+    web.scale_list.connections = scales.connections
     return Assembly(
         paths=paths,
         runtime=runtime,

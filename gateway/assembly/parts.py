@@ -33,6 +33,7 @@ from gateway.web.clients.registry import LiveClients
 from gateway.web.http.request import Traffic
 from gateway.web.http.site import GatewaySite
 from gateway.web.push.subscription import SubscriptionContext
+from gateway.web.rest.scale_list import ScaleListApi
 from gateway.web.rest.scales import ScaleApi
 from gateway.web.socketio.engine import EngineServer
 from gateway.web.socketio.server import SocketServer
@@ -142,6 +143,7 @@ class Web:
     clients: LiveClients
     access: AccessControl
     scale_api: ScaleApi
+    scale_list: ScaleListApi
     context: SubscriptionContext
     engine: EngineServer
     sockets: SocketServer

@@ -60,6 +60,10 @@ class Scales(Service):
     def factories(self) -> list[ScaleFactory]:
         return [parts.factory for parts in self._parts.values()]
 
+    def connections(self) -> dict[str, ScaleFactory]:
+        """Return the factories by scale."""
+        return {factory.scale_id: factory for factory in self.factories}
+
     def startService(self) -> None:
         super().startService()
         for parts in self._parts.values():

@@ -28,6 +28,7 @@ from gateway.web.push.sse_endpoint import SseResource
 from gateway.web.push.subscription import SubscriptionContext
 from gateway.web.push.ws_endpoint import EventsWebSocketFactory, EventsWebSocketResource
 from gateway.web.rest.samples import MachineApi
+from gateway.web.rest.scale_list import ScaleListApi
 from gateway.web.rest.scales import ScaleApi
 from gateway.web.rest.statistics import SioApi, StatApi
 from gateway.web.rest.status import StatusApi
@@ -41,6 +42,7 @@ from gateway.web.socketio.session import EngineSettings
 #: Apps by the prefix of their paths, for the description of the REST interface.
 REST_APPS: Final[Mapping[str, ScopedApp]] = {
     "/api": ScaleApi.app,
+    "/api/v1/scales": ScaleListApi.app,
     "/stat": StatApi.app,
     "/sio": SioApi.app,
     "/api/v1/machines": MachineApi.app,
@@ -70,13 +72,15 @@ def build_web(
     traffic = Traffic(counters, log, _host_checks(settings), gate, client_checks, limits.body_bytes)
     scale_api = ScaleApi(live, commits.service, counters, settings)
     scales = scale_api.resource()
+    scale_list = ScaleListApi(live, runtime.guards, commits.service, clock)
     machines = MachineApi(reactor, clock, paths.data, readers, pipeline.raw_log.flush, pipeline.damage).app.resource()
     identify = partial(identify_connect, access)
     find = MachineNamespaces(bus, live).find
     sockets = SocketServer(reactor, find, identify=identify, max_attached=limits.body_bytes)
     engine = EngineServer(reactor, sockets, clients, counters, log, _engine_settings(settings))
+    v1: dict[str, IResource] = {"machines": machines, "scales": scale_list.app.resource()}
     resources: dict[str, IResource] = {
-        "api": Root({"v1": Root({"machines": machines}, scales)}, scales),
+        "api": Root({"v1": Root(v1, scales)}, scales),
         "stat": StatApi(store).app.resource(),
         "sio": SioApi(live).app.resource(),
         "socket.io": engine,
@@ -89,7 +93,7 @@ def build_web(
     status = StatusApi(reactor, live, counters, runtime.health.problems, runtime.readiness).app.resource()
     root = Root(resources, status)
     site = GatewaySite(reactor, root, traffic, counters, limits.connections, Deadlines.of(limits))
-    return Web(site, traffic, clients, access, scale_api, context, engine, sockets)
+    return Web(site, traffic, clients, access, scale_api, scale_list, context, engine, sockets)
 
 
 def _host_checks(settings: Settings) -> HostChecks:

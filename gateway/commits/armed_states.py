@@ -1,8 +1,10 @@
-"""States of scales that survive a restart: whether each was empty since its last commit, and its recent commits."""
+"""States of scales that survive a restart: whether each was emptied since its last commit, and its last check."""
 
 import json
 import os
 from collections.abc import Callable, Mapping
+from datetime import datetime
+from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
@@ -14,6 +16,7 @@ from twisted.python.threadpool import ThreadPool
 from gateway.runtime.clock import WallClock
 from gateway.weighing.commits import RecentCommit
 from gateway.weighing.guard import ScaleGuard
+from gateway.weighing.passport import CheckWeigh
 
 log = Logger()
 
@@ -58,13 +61,17 @@ class ArmedStates:
                     self._restore(guard, states[scale_id])
         except FileNotFoundError:
             return
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, InvalidOperation) as error:
             log.error("{path}: cannot be read, so every scale counts as emptied: {error}", path=self._path, error=error)
 
     def _restore(self, guard: ScaleGuard, state: Mapping[str, Any]) -> None:
         if guard.settings.zero_band_kg is not None:
             guard.is_armed = bool(state["armed"])
         guard.last_commit = state["last"]
+        check = state.get("check")
+        if check is not None:
+            at = datetime.fromtimestamp(float(check[0]), self._clock.zone)
+            guard.passport.check = CheckWeigh(at, Decimal(check[1]), Decimal(check[2]), str(check[3]))
         now, wall = self._clock.monotonic(), self._clock.wall()
         for cylinder_no, event_type, name, at in state["recent"]:
             guard.recent.add(RecentCommit(str(cylinder_no), str(event_type), name, now - max(0.0, wall - float(at))))
@@ -113,7 +120,8 @@ class ArmedStates:
         states = {}
         for scale_id, guard in self._guards().items():
             window = guard.settings.duplicate_window_sec
-            if window is None and guard.settings.zero_band_kg is None:
+            check = guard.passport.check
+            if window is None and guard.settings.zero_band_kg is None and check is None:
                 continue
             recent = []
             for commit in guard.recent:
@@ -121,7 +129,14 @@ class ArmedStates:
                     # Computed once, so that the content does not change with the clocks.
                     commit.wall = round(wall - (now - commit.at)) if commit.wall is None else commit.wall
                     recent.append((commit.cylinder_no, commit.event_type, commit.name, commit.wall))
-            states[scale_id] = {"armed": guard.is_armed, "last": guard.last_commit, "recent": recent}
+            states[scale_id] = {
+                "armed": guard.is_armed,
+                "last": guard.last_commit,
+                "recent": recent,
+                "check": None
+                if check is None
+                else (check.at.timestamp(), str(check.nominal_kg), str(check.shown_kg), check.by),
+            }
         return json.dumps(states, ensure_ascii=False).encode() if states or self._saved else b""
 
 

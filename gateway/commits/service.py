@@ -21,6 +21,7 @@ from gateway.store.interface import CommitResult, OutcomeUnknown, Store, StoreUn
 from gateway.weighing.commits import Attempt
 from gateway.weighing.guard import OVERRIDABLE, Reservation, ScaleGuard, rounded_kg
 from gateway.weighing.messages import refusal
+from gateway.weighing.passport import CheckWeigh
 from gateway.weighing.registry import Guards
 
 log = Logger()
@@ -102,19 +103,18 @@ class CommitService:
             self._save()
             raise
         self._confirm(guard, reservation, result)
+        await self._saved()
         return result
 
     async def _write(self, order: CommitOrder, settings: ScaleConnection, entry: CommitEntry) -> CommitResult:
-        # Both at a time: the answer waits for both, so that an operator who saw it finds the scale held after a kill.
-        saved = self._save()
+        # At the same time, so that the scale is held after a kill even if the answer was not sent any more.
+        self._save()
         began = self._clock.monotonic()
         try:
             may_wait = settings.commit_when_away == "ticket"
             result = await self._store.commit(entry, order.key, may_wait=may_wait)
         finally:
             self._commit_seconds.observe(self._clock.monotonic() - began)
-        if saved is not None:
-            await saved
         return result
 
     def _confirm(self, guard: ScaleGuard, reservation: Reservation, result: CommitResult) -> None:
@@ -221,13 +221,38 @@ class CommitService:
 
     def _warnings_of(self, scale_id: str, settings: ScaleConnection, passed: list[str]) -> tuple[str, ...]:
         guard = self._guards.own().get(scale_id)
-        return () if guard is None else tuple(each for each in guard.warnings if each not in passed)
+        if guard is None:
+            return ()
+        found = guard.passport.warnings(settings.check_weigh, self._clock.now().date())
+        return tuple(each for each in found if each not in passed)
+
+    async def check_weigh(self, scale_id: str, nominal_kg: Decimal, by: str) -> CheckWeigh:
+        """Check a scale with a reference weight that stands on it now, and keep the outcome.
+
+        :raises CommitRefused: the scale shows no stable, current weight.
+        """
+        guard = self._guards.of(scale_id)
+        now = self._clock.monotonic()
+        for verdict in guard.weighing_problems(now):
+            raise CommitRefused(verdict)
+        check = CheckWeigh(self._clock.now(), nominal_kg, guard.weight or Decimal(0), by)
+        guard.passport.check = check
+        await self._saved()
+        if self.checks.record is not None:
+            await self.checks.record.append("check", {"scale_id": scale_id, **check.payload()})
+        return check
 
     # -- what survives
 
     def _save(self) -> "Deferred[None] | None":
         states = self.checks.states
         return None if states is None else states.save()
+
+    async def _saved(self) -> None:
+        """Save the states of scales, and return when they are durable."""
+        saved = self._save()
+        if saved is not None:
+            await saved
 
     async def _record_refusal(self, order: CommitOrder, verdict: Verdict) -> None:
         if self.checks.record is None:

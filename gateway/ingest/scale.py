@@ -218,6 +218,11 @@ class ScaleFactory(Factory):
         return bool(self._open)
 
     @property
+    def peers(self) -> list[str]:
+        """Return the addresses or devices of the open connections."""
+        return [protocol.peer for protocol in self._open]
+
+    @property
     def line_age(self) -> float | None:
         """Return the seconds since the last line, valid or not; ``None`` before the first line."""
         return None if self._last_line is None else self._clock.monotonic() - self._last_line

@@ -299,7 +299,7 @@ class LiveState:
     def is_judged_here(self, scale_id: str) -> bool:
         """Return whether this gateway judges the commits of a scale, since it has the latest reading itself."""
         state = self._scales[scale_id]
-        return state.is_local and (state.latest is None or state.origin == LOCAL)
+        return scale_id in self._guards.own() and (state.latest is None or state.origin == LOCAL)
 
     def verdict(self, scale_id: str) -> Verdict:
         """Return what a commit of a scale would be answered now."""

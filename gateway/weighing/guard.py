@@ -12,6 +12,7 @@ from gateway.config.scale_settings import ScaleConnection
 from gateway.model.records import ALLOWED, Verdict
 from gateway.weighing.commits import Attempt, RecentCommit, RecentCommits
 from gateway.weighing.messages import refusal
+from gateway.weighing.passport import Passport
 
 #: Errors that a commit with a reason passes, where the scale allows that. The others are about the request, or about
 #: weights that are never right.
@@ -76,13 +77,13 @@ class ScaleGuard:
     :param new_id: returns an identifier that was never used before.
     :ivar is_armed: whether the scale was empty since its last commit; always true without ``zero_band_kg``.
     :ivar recent: commits within ``duplicate_window_sec``.
-    :ivar is_out_of_control: whether the last check with a reference weight was outside the limits.
+    :ivar passport: accuracy of the scale.
     """
 
     def __init__(self, settings: ScaleConnection, new_id: Callable[[], str]) -> None:
         self._new_id = new_id
         self.is_armed = True
-        self.is_out_of_control = False
+        self.passport = Passport()
         self.recent = RecentCommits()
         self.reading_id = ""
         self._weight: Decimal | None = None
@@ -129,6 +130,8 @@ class ScaleGuard:
             if value != self._value:
                 self._value, self._weight = value, weight
                 self.reading_id = self._new_id()
+            if weight is not None and kind == "gross":
+                self.passport.note_zero(weight, self._band)
             self._range_error = range_error
             self._latest_at = now
             if self._stable_since is None:
@@ -161,11 +164,6 @@ class ScaleGuard:
     def weight(self) -> Decimal | None:
         """Return the latest weight in kilograms."""
         return self._weight
-
-    @property
-    def warnings(self) -> list[str]:
-        """Return the error codes of the warnings that a commit bears now."""
-        return ["out_of_control"] if self.is_out_of_control else []
 
     def is_only_net(self, now: float) -> bool:
         """Return whether only net weights come, of a scale whose ``accept`` lists other kinds only."""
@@ -208,9 +206,19 @@ class ScaleGuard:
         if not self.is_armed and self._band is not None:
             found.append(_NOT_REARMED)
         check = self.settings.check_weigh
-        if self.is_out_of_control and check is not None and check.when_out == "refuse":
+        if check is not None and check.when_out == "refuse" and self.passport.state(check) == "out":
             found.append(_OUT_OF_CONTROL)
         return found
+
+    def weighing_problems(self, now: float) -> list[Verdict]:
+        """Return why the scale cannot be checked with a reference weight now; empty if it can."""
+        basic = self._basic(now)
+        if basic or self._weight is None:
+            return basic
+        if not self._is_connected:
+            return [_DISCONNECTED]
+        is_stable = self._stable_since is not None and now - self._stable_since >= self._min_stable
+        return [] if is_stable else [_UNSTABLE]
 
     def _judge_range(self, weight: Decimal | None, unit: str) -> Verdict | None:
         settings = self.settings

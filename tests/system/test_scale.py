@@ -45,8 +45,13 @@ def test_latest_in_full(shared_daemon: Daemon) -> None:
     assert status == 200
     assert headers["content-type"] == "application/json; charset=utf-8"
     assert RFC3339.fullmatch(body.pop("received_at"))
+    assert body.pop("reading_id")
+    assert 0 <= body.pop("age_ms") < 10_000
     assert body == {
         "ok": True,
+        "kind": "gross",
+        "out_of_range": False,
+        "commit": {"allowed": True, "error": None, "message": ""},
         "scale_id": "default",
         "status": "ST",
         "weight": 53.26,

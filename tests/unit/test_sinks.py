@@ -815,7 +815,8 @@ class LiveTests(Parts):
         self.assertEqual(self.live.connected_machines(), ["N"])
         self.assertEqual(list(self.live.machines()), ["M", "N"])
         self.bus.publish(Presence("scale", "default", connected=True))
-        self.assertEqual(self.live.scale_snapshot("default"), {"latest": None, "connected": True})
+        snapshot = self.live.scale_snapshot("default")
+        self.assertEqual((snapshot["latest"], snapshot["connected"]), (None, True))
 
     def test_restored_updates_precede_new_ones(self) -> None:
         self.live.restore(Update("M", "v", float(number), self.clock.now()) for number in range(70))

@@ -69,6 +69,7 @@ class StatusApi:
                 "paths": [
                     "/api/scale-gateway/latest/",
                     "/api/scale-gateway/commit/",
+                    "/api/v1/scales",
                     "/sio/machineList",
                     "/stat/machineList",
                     "/stat/hour",

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
+from gateway.web.schema.commit_fields import COMMIT_DETAILS, READING_EXAMPLE, READING_FIELDS, VERDICT
+
 JsonSchema: TypeAlias = Mapping[str, Any]
 
 
@@ -72,20 +74,25 @@ SCHEMAS: Final[Mapping[str, JsonSchema]] = {
         raw={"type": "string", "description": "The line as received, without framing."},
         received_at=_ref("Time"),
         kind={"enum": ["gross", "net", "tare", "hold"]},
+        **READING_FIELDS,
     ),
-    "Commit": _object(
-        ok={"const": True},
-        id={"type": "integer", "minimum": 1, "description": "Of the row in scale_weight_log."},
-        cylinder_no={"type": "string", "minLength": 1, "maxLength": 50},
-        event_type={"enum": ["SHIP", "RETURN"]},
-        gross_kg=_ref("Kilograms"),
-        committed_at=_ref("Time"),
-        scale_id=_ref("Name"),
+    "Commit": _object_with(
+        COMMIT_DETAILS,
+        {
+            "ok": {"const": True},
+            "id": {"type": "integer", "minimum": 1, "description": "Of the row in scale_weight_log."},
+            "cylinder_no": {"type": "string", "minLength": 1, "maxLength": 50},
+            "event_type": {"enum": ["SHIP", "RETURN"]},
+            "gross_kg": _ref("Kilograms"),
+            "committed_at": _ref("Time"),
+            "scale_id": _ref("Name"),
+        },
     ),
     "ScalePresence": _object(scale_id=_ref("Name")),
     "ScaleSnapshot": _object(
         latest={"anyOf": [_ref("Reading"), {"type": "null"}], "description": "The latest stable gross weight."},
         connected={"type": "boolean"},
+        commit=VERDICT,
     ),
     "Update": _object(
         sensor_name=_ref("Name"),
@@ -242,7 +249,7 @@ COMMIT_EXAMPLE: Final = {
     "committed_at": "2025-12-18T10:11:12+09:00",
 }
 
-_READING: Final = {**LATEST_EXAMPLE, "kind": "gross"}
+_READING: Final = {**LATEST_EXAMPLE, "kind": "gross", **READING_EXAMPLE}
 _COMMIT: Final = {**COMMIT_EXAMPLE, "scale_id": "default"}
 _BEFORE: Final = {"sensor_name": "vib1", "data": 0.731, "time": "2025-12-18 10:11:00.000000"}
 _UPDATE: Final = {"sensor_name": "vib1", "data": 0.734, "time": "2025-12-18 10:12:00.000000"}
@@ -312,7 +319,7 @@ CHANNELS: Final = (
             "snapshot",
             "The present state, on subscribing.",
             "ScaleSnapshot",
-            {"latest": _READING, "connected": True},
+            {"latest": _READING, "connected": True, "commit": READING_EXAMPLE["commit"]},
             1300,
         ),
         _SCALE.event("reading", "A line of the scale.", "Reading", _READING, 1301),

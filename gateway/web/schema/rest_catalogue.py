@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from gateway.web.schema.catalogue import COMMIT_EXAMPLE, LATEST_EXAMPLE, JsonSchema
+from gateway.web.schema.commit_fields import READING_EXAMPLE
 from gateway.web.schema.operations import ContentSpec, ErrorCase, OperationSpec, csv_content, json_content, query
 from gateway.web.schema.rest_schemas import (
     COMMIT_FIELDS,
@@ -14,9 +15,19 @@ from gateway.web.schema.rest_schemas import (
     ref,
     text_of,
 )
+from gateway.web.schema.scale_catalogue import GUARD_ERRORS, SCALE_LIST
 
 _UNKNOWN_SCALE: Final = ErrorCase(404, "unknown_scale", "the configuration has no such scale")
 _STORE: Final = ErrorCase(503, "store_unavailable", "the store cannot take or answer the request now")
+
+_LATEST: Final = {
+    "ok": True,
+    **LATEST_EXAMPLE,
+    "kind": "gross",
+    **READING_EXAMPLE,
+    "stale": False,
+    "age_ms": 120,
+}
 
 _IDEMPOTENCY_KEY: Final = {
     "name": "Idempotency-Key",
@@ -32,9 +43,9 @@ _SCALES: Final = {
     "latest": OperationSpec(
         "scales",
         "The latest stable gross weight of a scale",
-        "`stale` is true once `idle_timeout_sec` has passed since `received_at`. Net, tare and held weights are live "
-        "events only.",
-        (json_content(ref("Latest"), stable={"ok": True, **LATEST_EXAMPLE, "stale": False}),),
+        "`stale` is true once `idle_timeout_sec` has passed since `received_at`. Tare and held weights are live events "
+        "only, and net ones unless the scale's `accept` has them.",
+        (json_content(ref("Latest"), stable=_LATEST),),
         (query("scale_id", SCALE_ID, "The scale's id in the configuration; by default the main scale.", "default"),),
         errors=(ErrorCase(404, "no_data", "the scale has had no stable weight since the start"), _UNKNOWN_SCALE),
     ),
@@ -62,7 +73,7 @@ _SCALES: Final = {
             ),
             ErrorCase(400, "no_stable_weight", "the scale has no stable weight yet"),
             _UNKNOWN_SCALE,
-            ErrorCase(409, "stale_weight", "the weight is older than `commit_max_age_sec`"),
+            *GUARD_ERRORS,
             ErrorCase(409, "rejected_by_database", "the database will always refuse this row; nothing was written"),
             ErrorCase(422, "idempotency_conflict", "the key was used for another request"),
             _STORE,
@@ -297,6 +308,7 @@ _DESCRIPTION: Final = {
 #: By prefix and endpoint of an app: the description of its operation.
 OPERATIONS: Final[Mapping[str, Mapping[str, OperationSpec]]] = {
     "/api": _SCALES,
+    "/api/v1/scales": SCALE_LIST,
     "/stat": _STATISTICS,
     "/sio": _CONNECTED,
     "/api/v1/machines": _SAMPLES,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from gateway.web.schema.catalogue import SCHEMAS, JsonSchema
+from gateway.web.schema.commit_fields import COMMIT_DETAILS, READING_FIELDS, VERDICT
 
 
 def ref(name: str) -> JsonSchema:
@@ -57,6 +58,25 @@ COMMIT_FIELDS: Final = {
         "arrival_shipping_no": {**_OPTIONAL, "description": "Number of the shipping that the cylinder came with."},
         "move_report_no": {**_OPTIONAL, "description": "Number of the report of the movement."},
         "scale_id": {**_OPTIONAL, "description": "Scale; by default the main one."},
+        "reading_id": {**_OPTIONAL, "description": "The reading that the operator saw, from `latest`."},
+        "override": {
+            "anyOf": [
+                {"type": "null"},
+                {
+                    "type": "object",
+                    "properties": {
+                        "reason": {
+                            "type": "string",
+                            "minLength": 1,
+                            "maxLength": 200,
+                            "pattern": rf"^{_PRINTABLE}*[!-~가-힣]{_PRINTABLE}*$",
+                        }
+                    },
+                    "required": ["reason"],
+                },
+            ],
+            "description": "Reason for passing guards, where `override: true` is configured for the scale.",
+        },
     },
     "required": ["cylinder_no", "event_type"],
 }
@@ -103,6 +123,19 @@ DETAIL_EXAMPLE: Final = {
     "start": "2025-12-18T10:00:00+09:00",
 }
 
+_COMMITTED_FIELDS: Final = object_of(
+    ok={"const": True},
+    id={"type": ["integer", "null"], "minimum": 1, "description": "Of the row; null while it waits as a ticket."},
+    cylinder_no={"type": "string"},
+    event_type={"enum": ["SHIP", "RETURN"]},
+    gross_kg=ref("Kilograms"),
+    committed_at=ref("Time"),
+)
+_COMMITTED: Final = {
+    **_COMMITTED_FIELDS,
+    "properties": {**_COMMITTED_FIELDS["properties"], **COMMIT_DETAILS},
+}
+
 #: Schemas of the live events that REST answers have too.
 _SHARED: Final = ("Name", "Time", "WallTime", "Kilograms", "Score", "Threshold", "Fault")
 
@@ -134,14 +167,22 @@ REST_SCHEMAS: Final[Mapping[str, Any]] = {
         raw=text_of("The line as received, without framing."),
         received_at=ref("Time"),
         stale={"type": "boolean"},
+        age_ms={"type": "integer", "minimum": 0, "description": "Age of the weight in milliseconds."},
+        kind={"enum": ["gross", "net"]},
+        **READING_FIELDS,
     ),
-    "Committed": object_of(
-        ok={"const": True},
-        id={"type": "integer", "minimum": 1, "description": "Of the row in scale_weight_log."},
-        cylinder_no={"type": "string"},
-        event_type={"enum": ["SHIP", "RETURN"]},
-        gross_kg=ref("Kilograms"),
-        committed_at=ref("Time"),
+    "Committed": _COMMITTED,
+    "ScaleState": object_of(
+        scale_id=ref("Name"),
+        connected={"type": "boolean"},
+        is_local={"type": "boolean", "description": "Whether it is a scale of this gateway, not of another one."},
+        peer={"type": ["string", "null"], "description": "Address or device of its connection."},
+        last_line_age_sec={"type": ["number", "null"], "minimum": 0},
+        silent={"type": "boolean", "description": "Whether it is connected and has sent no line for too long."},
+        latest={"type": ["object", "null"], "description": "The latest weight, as in the reading event."},
+        commit=VERDICT,
+        is_armed={"type": ["boolean", "null"], "description": "Whether it was empty since its last commit."},
+        passport={"type": ["object", "null"], "description": "Last check, zero drift and noise, due dates."},
     ),
     "Mean": object_of(**_MEAN),
     "DetailedMean": object_of(**_MEAN, **_DETAIL),
