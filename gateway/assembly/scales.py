@@ -11,6 +11,8 @@ from twisted.logger import Logger
 
 from gateway.config.scale_settings import ScaleConnection
 from gateway.config.settings import Settings
+from gateway.ingest.line_options import line_options
+from gateway.ingest.readings import ScaleReadings
 from gateway.ingest.scale import ScaleFactory
 from gateway.live.state import LiveState
 from gateway.runtime.listener import Listener, PortDirectory, StartError
@@ -20,7 +22,7 @@ log = Logger()
 
 @dataclass(frozen=True, slots=True)
 class ScaleParts:
-    """One scale: the factory of its connections, and a listener, or a service that dials or opens a serial line."""
+    """One line: the factory of its connections, and a listener, or a service that dials or opens a serial line."""
 
     line: ScaleConnection
     factory: ScaleFactory
@@ -59,6 +61,10 @@ class Scales(Service):
     @property
     def factories(self) -> list[ScaleFactory]:
         return [parts.factory for parts in self._parts.values()]
+
+    def readings(self) -> list[ScaleReadings]:
+        """Return every scale of this gateway, those behind lines with addresses included."""
+        return [scale for factory in self.factories for scale in factory.scales]
 
     def startService(self) -> None:
         super().startService()
