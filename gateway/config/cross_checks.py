@@ -181,7 +181,11 @@ class CrossChecks:
                     " or write the port into scales.<id>.listen",
                     is_fatal=False,
                 )
-        if scale.id != defaults.id and scale.id not in self._settings.scale_settings() and not self._is_broken("scales"):
+        if (
+            scale.id != defaults.id
+            and scale.id not in self._settings.scale_settings()
+            and not self._is_broken("scales")
+        ):
             yield Problem(
                 "scale.id",
                 f"has no effect: no scale of `scales` is {scale.id!r}; requests that name no scale mean"

@@ -10,7 +10,7 @@ from gateway.wire.scale import FRAMING
 
 _FLAGS: Final = re.ASCII | re.DOTALL | re.VERBOSE
 
-#: Answers of a scale to a command that are not weights: unknown, not possible now, an error code, and ACK alone.
+#: Answers of a scale to a command that are not weights: unknown, not now, an error code, and ACK alone.
 _ANSWER: Final = re.compile(rb"[ \x06]*+(?:@[0-9]{2})?+(?:\?|I|EC,[ -~]*+|\x06)?+ *+")
 
 _ADDRESS: Final = re.compile(f"{FRAMING}@([0-9]{{2}})".encode("latin-1"), _FLAGS)

@@ -42,10 +42,12 @@ class LineReadings:
         self._overlong = counters.scale_overlong.labels(name)
         self._discarded = counters.scale_discarded.labels(name)
         self._by_id: dict[str, ScaleReadings] = {}
-        self.use(LineOptions())
 
     @property
     def scales(self) -> list[ScaleReadings]:
+        if not self._by_id:
+            # Not before: the name of a line with addresses is not a scale, and has no metrics of one.
+            self.use(LineOptions())
         return list(self._by_id.values())
 
     def use(self, options: LineOptions) -> list[ScaleReadings]:

@@ -62,7 +62,9 @@ class ScaleApi:
         """Use other scales and guards."""
         self._default_scale = settings.default_scale()
         #: By scale: maximum age, in seconds, of a weight that is committed; without it, any age.
-        self._commit_max_age = {scale_id: line.commit_max_age_sec for scale_id, line in settings.scale_settings().items()}
+        self._commit_max_age = {
+            scale_id: line.commit_max_age_sec for scale_id, line in settings.scale_settings().items()
+        }
         #: The same for the scales of other gateways.
         self._remote_max_age = settings.scale.commit_max_age_sec
 
