@@ -13,7 +13,7 @@ from gateway.assembly.access import prepare_access
 from gateway.assembly.alerts import Alerts
 from gateway.assembly.assembled import Assembly
 from gateway.assembly.commits import build_commits, prepare_commits
-from gateway.assembly.ingest import build_daq, build_scales, prepare_machines
+from gateway.assembly.ingest import build_daq, build_scales, build_silence, prepare_machines
 from gateway.assembly.listener_access import ListenerAccess
 from gateway.assembly.listeners import build_listeners
 from gateway.assembly.parts import Paths, Runtime
@@ -117,6 +117,7 @@ def _stages(parts: Assembly, reload: Reload) -> Stages:
             parts.commits.saving,
             *relays,
             scales,
+            build_silence(parts.runtime, scales),
             parts.open_access,
         ],
         factories=[scales, parts.daq],

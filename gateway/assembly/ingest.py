@@ -19,6 +19,7 @@ from gateway.ingest.dialer import dialled
 from gateway.ingest.machine_rules import MachineRuleError, MachineRules
 from gateway.ingest.scale import ScaleFactory
 from gateway.ingest.serial import SerialLine, SerialService, open_serial_port
+from gateway.ingest.silence import SilenceWatch
 from gateway.ingest.transport import served_ports
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.listener import Listener, PortDirectory, StartError
@@ -60,7 +61,17 @@ def build_scales(runtime: Runtime, settings: Settings, access: ListenerAccess, p
     :param ports: directory of the listeners.
     """
     log = LimitedLog(Logger("gateway.ingest.scale"), runtime.clock, runtime.counters)
-    return Scales(partial(_build_scale, runtime, access, log), settings, runtime.live, ports)
+    return Scales(partial(_build_scale, runtime, access, log), settings, runtime.live, ports, runtime.reactor)
+
+
+def build_silence(runtime: Runtime, scales: Scales) -> SilenceWatch:
+    """Build the watch for silent scales."""
+    live = runtime.live
+
+    def idle_timeout(scale_id: str) -> float:
+        return live.idle_timeout(scale_id) if live.has_scale(scale_id) else float("inf")
+
+    return SilenceWatch(runtime.reactor, runtime.bus, runtime.clock, scales.readings, idle_timeout)
 
 
 def _build_scale(
@@ -72,14 +83,15 @@ def _build_scale(
     line: ScaleConnection,
     factory: ScaleFactory | None,
 ) -> ScaleParts:
-    """Build the parts of one scale.
+    """Build the parts of one line.
 
+    :param scale_id: name of the line, which is the id of its scale unless it has addresses.
     :param factory: factory of its open connections, if these stay.
     """
     reactor, counters, clock = runtime.reactor, runtime.counters, runtime.clock
     if factory is None:
         factory = ScaleFactory(scale_id, runtime.bus, clock, counters, log, settings.limits.connections)
-    factory.guard = runtime.guards.of(scale_id)
+        factory.lines.guards = runtime.guards
     if line.listen is not None:
         key = f"scales.{scale_id}" if settings.scales else "scale.port"
         host_key = None if settings.scales else "server.host" if settings.scale.host is None else "scale.host"

@@ -7,10 +7,13 @@ from typing import Final
 
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from gateway.config.scale_settings import ScaleConnection
 from gateway.config.settings import Settings
+from gateway.ingest.line_options import line_options
+from gateway.ingest.readings import ScaleReadings
 from gateway.ingest.scale import ScaleFactory
 from gateway.live.state import LiveState
 from gateway.runtime.listener import Listener, PortDirectory, StartError
@@ -19,8 +22,20 @@ log = Logger()
 
 
 @dataclass(frozen=True, slots=True)
+class ConnectionState:
+    """Connections of one scale.
+
+    :ivar line_age: seconds since the last line; ``None`` before the first line.
+    :ivar peers: addresses or devices of the open connections.
+    """
+
+    line_age: float | None
+    peers: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class ScaleParts:
-    """One scale: the factory of its connections, and a listener, or a service that dials or opens a serial line."""
+    """One line: the factory of its connections, and a listener, or a service that dials or opens a serial line."""
 
     line: ScaleConnection
     factory: ScaleFactory
@@ -28,7 +43,7 @@ class ScaleParts:
     service: IService | None
 
 
-#: Keys of a line that its listener, its service or its device depends on.
+#: Keys of a line whose change needs other parts: those that its listener, its service or its device depends on.
 _LINE_KEYS: Final = ("listen", "connect", "serial", "baudrate", "bytesize", "parity", "stopbits")
 
 #: Builds the parts of a scale; the factory is that of its open connections, if they stay.
@@ -38,18 +53,23 @@ ScaleBuilder = Callable[[Settings, str, ScaleConnection, ScaleFactory | None], S
 class Scales(Service):
     """All scales of this gateway.
 
-    :param build: builds the parts of one scale.
+    :param build: builds the parts of one line.
+    :param reactor: clock of the commands to scales.
     """
 
     name = "scales"
 
-    def __init__(self, build: ScaleBuilder, settings: Settings, live: LiveState, ports: PortDirectory) -> None:
+    def __init__(
+        self, build: ScaleBuilder, settings: Settings, live: LiveState, ports: PortDirectory, reactor: IReactorTime
+    ) -> None:
         self._build = build
         self._live = live
+        self._reactor = reactor
         self._ports = ports
         self._has_names = bool(settings.scales)
         self._parts = {scale_id: build(settings, scale_id, line, None) for scale_id, line in settings.lines().items()}
         ports.scale_listeners = self.listeners
+        self._use(settings)
 
     @property
     def listeners(self) -> list[Listener]:
@@ -60,9 +80,17 @@ class Scales(Service):
     def factories(self) -> list[ScaleFactory]:
         return [parts.factory for parts in self._parts.values()]
 
-    def connections(self) -> dict[str, ScaleFactory]:
-        """Return the factories by scale."""
-        return {factory.scale_id: factory for factory in self.factories}
+    def connections(self) -> dict[str, ConnectionState]:
+        """Return the connections of every scale of this gateway."""
+        return {
+            scale.scale_id: ConnectionState(scale.line_age, factory.peers)
+            for factory in self.factories
+            for scale in factory.scales
+        }
+
+    def readings(self) -> list[ScaleReadings]:
+        """Return every scale of this gateway, those behind lines with addresses included."""
+        return [scale for factory in self.factories for scale in factory.scales]
 
     def startService(self) -> None:
         super().startService()
@@ -111,7 +139,7 @@ class Scales(Service):
         self._has_names = bool(settings.scales)
         self._ports.scale_listeners = self.listeners
         await self._end(ended)
-        self._begin()
+        self._begin(settings)
 
     def _changed(
         self,
@@ -146,27 +174,41 @@ class Scales(Service):
                 await maybeDeferred(parts.service.stopService)
             parts.factory.close()
             await parts.factory.closed()
-            if current is None:
-                self._live.remove_scale(scale_id)
 
-    def _begin(self) -> None:
-        """Let new scales connect."""
-        for scale_id, parts in self._parts.items():
-            self._live.set_scale(scale_id, parts.line.idle_timeout_sec or 0.0)
+    def _begin(self, settings: Settings) -> None:
+        """Let new scales connect, and change the options of the others."""
+        scales = settings.scale_settings()
+        for scale_id, scale in scales.items():
+            self._live.set_scale(scale_id, scale.idle_timeout_sec or 0.0)
+        # Afterwards, since the presence of a removed scale changes first.
+        self._use(settings)
+        for scale_id in self._live.own_scales().keys() - scales.keys():
+            self._live.remove_scale(scale_id)
+        for parts in self._parts.values():
             if parts.listener is not None:
                 parts.listener.accept()
             if parts.service is not None and not parts.service.running:
                 parts.service.startService()
 
+    def _use(self, settings: Settings) -> None:
+        """Give each line its options."""
+        scales = settings.scale_settings()
+        for name, parts in self._parts.items():
+            parts.factory.use(line_options(parts.line, name, scales), self._reactor)
+
 
 def _is_other_line(parts: ScaleParts, line: ScaleConnection | None) -> bool:
     """Return whether the listener or the service of a scale cannot stay."""
-    return line is None or any(getattr(parts.line, key) != getattr(line, key) for key in _LINE_KEYS)
+    if line is None or any(getattr(parts.line, key) != getattr(line, key) for key in _LINE_KEYS):
+        return True
+    # The id of the line becomes that of a scale, or ceases to be one.
+    return (parts.line.addresses is None) != (line.addresses is None)
 
 
 def _keeps_connections(before: ScaleConnection, after: ScaleConnection) -> bool:
     """Return whether the connections of a scale stay open although it listens elsewhere now."""
-    return before.listen is not None and after.listen is not None
+    has_same_kind = (before.addresses is None) == (after.addresses is None)
+    return has_same_kind and before.listen is not None and after.listen is not None
 
 
 def _listen_again(listener: Listener) -> None:

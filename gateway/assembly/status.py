@@ -90,9 +90,9 @@ def connect_metrics(parts: Assembly) -> None:
         counters.spool_bytes.ask_one(lambda: spool.used_bytes)
     counters.disk_free.ask(lambda: [((name,), found.free) for name, found in space.spaces.items()])
     counters.disk_size.ask(lambda: [((name,), found.size) for name, found in space.spaces.items()])
-    counters.scale_connected.ask(lambda: [((scale.scale_id,), scale.is_connected) for scale in scales.factories])
+    counters.scale_connected.ask(lambda: [((scale.scale_id,), scale.is_connected) for scale in scales.readings()])
     counters.scale_line_age.ask(
-        lambda: [((scale.scale_id,), scale.line_age) for scale in scales.factories if scale.line_age is not None]
+        lambda: [((scale.scale_id,), scale.line_age) for scale in scales.readings() if scale.line_age is not None]
     )
     counters.machines_connected.ask_one(lambda: sum(1 for _ in _connected_machines(live)))
     counters.machine_connected.ask(lambda: _machine_series(live))
@@ -105,7 +105,7 @@ def _waiting_statistics(writer: Writer) -> str | None:
 def _silent_scales(live: LiveState, scales: Scales) -> list[str]:
     """Return a line for each scale of this gateway that is not connected, or has not sent a line for too long."""
     lines = []
-    for scale in scales.factories:
+    for scale in scales.readings():
         age, scale_id = scale.line_age, scale.scale_id
         if not scale.is_connected:
             lines.append(f"scale {scale_id} is not connected")

@@ -15,6 +15,7 @@ from gateway.config.files import exposed_secrets
 from gateway.config.loader import ENVIRONMENT
 from gateway.config.origins import normal_origin
 from gateway.config.problems import Problem
+from gateway.config.scale_checks import scale_problems
 from gateway.config.settings import Settings
 
 #: Returns the interface or host, and the port, of a TCP endpoint; ``None`` for another kind of endpoint.
@@ -68,6 +69,7 @@ class CrossChecks:
         return [
             *self._port_problems(),
             *self._shared_devices(),
+            *self._scale_problems(),
             *self._similar_ids(),
             *self._line_without_effect(),
             *self._serial_keys_without_effect(),
@@ -147,9 +149,14 @@ class CrossChecks:
                     is_fatal=device[0] != "connect",
                 )
 
+    def _scale_problems(self) -> Iterator[Problem]:
+        if not self._is_broken("scale", "scales"):
+            yield from scale_problems(self._settings)
+
     def _similar_ids(self) -> Iterator[Problem]:
         seen: dict[str, str] = {}
-        for scale_id in self._settings.scales:
+        listed = (scale_id for line in self._settings.scales.values() for scale_id in (line.addresses or {}).values())
+        for scale_id in dict.fromkeys((*self._settings.scales, *listed)):
             earlier = seen.setdefault(unicodedata.normalize("NFC", scale_id).casefold(), scale_id)
             if earlier != scale_id:
                 yield Problem(
@@ -174,7 +181,11 @@ class CrossChecks:
                     " or write the port into scales.<id>.listen",
                     is_fatal=False,
                 )
-        if scale.id != defaults.id and scale.id not in scales and not self._is_broken("scales"):
+        if (
+            scale.id != defaults.id
+            and scale.id not in self._settings.scale_settings()
+            and not self._is_broken("scales")
+        ):
             yield Problem(
                 "scale.id",
                 f"has no effect: no scale of `scales` is {scale.id!r}; requests that name no scale mean"

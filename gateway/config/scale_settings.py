@@ -138,7 +138,7 @@ class ScaleDefaults(_ScaleKeys):
 class ScaleConnection(_ScaleKeys):
     """One of several scales: it connects to the gateway, is dialled, is on a serial line, or shares one (``via``).
 
-    :ivar addresses: scales behind this line, by address; the line itself is no scale then.
+    :ivar addresses: scales behind this line, by address; the line itself is not a scale then.
     :ivar via: name of the line that lists this scale in its ``addresses``.
     """
 

@@ -53,7 +53,7 @@ class ConnectionAttempts:
         delay = RETRY(self._count)
         problem, self._problem = self._problem, None
         if problem is not None:
-            self._factory.attempt_failed(problem, delay)
+            self._factory.problems.attempt_failed(problem, delay)
         return delay
 
 

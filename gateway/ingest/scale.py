@@ -4,31 +4,31 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 
 from gateway.bus.bus import Bus
+from gateway.ingest.line_options import LineOptions
+from gateway.ingest.line_pattern import LinePattern
+from gateway.ingest.line_problems import LineProblems
+from gateway.ingest.line_readings import LineReadings
+from gateway.ingest.polling import Poller
+from gateway.ingest.readings import ScaleReadings
 from gateway.ingest.transport import end_reason, host_of, peer_of, prepare
-from gateway.model.records import Presence, Reading
 from gateway.runtime.clock import WallClock
-from gateway.runtime.limited_log import LimitedLog, shown
+from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.metrics import Counters
-from gateway.weighing.registry import Guards
 from gateway.wire.errors import WireError
 from gateway.wire.lines import MAX_LINE, LineReader
-from gateway.wire.scale import ScaleLine, is_tls_handshake, parse_line, read_lines
+from gateway.wire.scale import is_tls_handshake
 
 #: Seconds within which a dialled connection or serial line that ends without a reading counts as a failed attempt.
 _GOOD_AFTER: Final = 5.0
 
 #: Maximum log lines a minute about connections of one scale and host; only endless reconnecting exceeds it.
 _CONNECTION_LINES: Final = 30
-
-#: Maximum log lines about failed attempts of one scale for one reason, and the period in which they count, in seconds.
-_RETRY_LINES: Final = 5
-_RETRY_PERIOD: Final = 600.0
 
 
 class ScaleLineProtocol(LineReceiver):
@@ -54,16 +54,55 @@ class ScaleLineProtocol(LineReceiver):
         self._scale = scale
         self._lost = lost
         #: Handler of whole lines; a different one until the first reading.
-        self.take = scale.take_first_lines
+        self.take: Callable[[ScaleLineProtocol, bytes], None] = scale.take_first_lines
+        self.patterns: dict[str, LinePattern] = {}
         self._reader = LineReader()
         self._refused = False
+        self._poller: Poller | None = None
+        self._discarding: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
         prepare(self.transport)
         self.peer = self.peer or peer_of(self.transport)
         self._scale.joined(self)
+        discard_sec, reactor = self._scale.options.discard_sec, self._scale.reactor
+        if discard_sec and reactor is not None:
+            self.take = self._scale.discard_lines
+            self._discarding = reactor.callLater(discard_sec, self._end_discarding)
+        self.poll(is_new=True)
+
+    def poll(self, *, is_new: bool = False) -> None:
+        """Send the commands that the scale needs, instead of those before.
+
+        :param is_new: whether the connection has just been made.
+        """
+        if self._poller is not None:
+            self._poller.stop()
+            self._poller = None
+        options, reactor = self._scale.options, self._scale.reactor
+        if options.poll is not None and reactor is not None:
+            self._poller = Poller(self.transport, options.poll, options.addresses or (), reactor, self._stuck)
+            self._poller.start(is_new=is_new)
+
+    def _stuck(self) -> None:
+        self._scale.problems.stuck(self.peer)
+        # A serial line cannot be aborted, but it has no peer that could stop to read either.
+        getattr(self.transport, "abortConnection", self.transport.loseConnection)()
+
+    def _end_discarding(self) -> None:
+        """Read the lines from now on; one that has begun is skipped up to its end."""
+        self._discarding = None
+        self.take = self._scale.take_first_lines
+        if self._reader.rest:
+            self._scale.discard_lines(self, self._reader.rest)
+            self._reader.skip_rest()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._poller is not None:
+            self._poller.stop()
+        if self._discarding is not None:
+            self._discarding.cancel()
+            self._discarding = None
         was_good = self._scale.left(self, reason)
         if self._lost is not None:
             self._lost(was_good)
@@ -95,7 +134,7 @@ class ScaleLineProtocol(LineReceiver):
         if (is_first or is_overlong) and scale.is_tls(self, reader.rest):
             return
         if is_overlong:
-            scale.overlong(self.peer, reader.rest)
+            scale.lines.overlong(self.peer, reader.rest)
             reader.skip_rest()
 
     def refuse(self, what: str) -> None:
@@ -104,12 +143,15 @@ class ScaleLineProtocol(LineReceiver):
         :param what: input that came instead of a scale's line.
         """
         self._refused = True
-        self._scale.refused(self.peer, what)
+        self._scale.problems.not_a_scale(self.peer, what)
         self.transport.loseConnection()
 
 
 class ScaleFactory(Factory):
-    """All connections of one scale.
+    """All connections of one scale, or of the scales behind one line.
+
+    :ivar lines: readings of the scale, or of the scales behind the line.
+    :ivar reactor: clock of commands and of ``discard_ms``; ``None`` without either.
 
     :param warnings: log for lines about bad input; lines about connections and failed attempts have limits of their
         own.
@@ -123,14 +165,13 @@ class ScaleFactory(Factory):
         self, scale_id: str, bus: Bus, clock: WallClock, counters: Counters, warnings: LimitedLog, max_connections: int
     ) -> None:
         self.scale_id = scale_id
-        self._bus = bus
+        self.options = LineOptions()
+        self.reactor: IReactorTime | None = None
+        self.lines = LineReadings(scale_id, bus, clock, counters, warnings)
         self._clock = clock
-        self._warnings = warnings
+        self.problems = LineProblems(scale_id, counters, warnings)
         self._connection_log = warnings.limited(_CONNECTION_LINES)
-        self._retry_log = warnings.limited(_RETRY_LINES, _RETRY_PERIOD)
         self._max_connections = max_connections
-        #: Guard of the scale's commits, which judges each line.
-        self.guard = Guards({}).of(scale_id)
         #: Open connections, and the monotonic time at which each was made.
         self._open: dict[ScaleLineProtocol, float] = {}
         #: Connections that have never sent a reading, the longest silent first.
@@ -138,18 +179,7 @@ class ScaleFactory(Factory):
         #: Connections that are being closed in favour of a new one.
         self._evicted: set[ScaleLineProtocol] = set()
         self._waiting: list[Deferred[None]] = []
-        #: Monotonic time of the last line, in seconds; ``None`` before the first line.
-        self._last_line: float | None = None
         self._connections = counters.connections.labels("scale")
-        self._refused = counters.connections_refused.labels("scale")
-        self._readings = {
-            status: counters.scale_readings.labels(scale_id, status) for status in ("ST", "US", "HD", "OL")
-        }
-        self._rejected = counters.scale_rejected.labels(scale_id)
-        self._overlong = counters.scale_overlong.labels(scale_id)
-        self._http_requests = counters.scale_http_requests.labels(scale_id)
-        self._silent_closed = counters.scale_silent_closed.labels(scale_id)
-        self._failed_attempts = counters.scale_failed_attempts.labels(scale_id)
 
     def buildProtocol(self, addr: IAddress | None) -> ScaleLineProtocol | None:
         return self.admit()
@@ -160,14 +190,7 @@ class ScaleFactory(Factory):
         :param lost: see :class:`ScaleLineProtocol`.
         """
         if len(self._open) - len(self._evicted) >= self._max_connections and not self._close_silent():
-            self._refused.inc()
-            self._warnings.warn(
-                f"connections {self.scale_id}",
-                "scale {scale_id}: connection refused: limits.connections ({max_connections}) is reached, and all have "
-                "sent readings",
-                scale_id=self.scale_id,
-                max_connections=self._max_connections,
-            )
+            self.problems.connection_refused(self._max_connections)
             return None
         return ScaleLineProtocol(self, lost=lost)
 
@@ -178,15 +201,7 @@ class ScaleFactory(Factory):
             return False
         del self._unproven[silent]
         self._evicted.add(silent)
-        self._silent_closed.inc()
-        self._warnings.warn(
-            f"silent {self.scale_id}",
-            "scale {scale_id}: {peer} is closed for a new connection: limits.connections ({max_connections}) is "
-            "reached, and it has not sent a reading",
-            scale_id=self.scale_id,
-            peer=silent.peer,
-            max_connections=self._max_connections,
-        )
+        self.problems.silent_closed(silent.peer, self._max_connections)
         silent.transport.loseConnection()
         return True
 
@@ -212,9 +227,34 @@ class ScaleFactory(Factory):
         """Change the maximum of open connections, for new ones."""
         self._max_connections = max_connections
 
+    def use(self, options: LineOptions, reactor: IReactorTime) -> None:
+        """Use other options, also for the open connections.
+
+        :param reactor: clock of commands and of ``discard_ms``.
+        """
+        before, self.options, self.reactor = self.options, options, reactor
+        for scale in self.lines.use(options):
+            scale.set_connected(False)
+        self._set_connected()
+        for protocol in self._open:
+            if before.locked != options.locked:
+                protocol.patterns.clear()
+            if (before.poll, before.addresses) != (options.poll, options.addresses):
+                protocol.poll()
+
+    def _set_connected(self) -> None:
+        """Publish the presence of each scale, if it has changed."""
+        for scale in self.scales:
+            scale.set_connected(bool(self._open))
+
+    @property
+    def scales(self) -> list[ScaleReadings]:
+        """Return the scale, or the scales behind the line."""
+        return self.lines.scales
+
     @property
     def is_connected(self) -> bool:
-        """Return whether the scale has a connection to this gateway."""
+        """Return whether the line has a connection to this gateway."""
         return bool(self._open)
 
     @property
@@ -224,8 +264,8 @@ class ScaleFactory(Factory):
 
     @property
     def line_age(self) -> float | None:
-        """Return the seconds since the last line, valid or not; ``None`` before the first line."""
-        return None if self._last_line is None else self._clock.monotonic() - self._last_line
+        """Return the seconds since the last line of any scale, valid or not; ``None`` before the first line."""
+        return min((age for scale in self.scales if (age := scale.line_age) is not None), default=None)
 
     # -- events of the connections
 
@@ -250,7 +290,7 @@ class ScaleFactory(Factory):
             self._connection_log.info(
                 kind, "scale {scale_id}: {peer} connected", scale_id=self.scale_id, peer=protocol.peer
             )
-            self._bus.publish(Presence("scale", self.scale_id, connected=True))
+            self._set_connected()
 
     def left(self, protocol: ScaleLineProtocol, reason: Failure) -> bool:
         """Forget a connection that has ended; return whether it was good."""
@@ -268,7 +308,7 @@ class ScaleFactory(Factory):
             reason="closed by the gateway" if is_ours else end_reason(reason.value),
         )
         if not self._open:
-            self._bus.publish(Presence("scale", self.scale_id, connected=False))
+            self._set_connected()
         self._tell_closed()
         return was_good
 
@@ -298,92 +338,18 @@ class ScaleFactory(Factory):
         # A DAQ program on the wrong port: a pickle may have its secret in a line of its own, which would be logged.
         head, secret, _ = data.partition(b"secret")
         data = head + secret + b"\n" if secret else data
-        before = sum(counter.value for counter in self._readings.values())
-        self.take_lines(protocol, data)
-        if sum(counter.value for counter in self._readings.values()) > before:
-            protocol.take = self.take_lines
+        before = self._count()
+        self.lines.take(protocol, data)
+        if self._count() > before:
+            protocol.take = self.lines.take
             self._unproven.pop(protocol, None)
         else:
             self.note_activity(protocol)
 
-    def take_lines(self, protocol: ScaleLineProtocol, data: bytes) -> None:
-        """Process whole lines from one read of a connection, until the connection is being closed."""
-        transport = protocol.transport
-        self._last_line = self._clock.monotonic()
-        # Lines of one read have the same time.
-        now = self._clock.now()
-        for line in read_lines(data):
-            if transport.disconnecting:
-                return
-            fields = self._parse(protocol.peer, line) if isinstance(line, bytes) else line
-            if fields is not None:
-                status, weight, kind, raw = fields
-                self._readings[status].inc()
-                marks = self.guard.receive(status, weight, kind, "kg", self._last_line)
-                reading = Reading(self.scale_id, status, weight, kind, raw, now, "kg", *marks)
-                self._bus.publish(reading, time=now)
+    def _count(self) -> float:
+        return sum(scale.count for scale in self.scales)
 
-    def _parse(self, peer: str, line: bytes) -> ScaleLine | None:
-        """Parse a line that is not in the most common form; count and log it if it is not a valid reading."""
-        if len(line) > MAX_LINE:
-            self.overlong(peer, line)
-            return None
-        # A blank line is ignored.
-        if not line.strip():
-            return None
-        try:
-            parsed = parse_line(line)
-        except WireError as error:
-            self._rejected.inc()
-            self._warnings.warn(
-                f"line {host_of(peer)}",
-                "scale {scale_id}, {peer}: {error}: {line}",
-                scale_id=self.scale_id,
-                peer=peer,
-                error=error,
-                line=shown(line),
-            )
-            return None
-        if parsed.status == "OL":
-            self._warnings.warn(f"OL {self.scale_id}", "scale {scale_id}: overload", scale_id=self.scale_id)
-        return parsed
-
-    def overlong(self, peer: str, line: bytes) -> None:
-        """Count and log a line that is too long."""
-        self._overlong.inc()
-        self._warnings.warn(
-            f"line {host_of(peer)}",
-            "scale {scale_id}, {peer}: a line of more than {max_line} bytes is skipped: {line}",
-            scale_id=self.scale_id,
-            peer=peer,
-            max_line=MAX_LINE,
-            line=shown(line),
-        )
-
-    def refused(self, peer: str, what: str) -> None:
-        """Count and log a connection that is closed because a web browser's input came."""
-        self._http_requests.inc()
-        self._warnings.warn(
-            f"http {host_of(peer)}",
-            "scale {scale_id}, {peer}: connection closed and its data discarded: this is {what}, not a scale",
-            scale_id=self.scale_id,
-            peer=peer,
-            what=what,
-        )
-
-    # -- attempts to reach the scale
-
-    def attempt_failed(self, problem: str, delay: float) -> None:
-        """Count and log a failed attempt to reach the scale.
-
-        :param problem: address or device, and reason.
-        :param delay: seconds until the next attempt.
-        """
-        self._failed_attempts.inc()
-        self._retry_log.warn(
-            f"retry {self.scale_id} {problem}",
-            "scale {scale_id}: {problem}; retrying in {delay:.0f} s",
-            scale_id=self.scale_id,
-            problem=problem,
-            delay=delay,
-        )
+    def discard_lines(self, protocol: ScaleLineProtocol, data: bytes) -> None:
+        """Discard lines that came too soon after connecting: a converter may have stored them for hours."""
+        if not self.is_tls(protocol, data):
+            self.lines.discard(data)

@@ -204,6 +204,26 @@ class Commit:
         return {**self.answer(), "scale_id": self.entry.scale_id}
 
 
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """A connected scale that sends no lines any more, or has sent one again.
+
+    :ivar is_silent: whether its idle time-out has passed without a line.
+    """
+
+    scale_id: str
+    is_silent: bool
+
+    event: ClassVar[str] = "silent"
+
+    @property
+    def topic(self) -> str:
+        return f"scale/{self.scale_id}"
+
+    def payload(self) -> dict[str, Any]:
+        return {"scale_id": self.scale_id, "silent": self.is_silent}
+
+
 class SensorBatch(NamedTuple):
     """Samples of one sensor, oldest first.
 

@@ -101,6 +101,21 @@ class Counters:
         self.scale_overlong = self._counter(
             "cynow_scale_overlong_lines_total", "Lines of a scale that exceed 1 KiB and are skipped.", "scale_id"
         )
+        self.scale_held = self._counter(
+            "cynow_scale_held_total",
+            "Lines of a scale that were held for another width or number of decimals (line_pattern_lock).",
+            "scale_id",
+        )
+        self.scale_discarded = self._counter(
+            "cynow_scale_discarded_lines_total",
+            "Lines of a scale that were discarded because they came too soon after connecting (discard_ms).",
+            "scale_id",
+        )
+        self.scale_polls_stuck = self._counter(
+            "cynow_scale_polls_stuck_total",
+            "Connections of a scale that were closed because the peer did not read the commands of poll.",
+            "scale_id",
+        )
         self.scale_http_requests = self._counter(
             "cynow_scale_http_requests_total",
             "Connections of a scale that were closed for an HTTP request or a TLS handshake.",

@@ -19,12 +19,14 @@ class Guards:
         prefix, numbers = token_hex(4), count(1)
         self._new_id: Callable[[], str] = lambda: f"{prefix}-{next(numbers)}"
         self._guards: dict[str, ScaleGuard] = {}
+        #: Guards of scales whose settings are not known yet: a reload connects new scales first.
+        self._unlisted: dict[str, ScaleGuard] = {}
         self.update(settings)
 
     def update(self, settings: Mapping[str, ScaleConnection]) -> None:
         """Use other scales and settings; the state of a scale that stays is kept."""
-        before = self._guards
-        self._guards = {}
+        before = {**self._unlisted, **self._guards}
+        self._guards, self._unlisted = {}, {}
         for scale_id, line in settings.items():
             guard = before.get(scale_id)
             if guard is None:
@@ -34,9 +36,11 @@ class Guards:
             self._guards[scale_id] = guard
 
     def of(self, scale_id: str) -> ScaleGuard:
-        """Return the guard of a scale, which is made if the configuration does not have the scale any more."""
-        guard = self._guards.get(scale_id)
-        return ScaleGuard(ScaleConnection(via="removed"), self._new_id) if guard is None else guard
+        """Return the guard of a scale; one without keys if its settings are not known."""
+        guard = self._guards.get(scale_id) or self._unlisted.get(scale_id)
+        if guard is None:
+            guard = self._unlisted[scale_id] = ScaleGuard(ScaleConnection(via="unlisted"), self._new_id)
+        return guard
 
     def own(self) -> Mapping[str, ScaleGuard]:
         """Return the guards of all scales."""

@@ -104,16 +104,18 @@ class ScaleLine(NamedTuple):
     :ivar weight: kilograms, exact; ``None`` for an overload, which never has one.
     :ivar kind: ``gross``, ``net``, ``tare`` or ``hold``.
     :ivar raw: the line without the framing around it; a byte that is not text (CAS's lamp byte) is U+FFFD.
+    :ivar unit: unit of the line in lower case; ``kg`` for an overload.
     """
 
     status: str
     weight: Decimal | None
     kind: str
     raw: str
+    unit: str
 
 
 #: The fields of a :class:`ScaleLine`.
-Fields: TypeAlias = tuple[str, Decimal | None, str, str]
+Fields: TypeAlias = tuple[str, Decimal | None, str, str, str]
 
 
 def read_lines(data: bytes) -> Iterator[Fields | bytes]:
@@ -126,7 +128,7 @@ def read_lines(data: bytes) -> Iterator[Fields | bytes]:
         if raw:
             weight = Decimal(digits)
             # Scales show -0.00.
-            yield status, weight if weight else weight.copy_abs(), "gross", raw
+            yield status, weight if weight else weight.copy_abs(), "gross", raw, "kg"
         else:
             yield line.encode("latin-1")
 
@@ -144,7 +146,7 @@ def parse_line(line: bytes) -> ScaleLine:
     elif (found := _CAS_WEIGHT.fullmatch(text)) is not None:
         raw, status, header, sign, whole, fraction, unit = found.groups("")
     elif (found := _OVERLOAD.fullmatch(text) or _CAS_OVERLOAD.fullmatch(text)) is not None:
-        return ScaleLine("OL", None, _KINDS[(found[2] or "").upper()], _NOT_TEXT.sub("\ufffd", found[1]))
+        return ScaleLine("OL", None, _KINDS[(found[2] or "").upper()], _NOT_TEXT.sub("\ufffd", found[1]), "kg")
     else:
         raise WireError("not a reading of a scale")
     number = Decimal(f"{sign}{whole}.{fraction}" if fraction else f"{sign}{whole}")
@@ -162,7 +164,8 @@ def parse_line(line: bytes) -> ScaleLine:
     status = status.upper()
     kind = "hold" if status == "HD" else _KINDS[header.upper()]
     # Only a lamp byte may not be text; a printable ASCII line needs no replacement.
-    return ScaleLine(status, weight, kind, raw if raw.isascii() and raw.isprintable() else _NOT_TEXT.sub("\ufffd", raw))
+    shown = raw if raw.isascii() and raw.isprintable() else _NOT_TEXT.sub("\ufffd", raw)
+    return ScaleLine(status, weight, kind, shown, unit)
 
 
 def has_http_request(data: bytes) -> bool:

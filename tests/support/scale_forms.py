@@ -15,8 +15,8 @@ UNITS = {
     "OZ": Decimal("0.028349523125"),
 }
 
-#: A weight of a line: status, kilograms, kind, and the line without framing.
-Weight = tuple[str, Decimal, str, str]
+#: A weight of a line: status, kilograms, kind, the line without framing, and its unit.
+Weight = tuple[str, Decimal, str, str, str]
 
 
 def framing_ends(line: bytes) -> int:
@@ -117,7 +117,7 @@ def _weight(status: str, number: str, unit: str, kind: str, raw: str) -> Weight 
         weight = Decimal(number) * UNITS[unit]
     if abs(weight) >= Decimal("99999999.995"):
         return None
-    return status, weight, "hold" if status == "HD" else kind, raw
+    return status, weight, "hold" if status == "HD" else kind, raw, unit.lower()
 
 
 def _without_address(text: str) -> str:

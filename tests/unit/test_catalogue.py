@@ -25,7 +25,18 @@ import gateway.bus.topics
 import gateway.web.push.socketio_endpoint
 import gateway.web.push.ws_endpoint
 from gateway.model import records as model
-from gateway.model.records import Batch, Commit, CommitEntry, Fault, Presence, Reading, Record, SensorBatch, Update
+from gateway.model.records import (
+    Batch,
+    Commit,
+    CommitEntry,
+    Fault,
+    Presence,
+    Reading,
+    Record,
+    SensorBatch,
+    Silence,
+    Update,
+)
 from gateway.web.push.socketio_endpoint import MachineNamespaces
 from gateway.web.push.subscription import SubscriptionContext
 from gateway.web.push.ws_endpoint import EventsWebSocketFactory, EventsWebSocketProtocol
@@ -169,6 +180,8 @@ RECORDS: list[Record] = [
     reading("OL", None),
     Commit(1, CommitEntry("default", "CY1", "RETURN", Decimal("53.26"), "ST", NOW, NOW, "A1", "M1")),
     Presence("scale", "default", connected=False),
+    Silence("default", is_silent=True),
+    Silence("default", is_silent=False),
     Presence("machine", "압축기 1", connected=True),
     Batch("압축기 1", {}, NOW),
     Batch(

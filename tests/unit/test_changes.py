@@ -109,7 +109,7 @@ class Plant:
         self.bound: set[str] = set()
         self.runtime = make_runtime(Clock(), scales=lines)
         self.ports = PortDirectory()
-        self.scales = Scales(self.build, settings(scales=lines), self.runtime.live, self.ports)
+        self.scales = Scales(self.build, settings(scales=lines), self.runtime.live, self.ports, Clock())
         for listener in self.scales.listeners:
             listener.listen()
             listener.accept()

@@ -158,7 +158,7 @@ class ScaleTests(Ingest):
                 protocol.dataReceived(piece)
             self.lose(protocol)
             found = [record for record in self.records if isinstance(record, Reading)]
-            self.assertEqual([(each.status, each.weight, each.kind, each.raw) for each in found], says)
+            self.assertEqual([(each.status, each.weight, each.kind, each.raw, each.unit) for each in found], says)
             self.assertEqual(
                 self.counters.scale_rejected.labels("dock")._value.get() - rejected,
                 sum(line in bad for line in lines),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.wire.errors import WireError
-from gateway.wire.scale import HEAVIEST_KG, KILOGRAMS, ScaleLine, has_http_request, parse_line, read_lines
+from gateway.wire.scale import HEAVIEST_KG, KILOGRAMS, Fields, ScaleLine, has_http_request, parse_line, read_lines
 from tests.support.scale_forms import framing_ends
 
 CASES = Path(__file__).parent.parent / "cases" / "scale" / "lines.tsv"
@@ -76,7 +76,9 @@ def test_parse_line_case_gives_expected_reading(line: bytes, expected: list[str]
             parse_line(line)
         return
     status, weight, kind = expected
-    assert parse_line(line) == ScaleLine(status, Decimal(weight) if weight else None, kind, without_framing(line))
+    found = parse_line(line)
+    assert found[:4] == (status, Decimal(weight) if weight else None, kind, without_framing(line))
+    assert found.unit == "kg" if status == "OL" else found.raw.lower().endswith(found.unit)
 
 
 def test_cases_are_found() -> None:
@@ -440,13 +442,13 @@ NEARLY_PLAIN = list(
 LINE_ENDS = st.sampled_from([b"\r\n", b"\n", b"\r"])
 
 
-def exactly(line: tuple[str, Decimal | None, str, str]) -> tuple[object, ...]:
+def exactly(line: Fields) -> tuple[object, ...]:
     """Return a line in a form in which 1.0 differs from 1.00 and -0 from 0."""
-    status, weight, kind, raw = line
-    return status, None if weight is None else weight.as_tuple(), kind, raw
+    status, weight, kind, raw, unit = line
+    return status, None if weight is None else weight.as_tuple(), kind, raw, unit
 
 
-def agree(line: bytes, found: tuple[str, Decimal | None, str, str] | bytes) -> bool:
+def agree(line: bytes, found: Fields | bytes) -> bool:
     """Return whether the result for a line is the line itself or its reading."""
     return found == line if isinstance(found, bytes) else exactly(found) == exactly(parse_line(line))
 
@@ -486,7 +488,10 @@ def test_read_lines_common_form_is_parsed(line: bytes) -> None:
 @pytest.mark.parametrize(("line", "expected"), ROWS, ids=[repr(line)[:60] for line, _ in ROWS])
 def test_read_lines_case_among_others_gives_expected_reading(line: bytes, expected: list[str]) -> None:
     before, found, after = read_lines(b"ST,+1 kg\r" + line + b"\r\nUS,+2 kg\n")
-    assert (before, after) == (("ST", Decimal(1), "gross", "ST,+1 kg"), ("US", Decimal(2), "gross", "US,+2 kg"))
+    assert (before, after) == (
+        ("ST", Decimal(1), "gross", "ST,+1 kg", "kg"),
+        ("US", Decimal(2), "gross", "US,+2 kg", "kg"),
+    )
     assert agree(line, found)
     assert isinstance(found, bytes) or expected != ["reject"]
 

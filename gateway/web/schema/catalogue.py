@@ -89,6 +89,7 @@ SCHEMAS: Final[Mapping[str, JsonSchema]] = {
         },
     ),
     "ScalePresence": _object(scale_id=_ref("Name")),
+    "ScaleSilence": _object(scale_id=_ref("Name"), silent={"type": "boolean"}),
     "ScaleSnapshot": _object(
         latest={"anyOf": [_ref("Reading"), {"type": "null"}], "description": "The latest stable gross weight."},
         connected={"type": "boolean"},
@@ -326,6 +327,13 @@ CHANNELS: Final = (
         _SCALE.event("commit", "A weight was written to the database.", "Commit", _COMMIT, 1302),
         _SCALE.event("connected", "The scale's first connection was made.", "ScalePresence", _SCALE_NAMED, 1303),
         _SCALE.event("disconnected", "The scale's last connection ended.", "ScalePresence", _SCALE_NAMED, 1304),
+        _SCALE.event(
+            "silent",
+            "The connected scale has sent no line for idle_timeout_sec, or has sent one again.",
+            "ScaleSilence",
+            {**_SCALE_NAMED, "silent": True},
+            1310,
+        ),
     ),
     _MACHINE.channel(
         "machine",

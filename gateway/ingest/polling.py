@@ -1,0 +1,91 @@
+"""Commands to scales that answer only when asked."""
+
+from collections.abc import Callable, Iterable
+from itertools import cycle
+from typing import Any, Final
+
+from twisted.internet.interfaces import IPushProducer, IReactorTime
+from twisted.internet.task import LoopingCall
+from zope.interface import implementer
+
+from gateway.config.scale_settings import PollSettings
+
+#: Text in a command that stands for the address of a scale.
+ADDRESS: Final = "{address}"
+
+
+@implementer(IPushProducer)
+class _FullBuffer:
+    """A producer that notes whether the transport's buffer is full."""
+
+    is_full = False
+
+    def pauseProducing(self) -> None:
+        self.is_full = True
+
+    def resumeProducing(self) -> None:
+        """Do nothing: the producer is registered during one write only."""
+
+    def stopProducing(self) -> None:
+        """Do nothing: a connection that has ended needs no commands."""
+
+
+class Poller:
+    """The commands of one connection.
+
+    :param addresses: addresses of the scales behind the line, asked in turn; empty for one scale.
+    :param stuck: called if the peer has not read the commands for so long that the transport's buffer is full.
+    """
+
+    def __init__(
+        self,
+        transport: Any,
+        poll: PollSettings,
+        addresses: Iterable[str],
+        reactor: IReactorTime,
+        stuck: Callable[[], None],
+    ) -> None:
+        self._transport = transport
+        self._poll = poll
+        self._stuck = stuck
+        addresses = list(addresses)
+        self._at_connect = _commands(poll.at_connect, addresses)
+        self._commands = cycle(_commands(poll.command, addresses))
+        self._asking = LoopingCall(self._ask)
+        self._asking.clock = reactor
+
+    def start(self, *, is_new: bool) -> None:
+        """Start to send commands.
+
+        :param is_new: whether the connection has just been made; ``at_connect`` is sent, and the first command an
+            interval later, since a scale needs a moment after it.
+        """
+        has_greeting = is_new and bool(self._poll.at_connect)
+        if has_greeting:
+            self._write(b"".join(self._at_connect))
+        self._asking.start(self._poll.interval_ms / 1000, now=not has_greeting)
+
+    def stop(self) -> None:
+        """Send no more commands."""
+        if self._asking.running:
+            self._asking.stop()
+
+    def _ask(self) -> None:
+        if not self._transport.disconnecting:
+            self._write(next(self._commands))
+
+    def _write(self, data: bytes) -> None:
+        buffer = _FullBuffer()
+        # Registered for this write only: a registered producer would keep TLS from closing the connection.
+        self._transport.registerProducer(buffer, True)
+        self._transport.write(data)
+        self._transport.unregisterProducer()
+        if buffer.is_full:
+            self._stuck()
+
+
+def _commands(text: str, addresses: list[str]) -> list[bytes]:
+    """Return the bytes of a command, for each address if it names one."""
+    if ADDRESS not in text or not addresses:
+        return [text.encode("latin-1")]
+    return [text.replace(ADDRESS, address).encode("latin-1") for address in addresses]
