@@ -5,25 +5,25 @@ from functools import partial
 
 from twisted.application.internet import TimerService
 
-from gateway.assembly.parts import Commits, Paths, Runtime
+from gateway.assembly.parts import Commits, Paths, Runtime, StoreParts
 from gateway.commits.armed_states import ArmedStates
 from gateway.commits.service import CommitService
 from gateway.config.scale_settings import ScaleConnection
 from gateway.config.settings import Settings
 from gateway.runtime.threads import pool_of
-from gateway.store.interface import Store
 
 #: Seconds between looks for scales that were emptied.
 _SAVE_EVERY = 1.0
 
 
-def build_commits(runtime: Runtime, settings: Settings, paths: Paths, store: Store) -> Commits:
+def build_commits(runtime: Runtime, settings: Settings, paths: Paths, parts: StoreParts) -> Commits:
     """Build the commits of all scales."""
     clock, guards = runtime.clock, runtime.guards
-    service = CommitService(runtime.live, guards, store, runtime.bus, clock, runtime.counters)
+    service = CommitService(runtime.live, guards, parts.store, runtime.bus, clock, runtime.counters)
     pool = pool_of(1, "scales")
     states = ArmedStates(runtime.reactor, clock, paths.database, guards.own, pool)
     service.checks.states = states
+    service.checks.record = parts.record
     saving = TimerService(_SAVE_EVERY, states.save_if_changed)
     saving.clock = runtime.reactor
     update_commits(runtime, service, settings)

@@ -18,6 +18,7 @@ from gateway.assembly.listener_access import ListenerAccess
 from gateway.assembly.listeners import build_listeners
 from gateway.assembly.parts import Paths, Runtime
 from gateway.assembly.pipeline import build_pipeline, build_retention
+from gateway.assembly.record import close_record, open_record
 from gateway.assembly.reload import LoadSettings, Reload, ReloadStep
 from gateway.assembly.runtime import build_log, build_runtime
 from gateway.assembly.status import build_disk_space, watch_all
@@ -68,7 +69,7 @@ def _assemble(runtime: Runtime, settings: Settings, paths: Paths, *, accept_empt
     prepare_machines(daq, paths.folder, settings)()
     pipeline = build_pipeline(runtime, settings, paths, store.store, daq.pause)
     storage = build_storage(runtime, settings, paths, store, pipeline, daq)
-    commits = build_commits(runtime, settings, paths, store.store)
+    commits = build_commits(runtime, settings, paths, store)
     web = build_web(runtime, settings, paths, commits, pipeline, storage)
     access = ListenerAccess(runtime, settings, paths)
     listeners = build_listeners(runtime, settings, access, web, daq, ports)
@@ -100,6 +101,7 @@ def _stages(parts: Assembly, reload: Reload) -> Stages:
     def open_files() -> None:
         parts.access.open()
         parts.storage.open()
+        open_record(parts.store)
         parts.commits.pool.start()
         parts.commits.states.load()
 
@@ -128,6 +130,7 @@ def _stages(parts: Assembly, reload: Reload) -> Stages:
             ("saving the states of scales", parts.commits.close, 0.5),
             ("writing what waits", pipeline.writer.drain, 1.0),
             ("closing the store", parts.storage.close, 1.0),
+            ("closing the record", partial(close_record, parts.store), 0.5),
         ],
     )
 

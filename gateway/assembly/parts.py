@@ -18,6 +18,7 @@ from gateway.config.settings import Settings
 from gateway.live.state import LiveState
 from gateway.raw.damage import DamageLog
 from gateway.raw.log import RawLog
+from gateway.record.book import RecordBook
 from gateway.runtime.clock import WallClock
 from gateway.runtime.health import Health
 from gateway.runtime.metrics import Counters
@@ -40,6 +41,7 @@ from gateway.web.socketio.server import SocketServer
 from gateway.weighing.registry import Guards
 
 if TYPE_CHECKING:
+    from gateway.record.file import RecordFile
     from gateway.relay.service import Relay
 
 
@@ -84,16 +86,20 @@ class StoreParts:
     """The store.
 
     :ivar numbers: store of event numbers, opened and closed with the store.
+    :ivar record: record of this gateway's commits.
     :ivar relay: exchange with other gateways on the same database; ``None`` without PostgreSQL.
     :ivar first_number: returns the lowest number of live events of this process; ``None`` if the store decides.
     :ivar spool: queue of entries for PostgreSQL; ``None`` without it.
+    :ivar record_file: file of the record; ``None`` if the record is in the file of commits.
     """
 
     store: Store
     numbers: EventNumberStore
+    record: RecordBook
     relay: "Relay | None" = None
     first_number: Callable[[], int] | None = None
     spool: EntrySpool | None = None
+    record_file: "RecordFile | None" = None
 
 
 @dataclass(frozen=True, slots=True)

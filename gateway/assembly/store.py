@@ -9,6 +9,7 @@ from twisted.internet.threads import deferToThreadPool
 from gateway.assembly.parts import Paths, Pipeline, Runtime, StoreParts
 from gateway.config.settings import Settings
 from gateway.ingest.daq import DaqFactory
+from gateway.record.book import RecordBook
 from gateway.replay.recovery import Recovery, recover
 from gateway.replay.storage import Storage
 from gateway.runtime.threads import pool_of
@@ -24,12 +25,15 @@ def build_store(runtime: Runtime, settings: Settings, paths: Paths, *, accept_em
         from gateway.store.sqlite.store import SqliteStore
 
         embedded = SqliteStore(reactor, clock, counters, paths.database, accept_empty=accept_empty)
-        return StoreParts(embedded, embedded)
+        record = RecordBook(clock, settings.gateway.name or platform.node(), embedded.run_job)
+        embedded.on_write = record.write_commit
+        return StoreParts(embedded, embedded, record)
     return _build_postgres(runtime, settings, settings.database.url, paths)
 
 
 def _build_postgres(runtime: Runtime, settings: Settings, url: str, paths: Paths) -> StoreParts:
     # Imported only if PostgreSQL is configured: these modules take 6 MB.
+    from gateway.record.file import RecordFile
     from gateway.relay.service import Relay
     from gateway.relay.settings import RelaySettings
     from gateway.store.postgres.notify import PostgresChannel
@@ -44,7 +48,10 @@ def _build_postgres(runtime: Runtime, settings: Settings, url: str, paths: Paths
     identity = RelaySettings(name, settings.scale.idle_timeout_sec)
     relay = Relay(reactor, runtime.bus, runtime.live, clock, counters, channel, identity)
     first = (lambda: _first_number(spool.identity)) if settings.server.share_ports else None
-    return StoreParts(store, spool, relay, first, spool)
+    record_file = RecordFile(reactor, clock, counters, paths.database)
+    record = RecordBook(clock, name, record_file.run)
+    store.on_written = record.note_written
+    return StoreParts(store, spool, record, relay, first, spool, record_file)
 
 
 def _first_number(identity: str) -> int:

@@ -6,10 +6,10 @@ queries go to the server at once, or are refused while it is unavailable.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import date, datetime
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import psycopg2
 from psycopg2.errors import ReadOnlySqlTransaction
@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 
 from gateway.model.entries import StoreEntry
 from gateway.model.names import is_name
-from gateway.model.records import CommitEntry
+from gateway.model.records import Commit, CommitEntry
 from gateway.runtime.clock import WallClock
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.metrics import Counters
@@ -56,6 +56,9 @@ log = Logger()
 
 T = TypeVar("T")
 
+#: Function that records a commit, which has the request's identifier.
+OnWritten: TypeAlias = Callable[[Commit, str], Awaitable[None]]
+
 #: Connections for commits, and for queries, which may take long and must not delay commits; one more is for entries.
 _COMMIT_CONNECTIONS: Final = 2
 _QUERY_CONNECTIONS: Final = 2
@@ -81,6 +84,8 @@ class PostgresStore(Store):
     def __init__(
         self, reactor: Any, clock: WallClock, counters: Counters, spool: EntrySpool, url: str, gateway: str
     ) -> None:
+        #: Records a commit after the server's COMMIT; never raises. ``None`` for no record.
+        self.on_written: OnWritten | None = None
         self._reactor = reactor
         self._clock = clock
         self._counters = counters
@@ -184,6 +189,8 @@ class PostgresStore(Store):
             self._doubtful.pop(pending.key.key, None)
             raise
         self._doubtful.pop(pending.key.key, None)
+        if result.commit is not None and self.on_written is not None:
+            await self.on_written(result.commit, pending.request)
         self._health.note_written()
         if not 0 <= pending.now - self._keys_removed_at < _REMOVE_KEYS_EVERY:
             self._keys_removed_at = pending.now

@@ -1,9 +1,9 @@
 """Statements of commits, Idempotency-Keys and types of sensors in the file of commits."""
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import orjson
 
@@ -15,6 +15,9 @@ from gateway.store.interface import (
     IdempotencyKey,
     RejectedByDatabase,
 )
+
+#: Function that writes a commit to the record, in the transaction of its row.
+OnWrite: TypeAlias = Callable[[sqlite3.Connection, Commit], None]
 
 #: Lifetime of an Idempotency-Key, in seconds; the contract is a day at least.
 _KEY_LIFE: Final = 48 * 3600.0
@@ -28,11 +31,16 @@ _INSERT_DETAIL: Final = "INSERT INTO commit_detail (commit_id, undo_of, detail) 
 
 
 def write_commit(
-    connection: sqlite3.Connection, entry: CommitEntry, key: IdempotencyKey | None, now: float
+    connection: sqlite3.Connection,
+    entry: CommitEntry,
+    key: IdempotencyKey | None,
+    now: float,
+    on_write: OnWrite | None = None,
 ) -> CommitResult:
     """Insert a commit and its key; if the key is known, return the first answer and insert nothing.
 
     :param now: seconds since 1970.
+    :param on_write: function that writes the commit to the record; ``None`` for no record.
     :raises IdempotencyConflict: the key was used for another request.
     :raises RejectedByDatabase: a rule of the database rejects the row.
     """
@@ -72,6 +80,8 @@ def write_commit(
             (key.key, key.fingerprint, orjson.dumps(commit.answer()).decode(), now),
         )
         connection.execute("DELETE FROM idempotency WHERE made_at < ?", (now - _KEY_LIFE,))
+    if on_write is not None:
+        on_write(connection, commit)
     return CommitResult(commit.answer(), commit)
 
 

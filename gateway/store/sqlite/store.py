@@ -11,7 +11,7 @@ import threading
 from collections.abc import Collection, Mapping, Sequence
 from datetime import date, datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from twisted.logger import Logger
 
@@ -40,12 +40,15 @@ from gateway.store.rows import encoded
 from gateway.store.sqlite import queries
 from gateway.store.sqlite.anomaly_pages import anomalies_of, newest_anomalies
 from gateway.store.sqlite.commit_file import CommitFile
-from gateway.store.sqlite.commits import replay_commit, write_commit, write_types
+from gateway.store.sqlite.commits import OnWrite, replay_commit, write_commit, write_types
 from gateway.store.sqlite.machine_db import MachineDatabases
 from gateway.store.sqlite.opening import check_version
 from gateway.store.sqlitefile.files import GATEWAY_FILE
+from gateway.store.sqlitefile.transactions import Job
 
 log = Logger()
+
+T = TypeVar("T")
 
 
 class SqliteStore(Store, EventNumberStore):
@@ -55,6 +58,7 @@ class SqliteStore(Store, EventNumberStore):
     :param reactor: reactor with a clock and threads.
     :param gives_numbers: whether event numbers will be given out; a command gives none, beside a gateway or not.
     :param accept_empty: whether to go on without a file of commits that existed and is lost.
+    :ivar on_write: function that writes each commit to the record, in the transaction of its row.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class SqliteStore(Store, EventNumberStore):
         gives_numbers: bool = True,
         accept_empty: bool = False,
     ) -> None:
+        self.on_write: OnWrite | None = None
         self._clock = clock
         self._directory = directory
         self._gives_numbers = gives_numbers
@@ -119,7 +124,9 @@ class SqliteStore(Store, EventNumberStore):
     async def commit(self, entry: CommitEntry, key: IdempotencyKey | None, *, may_wait: bool = False) -> CommitResult:
         now = self._clock.wall()
         try:
-            return await self._commits.run(lambda connection: write_commit(connection, entry, key, now), once=True)
+            return await self._commits.run(
+                lambda connection: write_commit(connection, entry, key, now, self.on_write), once=True
+            )
         except RejectedByDatabase as error:
             self._warnings.warn(
                 "rejected",
@@ -134,6 +141,10 @@ class SqliteStore(Store, EventNumberStore):
 
     async def reserve(self, up_to: int) -> None:
         await self._commits.reserve(up_to)
+
+    async def run_job(self, job: Job[T]) -> T:
+        """Run a job of the record in the file of commits, and return when it is durable."""
+        return await self._commits.run(job)
 
     # -- entries
 

@@ -1,0 +1,1 @@
+"""SQL of the file of the record, for a gateway whose commits are on PostgreSQL."""
