@@ -7,6 +7,7 @@ from gateway.assembly.alerts import Alerts
 from gateway.assembly.listener_access import ListenerAccess
 from gateway.assembly.parts import Commits, Paths, Pipeline, Runtime, StoreParts, Web
 from gateway.assembly.scales import Scales
+from gateway.cylinders.lookup import CylinderMaster
 from gateway.ingest.daq import DaqFactory
 from gateway.raw.retention import Retention
 from gateway.replay.storage import Storage
@@ -19,6 +20,7 @@ from gateway.runtime.open_access import OpenAccess
 class Assembly:
     """All parts that the life cycle, the state for operators and a reload refer to.
 
+    :ivar cylinders: look-up of cylinders; ``None`` without ``cylinders.query``.
     :ivar listeners: returns the current listeners, those of scales included.
     """
 
@@ -31,6 +33,7 @@ class Assembly:
     retention: Retention
     alerts: Alerts
     web: Web
+    cylinders: CylinderMaster | None
     daq: DaqFactory
     scales: Scales
     access: ListenerAccess

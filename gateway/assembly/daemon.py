@@ -13,6 +13,7 @@ from gateway.assembly.access import prepare_access
 from gateway.assembly.alerts import Alerts
 from gateway.assembly.assembled import Assembly
 from gateway.assembly.commits import build_commits, prepare_commits
+from gateway.assembly.cylinders import CylinderService, build_cylinders
 from gateway.assembly.ingest import build_daq, build_scales, build_silence, prepare_machines
 from gateway.assembly.listener_access import ListenerAccess
 from gateway.assembly.listeners import build_listeners
@@ -70,6 +71,7 @@ def _assemble(runtime: Runtime, settings: Settings, paths: Paths, *, accept_empt
     pipeline = build_pipeline(runtime, settings, paths, store.store, daq.pause)
     storage = build_storage(runtime, settings, paths, store, pipeline, daq)
     commits = build_commits(runtime, settings, paths, store)
+    cylinders = commits.service.checks.cylinders = build_cylinders(runtime, settings)
     web = build_web(runtime, settings, paths, commits, pipeline, storage)
     access = ListenerAccess(runtime, settings, paths)
     listeners = build_listeners(runtime, settings, access, web, daq, ports)
@@ -85,6 +87,7 @@ def _assemble(runtime: Runtime, settings: Settings, paths: Paths, *, accept_empt
         retention=build_retention(runtime, settings, paths, pipeline.writer, storage.compressor),
         alerts=Alerts(runtime, settings.fcm, paths.folder),
         web=web,
+        cylinders=cylinders,
         daq=daq,
         access=access,
         scales=scales,
@@ -96,7 +99,7 @@ def _assemble(runtime: Runtime, settings: Settings, paths: Paths, *, accept_empt
 
 def _stages(parts: Assembly, reload: Reload) -> Stages:
     relays = [] if parts.store.relay is None else [parts.store.relay]
-    web, pipeline, scales = parts.web, parts.pipeline, parts.scales
+    web, pipeline, scales, cylinders = parts.web, parts.pipeline, parts.scales, parts.cylinders
 
     def open_files() -> None:
         parts.access.open()
@@ -118,6 +121,7 @@ def _stages(parts: Assembly, reload: Reload) -> Stages:
             parts.alerts,
             parts.commits.saving,
             *relays,
+            *([] if cylinders is None else [CylinderService(cylinders)]),
             scales,
             build_silence(parts.runtime, scales),
             parts.open_access,
@@ -153,5 +157,11 @@ def _reload_steps(parts: Assembly) -> dict[str, ReloadStep]:
         "scales": lambda settings: partial(update_scales, settings),
         "raw files": lambda settings: partial(parts.retention.update, settings.data),
         "open access": lambda settings: partial(parts.open_access.update, is_controlled=settings.auth is not None),
+        "cylinders": lambda settings: partial(_update_cylinders, parts, settings),
         "push messages": lambda settings: partial(parts.alerts.update, settings.fcm),
     }
+
+
+def _update_cylinders(parts: Assembly, settings: Settings) -> None:
+    if parts.cylinders is not None:
+        parts.cylinders.update(settings.cylinders)

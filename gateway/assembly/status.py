@@ -17,6 +17,8 @@ from gateway.store.writer import Writer
 #: Maximum machines with a metric of their own: DAQ programs choose the names.
 MAX_MACHINES: Final = 1000
 
+_NOT_CHECKED: Final = "cylinders are not checked: "
+
 
 def build_disk_space(reactor: IReactor, paths: Paths) -> DiskSpace:
     """Build the measurement of the free space of all folders."""
@@ -48,6 +50,9 @@ def watch_health(parts: Assembly) -> None:
         # If the database is unavailable, only that is reported.
         health.watch_one(lambda: None if store.problems else relay.problem, "other gateways are not heard: ")
     health.watch(parts.access.certificates.problems)
+    if parts.cylinders is not None:
+        cylinders = parts.cylinders
+        health.watch_one(lambda: cylinders.problem, _NOT_CHECKED)
 
 
 def watch_readiness(parts: Assembly) -> None:
@@ -75,6 +80,9 @@ def watch_readiness(parts: Assembly) -> None:
     readiness.watch_one("raw", "down", lambda: pipeline.raw_log.problem, "raw files cannot be written: ")
     readiness.watch("raw", "degraded", lambda: pipeline.damage.problems)
     readiness.watch_one("raw", "degraded", lambda: parts.retention.problem)
+    if parts.cylinders is not None:
+        cylinders = parts.cylinders
+        readiness.watch_one("cylinders", "degraded", lambda: cylinders.problem, _NOT_CHECKED)
     readiness.watch_one("auth", "degraded", lambda: parts.open_access.warning)
 
 
@@ -86,6 +94,9 @@ def connect_metrics(parts: Assembly) -> None:
     counters.problems.ask_one(lambda: len(runtime.health.problems()))
     counters.time.ask_one(runtime.clock.wall)
     counters.store_up.ask_one(lambda: store.outage is None)
+    cylinders = parts.cylinders
+    if cylinders is not None:
+        counters.cylinders_cached.ask_one(lambda: cylinders.cached)
     if spool is not None:
         counters.spool_bytes.ask_one(lambda: spool.used_bytes)
     counters.disk_free.ask(lambda: [((name,), found.free) for name, found in space.spaces.items()])

@@ -1,6 +1,6 @@
 """Requests for commits, and their refusals, independent of HTTP."""
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -42,6 +42,10 @@ class CylinderFinding(Protocol):
     @property
     def verdict(self) -> Verdict:
         """Return the refusal, or that the commit is allowed."""
+
+    @property
+    def errors(self) -> Sequence[str]:
+        """Return all error codes that apply, which a reason passes together."""
 
     @property
     def fields(self) -> Mapping[str, Any]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -25,8 +25,6 @@ from gateway.weighing.passport import CheckWeigh
 from gateway.weighing.registry import Guards
 
 log = Logger()
-
-_ALLOWED_OVERRIDES: Final = OVERRIDABLE | {"implausible_weight", "cylinder_blocked"}
 
 
 @dataclass(slots=True)
@@ -162,7 +160,7 @@ class CommitService:
         verdict = self._live.verdict(scale_id)
         if verdict.error is None:
             return [], []
-        return ([], [verdict]) if verdict.error in _ALLOWED_OVERRIDES else ([verdict], [])
+        return ([], [verdict]) if verdict.error in OVERRIDABLE else ([verdict], [])
 
     def _choose(
         self, order: CommitOrder, settings: ScaleConnection, firm: list[Verdict], open_to_reason: list[Verdict]
@@ -198,7 +196,7 @@ class CommitService:
             cylinder = found.fields
             if found.verdict.error is not None:
                 self._need_reason(order, settings, found.verdict)
-                passed = [*passed, found.verdict.error]
+                passed = [*passed, *found.errors]
         detail = CommitDetail(
             by=order.by,
             override=order.override if passed else None,

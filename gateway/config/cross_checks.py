@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from gateway.config.cylinder_checks import cylinder_problems
 from gateway.config.files import exposed_secrets
 from gateway.config.loader import ENVIRONMENT
 from gateway.config.origins import normal_origin
@@ -77,6 +78,11 @@ class CrossChecks:
             *self._impossible_origins(),
             *self._files_for_folders(),
             *self._machines_without_proof(),
+            *(
+                []
+                if self._is_broken("cylinders", "database.url", "database.url_file")
+                else cylinder_problems(self._settings)
+            ),
             *exposed_secrets(self._settings, self._folder),
         ]
 

@@ -155,6 +155,10 @@ def _sharing_problems(settings: Settings, broken: Iterable[str]) -> list[Problem
     return problems
 
 
+#: Beginnings of the keys whose values may hold a password, even if they are not a URL yet.
+_HIDDEN: Final = ("database", "cylinders.url")
+
+
 class _Loader(yaml.SafeLoader):
     """Safe loader of YAML that refuses a duplicate key instead of taking its last value."""
 
@@ -246,7 +250,7 @@ def _problem(error: Any, from_environment: Mapping[str, str]) -> Problem:
     message = error["msg"]
     given = error.get("input")
     # A URL may hold a password.
-    if isinstance(given, str | int | float) and "://" not in str(given) and not key.startswith("database"):
+    if isinstance(given, str | int | float) and "://" not in str(given) and not key.startswith(_HIDDEN):
         message = f"{message} (it is {given!r})"
     if key in from_environment:
         message = f"{message}, set by {from_environment[key]}"

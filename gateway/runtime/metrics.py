@@ -31,6 +31,7 @@ class Counters:
         self._add_http()
         self._add_raw_files()
         self._add_store()
+        self._add_cylinders()
         self._add_relay()
         self.push_messages = self._counter(
             "cynow_push_messages_total",
@@ -264,6 +265,23 @@ class Counters:
         self.store_waiting = self._gauge("cynow_store_waiting", "Statistics and anomalies that wait for the store.")
         self.spool_waiting = self._gauge(
             "cynow_spool_waiting", "Statistics and anomalies in the spool that wait for PostgreSQL."
+        )
+
+    def _add_cylinders(self) -> None:
+        self.cylinder_lookups = self._counter(
+            "cynow_cylinder_lookups_total",
+            "Look-ups of cylinders for commits (hit: from the cache, found, absent: there is no row, slow: no answer "
+            "within cylinders.timeout_ms, failed, busy: too many queries ran).",
+            "outcome",
+        )
+        _begin_at_zero(self.cylinder_lookups, "hit", "found", "absent", "slow", "failed", "busy")
+        self.cylinder_unreadable = self._counter(
+            "cynow_cylinder_unreadable_values_total",
+            "Values of the table of cylinders that cannot be read and count as unknown, by column.",
+            "column",
+        )
+        self.cylinders_cached = self._asked_gauge(
+            "cynow_cylinders_cached", "Cylinders in the cache, at most cylinders.cache_size."
         )
 
     def _add_relay(self) -> None:

@@ -8,7 +8,7 @@ from typing import Final, Literal, TypeAlias
 State: TypeAlias = Literal["ready", "degraded", "down"]
 
 #: All parts, in the order of the report.
-PARTS: Final = ("store", "spool", "disk", "listeners", "scales", "raw", "auth")
+PARTS: Final = ("store", "spool", "disk", "listeners", "scales", "raw", "cylinders", "auth")
 
 #: States from best to worst.
 _STATES: Final[tuple[State, ...]] = ("ready", "degraded", "down")

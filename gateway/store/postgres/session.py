@@ -44,6 +44,12 @@ class Session:
         :param limit: maximum seconds until its end; after that, the connection is closed.
         :raises psycopg2.Error: the server has refused the statement, or the connection is lost.
         """
+        return (await self.ask_with_columns(statement, values, limit))[1]
+
+    async def ask_with_columns(
+        self, statement: str, values: Any = None, limit: float = SILENCE
+    ) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """Run a statement as :meth:`ask` does; return the names of its columns, and its rows."""
         silence = self._reactor.callLater(limit, self._connection.close)
         try:
             cursor = await self._connection.execute(statement, values)
@@ -53,7 +59,9 @@ class Session:
             if silence.active():
                 silence.cancel()
         self._status = cursor.statusmessage
-        return [] if cursor.description is None else cursor.fetchall()
+        if cursor.description is None:
+            return [], []
+        return [column.name for column in cursor.description], cursor.fetchall()
 
     def is_lost(self, error: BaseException) -> bool:
         """Return whether the connection has ended, or ends with an error."""
