@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from gateway.bus.bus import Bus
-from gateway.model.records import ALLOWED, Arrival, Presence, Reading, Update, Verdict
+from gateway.model.records import ALLOWED, Arrival, Commit, Presence, Reading, Update, Verdict
 from gateway.runtime.clock import WallClock
 from gateway.weighing.messages import refusal
 from gateway.weighing.registry import Guards
@@ -311,6 +311,13 @@ class LiveState:
     def note_remote_verdict(self, reading: Reading) -> None:
         """Note the verdict of another gateway at a line of a known scale."""
         self._scales[reading.scale_id].remote_verdict = reading.verdict
+
+    def note_remote_commit(self, commit: Commit) -> None:
+        """Note that another gateway has committed a weight of a scale of this one."""
+        entry = commit.entry
+        guard = self._guards.own().get(entry.scale_id)
+        if guard is not None and entry.detail.undo_of is None:
+            guard.note_commit(entry.cylinder_no, entry.event_type, str(commit.id), self._clock.monotonic())
 
     def scale_snapshot(self, scale_id: str) -> dict[str, Any]:
         """Return the snapshot of a scale for a new subscriber."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from gateway.bus.bus import Bus
 from gateway.live.state import LOCAL, LiveState
-from gateway.model.records import Arrival, Presence, Reading, Update
+from gateway.model.records import Arrival, Commit, Presence, Reading, Update
 from gateway.relay.protocol import MachineItem, RecordItem, ScaleItem, SensorItem, read_item
 from gateway.runtime.metrics import Counters
 from gateway.wire.errors import WireError
@@ -77,6 +77,8 @@ class InboundItems:
                     arrival = None if item.arrived is None else Arrival(token, item.arrived)
                     is_applied = live.apply_remote_reading(record, item.age, arrival)
                     return is_applied or live.latest(record.scale_id) != record
+            case Commit():
+                live.note_remote_commit(record)
             case Update():
                 if record in live.recent(record.machine).get(record.sensor, ()):
                     return False

@@ -19,6 +19,7 @@ from gateway.relay.values import (
     is_positive,
     is_text,
     read_arrival,
+    read_detail,
     read_flag,
     read_judgement,
     read_name,
@@ -219,6 +220,8 @@ def _record_fields(record: SharedRecord) -> RelayItem:
                 "committed": entry.committed_at.timestamp(),
                 "shipping": entry.arrival_shipping_no,
                 "report": entry.move_report_no,
+                "ticket": record.ticket,
+                "detail": entry.detail.record(),
             }
         case Update():
             return {
@@ -354,7 +357,9 @@ def _parse_commit(item: Mapping[str, Any], zone: tzinfo) -> Commit:
             committed_at=read_time(item["committed"], zone),
             arrival_shipping_no=None if shipping is None else read_text(shipping, 50),
             move_report_no=None if report is None else read_text(report, 50),
+            detail=read_detail(item.get("detail")),
         ),
+        None if item.get("ticket") is None else read_text(item["ticket"], 100),
     )
 
 

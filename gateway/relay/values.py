@@ -7,12 +7,15 @@ from decimal import Decimal
 from typing import Any, Final
 
 from gateway.model.names import name_of
-from gateway.model.records import ALLOWED, Arrival, Verdict
+from gateway.model.records import ALLOWED, Arrival, CommitDetail, Verdict
 from gateway.wire.errors import WireError
 from gateway.wire.scale import HEAVIEST_KG
 
 #: Limit of times, about the year 8900: :class:`datetime` takes earlier ones in every time zone.
 _MAX_TIME: Final = 2.2e11
+
+#: Fields of the master data in the details of a commit.
+_CYLINDER_FIELDS: Final = ("checked", "tare_kg", "net_kg", "remaining_kg")
 
 
 def is_text(value: Any, max_length: int) -> bool:
@@ -117,3 +120,22 @@ def _read_verdict(value: Any) -> Verdict:
         return ALLOWED
     error, message, english = value
     return Verdict(read_text(error, 64), read_text(message, 500), read_text(english, 500))
+
+
+def read_detail(value: Any) -> CommitDetail:
+    """Return the details of a commit; without any, those of an older version."""
+    if value is None:
+        return CommitDetail()
+    override, undo_of = value.get("override"), value.get("undo_of")
+    figures = {name: value[name] for name in _CYLINDER_FIELDS if name in value}
+    for figure in figures.values():
+        if figure is not None and not isinstance(figure, bool | int | float):
+            raise WireError("a figure of a cylinder is not valid")
+    return CommitDetail(
+        by=read_text(value["by"], 64),
+        override=None if override is None else read_text(override, 200),
+        overridden=tuple(read_text(each, 64) for each in value.get("overridden", ())),
+        warnings=tuple(read_text(each, 64) for each in value.get("warnings", ())),
+        undo_of=undo_of if undo_of is None or is_positive(undo_of) else None,
+        cylinder=figures or None,
+    )

@@ -6,13 +6,13 @@ It knows no clock and no I/O: each call gets the monotonic time, in seconds.
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
-from typing import Final, NamedTuple
+from typing import Final, TypeAlias
 
 from gateway.config.scale_settings import ScaleConnection
 from gateway.model.records import ALLOWED, Verdict
 from gateway.weighing.commits import Attempt, RecentCommit, RecentCommits
 from gateway.weighing.messages import refusal
-from gateway.weighing.passport import Passport
+from gateway.weighing.passport import EMPTY_KG, Passport
 
 #: Errors that a commit with a reason passes, where the scale allows that. The others are about the request, or about
 #: weights that are never right.
@@ -46,17 +46,9 @@ def rounded_kg(weight: Decimal) -> Decimal:
     return weight.quantize(_CENT, ROUND_HALF_UP) + 0
 
 
-class Marks(NamedTuple):
-    """What a guard says of one line.
-
-    :ivar reading_id: identifier of the latest value; empty without one.
-    :ivar is_accepted: whether a stable weight of the line's kind becomes the latest value.
-    """
-
-    reading_id: str
-    verdict: Verdict
-    out_of_range: bool
-    is_accepted: bool
+#: What a guard says of one line: the identifier of the latest value, empty without one; the verdict; whether the weight
+#: or its unit is out of range; and whether a stable weight of the line's kind becomes the latest value.
+Marks: TypeAlias = tuple[str, Verdict, bool, bool]
 
 
 @dataclass(slots=True)
@@ -87,9 +79,12 @@ class ScaleGuard:
         self.recent = RecentCommits()
         self.reading_id = ""
         self._weight: Decimal | None = None
+        self._kind = self._unit = ""
+        #: Refusals that depend on the latest value only.
+        self._sign_error: Verdict | None = _NO_WEIGHT
         self._range_error: Verdict | None = None
-        #: Kind, weight and unit of the latest value.
-        self._value: tuple[str, Decimal | None, str] | None = None
+        #: Whether the latest value is that of an empty pan.
+        self._is_empty = False
         self._latest_at = 0.0
         self._stable_since: float | None = None
         #: Time of the last stable net line that is not accepted.
@@ -109,50 +104,67 @@ class ScaleGuard:
         """Use other settings."""
         self.settings = settings
         self._accept = frozenset(settings.accept or ("gross",))
+        self._max_age = settings.commit_max_age_sec
         self._checks_stable = settings.require_stable_ms is not None
         self._min_stable = (settings.require_stable_ms or 0) / 1000
         self._band = settings.zero_band_kg
         self._has_range = any(limit is not None for limit in (settings.min_kg, settings.max_kg, settings.unit))
+        check = settings.check_weigh
+        self._refuses_out_of_control = check is not None and check.when_out == "refuse"
+        #: Whether only the latest value counts, so that no verdict changes with time.
+        self._is_plain = not (
+            self._checks_stable
+            or self._has_range
+            or self._refuses_out_of_control
+            or any(key is not None for key in (self._max_age, self._band, settings.accept))
+        )
         if self._band is None:
             self.is_armed = True
-        if self._value is not None:
-            _, weight, unit = self._value
-            self._range_error = self._judge_range(weight, unit)
+        if self._weight is not None:
+            self._take_value(self._weight)
 
     # -- lines and presence
 
     def receive(self, status: str, weight: Decimal | None, kind: str, unit: str, now: float) -> Marks:
         """Take a line of the scale."""
         is_accepted = kind in self._accept
-        range_error = self._judge_range(weight, unit) if self._has_range else None
-        if status == "ST" and is_accepted:
-            value = (kind, weight, unit)
-            if value != self._value:
-                self._value, self._weight = value, weight
+        if status == "ST" and is_accepted and weight is not None:
+            if weight != self._weight or unit != self._unit or kind != self._kind:
+                self._kind, self._unit = kind, unit
                 self.reading_id = self._new_id()
-            if weight is not None and kind == "gross":
-                self.passport.note_zero(weight, self._band)
-            self._range_error = range_error
+                self._take_value(weight)
             self._latest_at = now
             if self._stable_since is None:
                 self._stable_since = now
-            if not self.is_armed and self._is_empty(weight):
-                self._note_empty()
+            if self._is_empty:
+                self._note_empty(weight)
+            is_out = self._range_error is not None
         else:
             self._stable_since = None
             if status == "ST" and kind == "net":
                 self._net_at = now
-        return Marks(self.reading_id, self.verdict(now), range_error is not None, is_accepted)
+            is_out = self._has_range and self._judge_range(weight, unit) is not None
+        if self._is_plain:
+            return self.reading_id, self._sign_error or ALLOWED, is_out, is_accepted
+        return self.reading_id, self.verdict(now), is_out, is_accepted
 
-    def _note_empty(self) -> None:
+    def _take_value(self, weight: Decimal) -> None:
+        """Judge a new latest value by all that does not change before the next one."""
+        self._weight = weight
+        is_negative = weight < 0 and rounded_kg(weight) < 0
+        self._sign_error = refusal("negative_weight", weight=weight) if is_negative else None
+        self._range_error = self._judge_range(weight, self._unit) if self._has_range else None
+        self._is_empty = self._kind == "gross" and abs(weight) <= (EMPTY_KG if self._band is None else self._band)
+
+    def _note_empty(self, weight: Decimal) -> None:
+        self.passport.note_zero(weight)
+        if self.is_armed:
+            return
         if self._held_by is None:
             self.is_armed = True
             self._in_doubt = None
         else:
             self._was_emptied = True
-
-    def _is_empty(self, weight: Decimal | None) -> bool:
-        return self._band is not None and weight is not None and abs(weight) <= self._band
 
     def set_connected(self, is_connected: bool) -> None:
         """Note that the scale has connected, or that its last connection was lost."""
@@ -170,51 +182,46 @@ class ScaleGuard:
         if self.settings.accept is None or "net" in self._accept or self._net_at is None:
             return False
         idle = self.settings.idle_timeout_sec or 0.0
-        return now - self._net_at < idle and (self._value is None or now - self._latest_at >= idle)
+        return now - self._net_at < idle and (self._weight is None or now - self._latest_at >= idle)
 
     # -- verdicts
 
     def verdict(self, now: float) -> Verdict:
         """Return what a commit would be answered now."""
-        for verdict in self._basic(now):
-            return verdict
-        return next(iter(self._overridable(now)), ALLOWED)
-
-    def _basic(self, now: float) -> list[Verdict]:
-        """Return the refusals that no reason passes, at most one."""
-        if self.is_only_net(now):
-            return [_ONLY_NET]
-        if self._weight is None:
-            return [_NO_WEIGHT]
-        max_age = self.settings.commit_max_age_sec
-        if max_age is not None and now - self._latest_at > max_age:
-            return [_STALE]
-        if self._weight < 0 and rounded_kg(self._weight) < 0:
-            return [refusal("negative_weight", weight=self._weight)]
-        return []
-
-    def _overridable(self, now: float) -> list[Verdict]:
-        """Return the refusals of the other guards, in the order in which they are answered."""
-        found = []
-        if self._range_error is not None:
-            found.append(self._range_error)
-        if self._checks_stable:
-            if not self._is_connected:
-                found.append(_DISCONNECTED)
-            elif self._stable_since is None or now - self._stable_since < self._min_stable:
-                found.append(_UNSTABLE)
+        found = self._firm(now) or self._sign_error or self._range_error
+        if found is not None:
+            return found
         if not self.is_armed and self._band is not None:
-            found.append(_NOT_REARMED)
-        check = self.settings.check_weigh
-        if check is not None and check.when_out == "refuse" and self.passport.state(check) == "out":
-            found.append(_OUT_OF_CONTROL)
-        return found
+            return self._stability_error(now) or _NOT_REARMED
+        return self._stability_error(now) or self._control_error() or ALLOWED
+
+    def _firm(self, now: float) -> Verdict | None:
+        """Return the refusal that no reason passes, but that of a negative weight."""
+        if self._net_at is not None and self.is_only_net(now):
+            return _ONLY_NET
+        if self._weight is None:
+            return _NO_WEIGHT
+        if self._max_age is not None and now - self._latest_at > self._max_age:
+            return _STALE
+        return None
+
+    def _stability_error(self, now: float) -> Verdict | None:
+        if not self._checks_stable:
+            return None
+        if not self._is_connected:
+            return _DISCONNECTED
+        is_stable = self._stable_since is not None and now - self._stable_since >= self._min_stable
+        return None if is_stable else _UNSTABLE
+
+    def _control_error(self) -> Verdict | None:
+        is_out = self._refuses_out_of_control and self.passport.state(self.settings.check_weigh) == "out"
+        return _OUT_OF_CONTROL if is_out else None
 
     def weighing_problems(self, now: float) -> list[Verdict]:
         """Return why the scale cannot be checked with a reference weight now; empty if it can."""
-        basic = self._basic(now)
-        if basic or self._weight is None:
-            return basic
+        basic = self._firm(now) or self._sign_error
+        if basic is not None:
+            return [basic]
         if not self._is_connected:
             return [_DISCONNECTED]
         is_stable = self._stable_since is not None and now - self._stable_since >= self._min_stable
@@ -236,18 +243,21 @@ class ScaleGuard:
 
     def judge(self, attempt: Attempt, now: float) -> tuple[list[Verdict], list[Verdict]]:
         """Judge a commit; return the refusals that no reason passes, and those that a reason passes, in order."""
-        firm = self._basic(now)
+        firm = [verdict for verdict in (self._firm(now) or self._sign_error,) if verdict is not None]
         if not firm and attempt.reading_id not in (None, self.reading_id):
             firm = [_READING_CHANGED]
         # A repeated request, whose first outcome is not known, is not a second commit.
         is_repeated = self._is_repeated(attempt)
-        open_to_reason = [
-            verdict for verdict in self._overridable(now) if not (is_repeated and verdict is _NOT_REARMED)
-        ]
-        earlier = self._duplicate_of(attempt, now)
-        if earlier is not None and not is_repeated:
-            open_to_reason.append(refusal("duplicate", id=earlier.name))
-        return firm, open_to_reason
+        is_held = not self.is_armed and self._band is not None and not is_repeated
+        earlier = None if is_repeated else self._duplicate_of(attempt, now)
+        found = (
+            self._range_error,
+            self._stability_error(now),
+            _NOT_REARMED if is_held else None,
+            self._control_error(),
+            None if earlier is None else refusal("duplicate", id=earlier.name),
+        )
+        return firm, [verdict for verdict in found if verdict is not None]
 
     def _duplicate_of(self, attempt: Attempt, now: float) -> RecentCommit | None:
         window = self.settings.duplicate_window_sec

@@ -15,8 +15,8 @@ from gateway.model.timestamps import rfc3339
 
 State = Literal["unchecked", "good", "warning", "out"]
 
-#: Largest share of the zero band, and largest weight in kilograms without a band, that counts as an empty pan.
-_EMPTY_KG: Final = Decimal("0.5")
+#: Largest weight, in kilograms, that counts as an empty pan without ``zero_band_kg``.
+EMPTY_KG: Final = Decimal("0.5")
 
 #: Number of zero readings that drift and noise are computed from.
 _ZEROS: Final = 500
@@ -63,10 +63,9 @@ class Passport:
         self.check: CheckWeigh | None = None
         self._zeros: deque[float] = deque(maxlen=_ZEROS)
 
-    def note_zero(self, weight: Decimal, band: Decimal | None) -> None:
-        """Note a stable weight, if it is that of an empty pan."""
-        if abs(weight) <= (_EMPTY_KG if band is None else band):
-            self._zeros.append(float(weight))
+    def note_zero(self, weight: Decimal) -> None:
+        """Note a stable weight of an empty pan."""
+        self._zeros.append(float(weight))
 
     @property
     def zero_drift_kg(self) -> float | None:
