@@ -19,7 +19,8 @@ def build_cylinders(runtime: Runtime, settings: Settings) -> CylinderMaster | No
     from gateway.cylinders.plant_table import PlantTable
 
     name = f"{settings.gateway.name or platform.node()} cylinders"
-    table = PlantTable(runtime.reactor, url, name, query)
+    key = "database.url" if settings.cylinders.url is None else "cylinders.url"
+    table = PlantTable(runtime.reactor, url, name, query, key)
     return CylinderMaster(runtime.reactor, runtime.clock, runtime.counters, settings.cylinders, table)
 
 

@@ -17,8 +17,8 @@ _PERCENT: Final = re.compile(r"%%|%\([^)]*\)s|%")
 #: A placeholder within quotes: the driver puts quotes around the number itself.
 _QUOTED: Final = re.compile(r"'%\(cylinder_no\)s'|\"%\(cylinder_no\)s\"")
 
-#: A text, which may have any character.
-_TEXT: Final = re.compile(r"'[^']*'")
+#: Texts and comments, which may have any character.
+_TEXT: Final = re.compile(r"'[^']*'|--[^\n]*|/\*.*?\*/", re.DOTALL)
 
 #: Beginnings of statements that return rows, and can stand in parentheses.
 _READING: Final = re.compile(
@@ -37,7 +37,7 @@ def cylinder_problems(settings: Settings) -> Iterator[Problem]:
         yield Problem(_KEY, "there is no database to ask; set cylinders.url, or database.url")
     if not _READING.match(query):
         yield Problem(_KEY, "not a query; it must begin with SELECT or WITH")
-    elif ";" in _TEXT.sub("", query).strip().rstrip(";"):
+    elif ";" in _TEXT.sub("", query.strip().rstrip(";")):
         yield Problem(_KEY, "more than one statement; write one SELECT, without a semicolon")
     yield from _placeholder_problems(query)
 

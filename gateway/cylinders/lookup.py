@@ -63,7 +63,7 @@ class CylinderSource(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class _Query:
+class _RunningQuery:
     """A query that runs, and the requests that wait for it.
 
     :ivar began: time of its start, by the reactor's clock.
@@ -99,7 +99,7 @@ class CylinderMaster:
         self._settings = settings
         #: By number, the least recently used first: the record, and the time until which it is valid.
         self._cache: OrderedDict[str, tuple[CylinderRecord | None, float]] = OrderedDict()
-        self._queries: dict[str, _Query] = {}
+        self._queries: dict[str, _RunningQuery] = {}
         self._failure: str | None = None
         self._slow_in_a_row = 0
         self._recheck: IDelayedCall | None = None
@@ -177,11 +177,11 @@ class CylinderMaster:
             Deferred.fromCoroutine(self._run_query(cylinder_no, query))
         return await done.addTimeout(self._settings.timeout_ms / 1000, self._reactor, _slow)
 
-    def _add_query(self, cylinder_no: str) -> _Query:
-        query = self._queries[cylinder_no] = _Query(self._reactor.seconds())
+    def _add_query(self, cylinder_no: str) -> _RunningQuery:
+        query = self._queries[cylinder_no] = _RunningQuery(self._reactor.seconds())
         return query
 
-    async def _run_query(self, cylinder_no: str, query: _Query) -> None:
+    async def _run_query(self, cylinder_no: str, query: _RunningQuery) -> None:
         """Run a query, cache its answer, and hand it to those that still wait."""
         answer: _Answer = "failed", None
         try:

@@ -27,9 +27,11 @@ class PlantTable:
     :param url: ``postgresql://...``
     :param name: name for the server and the log.
     :param query: statement with ``%(cylinder_no)s``; it may end with a semicolon.
+    :param key: configuration key of the URL.
     """
 
-    def __init__(self, reactor: Any, url: str, name: str, query: str) -> None:
+    def __init__(self, reactor: Any, url: str, name: str, query: str, key: str = "cylinders.url") -> None:
+        self._key = key
         self._pool = Pool(reactor, url, name, _SIZE, _prepare)
         # Two rows are enough to see that a query does not select by the number, whatever the size of the table. The
         # line end closes a comment at the end of the query.
@@ -50,7 +52,8 @@ class PlantTable:
     @property
     def problem(self) -> str | None:
         """Return why the database cannot be asked; ``None`` if a connection is ready."""
-        return None if self._pool.is_connected else self._pool.state
+        # The texts of the connections name the key that they usually have.
+        return None if self._pool.is_connected else self._pool.state.replace("database.url", self._key)
 
     async def fetch(self, cylinder_no: str) -> CylinderRow | None:
         """Return the row of a cylinder; ``None`` if it has no row.

@@ -32,6 +32,7 @@ def test_idle_gateway_is_ready_and_its_silent_scale_degraded(daemon: Daemon) -> 
         "listeners": ready,
         "scales": degraded,
         "raw": ready,
+        "cylinders": ready,
         "auth": ready,
     }
     assert (daemon.metric("cynow_ready"), daemon.metric("cynow_store_up")) == (1, 1)

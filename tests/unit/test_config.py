@@ -1,5 +1,6 @@
 """The configuration: what loads, and that every problem is said at once, with its key."""
 
+from decimal import Decimal
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,12 @@ OTHER: dict[str, tuple[Any, Any]] = {
     "database.url": ("postgresql://cynow@db.example:5433/cynow", "postgresql://cynow@db.example:5433/cynow"),
     "database.spool_mb": (2, 2),
     "gateway.name": ("홀 2", "홀 2"),
+    "cylinders.query": ("SELECT 1", "SELECT 1"),
+    "cylinders.url": ("postgresql://cynow@127.0.0.1/plant", "postgresql://cynow@127.0.0.1/plant"),
+    "cylinders.tolerance_kg": (0.5, Decimal("0.5")),
+    "cylinders.cache_sec": (60, 60.0),
+    "cylinders.cache_size": (5, 5),
+    "cylinders.timeout_ms": (100, 100),
     "data.path": ("/srv/data", "/srv/data"),
     "data.compress_after_days": (2, 2),
     "data.keep_days": (30, 30),

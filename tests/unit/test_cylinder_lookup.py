@@ -249,7 +249,7 @@ class PlantTableCase(ServerCase):
             master = await self.started(until_ready=False)
             began = reactor.seconds()
             assert (await master.check("CY-1", "SHIP", Decimal(1))).fields == {"checked": False}
-            assert reactor.seconds() - began < 0.4
+            assert reactor.seconds() - began < 1.5
             await until(lambda: "PostgreSQL is unavailable" in (master.problem or ""), "the problem shows")
             await until(lambda: "refused" in (master.problem or ""), "its reason shows")
         finally:
@@ -258,10 +258,10 @@ class PlantTableCase(ServerCase):
         assert (await master.check("CY-1", "SHIP", Decimal("73.2"))).fields["checked"] is True
 
     async def test_slow_query_is_not_waited_for_but_cached(self) -> None:
-        master = await self.started(QUERY.replace("WHERE", "CROSS JOIN (SELECT pg_sleep(0.6)) AS s WHERE"))
+        master = await self.started(QUERY.replace("WHERE", "CROSS JOIN (SELECT pg_sleep(1.5)) AS s WHERE"))
         began = reactor.seconds()
         assert await master.find("CY-1") is None
-        assert 0.15 < reactor.seconds() - began < 0.5
+        assert 0.15 < reactor.seconds() - began < 1.4
         await until(lambda: master.cached == 1, "the answer is cached")
         assert await master.find("CY-1") is not None
         assert outcomes(self.counters) == {"slow": 1, "hit": 1}
@@ -308,7 +308,7 @@ class PlantTableCase(ServerCase):
         began = reactor.seconds()
         found = await gatherResults([Deferred.fromCoroutine(master.find(f"CY-{number}")) for number in range(80)])
         assert not any(found)
-        assert reactor.seconds() - began < 0.5
+        assert reactor.seconds() - began < 2
         self.server.resume()
         self.server.stop()
         self.server.start()
