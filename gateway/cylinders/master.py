@@ -171,7 +171,7 @@ def _implausible(record: CylinderRecord, event_type: str, gross_kg: Decimal, tol
     gross, low, high = map(_shown, (gross_kg, tare + net - tolerance_kg, tare + net + tolerance_kg))
     text = (
         f"무게 {gross} kg이 이 용기의 충전 무게와 다릅니다. {low}~{high} kg이어야 합니다(용기 {_shown(tare)} kg, 가스"
-        f" {_shown(net)} kg). 용기 번호, 충전 상태, 저울을 확인하고 다시 다세요."
+        f" {_shown(net)} kg). 용기 번호, 충전 상태, 저울을 확인하고 다시 올리세요."
     )
     english = (
         f"{gross} kg is not the weight of this cylinder when it is full: expected {low} to {high} kg (tare"
