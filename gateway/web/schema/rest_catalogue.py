@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from gateway.web.schema.catalogue import COMMIT_EXAMPLE, LATEST_EXAMPLE, JsonSchema
+from gateway.web.schema.commit_catalogue import COMMIT_LOG, CYLINDERS, IDEMPOTENCY_KEY
 from gateway.web.schema.operations import ContentSpec, ErrorCase, OperationSpec, csv_content, json_content, query
 from gateway.web.schema.rest_schemas import (
     COMMIT_FIELDS,
@@ -17,16 +18,6 @@ from gateway.web.schema.rest_schemas import (
 
 _UNKNOWN_SCALE: Final = ErrorCase(404, "unknown_scale", "the configuration has no such scale")
 _STORE: Final = ErrorCase(503, "store_unavailable", "the store cannot take or answer the request now")
-
-_IDEMPOTENCY_KEY: Final = {
-    "name": "Idempotency-Key",
-    "in": "header",
-    "required": False,
-    "description": "A text of the client's choice. The same key and fields again get the first answer, and write "
-    "nothing; the answer is kept for 48 hours.",
-    "schema": {"type": "string", "maxLength": 255, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*$"},
-    "example": "5f0c",
-}
 
 _SCALES: Final = {
     "latest": OperationSpec(
@@ -44,7 +35,7 @@ _SCALES: Final = {
         "Writes the latest weight of the scale, rounded half up to 10 g, with the fields of the body. The answer is "
         "sent after the row is on the disk. Other fields of the body are ignored.",
         (json_content(ref("Committed"), shipped=COMMIT_EXAMPLE),),
-        (_IDEMPOTENCY_KEY,),
+        (IDEMPOTENCY_KEY,),
         json_content(
             COMMIT_FIELDS,
             ship={"cylinder_no": "CY123456789", "event_type": "SHIP"},
@@ -300,6 +291,8 @@ OPERATIONS: Final[Mapping[str, Mapping[str, OperationSpec]]] = {
     "/stat": _STATISTICS,
     "/sio": _CONNECTED,
     "/api/v1/machines": _SAMPLES,
+    "/api/v1/commits": COMMIT_LOG,
+    "/api/v1/cylinders": CYLINDERS,
     "/openapi.json": _DESCRIPTION,
     "": _STATUS,
 }
