@@ -27,6 +27,8 @@ from gateway.web.push.socketio_endpoint import MachineNamespaces, identify_conne
 from gateway.web.push.sse_endpoint import SseResource
 from gateway.web.push.subscription import SubscriptionContext
 from gateway.web.push.ws_endpoint import EventsWebSocketFactory, EventsWebSocketResource
+from gateway.web.rest.commits import CommitApi
+from gateway.web.rest.cylinders import CylinderApi
 from gateway.web.rest.samples import MachineApi
 from gateway.web.rest.scale_list import ScaleListApi
 from gateway.web.rest.scales import ScaleApi
@@ -46,6 +48,8 @@ REST_APPS: Final[Mapping[str, ScopedApp]] = {
     "/stat": StatApi.app,
     "/sio": SioApi.app,
     "/api/v1/machines": MachineApi.app,
+    "/api/v1/commits": CommitApi.app,
+    "/api/v1/cylinders": CylinderApi.app,
     "": StatusApi.app,
     "/openapi.json": OpenApi.app,
 }
@@ -74,13 +78,18 @@ def build_web(
     scales = scale_api.resource()
     scale_list = ScaleListApi(live, runtime.guards, commits.service, clock)
     machines = MachineApi(reactor, clock, paths.data, readers, pipeline.raw_log.flush, pipeline.damage).app.resource()
+    versioned: dict[str, IResource] = {
+        "machines": machines,
+        "scales": scale_list.app.resource(),
+        "commits": CommitApi(store, bus, clock, settings.gateway.name or platform.node()).resource(),
+        "cylinders": CylinderApi(store).app.resource(),
+    }
     identify = partial(identify_connect, access)
     find = MachineNamespaces(bus, live).find
     sockets = SocketServer(reactor, find, identify=identify, max_attached=limits.body_bytes)
     engine = EngineServer(reactor, sockets, clients, counters, log, _engine_settings(settings))
-    v1: dict[str, IResource] = {"machines": machines, "scales": scale_list.app.resource()}
     resources: dict[str, IResource] = {
-        "api": Root({"v1": Root(v1, scales)}, scales),
+        "api": Root({"v1": Root(versioned, scales)}, scales),
         "stat": StatApi(store).app.resource(),
         "sio": SioApi(live).app.resource(),
         "socket.io": engine,

@@ -126,6 +126,7 @@ class CommitDetail:
     :ivar warnings: error codes of the warnings that the answer bears.
     :ivar undo_of: id of the commit that this one undoes.
     :ivar cylinder: fields of the cylinder's master data for answers, such as ``tare_kg``; ``None`` without a master.
+    :ivar reason: reason that was given for undoing a commit; it is stored, and not part of the answer.
     """
 
     by: str = "operator"
@@ -134,6 +135,7 @@ class CommitDetail:
     warnings: tuple[str, ...] = ()
     undo_of: int | None = None
     cylinder: Mapping[str, Any] | None = None
+    reason: str | None = None
 
     def payload(self) -> dict[str, Any]:
         """Return the fields of answers; those without content are left out."""
@@ -148,8 +150,9 @@ class CommitDetail:
         return fields | dict(self.cylinder or {})
 
     def record(self) -> dict[str, Any]:
-        """Return the fields to store: those of answers, and who committed."""
-        return {"by": self.by, **self.payload()}
+        """Return the fields to store: those of answers, who committed, and why a commit was undone."""
+        reason = {} if self.reason is None else {"reason": self.reason}
+        return {"by": self.by, **reason, **self.payload()}
 
 
 @dataclass(frozen=True, slots=True)

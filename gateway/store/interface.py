@@ -10,7 +10,10 @@ from gateway.model.entries import StoreEntry
 from gateway.model.records import Commit, CommitEntry
 
 #: Encodes some items of a page; called in a thread.
-Encode: TypeAlias = Callable[[list[dict[str, Any]]], Any]
+Encode: TypeAlias = Callable[[list[Any]], Any]
+
+#: Maximum commits of a page.
+MAX_COMMITS: Final = 1000
 
 
 class StoreUnavailable(Exception):
@@ -85,6 +88,38 @@ class MeansQuery:
 
 
 @dataclass(frozen=True, slots=True)
+class CommitQuery:
+    """Selection of commits; a field that is ``None`` selects all.
+
+    :ivar start: earliest ``committed_at``.
+    :ivar end: time that every ``committed_at`` is before.
+    """
+
+    cylinder_no: str | None = None
+    event_type: str | None = None
+    scale_id: str | None = None
+    start: datetime | None = None
+    end: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCommit:
+    """A commit as it was read from the store.
+
+    :ivar by: name of the token that committed, or ``operator``; ``None`` for a row without details, such as Django's.
+    :ivar undo_of: id of the commit that this one undoes.
+    :ivar undone_by: id of the commit that undoes this one.
+    :ivar detail: stored details, see :meth:`gateway.model.records.CommitDetail.record`; empty without details.
+    """
+
+    commit: Commit
+    by: str | None = None
+    undo_of: int | None = None
+    undone_by: int | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class PageRequest:
     """Position, size and encoding of a page.
 
@@ -106,7 +141,7 @@ FIRST_PAGE: Final = PageRequest()
 class Page:
     """Some of the selected items.
 
-    :ivar items: dicts, or results of the encoder, each for some items.
+    :ivar items: dicts or stored commits, or results of the encoder, each for some items.
     :ivar after: position for the next :class:`PageRequest`; ``None`` for the last page.
     """
 
@@ -195,6 +230,29 @@ class Store(ABC):
 
         :raises IdempotencyConflict: the key was used for another request.
         :raises StoreUnavailable: the key cannot be looked up now.
+        """
+
+    @abstractmethod
+    async def commits(self, query: CommitQuery, page: PageRequest = FIRST_PAGE) -> Page:
+        """Return :class:`StoredCommit` items, newest first: by id, descending.
+
+        A position is the id of the last item; a page has at most :data:`MAX_COMMITS` items.
+
+        :raises StoreUnavailable: commits cannot be read now.
+        """
+
+    @abstractmethod
+    async def find_commit(self, commit_id: int) -> StoredCommit | None:
+        """Return the commit with an id; ``None`` if there is none.
+
+        :raises StoreUnavailable: commits cannot be read now.
+        """
+
+    @abstractmethod
+    async def find_forwarded(self, ticket: str) -> StoredCommit | None:
+        """Return the commit that was written for a ticket; ``None`` if there is none.
+
+        :raises StoreUnavailable: commits cannot be read now.
         """
 
     @abstractmethod

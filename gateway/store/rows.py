@@ -54,7 +54,7 @@ class Row:
 StoredHour: TypeAlias = tuple[Bucket | None, int | None]
 
 
-def encoded(items: list[dict[str, Any]], encode: Encode | None) -> list[Any]:
+def encoded(items: list[Any], encode: Encode | None) -> list[Any]:
     """Return the ``items`` of a page."""
     if encode is None:
         return items

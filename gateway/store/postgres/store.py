@@ -25,8 +25,10 @@ from gateway.runtime.clock import WallClock
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.metrics import Counters
 from gateway.runtime.threads import pool_of
+from gateway.store.commit_rows import commit_page, stored_commit
 from gateway.store.interface import (
     FIRST_PAGE,
+    CommitQuery,
     CommitResult,
     IdempotencyConflict,
     IdempotencyKey,
@@ -37,11 +39,13 @@ from gateway.store.interface import (
     RejectedByDatabase,
     RollupProgress,
     Store,
+    StoredCommit,
     StoreUnavailable,
 )
 from gateway.store.postgres import queries
 from gateway.store.postgres.commit_batches import CommitQueue
 from gateway.store.postgres.commit_health import CommitHealth
+from gateway.store.postgres.commit_log import commit_row, commit_rows, forwarded_row
 from gateway.store.postgres.commits import KEY_LIFE, PendingCommit, find_answer, remove_old_keys
 from gateway.store.postgres.entries import InThread
 from gateway.store.postgres.migrations import SchemaMigration
@@ -239,6 +243,22 @@ class PostgresStore(Store):
             if key.key in self._doubtful:
                 raise OutcomeUnknown(str(error)) from None
             raise
+
+    # -- the log of commits
+
+    async def commits(self, query: CommitQuery, page: PageRequest = FIRST_PAGE) -> Page:
+        rows = await self._run(self._query_pool, partial(commit_rows, query=query, page=page))
+        made: Page = await self._in_thread(lambda: commit_page(rows, page, self._clock.zone))
+        return made
+
+    async def find_commit(self, commit_id: int) -> StoredCommit | None:
+        return self._first(await self._run(self._query_pool, partial(commit_row, commit_id=commit_id)))
+
+    async def find_forwarded(self, ticket: str) -> StoredCommit | None:
+        return self._first(await self._run(self._query_pool, partial(forwarded_row, ticket=ticket)))
+
+    def _first(self, rows: Sequence[Sequence[Any]]) -> StoredCommit | None:
+        return stored_commit(rows[0], self._clock.zone) if rows else None
 
     # -- entries
 

@@ -25,6 +25,7 @@ from gateway.runtime.threads import pool_of
 from gateway.store.event_numbers import EventNumberStore
 from gateway.store.interface import (
     FIRST_PAGE,
+    CommitQuery,
     CommitResult,
     IdempotencyKey,
     MeansQuery,
@@ -34,12 +35,14 @@ from gateway.store.interface import (
     RollupProgress,
     SensorState,
     Store,
+    StoredCommit,
     StoreUnavailable,
 )
 from gateway.store.rows import encoded
 from gateway.store.sqlite import queries
 from gateway.store.sqlite.anomaly_pages import anomalies_of, newest_anomalies
 from gateway.store.sqlite.commit_file import CommitFile
+from gateway.store.sqlite.commit_log import CommitLog
 from gateway.store.sqlite.commits import OnWrite, replay_commit, write_commit, write_types
 from gateway.store.sqlite.machine_db import MachineDatabases
 from gateway.store.sqlite.opening import check_version
@@ -87,6 +90,7 @@ class SqliteStore(Store, EventNumberStore):
             gives_numbers=gives_numbers,
             accept_empty=accept_empty,
         )
+        self._log = CommitLog(os.path.join(directory, GATEWAY_FILE), clock.zone)
         self._machines = MachineDatabases(reactor, clock, counters, directory, self._check_pool)
 
     @property
@@ -112,6 +116,7 @@ class SqliteStore(Store, EventNumberStore):
 
     async def close(self) -> None:
         self._machines.stop()
+        self._log.close()
         await self._commits.close()
         await self._machines.close()
         self._commits.stop_thread()
@@ -138,6 +143,26 @@ class SqliteStore(Store, EventNumberStore):
 
     async def replay(self, key: IdempotencyKey) -> dict[str, Any] | None:
         return await self._commits.run(lambda connection: replay_commit(connection, key))
+
+    async def commits(self, query: CommitQuery, page: PageRequest = FIRST_PAGE) -> Page:
+        self._check_readable()
+        return await self._machines.read(partial(self._log.page, query, page))
+
+    async def find_commit(self, commit_id: int) -> StoredCommit | None:
+        self._check_readable()
+        return await self._machines.read(partial(self._log.find, commit_id))
+
+    async def find_forwarded(self, ticket: str) -> StoredCommit | None:
+        # Commits of the embedded store never wait as tickets.
+        return None
+
+    def _check_readable(self) -> None:
+        """Refuse to read a file that is lost or damaged.
+
+        :raises StoreUnavailable: it is.
+        """
+        if not self._commits.is_usable:
+            raise StoreUnavailable(self._commits.problem or "closed")
 
     async def reserve(self, up_to: int) -> None:
         await self._commits.reserve(up_to)

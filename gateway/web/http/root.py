@@ -1,4 +1,4 @@
-"""Root resource, which maps paths to resources."""
+"""Resources that map paths to other resources."""
 
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -26,6 +26,20 @@ class Root(Resource):
         request.prepath.pop()
         request.postpath.insert(0, path)
         return self._rest
+
+
+class WithSlash(Resource):
+    """Resource that has Klein find the route ``/`` for an empty path too."""
+
+    isLeaf = True
+
+    def __init__(self, resource: IResource) -> None:
+        super().__init__()
+        self._resource = resource
+
+    def render(self, request: Any) -> Any:
+        request.postpath = request.postpath or [b""]
+        return self._resource.render(request)
 
 
 def is_utf8(path: bytes) -> bool:

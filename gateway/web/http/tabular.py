@@ -1,5 +1,6 @@
 """Tables as answers: JSON, or CSV if the client asks for it, sent as fast as the client reads."""
 
+import codecs
 import csv
 import io
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
@@ -22,6 +23,9 @@ log = Logger()
 _JSON: Final = "application/json"
 _JSON_TYPE: Final = JSON.decode()
 _CSV: Final = "text/csv"
+
+#: Characters with which a spreadsheet begins a formula, the full-width ones included.
+_FORMULA: Final = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 #: Maximum pieces of an answer that is sent in one write.
 _MAX_JOINED: Final = 4
@@ -48,22 +52,33 @@ class TableAnswer:
     :param name: name of the file, without its extension, as which a browser saves CSV.
     :param columns: names of at least two columns.
     :param head: JSON before and after the list of rows.
+    :param csv_form: whether the answer is CSV; ``None`` to let the ``Accept`` header decide.
+    :param for_excel: whether CSV has a byte order mark, and no cell that a spreadsheet takes for a formula.
     """
 
     def __init__(
-        self, request: Request, name: str, columns: Sequence[str], head: tuple[bytes, bytes] = (b"", b"")
+        self,
+        request: Request,
+        name: str,
+        columns: Sequence[str],
+        head: tuple[bytes, bytes] = (b"", b""),
+        *,
+        csv_form: bool | None = None,
+        for_excel: bool = False,
     ) -> None:
         self._request = request
         self._columns = columns
         self._before, self._after = head
-        self._csv = wants_csv(request)
+        self._csv = wants_csv(request) if csv_form is None else csv_form
+        self._for_excel = for_excel
         self._name = name
         self._is_first = True
 
     def encode(self, rows: Sequence[dict[str, Any]]) -> bytes:
         """Return one or more rows as a piece of the answer. It may be called in any thread."""
         if self._csv:
-            return _csv_text(map(itemgetter(*self._columns), rows))
+            cells = map(itemgetter(*self._columns), rows)
+            return _csv_text([list(map(_harmless, row)) for row in cells] if self._for_excel else cells)
         return orjson.dumps(rows)[1:-1]
 
     def whole(self, pieces: Sequence[bytes]) -> bytes:
@@ -122,7 +137,8 @@ class TableAnswer:
         self._request.setHeader(b"content-type", kind.encode())
         if self._csv:
             self._request.setHeader(b"content-disposition", f'attachment; filename="{self._name}.csv"'.encode())
-        return _csv_text([self._columns]) if self._csv else self._before + b"["
+        mark = codecs.BOM_UTF8 if self._for_excel else b""
+        return mark + _csv_text([self._columns]) if self._csv else self._before + b"["
 
     def _joined(self, pieces: list[bytes]) -> bytes:
         """Return a page in one piece, and release its parts, which would otherwise be held while the client reads."""
@@ -148,6 +164,11 @@ def _csv_text(rows: Iterable[Sequence[Any]]) -> bytes:
     text = io.StringIO()
     csv.writer(text).writerows(rows)
     return text.getvalue().encode()
+
+
+def _harmless(cell: Any) -> Any:
+    """Return a cell of which a spreadsheet makes no formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell.lstrip().startswith(_FORMULA) else cell
 
 
 @implementer(IPushProducer)

@@ -1,9 +1,8 @@
 """REST interface of raw samples for plots: ``/api/v1/machines``."""
 
-import re
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
-from datetime import datetime, time, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final, TypeAlias
 
 import orjson
@@ -22,6 +21,7 @@ from gateway.runtime.clock import WallClock
 from gateway.web.http.answers import Refusal, argument, handle_errors
 from gateway.web.http.scopes import ScopedApp
 from gateway.web.http.tabular import TableAnswer
+from gateway.web.rest.arguments import number_argument, time_argument
 
 log = Logger()
 
@@ -40,9 +40,6 @@ _SECOND: Final = timedelta(seconds=1)
 _SamplePage: TypeAlias = list[dict[str, Any]]
 
 _COLUMNS: Final = ("time", "min", "max", "count")
-
-#: A time whose plus sign was not escaped in the query, and therefore arrives as a blank.
-_LOST_PLUS: Final = re.compile(r"(\d\d:\d\d[\d:.]*) (\d\d(:?\d\d)?)")
 
 
 class _Reader:
@@ -100,7 +97,7 @@ class MachineApi:
         if not sensor:
             raise Refusal(400, "invalid_request", "sensor가 필요합니다")
         begin, end = self._range(request)
-        max_points = _number(request, "max_points", _POINTS, _MAX_POINTS)
+        max_points = number_argument(request, "max_points", _POINTS, _MAX_POINTS)
         if self._answers >= _MAX_ANSWERS:
             raise Refusal(503, "busy")
         self._answers += 1
@@ -142,10 +139,12 @@ class MachineApi:
 
     def _range(self, request: Request) -> tuple[datetime, datetime]:
         # The current second is included.
-        end = self._time(request, "to", whole_day=True) or self._clock.now().replace(microsecond=0) + _SECOND
-        begin = self._time(request, "from", whole_day=False)
+        zone = self._clock.zone
+        end = time_argument(request, "to", zone, whole_day=True)
+        end = end or self._clock.now().replace(microsecond=0) + _SECOND
+        begin = time_argument(request, "from", zone, whole_day=False)
         if begin is None:
-            begin = datetime.fromtimestamp(end.timestamp() - _DEFAULT_RANGE.total_seconds(), self._clock.zone)
+            begin = datetime.fromtimestamp(end.timestamp() - _DEFAULT_RANGE.total_seconds(), zone)
         # Compared as timestamps: when clocks go back, an hour repeats.
         length = end.timestamp() - begin.timestamp()
         if length <= 0:
@@ -153,32 +152,3 @@ class MachineApi:
         if length > (_MAX_RANGE + timedelta(hours=1)).total_seconds():
             raise Refusal(400, "invalid_request", f"from과 to의 간격은 {_MAX_RANGE.days}일 이하여야 합니다")
         return begin, end
-
-    def _time(self, request: Request, name: str, *, whole_day: bool) -> datetime | None:
-        """Return a time of the query in ISO 8601; without an offset it is local time.
-
-        :param whole_day: whether a date without a time means the end of that day.
-        """
-        text = argument(request, name)
-        if not text:
-            return None
-        try:
-            moment = datetime.fromisoformat(_LOST_PLUS.sub(r"\1+\2", text))
-            if moment.tzinfo is None:
-                moment = moment.replace(tzinfo=self._clock.zone)
-            if whole_day and len(text) <= len("2025-12-18"):
-                moment = datetime.combine(moment.date() + timedelta(days=1), time(), moment.tzinfo)
-            if not 1970 <= moment.year < 9999:
-                raise ValueError("a year outside 1970 to 9998")
-            return moment.astimezone(self._clock.zone)
-        except (ValueError, OverflowError) as error:
-            raise Refusal(400, "invalid_request", f"{name}: ISO 8601 시각이어야 합니다") from error
-
-
-def _number(request: Request, name: str, default: int, maximum: int) -> int:
-    text = argument(request, name)
-    if not text:
-        return default
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= maximum):
-        raise Refusal(400, "invalid_request", f"{name}: 1에서 {maximum} 사이의 정수여야 합니다")
-    return int(text)

@@ -13,11 +13,12 @@ from typing import Any, Final
 import orjson
 from klein import Klein
 from twisted.web.http import Request
-from twisted.web.resource import IResource, Resource
+from twisted.web.resource import IResource
 
 from gateway import __version__
 from gateway.auth.principal import Scope
 from gateway.web.http.answers import encoded_answer, handle_errors
+from gateway.web.http.root import WithSlash
 from gateway.web.http.scopes import ScopedApp
 from gateway.web.schema.operations import ErrorCase, OperationSpec, contents_of, error_answers
 from gateway.web.schema.rest_catalogue import OPERATIONS
@@ -185,23 +186,9 @@ class OpenApi:
 
     def resource(self) -> IResource:
         """Return the resource of the route."""
-        return _WithSlash(self.app.resource())
+        return WithSlash(self.app.resource())
 
     @app.route("/", methods=["GET"], scope="read")
     def openapi(self, request: Request) -> bytes:
         self._text = self._text or orjson.dumps(self._make())
         return encoded_answer(request, self._text)
-
-
-class _WithSlash(Resource):
-    """Resource that has Klein find the route ``/`` for an empty path too."""
-
-    isLeaf = True
-
-    def __init__(self, resource: IResource) -> None:
-        super().__init__()
-        self._resource = resource
-
-    def render(self, request: Any) -> Any:
-        request.postpath = request.postpath or [b""]
-        return self._resource.render(request)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from gateway.web.schema.catalogue import COMMIT_EXAMPLE, LATEST_EXAMPLE, JsonSchema
+from gateway.web.schema.commit_catalogue import COMMIT_LOG, CYLINDERS, IDEMPOTENCY_KEY
 from gateway.web.schema.commit_fields import READING_EXAMPLE
 from gateway.web.schema.operations import ContentSpec, ErrorCase, OperationSpec, csv_content, json_content, query
 from gateway.web.schema.rest_schemas import (
@@ -29,16 +30,6 @@ _LATEST: Final = {
     "age_ms": 120,
 }
 
-_IDEMPOTENCY_KEY: Final = {
-    "name": "Idempotency-Key",
-    "in": "header",
-    "required": False,
-    "description": "A text of the client's choice. The same key and fields again get the first answer, and write "
-    "nothing; the answer is kept for 48 hours.",
-    "schema": {"type": "string", "maxLength": 255, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*$"},
-    "example": "5f0c",
-}
-
 _SCALES: Final = {
     "latest": OperationSpec(
         "scales",
@@ -55,7 +46,7 @@ _SCALES: Final = {
         "Writes the latest weight of the scale, rounded half up to 10 g, with the fields of the body. The answer is "
         "sent after the row is on the disk. Other fields of the body are ignored.",
         (json_content(ref("Committed"), shipped=COMMIT_EXAMPLE),),
-        (_IDEMPOTENCY_KEY,),
+        (IDEMPOTENCY_KEY,),
         json_content(
             COMMIT_FIELDS,
             ship={"cylinder_no": "CY123456789", "event_type": "SHIP"},
@@ -312,6 +303,8 @@ OPERATIONS: Final[Mapping[str, Mapping[str, OperationSpec]]] = {
     "/stat": _STATISTICS,
     "/sio": _CONNECTED,
     "/api/v1/machines": _SAMPLES,
+    "/api/v1/commits": COMMIT_LOG,
+    "/api/v1/cylinders": CYLINDERS,
     "/openapi.json": _DESCRIPTION,
     "": _STATUS,
 }

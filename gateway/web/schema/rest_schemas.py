@@ -139,6 +139,35 @@ _COMMITTED: Final = {
 #: Schemas of the live events that REST answers have too.
 _SHARED: Final = ("Name", "Time", "WallTime", "Kilograms", "Score", "Threshold", "Fault")
 
+_NUMBER: Final = {"type": ["number", "null"]}
+_WHOLE: Final = {"type": ["integer", "null"]}
+_WORDS: Final = {"type": ["string", "null"]}
+
+#: Fields of a commit in the log; null where they are not known.
+_LOGGED: Final[Mapping[str, JsonSchema]] = {
+    "id": {**_WHOLE, "description": "Of the row in scale_weight_log; null while the commit waits as a ticket."},
+    "ticket": {**_WORDS, "description": "Ticket that the commit waits or waited as."},
+    "scale_id": {"type": "string"},
+    "cylinder_no": {"type": "string"},
+    "event_type": text_of("SHIP (출하) or RETURN (회수)."),
+    "gross_kg": ref("Kilograms"),
+    "raw_line": text_of("The line of the scale."),
+    "received_at": ref("Time"),
+    "committed_at": ref("Time"),
+    "arrival_shipping_no": _WORDS,
+    "move_report_no": _WORDS,
+    "by": {**_WORDS, "description": "Name of the token that committed, or operator."},
+    "override": {**_WORDS, "description": "Reason that was given for passing guards."},
+    "warnings": {"type": ["array", "null"], "items": {"type": "string"}},
+    "undo_of": {**_WHOLE, "description": "Id of the commit that this one undoes."},
+    "undone_by": {**_WHOLE, "description": "Id of the commit that undoes this one."},
+    "reason": {**_WORDS, "description": "Reason of an undo."},
+    "tare_kg": _NUMBER,
+    "net_kg": _NUMBER,
+    "remaining_kg": _NUMBER,
+    "checked": {"type": ["boolean", "null"], "description": "Whether the master data were asked."},
+}
+
 #: Named schemas of the document.
 REST_SCHEMAS: Final[Mapping[str, Any]] = {
     **{name: SCHEMAS[name] for name in _SHARED},
@@ -183,6 +212,25 @@ REST_SCHEMAS: Final[Mapping[str, Any]] = {
         commit=VERDICT,
         is_armed={"type": ["boolean", "null"], "description": "Whether it was empty since its last commit."},
         passport={"type": ["object", "null"], "description": "Last check, zero drift and noise, due dates."},
+    ),
+    "CommitFields": object_of(**_LOGGED),
+    "LoggedCommit": object_of(ok={"const": True}, **_LOGGED),
+    "CommitPage": object_of(ok={"const": True}, commits=array_of("CommitFields"), next=_WORDS),
+    "Undone": object_of(
+        ok={"const": True},
+        id={"type": "integer", "minimum": 1},
+        cylinder_no={"type": "string"},
+        event_type={"enum": ["SHIP", "RETURN"]},
+        gross_kg=ref("Kilograms"),
+        committed_at=ref("Time"),
+        undo_of={"type": "integer", "minimum": 1},
+    ),
+    "Cylinder": object_of(
+        ok={"const": True},
+        cylinder_no={"type": "string"},
+        master={"type": ["object", "null"]},
+        commits=array_of("CommitFields"),
+        balance={"type": ["object", "null"]},
     ),
     "Mean": object_of(**_MEAN),
     "DetailedMean": object_of(**_MEAN, **_DETAIL),

@@ -1,0 +1,88 @@
+"""Undoing of commits: the request, and the opposite commit."""
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import orjson
+
+from gateway.model.records import CommitDetail, CommitEntry
+from gateway.store.interface import StoredCommit
+from gateway.web.http.answers import Refusal
+from gateway.web.rest.arguments import is_plain
+
+#: Maximum characters of a reason.
+_MAX_REASON: Final = 200
+
+_OPPOSITE: Final = {"SHIP": "RETURN", "RETURN": "SHIP"}
+
+
+@dataclass(frozen=True, slots=True)
+class UndoRequest:
+    """Valid request to undo a commit.
+
+    :ivar commit: id or ticket of the commit, as the path has it.
+    """
+
+    commit: str
+    reason: str
+
+    def fingerprint(self) -> str:
+        """Return a hash of the request, which differs from that of any commit."""
+        return hashlib.sha256(orjson.dumps(["undo", self.commit, self.reason])).hexdigest()
+
+
+def parse_undo_request(commit: str, body: bytes) -> UndoRequest:
+    """Parse the body of a request to undo a commit.
+
+    :raises Refusal: ``invalid_json`` or ``invalid_request``.
+    """
+    try:
+        value = orjson.loads(body.removeprefix(b"\xef\xbb\xbf"))
+    except orjson.JSONDecodeError as error:
+        raise Refusal(400, "invalid_json") from error
+    if not isinstance(value, dict):
+        raise Refusal(400, "invalid_request", "요청 본문은 JSON 객체여야 합니다")
+    return UndoRequest(commit, _reason(value.get("reason")))
+
+
+def _reason(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise Refusal(400, "invalid_request", "reason이 필요합니다")
+    reason = value.strip()
+    if len(reason) > _MAX_REASON:
+        raise Refusal(400, "invalid_request", f"reason: {_MAX_REASON}자 이하여야 합니다")
+    if not is_plain(reason):
+        raise Refusal(400, "invalid_request", "reason: 제어 문자를 포함할 수 없습니다")
+    return reason
+
+
+def check_undoable(stored: StoredCommit) -> None:
+    """Check that a commit can be undone.
+
+    :raises Refusal: ``already_undone``, ``is_undo`` or ``not_undoable``.
+    """
+    if stored.undone_by is not None:
+        raise Refusal(409, "already_undone", f"이미 취소된 기록입니다. 취소 기록 번호: {stored.undone_by}")
+    if stored.undo_of is not None:
+        raise Refusal(409, "is_undo")
+    if stored.commit.entry.event_type not in _OPPOSITE:
+        raise Refusal(409, "not_undoable")
+
+
+def opposite_entry(stored: StoredCommit, by: str, reason: str, now: datetime) -> CommitEntry:
+    """Return the commit that undoes another one: the opposite event with the same weight and numbers."""
+    entry = stored.commit.entry
+    return CommitEntry(
+        scale_id=entry.scale_id,
+        cylinder_no=entry.cylinder_no,
+        event_type=_OPPOSITE[entry.event_type],
+        gross_kg=entry.gross_kg,
+        raw_line=entry.raw_line,
+        received_at=entry.received_at,
+        committed_at=now,
+        arrival_shipping_no=entry.arrival_shipping_no,
+        move_report_no=entry.move_report_no,
+        detail=CommitDetail(by=by, undo_of=stored.commit.id, reason=reason),
+    )
