@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Final
 
 from twisted.application.internet import TimerService
 
@@ -13,7 +14,14 @@ from gateway.config.settings import Settings
 from gateway.runtime.threads import pool_of
 
 #: Seconds between looks for scales that were emptied.
-_SAVE_EVERY = 1.0
+_SAVE_EVERY: Final = 1.0
+
+#: Lines of ``/readyz`` for warnings of a passport.
+_PASSPORT_LINES: Final = {
+    "out_of_control": "the last check was outside check_weigh.control_kg; adjust the scale and check it again",
+    "check_weigh_due": "the check with a reference weight is overdue (check_weigh.every_days)",
+    "calibration_due": "the calibration is overdue (check_weigh.calibration_due)",
+}
 
 
 def build_commits(runtime: Runtime, settings: Settings, paths: Paths, parts: StoreParts) -> Commits:
@@ -50,3 +58,15 @@ def guard_problems(runtime: Runtime, states: ArmedStates) -> list[str]:
         if guard.is_only_net(now)
     ]
     return lines if states.problem is None else [*lines, states.problem]
+
+
+def passport_problems(runtime: Runtime) -> list[str]:
+    """Return a line for each scale that is out of control, or whose check or calibration is overdue."""
+    today = runtime.clock.now().date()
+    lines = []
+    for scale_id, guard in runtime.guards.own().items():
+        settings = guard.settings.check_weigh
+        for warning in guard.passport.warnings(settings, today):
+            if warning in _PASSPORT_LINES:
+                lines.append(f"scale {scale_id}: {_PASSPORT_LINES[warning]}")
+    return lines

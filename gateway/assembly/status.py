@@ -1,18 +1,19 @@
 """Connection of all parts to ``/healthz``, ``/readyz`` and ``/metrics``."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain, islice
 from typing import Final
 
 from gateway.assembly.assembled import Assembly
-from gateway.assembly.commits import guard_problems
-from gateway.assembly.parts import Paths
+from gateway.assembly.commits import guard_problems, passport_problems
+from gateway.assembly.parts import Paths, Runtime
 from gateway.assembly.scales import Scales
 from gateway.live.state import LiveState
 from gateway.runtime.disk_space import DiskSpace
 from gateway.runtime.metric_types import Series
 from gateway.runtime.reactor import IReactor
 from gateway.store.writer import Writer
+from gateway.weighing.guard import ScaleGuard
 
 #: Maximum machines with a metric of their own: DAQ programs choose the names.
 MAX_MACHINES: Final = 1000
@@ -77,6 +78,7 @@ def watch_readiness(parts: Assembly) -> None:
     readiness.watch_one("listeners", "degraded", lambda: runtime.files.problem)
     readiness.watch("scales", "degraded", lambda: _silent_scales(runtime.live, parts.scales))
     readiness.watch("scales", "degraded", lambda: guard_problems(runtime, parts.commits.states))
+    readiness.watch("scales", "degraded", lambda: passport_problems(runtime))
     readiness.watch_one("raw", "down", lambda: pipeline.raw_log.problem, "raw files cannot be written: ")
     readiness.watch("raw", "degraded", lambda: pipeline.damage.problems)
     readiness.watch_one("raw", "degraded", lambda: parts.retention.problem)
@@ -105,8 +107,32 @@ def connect_metrics(parts: Assembly) -> None:
     counters.scale_line_age.ask(
         lambda: [((scale.scale_id,), scale.line_age) for scale in scales.readings() if scale.line_age is not None]
     )
+    connect_passports(runtime)
     counters.machines_connected.ask_one(lambda: sum(1 for _ in _connected_machines(live)))
     counters.machine_connected.ask(lambda: _machine_series(live))
+
+
+def connect_passports(runtime: Runtime) -> None:
+    """Set the sources of the gauges of the passports of scales."""
+    counters, guards = runtime.counters, runtime.guards
+
+    def series(value: Callable[[ScaleGuard], float | None]) -> Series:
+        found = [(scale_id, value(guard)) for scale_id, guard in guards.own().items()]
+        return [((scale_id,), number) for scale_id, number in found if number is not None]
+
+    def deviation(guard: ScaleGuard) -> float | None:
+        check = guard.passport.check
+        return None if check is None else float(check.deviation_kg)
+
+    def due_days(guard: ScaleGuard) -> float | None:
+        check = guard.settings.check_weigh
+        due = None if check is None else check.calibration_due
+        return None if due is None else (due - runtime.clock.now().date()).days
+
+    counters.scale_check_deviation.ask(lambda: series(deviation))
+    counters.scale_zero_drift.ask(lambda: series(lambda guard: guard.passport.zero_drift_kg))
+    counters.scale_zero_noise.ask(lambda: series(lambda guard: guard.passport.zero_noise_kg))
+    counters.scale_calibration_due.ask(lambda: series(due_days))
 
 
 def _waiting_statistics(writer: Writer) -> str | None:

@@ -132,6 +132,29 @@ class Counters:
             "Failed attempts to dial a scale or to open its serial line.",
             "scale_id",
         )
+        self._add_passports()
+
+    def _add_passports(self) -> None:
+        self.scale_check_deviation = self._asked_gauge(
+            "cynow_scale_check_deviation_kg",
+            "Shown weight minus nominal one at the last check of a scale; absent before the first check.",
+            "scale_id",
+        )
+        self.scale_zero_drift = self._asked_gauge(
+            "cynow_scale_zero_drift_kg",
+            "Mean of the last stable weights of an empty scale; absent before there are ten.",
+            "scale_id",
+        )
+        self.scale_zero_noise = self._asked_gauge(
+            "cynow_scale_zero_noise_kg",
+            "Standard deviation of the last stable weights of an empty scale; absent before there are ten.",
+            "scale_id",
+        )
+        self.scale_calibration_due = self._asked_gauge(
+            "cynow_scale_calibration_due_days",
+            "Days until check_weigh.calibration_due of a scale, negative when overdue; absent without that key.",
+            "scale_id",
+        )
 
     def _add_connections(self) -> None:
         self.connections = self._gauge(
