@@ -18,7 +18,7 @@ from gateway.assembly.listener_access import ListenerAccess
 from gateway.assembly.listeners import build_listeners
 from gateway.assembly.parts import Paths, Runtime
 from gateway.assembly.pipeline import build_pipeline, build_retention
-from gateway.assembly.record import close_record, open_record
+from gateway.assembly.record import build_publisher, close_record, open_record
 from gateway.assembly.reload import LoadSettings, Reload, ReloadStep
 from gateway.assembly.runtime import build_log, build_runtime
 from gateway.assembly.status import build_disk_space, watch_all
@@ -79,6 +79,7 @@ def _assemble(runtime: Runtime, settings: Settings, paths: Paths, *, accept_empt
         runtime=runtime,
         store=store,
         commits=commits,
+        publisher=build_publisher(runtime, settings, paths, store),
         pipeline=pipeline,
         storage=storage,
         retention=build_retention(runtime, settings, paths, pipeline.writer, storage.compressor),
@@ -116,6 +117,7 @@ def _stages(parts: Assembly, reload: Reload) -> Stages:
             parts.retention,
             parts.alerts,
             parts.commits.saving,
+            parts.publisher,
             *relays,
             scales,
             parts.open_access,
@@ -151,5 +153,6 @@ def _reload_steps(parts: Assembly) -> dict[str, ReloadStep]:
         "scales": lambda settings: partial(update_scales, settings),
         "raw files": lambda settings: partial(parts.retention.update, settings.data),
         "open access": lambda settings: partial(parts.open_access.update, is_controlled=settings.auth is not None),
+        "record": lambda settings: partial(parts.publisher.update, settings.record.publish_to),
         "push messages": lambda settings: partial(parts.alerts.update, settings.fcm),
     }

@@ -105,12 +105,14 @@ class StoreParts:
 class Commits:
     """Commits of scales.
 
+    :ivar record: record of this gateway's commits.
     :ivar states: states of the scales that survive a restart.
     :ivar saving: service that saves them regularly.
     :ivar pool: pool of the one thread that writes them.
     """
 
     service: CommitService
+    record: RecordBook
     states: ArmedStates
     saving: IService
     pool: ThreadPool

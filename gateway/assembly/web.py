@@ -27,6 +27,7 @@ from gateway.web.push.socketio_endpoint import MachineNamespaces, identify_conne
 from gateway.web.push.sse_endpoint import SseResource
 from gateway.web.push.subscription import SubscriptionContext
 from gateway.web.push.ws_endpoint import EventsWebSocketFactory, EventsWebSocketResource
+from gateway.web.rest.record import RecordApi
 from gateway.web.rest.samples import MachineApi
 from gateway.web.rest.scales import ScaleApi
 from gateway.web.rest.statistics import SioApi, StatApi
@@ -44,6 +45,7 @@ REST_APPS: Final[Mapping[str, ScopedApp]] = {
     "/stat": StatApi.app,
     "/sio": SioApi.app,
     "/api/v1/machines": MachineApi.app,
+    "/api/v1/record": RecordApi.app,
     "": StatusApi.app,
     "/openapi.json": OpenApi.app,
 }
@@ -71,12 +73,13 @@ def build_web(
     scale_api = ScaleApi(live, commits.service, counters, settings)
     scales = scale_api.resource()
     machines = MachineApi(reactor, clock, paths.data, readers, pipeline.raw_log.flush, pipeline.damage).app.resource()
+    record = RecordApi(commits.record, clock).app.resource()
     identify = partial(identify_connect, access)
     find = MachineNamespaces(bus, live).find
     sockets = SocketServer(reactor, find, identify=identify, max_attached=limits.body_bytes)
     engine = EngineServer(reactor, sockets, clients, counters, log, _engine_settings(settings))
     resources: dict[str, IResource] = {
-        "api": Root({"v1": Root({"machines": machines}, scales)}, scales),
+        "api": Root({"v1": Root({"machines": machines, "record": record}, scales)}, scales),
         "stat": StatApi(store).app.resource(),
         "sio": SioApi(live).app.resource(),
         "socket.io": engine,

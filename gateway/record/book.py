@@ -102,7 +102,7 @@ class RecordBook:
         return await self._write(partial(read_head, gateway=self.gateway))
 
     async def find(self, key: str) -> Row | None:
-        """Return the entry with a key, such as ``commit:123`` or ``ticket:dock-7``; ``None`` if there is none."""
+        """Return the entry with a key, such as ``commit:123`` or ``ticket:dock-7``; ``None`` without one."""
         return await self._write(partial(find_entry, key=key))
 
     async def take_foreign_head(self, text: str) -> Head:

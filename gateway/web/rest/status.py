@@ -78,6 +78,7 @@ class StatusApi:
                     "/stat/anomaly",
                     "/stat/anomaly/all",
                     "/api/v1/machines/<name>/samples",
+                    "/api/v1/record/head",
                     "/ws",
                     "/events",
                     "/socket.io/",

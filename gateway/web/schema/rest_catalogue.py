@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from gateway.web.schema.catalogue import COMMIT_EXAMPLE, LATEST_EXAMPLE, JsonSchema
 from gateway.web.schema.operations import ContentSpec, ErrorCase, OperationSpec, csv_content, json_content, query
+from gateway.web.schema.record_catalogue import RECORD_OPERATIONS
 from gateway.web.schema.rest_schemas import (
     COMMIT_FIELDS,
     DETAIL_EXAMPLE,
@@ -300,6 +301,7 @@ OPERATIONS: Final[Mapping[str, Mapping[str, OperationSpec]]] = {
     "/stat": _STATISTICS,
     "/sio": _CONNECTED,
     "/api/v1/machines": _SAMPLES,
+    "/api/v1/record": RECORD_OPERATIONS,
     "/openapi.json": _DESCRIPTION,
     "": _STATUS,
 }
