@@ -95,7 +95,7 @@ def _assemble(runtime: Runtime, settings: Settings, paths: Paths, *, accept_empt
 
 
 def _stages(parts: Assembly, reload: Reload) -> Stages:
-    relays = [] if parts.store.relay is None else [parts.store.relay]
+    relays = [each for each in (parts.store.relay, parts.store.recovery) if each is not None]
     web, pipeline, scales = parts.web, parts.pipeline, parts.scales
 
     def open_files() -> None:

@@ -45,6 +45,7 @@ from gateway.store.postgres.commit_health import CommitHealth
 from gateway.store.postgres.commits import KEY_LIFE, PendingCommit, find_answer, remove_old_keys
 from gateway.store.postgres.entries import InThread
 from gateway.store.postgres.migrations import SchemaMigration
+from gateway.store.postgres.own_commits import own_commits
 from gateway.store.postgres.pool import Pool
 from gateway.store.postgres.refusals import error_text, is_of_the_row
 from gateway.store.postgres.session import Session, Work
@@ -239,6 +240,11 @@ class PostgresStore(Store):
             if key.key in self._doubtful:
                 raise OutcomeUnknown(str(error)) from None
             raise
+
+    async def commits_after(self, number: int, limit: int) -> list[tuple[int, dict[str, Any]]]:
+        """Return the commits of this gateway above a number of ``cynow_commit``, in ascending order."""
+        work = partial(own_commits, gateway=self._gateway, after=number, limit=limit)
+        return await self._run(self._query_pool, work)
 
     # -- entries
 
