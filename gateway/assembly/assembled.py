@@ -10,6 +10,7 @@ from gateway.assembly.scales import Scales
 from gateway.cylinders.lookup import CylinderMaster
 from gateway.ingest.daq import DaqFactory
 from gateway.raw.retention import Retention
+from gateway.record.publisher import HeadPublisher
 from gateway.replay.storage import Storage
 from gateway.runtime.disk_space import DiskSpace
 from gateway.runtime.listener import Listener
@@ -28,6 +29,7 @@ class Assembly:
     runtime: Runtime
     store: StoreParts
     commits: Commits
+    publisher: HeadPublisher
     pipeline: Pipeline
     storage: Storage
     retention: Retention

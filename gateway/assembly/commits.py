@@ -35,7 +35,7 @@ def build_commits(runtime: Runtime, settings: Settings, paths: Paths, parts: Sto
     saving = TimerService(_SAVE_EVERY, states.save_if_changed)
     saving.clock = runtime.reactor
     update_commits(runtime, service, settings)
-    return Commits(service, states, saving, pool)
+    return Commits(service, parts.record, states, saving, pool)
 
 
 def update_commits(runtime: Runtime, service: CommitService, settings: Settings) -> None:

@@ -19,7 +19,7 @@ from gateway.assembly.listener_access import ListenerAccess
 from gateway.assembly.listeners import build_listeners
 from gateway.assembly.parts import Paths, Runtime
 from gateway.assembly.pipeline import build_pipeline, build_retention
-from gateway.assembly.record import close_record, open_record
+from gateway.assembly.record import build_publisher, close_record, open_record
 from gateway.assembly.reload import LoadSettings, Reload, ReloadStep
 from gateway.assembly.runtime import build_log, build_runtime
 from gateway.assembly.status import build_disk_space, watch_all
@@ -82,6 +82,7 @@ def _assemble(runtime: Runtime, settings: Settings, paths: Paths, *, accept_empt
         runtime=runtime,
         store=store,
         commits=commits,
+        publisher=build_publisher(runtime, settings, paths, store),
         pipeline=pipeline,
         storage=storage,
         retention=build_retention(runtime, settings, paths, pipeline.writer, storage.compressor),
@@ -98,7 +99,7 @@ def _assemble(runtime: Runtime, settings: Settings, paths: Paths, *, accept_empt
 
 
 def _stages(parts: Assembly, reload: Reload) -> Stages:
-    relays = [] if parts.store.relay is None else [parts.store.relay]
+    relays = [each for each in (parts.store.relay, parts.store.recovery) if each is not None]
     web, pipeline, scales, cylinders = parts.web, parts.pipeline, parts.scales, parts.cylinders
 
     def open_files() -> None:
@@ -120,6 +121,7 @@ def _stages(parts: Assembly, reload: Reload) -> Stages:
             parts.retention,
             parts.alerts,
             parts.commits.saving,
+            parts.publisher,
             *relays,
             *([] if cylinders is None else [CylinderService(cylinders)]),
             scales,
@@ -158,6 +160,7 @@ def _reload_steps(parts: Assembly) -> dict[str, ReloadStep]:
         "raw files": lambda settings: partial(parts.retention.update, settings.data),
         "open access": lambda settings: partial(parts.open_access.update, is_controlled=settings.auth is not None),
         "cylinders": lambda settings: partial(_update_cylinders, parts, settings),
+        "record": lambda settings: partial(parts.publisher.update, settings.record.publish_to),
         "push messages": lambda settings: partial(parts.alerts.update, settings.fcm),
     }
 

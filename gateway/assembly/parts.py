@@ -91,6 +91,7 @@ class StoreParts:
     :ivar first_number: returns the lowest number of live events of this process; ``None`` if the store decides.
     :ivar spool: queue of entries for PostgreSQL; ``None`` without it.
     :ivar record_file: file of the record; ``None`` if the record is in the file of commits.
+    :ivar recovery: service that adds to the record the commits that it lacks; ``None`` if it cannot lack any.
     """
 
     store: Store
@@ -100,18 +101,21 @@ class StoreParts:
     first_number: Callable[[], int] | None = None
     spool: EntrySpool | None = None
     record_file: "RecordFile | None" = None
+    recovery: IService | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Commits:
     """Commits of scales.
 
+    :ivar record: record of this gateway's commits.
     :ivar states: states of the scales that survive a restart.
     :ivar saving: service that saves them regularly.
     :ivar pool: pool of the one thread that writes them.
     """
 
     service: CommitService
+    record: RecordBook
     states: ArmedStates
     saving: IService
     pool: ThreadPool

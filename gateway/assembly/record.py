@@ -1,8 +1,16 @@
-"""Opening and closing of the record of commits."""
+"""The record of commits: its file, and the publication of its head."""
 
-from gateway.assembly.parts import StoreParts
+from gateway.assembly.parts import Paths, Runtime, StoreParts
+from gateway.config.settings import Settings
+from gateway.record.publisher import HeadPublisher
 from gateway.runtime.listener import StartError
 from gateway.store.interface import StoreUnavailable
+
+
+def build_publisher(runtime: Runtime, settings: Settings, paths: Paths, parts: StoreParts) -> HeadPublisher:
+    """Build the service that publishes the head of the record."""
+    publish_to = settings.record.publish_to
+    return HeadPublisher(runtime.reactor, runtime.clock, runtime.counters, parts.record, publish_to, paths.folder)
 
 
 def open_record(parts: StoreParts) -> None:

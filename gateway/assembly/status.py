@@ -50,6 +50,9 @@ def watch_health(parts: Assembly) -> None:
     if relay is not None:
         # If the database is unavailable, only that is reported.
         health.watch_one(lambda: None if store.problems else relay.problem, "other gateways are not heard: ")
+    health.watch_one(lambda: parts.store.record.problem)
+    health.watch_one(lambda: None if parts.store.record_file is None else parts.store.record_file.loss)
+    health.watch(lambda: parts.publisher.problems)
     health.watch(parts.access.certificates.problems)
     if parts.cylinders is not None:
         cylinders = parts.cylinders

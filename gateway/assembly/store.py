@@ -34,6 +34,7 @@ def build_store(runtime: Runtime, settings: Settings, paths: Paths, *, accept_em
 def _build_postgres(runtime: Runtime, settings: Settings, url: str, paths: Paths) -> StoreParts:
     # Imported only if PostgreSQL is configured: these modules take 6 MB.
     from gateway.record.file import RecordFile
+    from gateway.record.recovery import RecordRecovery
     from gateway.relay.service import Relay
     from gateway.relay.settings import RelaySettings
     from gateway.store.postgres.notify import PostgresChannel
@@ -51,7 +52,8 @@ def _build_postgres(runtime: Runtime, settings: Settings, url: str, paths: Paths
     record_file = RecordFile(reactor, clock, counters, paths.database)
     record = RecordBook(clock, name, record_file.run)
     store.on_written = record.note_written
-    return StoreParts(store, spool, record, relay, first, spool, record_file)
+    recovery = RecordRecovery(reactor, record, store.commits_after).service
+    return StoreParts(store, spool, record, relay, first, spool, record_file, recovery)
 
 
 def _first_number(identity: str) -> int:

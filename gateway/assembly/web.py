@@ -12,8 +12,11 @@ from gateway.assembly.access import OPEN_TREES, prepare_access
 from gateway.assembly.parts import Commits, Paths, Pipeline, Runtime, Web
 from gateway.auth.access import AccessControl
 from gateway.config.settings import Settings
+from gateway.cylinders.balance import balance_of
+from gateway.record.book import RecordBook
 from gateway.replay.storage import Storage
 from gateway.runtime.limited_log import LimitedLog
+from gateway.store.interface import Store, StoreUnavailable
 from gateway.web.clients.registry import LiveClients
 from gateway.web.http.channel import Deadlines
 from gateway.web.http.client_checks import ClientChecks
@@ -27,8 +30,9 @@ from gateway.web.push.socketio_endpoint import MachineNamespaces, identify_conne
 from gateway.web.push.sse_endpoint import SseResource
 from gateway.web.push.subscription import SubscriptionContext
 from gateway.web.push.ws_endpoint import EventsWebSocketFactory, EventsWebSocketResource
-from gateway.web.rest.commits import CommitApi
+from gateway.web.rest.commits import CommitApi, CommitHooks
 from gateway.web.rest.cylinders import CylinderApi
+from gateway.web.rest.record import RecordApi
 from gateway.web.rest.samples import MachineApi
 from gateway.web.rest.scale_list import ScaleListApi
 from gateway.web.rest.scales import ScaleApi
@@ -50,6 +54,7 @@ REST_APPS: Final[Mapping[str, ScopedApp]] = {
     "/api/v1/machines": MachineApi.app,
     "/api/v1/commits": CommitApi.app,
     "/api/v1/cylinders": CylinderApi.app,
+    "/api/v1/record": RecordApi.app,
     "": StatusApi.app,
     "/openapi.json": OpenApi.app,
 }
@@ -78,16 +83,15 @@ def build_web(
     scales = scale_api.resource()
     scale_list = ScaleListApi(live, runtime.guards, commits.service, clock)
     machines = MachineApi(reactor, clock, paths.data, readers, pipeline.raw_log.flush, pipeline.damage).app.resource()
-    versioned: dict[str, IResource] = {
-        "machines": machines,
-        "scales": scale_list.app.resource(),
-        "commits": CommitApi(store, bus, clock, settings.gateway.name or platform.node()).resource(),
-        "cylinders": CylinderApi(store).app.resource(),
-    }
     identify = partial(identify_connect, access)
     find = MachineNamespaces(bus, live).find
     sockets = SocketServer(reactor, find, identify=identify, max_attached=limits.body_bytes)
     engine = EngineServer(reactor, sockets, clients, counters, log, _engine_settings(settings))
+    versioned: dict[str, IResource] = {
+        "machines": machines,
+        "scales": scale_list.app.resource(),
+        **_commit_resources(runtime, settings, commits, store),
+    }
     resources: dict[str, IResource] = {
         "api": Root({"v1": Root(versioned, scales)}, scales),
         "stat": StatApi(store).app.resource(),
@@ -103,6 +107,37 @@ def build_web(
     root = Root(resources, status)
     site = GatewaySite(reactor, root, traffic, counters, limits.connections, Deadlines.of(limits))
     return Web(site, traffic, clients, access, scale_api, scale_list, context, engine, sockets)
+
+
+def _commit_resources(runtime: Runtime, settings: Settings, commits: Commits, store: Store) -> dict[str, IResource]:
+    """Return the resources of written commits, by the segment of their paths."""
+    record, cylinders = commits.record, commits.service.checks.cylinders
+    hooks = CommitHooks(partial(_head_of, record), partial(_entry_of, record), commits.service.note_undone)
+    name = settings.gateway.name or platform.node()
+    log = CommitApi(store, runtime.bus, runtime.clock, name, hooks)
+    master = None if cylinders is None else cylinders.describe
+    return {
+        "commits": log.resource(),
+        "cylinders": CylinderApi(store, balance_of, master).app.resource(),
+        "record": RecordApi(record, runtime.clock).app.resource(),
+    }
+
+
+async def _head_of(record: RecordBook) -> str | None:
+    """Return the head of the record; ``None`` if it cannot be read now."""
+    try:
+        return str(await record.read_head())
+    except StoreUnavailable:
+        return None
+
+
+async def _entry_of(record: RecordBook, commit_id: int) -> tuple[int, str] | None:
+    """Return the number and the hash of the entry of a commit; ``None`` if there is none, or it cannot be read now."""
+    try:
+        row = await record.find(f"commit:{commit_id}")
+    except StoreUnavailable:
+        return None
+    return None if row is None else (row[0], row[2].hex())
 
 
 def _host_checks(settings: Settings) -> HostChecks:

@@ -30,6 +30,7 @@ COMMANDS: Final = {
     "token": Command("gateway.commands.token", "make, list and revoke the tokens of access control"),
     "recompute": Command("gateway.commands.recompute", "make statistics of past days again from raw files"),
     "migrate": Command("gateway.migrate.command", "copy the embedded store into PostgreSQL"),
+    "audit": Command("gateway.commands.audit", "verify the record of commits"),
     "simulate": Command("gateway.commands.simulate", "simulate scales or machines"),
     "demo": Command("gateway.commands.demo", "run the gateway with a simulated scale and a simulated machine"),
     "version": Command("gateway.commands.version", "show the version"),

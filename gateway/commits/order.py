@@ -58,6 +58,9 @@ class CylinderCheck(Protocol):
     def check(self, cylinder_no: str, event_type: str, gross_kg: Any) -> Awaitable[CylinderFinding]:
         """Return the finding within the time that a commit may wait; never raise."""
 
+    def describe(self, cylinder_no: str) -> Awaitable[Mapping[str, Any] | None]:
+        """Return the JSON form of the master data of a cylinder; ``None`` if there are none, or not in time."""
+
 
 class RefusalRecord(Protocol):
     """Record of refused commits."""

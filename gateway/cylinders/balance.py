@@ -4,7 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Final
+from typing import Any, Final
+
+from gateway.store.interface import StoredCommit
 
 _ZERO: Final = Decimal(0)
 
@@ -79,6 +81,30 @@ def balance(events: Iterable[CylinderVisit]) -> CylinderBalance:
         tare_bound_kg=bound,
         tare_drift_kg=None if bound is None or tare is None else max(_ZERO, tare - bound),
     )
+
+
+def balance_of(commits: Iterable[StoredCommit]) -> dict[str, Any]:
+    """Return the JSON form of the balance of stored commits; those that were undone, and undo another, are left out."""
+    visits = [
+        CylinderVisit(
+            stored.commit.entry.event_type,
+            stored.commit.entry.gross_kg,
+            stored.commit.entry.committed_at,
+            None if (tare := stored.detail.get("tare_kg")) is None else Decimal(str(tare)),
+        )
+        for stored in commits
+        if stored.undo_of is None and stored.undone_by is None
+    ]
+    found = balance(visits)
+    return {
+        "shipped_kg": float(found.shipped_kg),
+        "returned_kg": float(found.returned_kg),
+        "consumed_kg": float(found.consumed_kg),
+        "pairs": found.pairs,
+        "is_out": found.is_out,
+        "tare_bound_kg": None if found.tare_bound_kg is None else float(found.tare_bound_kg),
+        "tare_drift_kg": None if found.tare_drift_kg is None else float(found.tare_drift_kg),
+    }
 
 
 def _gas(visit: CylinderVisit) -> Decimal | None:

@@ -153,6 +153,23 @@ class CylinderMaster:
             self._log.warn("defect", "cannot check a cylinder: {error}", error=type(error).__name__)
             return UNCHECKED
 
+    async def describe(self, cylinder_no: str) -> dict[str, Any] | None:
+        """Return the JSON form of the record of a cylinder; ``None`` if it has no row, or no answer comes in time."""
+        try:
+            record = await self.find(cylinder_no)
+        except Exception as error:
+            # The error's text may hold the number.
+            self._log.warn("defect", "cannot look up a cylinder: {error}", error=type(error).__name__)
+            return None
+        if record is None:
+            return None
+        return {
+            "tare_kg": None if record.tare_kg is None else float(record.tare_kg),
+            "net_kg": None if record.net_kg is None else float(record.net_kg),
+            "test_due": None if record.test_due is None else record.test_due.isoformat(),
+            "blocked": record.is_blocked,
+        }
+
     async def find(self, cylinder_no: str) -> CylinderRecord | None:
         """Return the record of a cylinder; ``None`` if it has no row, or no answer comes in time."""
         outcome, record = await self._find(cylinder_no)

@@ -1,7 +1,7 @@
 """The record of this gateway: appends entries, and reads them and the head."""
 
 import sqlite3
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
@@ -84,13 +84,25 @@ class RecordBook:
 
     async def append_missing(self, fields: Mapping[str, Any]) -> Head | None:
         """Append the fields of a commit, unless an entry has their request; return ``None`` then."""
-        stamp = self._stamp("commit")
-        keys = keys_of(fields["commit_id"], fields["ticket"], fields["request"])
+        return await self._write(partial(_append_missing, stamp=self._stamp("commit"), fields=fields))
 
-        def job(connection: sqlite3.Connection) -> Head | None:
-            if has_key(connection, f"request:{fields['request']}"):
-                return None
-            return append_entry(connection, stamp, fields, keys)
+    async def append_all_missing(self, commits: Sequence[Mapping[str, Any]], mark: str, value: int) -> int:
+        """Append the commits whose requests no entry has, and set a mark; return their number."""
+        stamp = self._stamp("commit")
+
+        def job(connection: sqlite3.Connection) -> int:
+            added = sum(_append_missing(connection, stamp, fields) is not None for fields in commits)
+            connection.execute("INSERT OR REPLACE INTO record_mark (name, value) VALUES (?, ?)", (mark, value))
+            return added
+
+        return await self._write(job)
+
+    async def mark(self, name: str) -> int:
+        """Return the value of a mark; 0 without one."""
+
+        def job(connection: sqlite3.Connection) -> int:
+            row = connection.execute("SELECT value FROM record_mark WHERE name = ?", (name,)).fetchone()
+            return 0 if row is None else int(row[0])
 
         return await self._write(job)
 
@@ -102,7 +114,7 @@ class RecordBook:
         return await self._write(partial(read_head, gateway=self.gateway))
 
     async def find(self, key: str) -> Row | None:
-        """Return the entry with a key, such as ``commit:123`` or ``ticket:dock-7``; ``None`` if there is none."""
+        """Return the entry with a key, such as ``commit:123`` or ``ticket:dock-7``; ``None`` without one."""
         return await self._write(partial(find_entry, key=key))
 
     async def take_foreign_head(self, text: str) -> Head:
@@ -136,3 +148,9 @@ class RecordBook:
             log.info("record: can be written again")
         self._problem = None
         return result
+
+
+def _append_missing(connection: sqlite3.Connection, stamp: EntryStamp, fields: Mapping[str, Any]) -> Head | None:
+    if has_key(connection, f"request:{fields['request']}"):
+        return None
+    return append_entry(connection, stamp, fields, keys_of(fields["commit_id"], fields["ticket"], fields["request"]))

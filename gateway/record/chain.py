@@ -17,7 +17,7 @@ GENESIS: Final = bytes(32)
 Row: TypeAlias = tuple[int, bytes, bytes]
 
 #: A head within a text. The gateway's name ends at the last two colons, and contains no blanks or quotes.
-_HEAD: Final = re.compile(r"([^\s\"'<>]{1,255}):([1-9][0-9]{0,17}):([0-9a-f]{64})(?![0-9a-f])")
+_HEAD: Final = re.compile(r"([^\s\"'<>\\\x00-\x1f\x7f-\x9f]{1,255}):([1-9][0-9]{0,17}):([0-9a-f]{64})(?![0-9a-f])")
 
 _NUMBER: Final = re.compile(rb'"number":([0-9]{1,18})[,}]')
 
@@ -59,7 +59,7 @@ class ChainBroken(Exception):
 
 def gateway_in_heads(gateway: str) -> str:
     """Return the form of a gateway's name in heads, without the characters that end a head in a text."""
-    return re.sub(r"[\s\"'<>]", "_", gateway) or "_"
+    return re.sub(r"[\s\"'<>\\\x00-\x1f\x7f-\x9f]", "_", gateway) or "_"
 
 
 def encode_entry(number: int, stamp: EntryStamp, fields: Mapping[str, Any]) -> bytes:
@@ -149,17 +149,18 @@ def _explain(row: tuple[Any, Any, Any], expected: int, previous: bytes) -> str:
 class HeadCheck:
     """Comparison of published heads with the entries of a record.
 
-    :param gateway: name of the record's gateway in heads.
+    :param gateways: names of the record's gateway in heads.
     :param heads: heads that were published; those of other gateways are counted and left out.
     """
 
-    def __init__(self, gateway: str, heads: Iterable[Head]) -> None:
+    def __init__(self, gateways: Iterable[str], heads: Iterable[Head]) -> None:
+        names = frozenset(gateways)
         found = list(heads)
         self._heads: dict[int, set[bytes]] = {}
         for head in found:
-            if head.gateway == gateway:
+            if head.gateway in names:
                 self._heads.setdefault(head.number, set()).add(head.hash)
-        self.foreign = sum(head.gateway != gateway for head in found)
+        self.foreign = sum(head.gateway not in names for head in found)
         self.checked = 0
         self._last_good = 0
 

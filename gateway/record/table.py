@@ -46,7 +46,7 @@ def read_head(connection: sqlite3.Connection, gateway: str) -> Head:
 
 
 def find_entry(connection: sqlite3.Connection, key: str) -> Row | None:
-    """Return the last entry with a key; ``None`` if there is none."""
+    """Return the last entry with a key; ``None`` without one."""
     row: Row | None = connection.execute(
         "SELECT number, content, hash FROM record JOIN record_key USING (number) WHERE key = ?", (key,)
     ).fetchone()

@@ -262,6 +262,13 @@ class Counters:
             "cynow_commit_seconds", "Seconds that the store took for a commit, whatever the outcome."
         ).labels()
 
+        self.record_failures = self._counter(
+            "cynow_record_publish_failures_total",
+            "Heads of the record that could not be published (file, webhook, gateway).",
+            "target",
+        )
+        _begin_at_zero(self.record_failures, "file", "webhook", "gateway")
+
     def _add_raw_files(self) -> None:
         self.raw_lost = self._counter("cynow_rawlog_lost_bytes_total", "Bytes of raw CSV that could not be written.")
         self.raw_damaged = self._counter(

@@ -60,6 +60,8 @@ def test_paths_are_those_of_the_routes() -> None:
         ("/stat/anomaly/all", "get"),
         ("/sio/machineList", "get"),
         ("/api/v1/machines/{machine}/samples", "get"),
+        ("/api/v1/record/head", "get"),
+        ("/api/v1/record/heads", "post"),
         ("/", "get"),
         ("/healthz", "get"),
         ("/readyz", "get"),

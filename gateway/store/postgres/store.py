@@ -49,6 +49,7 @@ from gateway.store.postgres.commit_log import commit_row, commit_rows, forwarded
 from gateway.store.postgres.commits import KEY_LIFE, PendingCommit, find_answer, remove_old_keys
 from gateway.store.postgres.entries import InThread
 from gateway.store.postgres.migrations import SchemaMigration
+from gateway.store.postgres.own_commits import own_commits
 from gateway.store.postgres.pool import Pool
 from gateway.store.postgres.refusals import error_text, is_of_the_row
 from gateway.store.postgres.session import Session, Work
@@ -259,6 +260,11 @@ class PostgresStore(Store):
 
     def _first(self, rows: Sequence[Sequence[Any]]) -> StoredCommit | None:
         return stored_commit(rows[0], self._clock.zone) if rows else None
+
+    async def commits_after(self, number: int, limit: int) -> list[tuple[int, dict[str, Any]]]:
+        """Return the commits of this gateway above a number of ``cynow_commit``, in ascending order."""
+        work = partial(own_commits, gateway=self._gateway, after=number, limit=limit)
+        return await self._run(self._query_pool, work)
 
     # -- entries
 

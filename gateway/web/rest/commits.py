@@ -61,10 +61,10 @@ class CommitHooks:
 
     :ivar head: returns the head of the record.
     :ivar find_entry: returns number and hash of a commit's entry in the record, by the id of the commit.
-    :ivar on_undone: called after an undo with scale, cylinder, event and id of the commit that undoes another one.
+    :ivar on_undone: called after an undo with scale, cylinder, event and id of the commit that was undone.
     """
 
-    head: Callable[[], str | None] | None = None
+    head: Callable[[], Awaitable[str | None]] | None = None
     find_entry: Callable[[int], Awaitable[tuple[int, str] | None]] | None = None
     on_undone: Callable[[str, str, str, int], None] | None = None
 
@@ -187,7 +187,7 @@ class CommitApi:
         if hooks.find_entry is not None and commit_id is not None:
             found = await hooks.find_entry(commit_id)
         number, entry_hash = found or (None, None)
-        return RecordPlace(number, entry_hash, None if hooks.head is None else hooks.head())
+        return RecordPlace(number, entry_hash, None if hooks.head is None else await hooks.head())
 
     # -- undo
 
@@ -235,8 +235,9 @@ class CommitApi:
                 undone=stored.commit.id,
             )
             self._bus.publish(made)
-            if self._hooks.on_undone is not None and made.id is not None:
-                self._hooks.on_undone(entry.scale_id, entry.cylinder_no, entry.event_type, made.id)
+            if self._hooks.on_undone is not None and stored.commit.id is not None:
+                undone = stored.commit.entry
+                self._hooks.on_undone(undone.scale_id, undone.cylinder_no, undone.event_type, stored.commit.id)
         return result.answer
 
 

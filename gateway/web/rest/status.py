@@ -84,6 +84,7 @@ class StatusApi:
                     "/api/v1/commits/<commit>/receipt",
                     "/api/v1/commits/<commit>/undo",
                     "/api/v1/cylinders/<cylinder>",
+                    "/api/v1/record/head",
                     "/ws",
                     "/events",
                     "/socket.io/",

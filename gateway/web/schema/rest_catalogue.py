@@ -7,6 +7,7 @@ from gateway.web.schema.catalogue import COMMIT_EXAMPLE, LATEST_EXAMPLE, JsonSch
 from gateway.web.schema.commit_catalogue import COMMIT_LOG, CYLINDERS, IDEMPOTENCY_KEY
 from gateway.web.schema.commit_fields import READING_EXAMPLE
 from gateway.web.schema.operations import ContentSpec, ErrorCase, OperationSpec, csv_content, json_content, query
+from gateway.web.schema.record_catalogue import RECORD_OPERATIONS
 from gateway.web.schema.rest_schemas import (
     COMMIT_FIELDS,
     DETAIL_EXAMPLE,
@@ -305,6 +306,7 @@ OPERATIONS: Final[Mapping[str, Mapping[str, OperationSpec]]] = {
     "/api/v1/machines": _SAMPLES,
     "/api/v1/commits": COMMIT_LOG,
     "/api/v1/cylinders": CYLINDERS,
+    "/api/v1/record": RECORD_OPERATIONS,
     "/openapi.json": _DESCRIPTION,
     "": _STATUS,
 }

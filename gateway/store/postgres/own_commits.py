@@ -1,0 +1,38 @@
+"""Query of the commits that a gateway has written, for the record on its own disk."""
+
+from typing import Any, Final
+
+import orjson
+
+from gateway.store.postgres.session import Session
+
+_COLUMNS: Final = (
+    "scale_id",
+    "cylinder_no",
+    "event_type",
+    "gross_kg",
+    "raw_line",
+    "received_at",
+    "committed_at",
+    "arrival_shipping_no",
+    "move_report_no",
+)
+
+_QUERY: Final = (
+    f"SELECT number, request, ticket, commit_id, detail, {', '.join(_COLUMNS)}"  # noqa: S608 - fixed text
+    " FROM cynow_commit LEFT JOIN scale_weight_log ON id = commit_id"
+    " WHERE gateway = %s AND number > %s ORDER BY number LIMIT %s"
+)
+
+
+async def own_commits(session: Session, gateway: str, after: int, limit: int) -> list[tuple[int, dict[str, Any]]]:
+    """Return commits of a gateway, each with its number in ``cynow_commit``, in ascending order.
+
+    The columns of a row that was removed are ``None``.
+    """
+    rows = await session.ask(_QUERY, [gateway, after, limit])
+    commits = []
+    for number, request, ticket, commit_id, detail, *columns in rows:
+        named = {"request": request, "ticket": ticket, "commit_id": commit_id, "detail": orjson.loads(detail)}
+        commits.append((number, named | dict(zip(_COLUMNS, columns, strict=True))))
+    return commits
