@@ -1,5 +1,6 @@
 """The configuration: what loads, and that every problem is said at once, with its key."""
 
+from datetime import date
 from decimal import Decimal
 from ipaddress import ip_network
 from pathlib import Path
@@ -13,8 +14,8 @@ from twisted.internet.testing import MemoryReactorClock
 
 from gateway.config.fields import TlsSettings
 from gateway.config.loader import ENVIRONMENT, ConfigError, load
-from gateway.config.scale_settings import ScaleConnection
-from gateway.config.settings import AuthSettings, MachineSettings, Settings, tcp_endpoint
+from gateway.config.scale_settings import SCALE_KEYS, CheckWeighSettings, PollSettings, ScaleConnection
+from gateway.config.settings import AuthSettings, MachineSettings, PublishSettings, Settings, tcp_endpoint
 
 ROOT = Path(__file__).parent.parent.parent
 SHIPPED = ROOT / "etc" / "cynow-gateway.yaml"
@@ -32,6 +33,32 @@ OTHER: dict[str, tuple[Any, Any]] = {
     "scale.id": ("저울 1", "저울 1"),
     "scale.idle_timeout_sec": (2.5, 2.5),
     "scale.commit_max_age_sec": (60, 60.0),
+    "scale.line_pattern_lock": (True, True),
+    "scale.min_kg": (0.5, Decimal("0.5")),
+    "scale.max_kg": (150, Decimal(150)),
+    "scale.unit": ("KG", "kg"),
+    "scale.require_stable_ms": (500, 500),
+    "scale.zero_band_kg": (0.3, Decimal("0.3")),
+    "scale.accept": (["gross", "net"], ("gross", "net")),
+    "scale.poll": (
+        {"command": "@{address}Q\r\n", "interval_ms": 600, "at_connect": "SIR\r\n"},
+        PollSettings(command="@{address}Q\r\n", interval_ms=600, at_connect="SIR\r\n"),
+    ),
+    "scale.prefix": ("0001", "0001"),
+    "scale.discard_ms": (500, 500),
+    "scale.duplicate_window_sec": (60, 60.0),
+    "scale.override": (True, True),
+    "scale.commit_when_away": ("Ticket", "ticket"),
+    "scale.check_weigh": (
+        {"warning_kg": 0.05, "control_kg": 0.1, "every_days": 7, "calibration_due": "2027-06-30", "when_out": "REFUSE"},
+        CheckWeighSettings(
+            warning_kg=Decimal("0.05"),
+            control_kg=Decimal("0.1"),
+            every_days=7,
+            calibration_due=date(2027, 6, 30),
+            when_out="refuse",
+        ),
+    ),
     "fcm.cred_path": ("/etc/fcm.json", "/etc/fcm.json"),
     "fcm.timeout": (0, 0.0),
     "logger.path": ("/var/log/cynow", "/var/log/cynow"),
@@ -48,6 +75,10 @@ OTHER: dict[str, tuple[Any, Any]] = {
     "cylinders.cache_sec": (60, 60.0),
     "cylinders.cache_size": (5, 5),
     "cylinders.timeout_ms": (100, 100),
+    "record.publish_to": (
+        {"file": "/mnt/heads", "webhook": "https://hook.example/x", "every_sec": 60},
+        PublishSettings(file="/mnt/heads", webhook="https://hook.example/x", every_sec=60.0),
+    ),
     "data.path": ("/srv/data", "/srv/data"),
     "data.compress_after_days": (2, 2),
     "data.keep_days": (30, 30),
@@ -199,16 +230,41 @@ DATA:
     assert settings.model_copy(update={"server": Settings().server, "fcm": Settings().fcm}) == Settings()
 
 
-def test_the_shipped_file_is_the_defaults_key_for_key() -> None:
+#: The guards of the shipped file, which are off by default.
+RECOMMENDED: dict[str, Any] = {
+    "commit_max_age_sec": 10,
+    "line_pattern_lock": True,
+    "min_kg": 1,
+    "max_kg": 150,
+    "unit": "kg",
+    "require_stable_ms": 500,
+    "zero_band_kg": 0.3,
+    "accept": ["gross"],
+    "duplicate_window_sec": 60,
+    "override": False,
+    "commit_when_away": "refuse",
+}
+
+
+def test_the_shipped_file_is_the_defaults_key_for_key_but_for_the_guards() -> None:
     tree = yaml.safe_load(SHIPPED.read_text("utf-8"))
     defaults = Settings().model_dump(mode="json")
     tree["stat"] = {kind.lower(): mode for kind, mode in tree["stat"].items()}
+    defaults["scale"] |= RECOMMENDED
+    # JSON has no decimals, so that these are text there.
+    defaults["cylinders"]["tolerance_kg"] = float(defaults["cylinders"]["tolerance_kg"])
     assert list(tree) == list(defaults), "every section, in the order of the code"
     for section, value in defaults.items():
         assert tree[section] == value
-        if isinstance(value, dict) and section != "stat":
+        if isinstance(value, dict) and section not in {"stat", "scale"}:
             assert list(tree[section]) == list(value)
-    assert load(SHIPPED, {}) == Settings()
+    assert load(SHIPPED, {}) == Settings.model_validate({"scale": RECOMMENDED})
+
+
+def test_guards_are_off_without_their_keys() -> None:
+    scale = Settings().scale
+    assert [getattr(scale, key) for key in SCALE_KEYS] == [None] * len(SCALE_KEYS)
+    assert set(RECOMMENDED) < SCALE_KEYS
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_key(file: Path) -> None:
@@ -455,10 +511,9 @@ def test_the_environment_overrides_the_file(file: Path) -> None:
         "port": 4002,
         "id": "x",
         "idle_timeout_sec": 7.5,
-        "commit_max_age_sec": None,
         "allow": (),
         "tls": None,
-    }
+    } | dict.fromkeys(SCALE_KEYS)
 
 
 def test_the_environment_alone() -> None:
@@ -575,11 +630,12 @@ def test_a_serial_lines_defaults_are_the_scales(file: Path) -> None:
         "{connect: 'tcp:h:1', serial: /dev/ttyS0}",
         "{listen: 'tcp:1', connect: 'tcp:h:1', serial: /dev/ttyS0}",
         "{listen: null, connect: null}",
+        "{listen: 'tcp:1', via: line}",
     ],
 )
 def test_a_scale_is_of_one_kind(file: Path, line: str) -> None:
     found = problems(file, f"scales: {{good: {{listen: 'tcp:2'}}, bad: {line}}}")
-    assert found == {"scales.bad": "exactly one of listen, connect and serial is needed"}
+    assert found == {"scales.bad": "exactly one of listen, connect, serial and via is needed"}
 
 
 @pytest.mark.parametrize("line", ["null", "5", "tcp:4001", "[listen]"])
@@ -592,6 +648,84 @@ def test_a_scales_id_is_a_name(file: Path, scale_id: str) -> None:
     found = problems(file, yaml.safe_dump({"scales": {scale_id: {"listen": "tcp:1"}}}))
     assert set(found) == {f"scales.{scale_id}"}
     assert "1 to 50 letters" in found[f"scales.{scale_id}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "said"),
+    [
+        ("{commit_max_age_sec: -1}", "commit_max_age_sec", "greater than 0"),
+        ("{line_pattern_lock: 5}", "line_pattern_lock", "boolean"),
+        ("{min_kg: x}", "min_kg", "decimal"),
+        ("{min_kg: true}", "min_kg", ""),
+        ("{max_kg: .inf}", "max_kg", "finite"),
+        ("{unit: stone}", "unit", "'kg', 'g', 't', 'lb' or 'oz'"),
+        ("{require_stable_ms: 0}", "require_stable_ms", "greater than or equal to 1"),
+        ("{require_stable_ms: 0.5}", "require_stable_ms", "integer"),
+        ("{zero_band_kg: 0}", "zero_band_kg", "greater than 0"),
+        ("{accept: []}", "accept", "at least 1"),
+        ("{accept: [tare]}", "accept.0", "'gross' or 'net'"),
+        ("{poll: {interval_ms: 499}}", "poll.interval_ms", "greater than or equal to 500"),
+        ("{poll: {command: ''}}", "poll.command", "at least 1 character"),
+        ("{poll: {command: 무게}}", "poll.command", "Latin-1"),
+        ("{poll: {comand: Q}}", "poll.comand", "the nearest known key is scale.poll.command"),
+        ("{prefix: ''}", "prefix", "at least 1 character"),
+        ("{discard_ms: 0}", "discard_ms", "greater than or equal to 1"),
+        ("{duplicate_window_sec: 0}", "duplicate_window_sec", "greater than 0"),
+        ("{override: maybe}", "override", "boolean"),
+        ("{commit_when_away: wait}", "commit_when_away", "'refuse' or 'ticket'"),
+        ("{check_weigh: {warning_kg: 0}}", "check_weigh.warning_kg", "greater than 0"),
+        ("{check_weigh: {every_days: 0}}", "check_weigh.every_days", "greater than or equal to 1"),
+        ("{check_weigh: {calibration_due: soon}}", "check_weigh.calibration_due", "date"),
+        ("{check_weigh: {when_out: stop}}", "check_weigh.when_out", "'warn' or 'refuse'"),
+    ],
+)
+def test_invalid_key_of_a_guard_is_a_problem_in_scale_and_in_scales(file: Path, text: str, key: str, said: str) -> None:
+    found = problems(file, f"scale: {text}")
+    assert set(found) == {f"scale.{key}"}
+    assert said in found[f"scale.{key}"]
+    assert set(problems(file, f"scales: {{a: {{listen: x, ...}}}}".replace("...", text[1:-1]))) == {f"scales.a.{key}"}
+
+
+@pytest.mark.parametrize("limits", ["min_kg: 150, max_kg: 1", "min_kg: 5, max_kg: 5"])
+def test_min_kg_is_below_max_kg(file: Path, limits: str) -> None:
+    assert problems(file, f"scale: {{{limits}}}") == {"scale": "min_kg is not below max_kg"}
+    assert problems(file, f"scales: {{a: {{listen: x, {limits}}}}}") == {"scales.a": "min_kg is not below max_kg"}
+
+
+def test_guards_of_a_scale_are_those_of_all_scales_unless_it_has_its_own(file: Path) -> None:
+    settings = read(
+        file,
+        """
+scale: {min_kg: 1, max_kg: 150, zero_band_kg: 0.3, override: true}
+scales:
+  dock-1: {listen: x}
+  dock-2: {listen: y, max_kg: 300, zero_band_kg: null, override: false}
+""",
+    )
+    first, second = settings.scale_settings().values()
+    assert (first.min_kg, first.max_kg, first.zero_band_kg, first.override) == (1, 150, Decimal("0.3"), True)
+    assert (second.min_kg, second.max_kg, second.zero_band_kg, second.override) == (1, 300, None, False)
+
+
+def test_scales_that_share_a_line_have_keys_of_their_own(file: Path) -> None:
+    settings = read(
+        file,
+        """
+scale: {max_kg: 150}
+scales:
+  line: {connect: "tcp:127.0.0.1:4002", addresses: {"01": dock-1, "02": dock-2}}
+  dock-1: {via: line, max_kg: 300}
+""",
+    )
+    assert list(settings.lines()) == ["line"]
+    assert {name: scale.max_kg for name, scale in settings.scale_settings().items()} == {"dock-1": 300, "dock-2": 150}
+    assert settings.default_scale() == "dock-1"
+
+
+@pytest.mark.parametrize("addresses", ["{}", "{1: dock}", '{"001": dock}', '{"0x": dock}', '{"01": a/b}', "[dock]"])
+def test_addresses_are_two_digits_with_scales(file: Path, addresses: str) -> None:
+    found = problems(file, f"scales: {{line: {{listen: x, addresses: {addresses}}}}}")
+    assert all(key.startswith("scales.line") for key in found)
 
 
 def test_the_one_scale_of_a_small_plant(file: Path) -> None:
