@@ -572,7 +572,7 @@ def test_a_serial_lines_defaults_are_the_scales(file: Path) -> None:
 )
 def test_a_scale_is_of_one_kind(file: Path, line: str) -> None:
     found = problems(file, f"scales: {{good: {{listen: 'tcp:2'}}, bad: {line}}}")
-    assert found == {"scales.bad": "exactly one of listen, connect and serial is needed"}
+    assert found == {"scales.bad": "exactly one of listen, connect, serial and via is needed"}
 
 
 @pytest.mark.parametrize("line", ["null", "5", "tcp:4001", "[listen]"])

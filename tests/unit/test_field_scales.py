@@ -1,5 +1,6 @@
 """Scales of the field: a prefix, commands, addresses, stored lines, silence, and a lock of the pattern."""
 
+import time
 from collections import Counter
 from decimal import Decimal
 from typing import Any
@@ -8,7 +9,8 @@ import pytest
 from twisted.internet.testing import StringTransport
 
 from gateway.commands.simulated_scale import AnsweringScale
-from gateway.config.scale_settings import PollSettings
+from gateway.config.scale_settings import PollSettings, ScaleConnection
+from gateway.doctor.scales import Asker, Heard, hear
 from gateway.ingest.line_options import LineOptions, address_of
 from gateway.ingest.line_pattern import LinePattern
 from gateway.ingest.readings import ScaleReadings
@@ -349,3 +351,31 @@ def test_simulated_scale_answers_its_own_address_only() -> None:
     protocol.dataReceived(b"Q\r\n@03Q\r\nQ\r\n@02W\r@02X\n")
     assert transport.value() == b"onetwo?\r\n"
     assert counts == {"ST": 2}
+
+
+def test_doctor_asks_a_polled_scale_and_leaves_the_prefix_out() -> None:
+    line = ScaleConnection.model_validate(
+        {
+            "connect": "tcp:h:1",
+            "prefix": "0001",
+            "poll": {"command": "@{address}Q\r\n", "at_connect": "SIR\r\n"},
+            "addresses": {"01": "a", "02": "b"},
+        }
+    )
+    sent: list[bytes] = []
+    asker, heard = Asker(line, sent.append), Heard(prefix=line.prefix, is_polled=True)
+
+    def receive() -> bytes:
+        if len(sent) < 3:
+            time.sleep(0.01)
+            raise TimeoutError
+        return b"0001@01ST,+1 kg\r\n" * 3
+
+    hear(receive, heard, time.monotonic() + 30, asker.ask)
+    assert sent == [b"SIR\r\n", b"@01Q\r\n", b"@02Q\r\n"]
+    assert (heard.count, heard.readings) == (3, 3)
+
+
+def test_doctor_says_that_a_polled_scale_does_not_answer() -> None:
+    assert "poll.command" in Heard(is_polled=True).finding("scales.a.connect", "h:1", 3.0).remedy
+    assert "stream mode" in Heard().finding("scales.a.connect", "h:1", 3.0).remedy
