@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from itertools import cycle
 from typing import Any
 
-from twisted.internet.interfaces import IPushProducer, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from twisted.internet.task import LoopingCall
 from zope.interface import implementer
 
@@ -21,7 +21,7 @@ class _FullBuffer:
         self.is_full = True
 
     def resumeProducing(self) -> None:
-        """Do nothing: the producer is registered during one write only."""
+        """Do nothing: the producer is registered for a moment only."""
 
     def stopProducing(self) -> None:
         """Do nothing: a connection that has ended needs no commands."""
@@ -48,6 +48,8 @@ class Poller:
         addresses = list(addresses)
         self._greeting = poll.greeting(addresses)
         self._commands = cycle(poll.commands(addresses))
+        self._reactor = reactor
+        self._checking: IDelayedCall | None = None
         self._asking = LoopingCall(self._ask)
         self._asking.clock = reactor
 
@@ -66,16 +68,27 @@ class Poller:
         """Send no more commands."""
         if self._asking.running:
             self._asking.stop()
+        if self._checking is not None:
+            self._checking.cancel()
+            self._checking = None
+            self._transport.unregisterProducer()
 
     def _ask(self) -> None:
         if not self._transport.disconnecting:
             self._write(next(self._commands))
 
     def _write(self, data: bytes) -> None:
+        if self._checking is not None:
+            return
         buffer = _FullBuffer()
-        # Registered for this write only: a registered producer would keep TLS from closing the connection.
+        # For a moment only: a registered producer would keep TLS from closing the connection.
         self._transport.registerProducer(buffer, True)
         self._transport.write(data)
+        # Not at once: TLS collects small writes until the reactor's next turn.
+        self._checking = self._reactor.callLater(0, self._check, buffer)
+
+    def _check(self, buffer: _FullBuffer) -> None:
+        self._checking = None
         self._transport.unregisterProducer()
         if buffer.is_full:
             self._stuck()

@@ -226,6 +226,7 @@ class PollTests(FieldScales):
         assert protocol is not None
         transport = FullTransport()
         protocol.makeConnection(transport)
+        self.reactor.advance(0)
         assert transport.disconnecting
         assert transport.producer is None
         assert count_of(self.counters.scale_polls_stuck.labels("line")) == 1
