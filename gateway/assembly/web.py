@@ -132,7 +132,7 @@ async def _head_of(record: RecordBook) -> str | None:
 
 
 async def _entry_of(record: RecordBook, commit_id: int) -> tuple[int, str] | None:
-    """Return the number and the hash of the entry of a commit; ``None`` if there is none, or it cannot be read now."""
+    """Return the number and the hash of the entry of a commit; ``None`` without one, or if it cannot be read now."""
     try:
         row = await record.find(f"commit:{commit_id}")
     except StoreUnavailable:

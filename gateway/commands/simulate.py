@@ -1,10 +1,12 @@
 """Simulators of scales and machines, for use without hardware: ``python -m gateway.simulate scale|machine``.
 
-They send exactly the bytes of devices in the field. The scale sends A&D's lines with CR LF; the machine sends pickles
-with the separator of the field's programs, or with the documented one (``--separator nul``).
+They send exactly the bytes of devices in the field. The scale sends A&D's lines with CR LF, or those of another
+``--format``; the machine sends pickles with the separator of the field's programs, or with the documented one
+(``--separator nul``).
 """
 
 import argparse
+import itertools
 import json
 import math
 import pickle
@@ -12,56 +14,22 @@ import random
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeAlias
 
 from twisted.application.internet import ClientService
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import HostnameEndpoint
+from twisted.internet.endpoints import HostnameEndpoint, TCP4ServerEndpoint
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import LoopingCall, deferLater, react
 from twisted.python.failure import Failure
 
+from gateway.commands.simulated_scale import FORMATS, AnsweringScale, SimulatedScale
+
 _SEPARATORS: Final = {"legacy": b"\\o", "nul": b"\0"}
-
-#: Seconds that a cylinder stays on the scale, and of these, seconds for which its weight is unstable.
-_CYLINDER_SECONDS: Final = 12.0
-_UNSTABLE_SECONDS: Final = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class SimulatedScale:
-    """Lines of one scale.
-
-    :ivar rate: lines per second.
-    :ivar weight: mean weight of a cylinder, in kg; each cylinder has between 0.8 and 1.2 times as much.
-    :ivar noise: standard deviation of an unstable weight, in kg.
-    :ivar faults: share of lines that are torn or report an overload.
-    """
-
-    generator: random.Random
-    rate: float
-    weight: float
-    noise: float
-    faults: float
-
-    def lines(self) -> Iterator[tuple[str, bytes]]:
-        """Yield lines without end: the kind (``ST``, ``US``, ``OL`` or ``torn``) and the bytes of each."""
-        while True:
-            weight = self.weight * self.generator.uniform(0.8, 1.2)
-            for number in range(max(1, round(_CYLINDER_SECONDS * self.rate))):
-                is_unstable = number < _UNSTABLE_SECONDS * self.rate and number > 0
-                shown = weight + (self.generator.gauss(0, self.noise) if is_unstable else 0.0)
-                status = "US" if is_unstable else "ST"
-                line = f"{status} , {shown:+010.2f} _kg\r\n".encode()
-                if self.generator.random() < self.faults:
-                    if self.generator.random() < 0.5:
-                        # A loose plug tears lines like this.
-                        status, line = "torn", line[: self.generator.randrange(1, len(line) - 6)] + b"\r\n"
-                    else:
-                        status, line = "OL", b"OL , +9999999E+19\r\n"
-                yield status, line
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +142,17 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     scale.add_argument("--weight", type=float, default=53.26, help="weight of a cylinder, kg (default %(default)s)")
     scale.add_argument("--noise", type=float, default=0.5, help="noise of unstable weights, kg (default %(default)s)")
     scale.add_argument("--faults", type=float, default=0.0, help="share of torn and overload lines (default none)")
+    scale.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="and",
+        help="lines: A&D standard, CAS 22 bytes, or A&D CSV (default %(default)s)",
+    )
+    scale.add_argument("--poll", metavar="COMMAND", help="answer this command, Q, S, SI and W; send nothing unasked")
+    scale.add_argument(
+        "--address", type=_address, nargs="+", help="addresses of the scales on the line, two digits each"
+    )
+    scale.add_argument("--listen", type=int, metavar="PORT", help="wait for the gateway on this port of --host")
     machine = kinds.add_parser("machine", parents=[common], help="DAQ program of a machine")
     machine.add_argument("--port", type=int, default=8082, help="port of DAQ programs (default %(default)s)")
     machine.add_argument("--rate", type=float, default=1.0, help="messages per second (default %(default)s)")
@@ -198,14 +177,25 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _connections(options: argparse.Namespace) -> Iterator[tuple[int, bytes, Iterator[tuple[str, bytes]]]]:
-    """Yield each connection: its port, the bytes to send first, and the messages after them."""
+def _address(text: str) -> str:
+    if not re.fullmatch("[0-9]{2}", text):
+        raise argparse.ArgumentTypeError(f"not two digits: {text!r}")
+    return text
+
+
+#: Builds the protocol of a connection.
+_Builder: TypeAlias = Callable[[], Protocol]
+
+
+def _connections(
+    reactor: IReactorTime, options: argparse.Namespace, counts: Counter[str]
+) -> Iterator[tuple[int, _Builder]]:
+    """Yield each connection: its port, and the builder of its protocol."""
     ports = getattr(options, "ports", None) or [options.port]
     for number, port in enumerate(ports * options.connections):
         generator = random.Random(None if options.seed is None else options.seed + number)  # noqa: S311 - not a secret
         if options.kind == "scale":
-            scale = SimulatedScale(generator, options.rate, options.weight, options.noise, options.faults)
-            yield port, b"", scale.lines()
+            yield port, _scale_builder(reactor, options, generator, counts)
         else:
             machine = SimulatedMachine(
                 generator,
@@ -217,21 +207,39 @@ def _connections(options: argparse.Namespace) -> Iterator[tuple[int, bytes, Iter
                 options.protocol,
                 _SEPARATORS[options.separator],
             )
-            yield port, machine.first_frame(), machine.frames()
+            yield port, partial(_Sender, reactor, machine.first_frame(), machine.frames(), options.rate, counts)
+
+
+def _scale_builder(
+    reactor: IReactorTime, options: argparse.Namespace, generator: random.Random, counts: Counter[str]
+) -> _Builder:
+    """Return the builder of the protocol of a scale, or of those on one line."""
+    lines = {
+        address.encode(): SimulatedScale(
+            generator, options.rate, options.weight, options.noise, options.faults, options.format, address
+        ).lines()
+        for address in options.address or [""]
+    }
+    if options.poll is not None:
+        return partial(AnsweringScale, options.poll.encode("latin-1"), lines, counts)
+    in_turn = (next(each) for each in itertools.cycle(lines.values()))
+    return partial(_Sender, reactor, b"", in_turn, options.rate, counts)
 
 
 async def simulate(reactor: Any, options: argparse.Namespace) -> None:
     """Simulate scales or machines, and finally write the number of sent messages by kind as JSON."""
     counts: Counter[str] = Counter()
+    listen = getattr(options, "listen", None)
     services = []
-    for port, first, messages in _connections(options):
-
-        def sender(first: bytes = first, messages: Iterator[tuple[str, bytes]] = messages) -> _Sender:
-            return _Sender(reactor, first, messages, options.rate, counts)
-
-        factory = Factory.forProtocol(sender)
+    for port, build in _connections(reactor, options, counts):
+        factory = Factory.forProtocol(build)
         factory.noisy = False
-        services.append(ClientService(HostnameEndpoint(reactor, options.host.encode(), port), factory))
+        if listen is None:
+            services.append(ClientService(HostnameEndpoint(reactor, options.host.encode(), port), factory))
+        else:
+            # Not a service, which would only log that the port is in use.
+            await TCP4ServerEndpoint(reactor, listen, interface=options.host).listen(factory)
+            break
     for service in services:
         service.startService()
     if options.seconds is None:

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from gateway.config.problems import Problem
+from gateway.config.scale_settings import ADDRESS_FIELD
 from gateway.config.settings import Settings
-
-_ADDRESS: Final = "{address}"
 
 #: Keys of a line that have no effect on a scale that shares another's line.
 _OF_LINE: Final = ("poll", "prefix", "discard_ms", "addresses", "allow", "tls")
@@ -68,10 +67,10 @@ def _poll_problems(settings: Settings) -> Iterator[Problem]:
         # Without an entry of its own, the line has the commands of `scale`.
         is_own = name in settings.scales and "poll" in settings.scales[name].model_fields_set
         for key in ("command", "at_connect"):
-            if _ADDRESS in getattr(line.poll, key):
+            if ADDRESS_FIELD in getattr(line.poll, key):
                 section = f"scales.{name}" if is_own else "scale"
                 yield Problem(
                     f"{section}.poll.{key}",
-                    f"{_ADDRESS} stands for an address, and the line of {name!r} has no addresses; list them in"
+                    f"{ADDRESS_FIELD} stands for an address, and the line of {name!r} has no addresses; list them in"
                     " scales.<id>.addresses, or write the address itself",
                 )

@@ -1,6 +1,6 @@
 """Settings of scales: their lines, and the guards of their commits."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal
@@ -42,6 +42,10 @@ Milliseconds = Annotated[int, BeforeValidator(no_bool), Field(ge=1)]
 Address = Annotated[str, Field(pattern=r"^[0-9]{2}$")]
 
 
+#: Text in a command that stands for the address of a scale.
+ADDRESS_FIELD: Final = "{address}"
+
+
 class PollSettings(Section):
     """Commands for a scale that answers only when asked.
 
@@ -63,6 +67,20 @@ class PollSettings(Section):
         if not all(ord(character) < 256 for character in value):
             raise PydanticCustomError("bytes", "a command consists of bytes, which are written as Latin-1")
         return value
+
+    def commands(self, addresses: Iterable[str]) -> list[bytes]:
+        """Return the commands to send in turn: one for each address, if the command names an address."""
+        return _for_each(self.command, list(addresses))
+
+    def greeting(self, addresses: Iterable[str]) -> bytes:
+        """Return the bytes to send once after connecting."""
+        return b"".join(_for_each(self.at_connect, list(addresses)))
+
+
+def _for_each(text: str, addresses: list[str]) -> list[bytes]:
+    if ADDRESS_FIELD not in text or not addresses:
+        return [text.encode("latin-1")]
+    return [text.replace(ADDRESS_FIELD, address).encode("latin-1") for address in addresses]
 
 
 class CheckWeighSettings(Section):

@@ -6,11 +6,11 @@ import threading
 import time
 from collections.abc import Iterator
 
-from gateway.config.fields import TlsSettings
+from gateway.config.scale_settings import ScaleConnection
 from gateway.doctor.findings import Finding, ok, warning
 from gateway.doctor.plant import ListeningPort, Plant, listening_ports
 from gateway.doctor.ports import bind
-from gateway.doctor.scales import Heard, hear
+from gateway.doctor.scales import Asker, Heard, hear
 from gateway.doctor.tls import server_context
 
 #: Maximum connections to one port.
@@ -32,7 +32,7 @@ def check_listening(plant: Plant) -> Iterator[Finding]:
             yield ok(key, f"{line.listen}: not listened on; start the gateway and look at /healthz")
             continue
         try:
-            ears.append(_Ear(plant, ports[key], line.tls))
+            ears.append(_Ear(plant, ports[key], line))
         except OSError:
             # The check of the ports has said why, or that of the TLS files.
             continue
@@ -48,9 +48,10 @@ class _Ear:
     :raises OSError: the port cannot be bound, or the TLS files cannot be used.
     """
 
-    def __init__(self, plant: Plant, port: ListeningPort, tls: TlsSettings | None) -> None:
+    def __init__(self, plant: Plant, port: ListeningPort, line: ScaleConnection) -> None:
         self._port = port
-        self._context = None if tls is None else server_context(plant, tls)
+        self._line = line
+        self._context = None if line.tls is None else server_context(plant, line.tls)
         self._deadline = time.monotonic() + plant.listen_seconds
         self._socket = bind(port)
         self._heard: dict[str, Heard] = {}
@@ -83,7 +84,11 @@ class _Ear:
                 if len(threads) == _MAX_CONNECTIONS:
                     connection.close()
                     continue
-                heard = self._heard[f"{address[0]}:{address[1]}"] = Heard(other="a scale has that address")
+                heard = self._heard[f"{address[0]}:{address[1]}"] = Heard(
+                    other="a scale has that address",
+                    prefix=self._line.prefix,
+                    is_polled=self._line.poll is not None,
+                )
                 threads.append(threading.Thread(target=self._hear, args=(connection, heard), daemon=True))
                 threads[-1].start()
         for thread in threads:
@@ -96,7 +101,8 @@ class _Ear:
                 if self._context is not None:
                     connection = self._context.wrap_socket(connection, server_side=True)
                 connection.settimeout(0.1)
-                hear(lambda: connection.recv(4096), heard, self._deadline, enough=False)
+                asker = Asker(self._line, connection.sendall)
+                hear(lambda: connection.recv(4096), heard, self._deadline, asker.ask, enough=False)
             except OSError as problem:
                 if not heard.size:
                     heard.problem = f"nothing that can be read ({type(problem).__name__})"

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import cycle
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -20,7 +21,7 @@ from gateway.doctor.http import ask
 from gateway.doctor.plant import PATIENCE, Plant
 from gateway.wire.errors import WireError
 from gateway.wire.lines import MAX_LINE, LineReader
-from gateway.wire.scale import parse_line
+from gateway.wire.scale import parse_line, prefix_form
 
 #: Maximum seconds of the check: a name is looked up, and the scale is dialled and heard.
 MAX_SECONDS: Final = 3 * PATIENCE
@@ -42,6 +43,8 @@ class Heard:
     :ivar readings: number of lines that are readings.
     :ivar size: number of bytes.
     :ivar has_ended: whether the peer has closed the connection.
+    :ivar prefix: text that the converter puts before each line; ``None`` for none.
+    :ivar is_polled: whether the scale answers only when asked.
     :ivar other: the usual cause if the peer closes the connection without a line.
     :ivar problem: why the connection cannot be used.
     """
@@ -54,6 +57,8 @@ class Heard:
     has_ended: bool = False
     other: str = "another program is connected: many converters have room for one"
     problem: str = ""
+    prefix: str | None = None
+    is_polled: bool = False
 
     def receive_data(self, data: bytes) -> None:
         self.size += len(data)
@@ -71,6 +76,8 @@ class Heard:
     def _take(self, line: bytes) -> None:
         self.count += 1
         shown = ascii(line.decode("latin-1")[:_SHOWN])
+        if self.prefix is not None and (found_prefix := prefix_form(self.prefix.encode()).match(line)) is not None:
+            line = line[found_prefix.end() :]
         try:
             found = parse_line(line)
         except WireError as problem:
@@ -92,6 +99,8 @@ class Heard:
             return error(key, seen, f"look whether {self.other}")
         if not self.size:
             remedy = "set the scale to send continuously (stream mode), and check the cable behind the converter"
+            if self.is_polled:
+                remedy = "check poll.command and the addresses against the scale's manual, and the cable"
             return error(key, f"connected to {where}, but silent for {seconds:g} s", remedy)
         if not self.count:
             seen = f"{where} sent {self.size} bytes, and no end of a line"
@@ -103,13 +112,44 @@ class Heard:
         return ok(key, seen)
 
 
-def hear(receive: Callable[[], bytes], heard: Heard, deadline: float, *, enough: bool = True) -> None:
+class Asker:
+    """Commands to a scale that answers only when asked.
+
+    :param send: sends bytes.
+    """
+
+    def __init__(self, line: ScaleConnection, send: Callable[[bytes], object]) -> None:
+        self._send = send
+        poll, addresses = line.poll, line.addresses or ()
+        self._interval = 0.0 if poll is None else poll.interval_ms / 1000
+        self._greeting = b"" if poll is None else poll.greeting(addresses)
+        self._commands = None if poll is None else cycle(poll.commands(addresses))
+        self._next = 0.0
+
+    def ask(self) -> None:
+        """Send the next command, if it is time for it."""
+        now = time.monotonic()
+        if self._commands is None or now < self._next:
+            return
+        self._next = now + self._interval
+        if self._greeting:
+            self._send(self._greeting)
+            self._greeting = b""
+        else:
+            self._send(next(self._commands))
+
+
+def hear(
+    receive: Callable[[], bytes], heard: Heard, deadline: float, ask: Callable[[], None], *, enough: bool = True
+) -> None:
     """Receive lines until there are enough, the connection ends, or the time has passed.
 
     :param receive: returns bytes; nothing at the end. It raises :class:`TimeoutError` if it has to wait long.
+    :param ask: sends a command to a scale that answers only when asked, if it is time for it.
     :param enough: whether to stop after the lines that are shown.
     """
     while time.monotonic() < deadline and not heard.problem and not (enough and heard.count >= _LINES):
+        ask()
         with contextlib.suppress(TimeoutError):
             data = receive()
             if not data:
@@ -126,11 +166,15 @@ def check_scales(plant: Plant) -> Iterator[Finding]:
     checks: dict[str, Callable[[], Finding]] = {}
     for scale_id, line in plant.settings.lines().items():
         key = plant.scale_key(scale_id)
-        if plant.gateway is not None and (line.connect is None or _is_connected(plant, scale_id)):
+        behind = {key: scale_id}
+        if line.addresses is not None:
+            behind = {f"scales.{scale_id}.addresses.{address}": each for address, each in line.addresses.items()}
+        is_connected = any(_is_connected(plant, each) for each in behind.values())
+        if plant.gateway is not None and (line.connect is None or is_connected):
             # A second reader would take bytes from the gateway, and many converters have room for one client only.
-            checks[key] = partial(_ask_gateway, plant, scale_id)
+            checks |= {place: partial(_ask_gateway, plant, place, each) for place, each in behind.items()}
         elif line.connect is not None:
-            checks[key] = partial(_dial, key, line.connect)
+            checks[key] = partial(_dial, key, line.connect, line)
         elif line.serial is not None:
             checks[key] = partial(_open_serial, key, line)
     for key, result in results_in_time(checks, MAX_SECONDS).items():
@@ -146,9 +190,8 @@ def _is_connected(plant: Plant, scale_id: str) -> bool:
     return health is not None and bool(health["scales"].get(scale_id))
 
 
-def _ask_gateway(plant: Plant, scale_id: str) -> Finding:
+def _ask_gateway(plant: Plant, key: str, scale_id: str) -> Finding:
     """Return the latest weight that the running gateway has."""
-    key = plant.scale_key(scale_id)
     token = plant.environment.get(_TOKEN)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     path = f"/api/scale-gateway/latest/?scale_id={quote(scale_id)}"
@@ -171,7 +214,7 @@ def _ask_gateway(plant: Plant, scale_id: str) -> Finding:
     return ok(key, seen)
 
 
-def _dial(key: str, endpoint: str) -> Finding:
+def _dial(key: str, endpoint: str, line: ScaleConnection) -> Finding:
     address = tcp_address("connect", endpoint)
     where = endpoint if address is None else f"{address[0]}:{address[1]}"
     try:
@@ -181,11 +224,12 @@ def _dial(key: str, endpoint: str) -> Finding:
         reason = f"{reason[:1].lower()}{reason[1:]}"
         remedy = f"switch the converter on, or correct {key}"
         return error(key, f"cannot connect to {where}: {reason}", remedy)
-    heard = Heard()
+    heard = Heard(prefix=line.prefix, is_polled=line.poll is not None)
     with contextlib.closing(connection):
         connection.settimeout(0.2)
+        asker = Asker(line, connection.sendall)
         with contextlib.suppress(ConnectionError):
-            hear(lambda: connection.recv(4096), heard, time.monotonic() + PATIENCE)
+            hear(lambda: connection.recv(4096), heard, time.monotonic() + PATIENCE, asker.ask)
     return heard.finding(key, where, PATIENCE)
 
 
@@ -228,7 +272,7 @@ def _open_serial(key: str, line: ScaleConnection) -> Finding:
         number = getattr(problem, "errno", None)
         reason = os.strerror(number).lower() if isinstance(number, int) else type(problem).__name__
         return error(key, f"{device} cannot be opened: {reason}", remedy)
-    heard = Heard()
+    heard = Heard(prefix=line.prefix, is_polled=line.poll is not None)
 
     def receive() -> bytes:
         data: bytes = port.read(max(1, port.in_waiting))
@@ -238,7 +282,7 @@ def _open_serial(key: str, line: ScaleConnection) -> Finding:
 
     with contextlib.closing(port):
         try:
-            hear(receive, heard, time.monotonic() + PATIENCE)
+            hear(receive, heard, time.monotonic() + PATIENCE, Asker(line, port.write).ask)
         except OSError:
             return error(key, f"{device} was lost", remedy)
     return heard.finding(key, device, PATIENCE)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from gateway.config.scale_settings import PollSettings, ScaleConnection
-from gateway.wire.scale import FRAMING
+from gateway.wire.scale import FRAMING, prefix_form
 
 _FLAGS: Final = re.ASCII | re.DOTALL | re.VERBOSE
 
@@ -35,8 +35,7 @@ class LineOptions:
 
     def __post_init__(self) -> None:
         if self.prefix:
-            pattern = FRAMING.encode("latin-1") + re.escape(self.prefix)
-            object.__setattr__(self, "_prefixed", re.compile(pattern, _FLAGS))
+            object.__setattr__(self, "_prefixed", prefix_form(self.prefix))
 
     @property
     def is_plain(self) -> bool:

@@ -2,16 +2,13 @@
 
 from collections.abc import Callable, Iterable
 from itertools import cycle
-from typing import Any, Final
+from typing import Any
 
-from twisted.internet.interfaces import IPushProducer, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from twisted.internet.task import LoopingCall
 from zope.interface import implementer
 
 from gateway.config.scale_settings import PollSettings
-
-#: Text in a command that stands for the address of a scale.
-ADDRESS: Final = "{address}"
 
 
 @implementer(IPushProducer)
@@ -24,7 +21,7 @@ class _FullBuffer:
         self.is_full = True
 
     def resumeProducing(self) -> None:
-        """Do nothing: the producer is registered during one write only."""
+        """Do nothing: the producer is registered for a moment only."""
 
     def stopProducing(self) -> None:
         """Do nothing: a connection that has ended needs no commands."""
@@ -49,8 +46,10 @@ class Poller:
         self._poll = poll
         self._stuck = stuck
         addresses = list(addresses)
-        self._at_connect = _commands(poll.at_connect, addresses)
-        self._commands = cycle(_commands(poll.command, addresses))
+        self._greeting = poll.greeting(addresses)
+        self._commands = cycle(poll.commands(addresses))
+        self._reactor = reactor
+        self._checking: IDelayedCall | None = None
         self._asking = LoopingCall(self._ask)
         self._asking.clock = reactor
 
@@ -60,32 +59,36 @@ class Poller:
         :param is_new: whether the connection has just been made; ``at_connect`` is sent, and the first command an
             interval later, since a scale needs a moment after it.
         """
-        has_greeting = is_new and bool(self._poll.at_connect)
+        has_greeting = is_new and bool(self._greeting)
         if has_greeting:
-            self._write(b"".join(self._at_connect))
+            self._write(self._greeting)
         self._asking.start(self._poll.interval_ms / 1000, now=not has_greeting)
 
     def stop(self) -> None:
         """Send no more commands."""
         if self._asking.running:
             self._asking.stop()
+        if self._checking is not None:
+            self._checking.cancel()
+            self._checking = None
+            self._transport.unregisterProducer()
 
     def _ask(self) -> None:
         if not self._transport.disconnecting:
             self._write(next(self._commands))
 
     def _write(self, data: bytes) -> None:
+        if self._checking is not None:
+            return
         buffer = _FullBuffer()
-        # Registered for this write only: a registered producer would keep TLS from closing the connection.
+        # For a moment only: a registered producer would keep TLS from closing the connection.
         self._transport.registerProducer(buffer, True)
         self._transport.write(data)
+        # Not at once: TLS collects small writes until the reactor's next turn.
+        self._checking = self._reactor.callLater(0, self._check, buffer)
+
+    def _check(self, buffer: _FullBuffer) -> None:
+        self._checking = None
         self._transport.unregisterProducer()
         if buffer.is_full:
             self._stuck()
-
-
-def _commands(text: str, addresses: list[str]) -> list[bytes]:
-    """Return the bytes of a command, for each address if it names one."""
-    if ADDRESS not in text or not addresses:
-        return [text.encode("latin-1")]
-    return [text.replace(ADDRESS, address).encode("latin-1") for address in addresses]

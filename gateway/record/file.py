@@ -1,7 +1,9 @@
 """The file of the record, for a gateway whose commits are on PostgreSQL."""
 
+import contextlib
 import os
 import sqlite3
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from twisted.logger import Logger
@@ -13,7 +15,7 @@ from gateway.runtime.metrics import Counters
 from gateway.runtime.threads import pool_of
 from gateway.store.interface import DirectoryUnusable, StoreUnavailable
 from gateway.store.sqlitefile.errors import explained
-from gateway.store.sqlitefile.files import RECORD_FILE
+from gateway.store.sqlitefile.files import GATEWAY_FILE, RECORD_FILE
 from gateway.store.sqlitefile.group_writer import GroupWriter, Watch
 from gateway.store.sqlitefile.note import Note, read_note, write_note
 from gateway.store.sqlitefile.steps import apply_steps, newer_version, schema_steps
@@ -60,7 +62,7 @@ class RecordFile:
         try:
             connection = sqlite3.connect(self._path, timeout=LOCK_WAIT, isolation_level=None, check_same_thread=False)
             try:
-                last = _prepare(connection)
+                last = _prepare(connection, os.path.join(self._directory, GATEWAY_FILE))
             except BaseException:
                 connection.close()
                 raise
@@ -102,13 +104,42 @@ class RecordFile:
             write_note(self._directory, _NOTE, Note("", last))
 
 
-def _prepare(connection: sqlite3.Connection) -> int:
-    """Apply the steps of the schema that the file lacks; return the last number of the record."""
+def _prepare(connection: sqlite3.Connection, embedded: str) -> int:
+    """Apply the steps of the schema that the file lacks; return the last number of the record.
+
+    :param embedded: path of the file of commits, whose record a gateway that moves to PostgreSQL continues.
+    """
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     (done,) = connection.execute("PRAGMA user_version").fetchone()
     apply_steps(connection, schema_steps(_SCHEMA), done)
     (last,) = connection.execute("SELECT ifnull(max(number), 0) FROM record").fetchone()
+    if not last and os.path.exists(embedded):
+        last = _continue_embedded(connection, embedded)
+    return int(last)
+
+
+def _continue_embedded(connection: sqlite3.Connection, path: str) -> int:
+    """Copy the record of the embedded store, so that numbers and heads go on; return its last number."""
+    uri = Path(path).absolute().as_uri() + "?mode=ro"
+    with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=LOCK_WAIT)) as old:
+        if old.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'record'").fetchone() is None:
+            return 0
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            rows = old.execute("SELECT number, content, hash FROM record ORDER BY number")
+            connection.executemany("INSERT INTO record (number, content, hash) VALUES (?, ?, ?)", rows)
+            keys = old.execute("SELECT key, number FROM record_key")
+            connection.executemany("INSERT OR REPLACE INTO record_key (key, number) VALUES (?, ?)", keys)
+            heads = old.execute("SELECT gateway, number, hash, time FROM foreign_head")
+            connection.executemany("INSERT OR REPLACE INTO foreign_head VALUES (?, ?, ?, ?)", heads)
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")
+    (last,) = connection.execute("SELECT ifnull(max(number), 0) FROM record").fetchone()
+    if last:
+        log.info("record: continues that of {file} after entry {last}", file=GATEWAY_FILE, last=last)
     return int(last)
 
 

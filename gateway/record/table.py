@@ -77,7 +77,9 @@ def take_foreign_head(connection: sqlite3.Connection, head: Head, time: str) -> 
         if count >= MAX_FOREIGN:
             raise TooManyGateways(f"heads of {count} gateways are stored")
     elif head.number < row[0] or (head.number == row[0] and head.hash.hex() != row[1]):
-        raise HeadConflict(f"head {head} contradicts the stored head {head.gateway}:{row[0]}:{row[1]}")
+        # Hashes are cut short, so that an audit against the log does not take this head for a published one.
+        refused = f"head {head.number} ({head.hash.hex()[:16]}...)"
+        raise HeadConflict(f"{refused} of {head.gateway} contradicts the stored head {row[0]} ({row[1][:16]}...)")
     connection.execute(
         "INSERT OR REPLACE INTO foreign_head (gateway, number, hash, time) VALUES (?, ?, ?, ?)",
         (head.gateway, head.number, head.hash.hex(), time),

@@ -5,7 +5,7 @@ from typing import Any
 
 from gateway.bus.bus import Bus
 from gateway.live.state import LOCAL, LiveState
-from gateway.model.records import Arrival, Commit, Presence, Reading, Update
+from gateway.model.records import Arrival, Commit, Presence, Reading, Silence, Update
 from gateway.relay.protocol import MachineItem, RecordItem, ScaleItem, SensorItem, read_item
 from gateway.runtime.metrics import Counters
 from gateway.wire.errors import WireError
@@ -83,6 +83,8 @@ class InboundItems:
                 if record in live.recent(record.machine).get(record.sensor, ()):
                     return False
                 live.apply_remote_updates([record])
+            case Silence():
+                self._add_scale(record.scale_id, item.idle_timeout)
             case Presence():
                 if record.source == "scale":
                     self._add_scale(record.name, item.idle_timeout)

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Final
 
 from gateway.live.state import LOCAL, LiveState
-from gateway.model.records import Arrival, Presence, Reading
+from gateway.model.records import Arrival, Presence, Reading, Silence
 from gateway.relay import protocol
 from gateway.relay.guard import MessageGuard
 from gateway.relay.settings import RelaySettings
@@ -167,7 +167,7 @@ class OutboundQueue:
         return protocol.record_item(item)
 
     def _idle_timeout_of(self, record: protocol.SharedRecord) -> float:
-        if isinstance(record, Reading):
+        if isinstance(record, Reading | Silence):
             return self._live.idle_timeout(record.scale_id)
         if isinstance(record, Presence) and record.source == "scale":
             return self._live.idle_timeout(record.name)

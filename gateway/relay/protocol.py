@@ -14,7 +14,7 @@ from datetime import datetime, tzinfo
 from decimal import InvalidOperation
 from typing import Any, Final, TypeAlias, TypeVar
 
-from gateway.model.records import Arrival, Commit, CommitEntry, Fault, Presence, Reading, Update
+from gateway.model.records import Arrival, Commit, CommitEntry, Fault, Presence, Reading, Silence, Update
 from gateway.relay.values import (
     is_positive,
     is_text,
@@ -59,7 +59,7 @@ T = TypeVar("T")
 RelayItem: TypeAlias = dict[str, Any]
 
 #: Records that gateways exchange.
-SharedRecord: TypeAlias = Reading | Commit | Update | Fault | Presence
+SharedRecord: TypeAlias = Reading | Commit | Update | Fault | Presence | Silence
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +241,8 @@ def _record_fields(record: SharedRecord) -> RelayItem:
             }
         case Presence():
             return {"is": "presence", "source": record.source, "name": record.name, "connected": record.connected}
+        case Silence():
+            return {"is": "silence", "scale": record.scale_id, "silent": record.is_silent}
 
 
 def _judgement_fields(record: Reading) -> RelayItem:
@@ -391,4 +393,5 @@ _RECORD_PARSERS: Final[dict[str, Callable[[Mapping[str, Any], tzinfo], SharedRec
     "update": _parse_update,
     "fault": _parse_fault,
     "presence": _parse_presence,
+    "silence": lambda item, _: Silence(read_scale(item), read_flag(item["silent"])),
 }

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from gateway.bus.bus import Bus
 from gateway.live.state import LiveState
-from gateway.model.records import Commit, Fault, Presence, Reading, Update
+from gateway.model.records import Commit, Fault, Presence, Reading, Silence, Update
 from gateway.relay.guard import ForeignMessage, MessageGuard, OldMessage
 from gateway.relay.inbound import InboundItems
 from gateway.relay.outbound import OutboundQueue
@@ -99,6 +99,7 @@ class Relay(Service):
         bus.attach(Update, self.name, self._on_record)
         bus.attach(Fault, self.name, self._on_record)
         bus.attach(Presence, self.name, self._on_presence)
+        bus.attach(Silence, self.name, self._on_record)
 
     def startService(self) -> None:
         super().startService()

@@ -243,14 +243,14 @@ class Store(ABC):
 
     @abstractmethod
     async def find_commit(self, commit_id: int) -> StoredCommit | None:
-        """Return the commit with an id; ``None`` if there is none.
+        """Return the commit with an id; ``None`` if it does not exist.
 
         :raises StoreUnavailable: commits cannot be read now.
         """
 
     @abstractmethod
     async def find_forwarded(self, ticket: str) -> StoredCommit | None:
-        """Return the commit that was written for a ticket; ``None`` if there is none.
+        """Return the commit that was written for a ticket; ``None`` without such a commit.
 
         :raises StoreUnavailable: commits cannot be read now.
         """

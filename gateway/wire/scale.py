@@ -168,6 +168,11 @@ def parse_line(line: bytes) -> ScaleLine:
     return ScaleLine(status, weight, kind, shown, unit)
 
 
+def prefix_form(prefix: bytes) -> "re.Pattern[bytes]":
+    """Return the pattern of a prefix at the beginning of a line, with framing before it."""
+    return re.compile(FRAMING.encode("latin-1") + re.escape(prefix), _FLAGS)
+
+
 def has_http_request(data: bytes) -> bool:
     """Return whether bytes hold the end of an HTTP request line, whatever its method, target and version.
 

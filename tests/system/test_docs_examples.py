@@ -46,7 +46,8 @@ def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     raw = folder / "data" / "ShotBlast" / "20251218_vib1.csv"
     raw.parent.mkdir(parents=True)
     raw.write_text("time,data\n10:00:00,-2.5\n10:00:00,3.25\n", "ascii")
-    check_weigh = {"warning_kg": 0.05, "control_kg": 0.1, "every_days": 7, "calibration_due": "2099-06-30"}
+    # Limits for a page whose reference weight is not what stands on the scale.
+    check_weigh = {"warning_kg": 40, "control_kg": 50, "every_days": 7, "calibration_due": "2099-06-30"}
     with running(folder, timezone="Asia/Seoul", scale={"check_weigh": check_weigh}) as daemon:
         # The scale was empty before, which its passport shows, and was checked.
         daemon.scale().sendall(b"ST , +000000.00 _kg\r\n" * 10 + b"ST , +000053.26 _kg\r\n")

@@ -5,7 +5,10 @@ from typing import Any, cast
 
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
 
 from gateway.assembly import reload as reload_module
 from gateway.assembly.reload import Reload
@@ -175,6 +178,46 @@ def test_scale_that_listens_elsewhere_keeps_its_connections_and_a_dialled_one_do
     assert plant.factories()["b"] is not before["b"]
     plant.scales.close()
     plant.scales.stopService()
+
+
+def test_addresses_of_a_line_come_and_go_without_a_new_connection() -> None:
+    plant = Plant(l={"listen": "one", "addresses": {"01": "a", "02": "b"}})
+    live, before = plant.runtime.live, plant.factories()
+    assert sorted(live.scale_ids()) == ["a", "b"]
+    protocol = before["l"].buildProtocol(None)
+    assert protocol is not None
+    protocol.makeConnection(StringTransport())
+    plant.change(l={"listen": "one", "addresses": {"02": "b", "03": "c"}, "prefix": "x"}, b={"via": "l"})
+    assert plant.factories() == before
+    assert {scale_id: live.is_connected("scale", scale_id) for scale_id in live.scale_ids()} == {"b": True, "c": True}
+    assert before["l"].options.prefix == b"x"
+
+
+def test_line_that_becomes_a_scale_gets_new_connections() -> None:
+    plant = Plant(l={"listen": "one", "addresses": {"01": "a"}})
+    before = plant.factories()
+    protocol = before["l"].buildProtocol(None)
+    assert protocol is not None
+    transport = StringTransport()
+    protocol.makeConnection(transport)
+    plant.change(l={"listen": "one"})
+    assert transport.disconnecting
+    protocol.connectionLost(Failure(ConnectionDone()))
+    assert plant.factories()["l"] is not before["l"]
+    assert plant.runtime.live.scale_ids() == ["l"]
+
+
+def test_scale_moves_from_its_own_line_to_an_address() -> None:
+    plant = Plant(a={"connect": "two"}, l={"listen": "one", "addresses": {"01": "b"}})
+    own, line = (plant.factories()[name].buildProtocol(None) for name in ("a", "l"))
+    assert own is not None
+    assert line is not None
+    for protocol in (own, line):
+        protocol.makeConnection(StringTransport())
+    plant.change(l={"listen": "one", "addresses": {"01": "b", "02": "a"}})
+    own.connectionLost(Failure(ConnectionDone()))
+    assert plant.runtime.live.is_connected("scale", "a")
+    assert [scale.scale_id for scale in plant.scales.readings()] == ["b", "a"]
 
 
 # -- the reload

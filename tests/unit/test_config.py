@@ -683,7 +683,7 @@ def test_invalid_key_of_a_guard_is_a_problem_in_scale_and_in_scales(file: Path, 
     found = problems(file, f"scale: {text}")
     assert set(found) == {f"scale.{key}"}
     assert said in found[f"scale.{key}"]
-    assert set(problems(file, f"scales: {{a: {{listen: x, ...}}}}".replace("...", text[1:-1]))) == {f"scales.a.{key}"}
+    assert set(problems(file, "scales: {a: {listen: x, ...}}".replace("...", text[1:-1]))) == {f"scales.a.{key}"}
 
 
 @pytest.mark.parametrize("limits", ["min_kg: 150, max_kg: 1", "min_kg: 5, max_kg: 5"])

@@ -47,6 +47,9 @@ def found(file: Path, text: str, **environment: str) -> dict[str, str]:
         "scale: {host: null, port: 4001, id: default}\nscales: {a: {listen: 'tcp:4002'}}",
         "scale: {id: a, idle_timeout_sec: 3}\nscales: {a: {listen: 'tcp:4002'}, b: {listen: 'tcp:4003'}}",
         "server: {cors_origins: [http://h:9090/, '*', 'null', file://, HTTP://H]}",
+        "scale: {id: dock-1}\nscales: {l: {connect: 'tcp:h:1', addresses: {'01': dock-1}}}",
+        "scales: {l: {connect: 'tcp:h:1', addresses: {'01': a}, poll: {command: '@{address}Q'}}, a: {via: l}}",
+        "scale: {poll: {command: '@{address}Q'}}\nscales: {l: {connect: 'tcp:h:1', addresses: {'01': a}}}",
     ],
 )
 def test_cross_checks_of_a_sound_file_find_nothing(file: Path, text: str) -> None:
@@ -58,6 +61,25 @@ def test_cross_checks_of_a_sound_file_find_nothing(file: Path, text: str) -> Non
     [
         ("server: {port: 8080, tcp_port: 8080}\nscale: {port: 8080}", {"server.tcp_port", "scale.port"}),
         ("server: {port: 4001}", {"scale.port"}),
+        ("scales: {a: {via: l}, b: {listen: 'tcp:1'}}", {"scales.a.via"}),
+        ("scales: {a: {via: l}, l: {listen: 'tcp:1'}}", {"scales.a.via"}),
+        ("scales: {a: {via: l}, l: {listen: 'tcp:1', addresses: {'01': b}}}", {"scales.a.via"}),
+        (
+            "scales: {l: {listen: 'tcp:1', addresses: {'01': a}}, a: {listen: 'tcp:2'}}",
+            {"scales.l.addresses.01"},
+        ),
+        ("scales: {l: {listen: 'tcp:1', addresses: {'01': a, '02': a}}}", {"scales.l.addresses.02"}),
+        ("scales: {l: {listen: 'tcp:1', addresses: {'01': l}}}", {"scales.l.addresses.01"}),
+        (
+            "scales: {l: {listen: 'tcp:1', addresses: {'01': a}}, m: {listen: 'tcp:2', addresses: {'01': a}}}",
+            {"scales.m.addresses.01"},
+        ),
+        ("scales: {l: {listen: 'tcp:1', poll: {command: '@{address}Q'}}}", {"scales.l.poll.command"}),
+        ("scale: {poll: {at_connect: '@{address}Q'}}", {"scale.poll.at_connect"}),
+        (
+            "scales: {l: {listen: 'tcp:1', addresses: {'01': a}}, a: {via: l, poll: {}, prefix: x}}",
+            {"?scales.a.poll", "?scales.a.prefix"},
+        ),
         ("machines: {Saw: {}}", {"?machines.Saw"}),
         ("machines: {Saw: {certificate: saw.example}}", {"?machines.Saw.certificate"}),
         (

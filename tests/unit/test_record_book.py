@@ -183,3 +183,16 @@ class EmbeddedCase(TestCase):
         connection = sqlite3.connect(self.folder / GATEWAY_FILE)
         self.assertEqual(connection.execute("SELECT count(*) FROM scale_weight_log").fetchone(), (1,))
         connection.close()
+
+    async def test_file_of_its_own_continues_the_record(self) -> None:
+        await self.store.commit(entry(), None)
+        head = await self.book.read_head()
+        file = RecordFile(reactor, WallClock(UTC), Counters(), str(self.folder))
+        with capturedLogs():
+            file.open()
+        other = RecordBook(WallClock(UTC), "dock", file.run)
+        self.assertEqual(await other.read_head(), head)
+        self.assertIsNotNone(await other.find("commit:1"))
+        self.assertEqual((await other.append("refusal", {})).number, 2)
+        await file.close()
+        self.assertEqual(len(rows_of(self.folder / RECORD_FILE)), 2)

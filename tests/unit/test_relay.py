@@ -17,7 +17,7 @@ from gateway.bus.bus import Bus
 from gateway.bus.event import Event
 from gateway.bus.topics import parse_topic
 from gateway.live.state import LiveState
-from gateway.model.records import Batch, Commit, CommitEntry, Fault, Presence, Reading, SensorBatch, Update
+from gateway.model.records import Batch, Commit, CommitEntry, Fault, Presence, Reading, SensorBatch, Silence, Update
 from gateway.relay import outbound as relay_outbound
 from gateway.relay import protocol
 from gateway.relay.guard import MessageGuard
@@ -234,6 +234,7 @@ def test_relay_record_reaches_subscribers_of_peers_but_no_sink(a: Gateway, b: Ga
         COMMIT,
         Presence("machine", "쇼트", connected=True),
         Fault("쇼트", 0.1, float("inf"), START),
+        Silence("a", is_silent=True),
         Update("쇼트", "v 1", 0.1 + 0.2, START.replace(second=0, microsecond=0)),
     ]
     first = a.bus.seq

@@ -55,7 +55,7 @@ class CommitLog:
         return commit_page(rows, page, self._zone)
 
     def find(self, commit_id: int) -> StoredCommit | None:
-        """Return the commit with an id; ``None`` if there is none."""
+        """Return the commit with an id; ``None`` if it does not exist."""
         row = self._ask(lambda connection: connection.execute(f"{_SELECT} WHERE l.id = ?", (commit_id,)).fetchone())
         return None if row is None else stored_commit(row, self._zone)
 

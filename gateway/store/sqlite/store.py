@@ -157,11 +157,11 @@ class SqliteStore(Store, EventNumberStore):
         return None
 
     def _check_readable(self) -> None:
-        """Refuse to read a file that is lost or damaged.
+        """Refuse to read a file that is lost, damaged or closed.
 
         :raises StoreUnavailable: it is.
         """
-        if not self._commits.is_usable:
+        if self._machines.is_closing or not self._commits.is_usable:
             raise StoreUnavailable(self._commits.problem or "closed")
 
     async def reserve(self, up_to: int) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
+from urllib.parse import unquote_to_bytes
 
 from twisted.web.http import Request
 
@@ -39,12 +40,10 @@ class CylinderApi:
         self._balance = balance
         self._master = master
 
-    # A number may contain slashes, sent as %2F, and several of them in a row.
+    # A number may contain slashes, sent as %2F, also at its start and several in a row, which Klein would drop.
     @app.route("/<path:cylinder>", methods=["GET"], scope="read", merge_slashes=False)
     async def cylinder(self, request: Request, cylinder: str) -> bytes:
-        if request.path.endswith(b"/"):
-            cylinder = cylinder.removesuffix("/")
-        number = cylinder.strip()
+        number = _number_in(request.path)
         if not number or len(number) > _MAX_LENGTH or not is_plain(number):
             raise Refusal(404, "unknown_cylinder")
         page = await self._store.commits(CommitQuery(cylinder_no=number), PageRequest(limit=_LAST))
@@ -61,3 +60,9 @@ class CylinderApi:
                 "balance": None if self._balance is None else dict(self._balance(page.items)),
             },
         )
+
+
+def _number_in(path: bytes) -> str:
+    """Return the number in ``/api/v1/cylinders/<number>``, without a slash at the end of the path."""
+    segments = path.removesuffix(b"/").split(b"/")[4:]
+    return unquote_to_bytes(b"/".join(segments)).decode().strip()

@@ -329,7 +329,7 @@ CHANNELS: Final = (
         _SCALE.event("disconnected", "The scale's last connection ended.", "ScalePresence", _SCALE_NAMED, 1304),
         _SCALE.event(
             "silent",
-            "The connected scale has sent no line for idle_timeout_sec, or has sent one again.",
+            "The connected scale has sent no line for its idle time-out, or has sent one again.",
             "ScaleSilence",
             {**_SCALE_NAMED, "silent": True},
             1310,
