@@ -63,10 +63,9 @@ def guard_problems(runtime: Runtime, states: ArmedStates) -> list[str]:
 def passport_problems(runtime: Runtime) -> list[str]:
     """Return a line for each scale that is out of control, or whose check or calibration is overdue."""
     today = runtime.clock.now().date()
-    lines = []
-    for scale_id, guard in runtime.guards.own().items():
-        settings = guard.settings.check_weigh
-        for warning in guard.passport.warnings(settings, today):
-            if warning in _PASSPORT_LINES:
-                lines.append(f"scale {scale_id}: {_PASSPORT_LINES[warning]}")
-    return lines
+    return [
+        f"scale {scale_id}: {_PASSPORT_LINES[warning]}"
+        for scale_id, guard in runtime.guards.own().items()
+        for warning in guard.passport.warnings(guard.settings.check_weigh, today)
+        if warning in _PASSPORT_LINES
+    ]
