@@ -46,10 +46,14 @@ def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     raw = folder / "data" / "ShotBlast" / "20251218_vib1.csv"
     raw.parent.mkdir(parents=True)
     raw.write_text("time,data\n10:00:00,-2.5\n10:00:00,3.25\n", "ascii")
-    with running(folder, timezone="Asia/Seoul") as daemon:
-        daemon.scale().sendall(b"ST , +000053.26 _kg\r\n")
+    # Limits for a page whose reference weight is not what stands on the scale.
+    check_weigh = {"warning_kg": 40, "control_kg": 50, "every_days": 7, "calibration_due": "2099-06-30"}
+    with running(folder, timezone="Asia/Seoul", scale={"check_weigh": check_weigh}) as daemon:
+        # The scale was empty before, which its passport shows, and was checked.
+        daemon.scale().sendall(b"ST , +000000.00 _kg\r\n" * 10 + b"ST , +000053.26 _kg\r\n")
         daemon.daq(b'["name", "ShotBlast"]\0')
         until(daemon.latest_is(53.26), "the reading of the examples")
+        assert daemon.request("POST", "/api/v1/scales/default/check-weigh", b'{"nominal_kg": 53.25}')[0] == 200
         until(lambda: daemon.get("/sio/machineList")[1]["machine_list"], "the machine of the examples")
         yield daemon
 
@@ -98,5 +102,5 @@ def test_rest_page_has_an_example_for_each_answer_with_data() -> None:
     text = PAGE.read_text("utf-8")
     without = {"/metrics", "/asyncapi.json", "/openapi.json", "/docs", "/"}
     for title in re.findall(r"^((?:``(?:GET|POST) .*))\n~+$", text, re.MULTILINE):
-        path = re.findall(r"/[^`,]*", title)[0].replace("<name>", "ShotBlast")
+        path = re.findall(r"/[^`,]*", title)[0].replace("<name>", "ShotBlast").replace("<scale_id>", "default")
         assert path in without or any(path in command for command, _ in EXAMPLES), title

@@ -42,6 +42,7 @@ from gateway.web.push.subscription import SubscriptionContext
 from gateway.web.push.ws_endpoint import EventsWebSocketFactory, EventsWebSocketProtocol
 from gateway.web.schema.asyncapi import document
 from gateway.web.schema.catalogue import CHANNELS, SCHEMAS, ChannelSpec, MessageSpec
+from gateway.web.schema.commit_fields import COMMIT_DETAILS
 from gateway.web.socketio.packets import Outgoing
 from tests.support.access import open_clients
 from tests.support.logs import silent_log
@@ -105,8 +106,9 @@ def test_schemas_of_messages_from_the_gateway_list_exact_keys() -> None:
             assert isinstance(schema["additionalProperties"], dict)
         else:
             assert schema["additionalProperties"] is False
-            # ``recovered`` is present only if the request had ``since``.
-            assert sorted(schema["required"]) == sorted(schema["properties"].keys() - {"recovered"})
+            # ``recovered`` is present only if the request had ``since``, details of a commit only if there are any.
+            optional = {"recovered", *COMMIT_DETAILS}
+            assert sorted(schema["required"]) == sorted(schema["properties"].keys() - optional)
 
 
 def test_keys_are_unique() -> None:
