@@ -35,11 +35,14 @@ def _build_postgres(runtime: Runtime, settings: Settings, url: str, paths: Paths
     from gateway.store.postgres.notify import PostgresChannel
     from gateway.store.postgres.store import PostgresStore
     from gateway.store.spool.spool import Spool
+    from gateway.store.tickets.ticket_file import TicketFile
 
     reactor, clock, counters = runtime.reactor, runtime.clock, runtime.counters
     name = settings.gateway.name or platform.node()
     spool = Spool(reactor, clock, counters, paths.database, settings.database.spool_mb * 2**20)
-    store = PostgresStore(reactor, clock, counters, spool, url, name)
+    tickets = TicketFile(reactor, clock, counters, paths.database, name, settings.database.max_tickets)
+    store = PostgresStore(reactor, clock, counters, spool, url, name, tickets)
+    store.on_forwarded = runtime.bus.publish
     channel = PostgresChannel(reactor, url, name)
     identity = RelaySettings(name, settings.scale.idle_timeout_sec)
     relay = Relay(reactor, runtime.bus, runtime.live, clock, counters, channel, identity)

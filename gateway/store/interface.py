@@ -65,6 +65,20 @@ class CommitResult:
 
 
 @dataclass(frozen=True, slots=True)
+class TicketState:
+    """State of a ticket.
+
+    :ivar commit_id: id of the row; ``None`` while the ticket waits, and if it was rejected.
+    :ivar state: ``waiting``, ``written`` or ``rejected``.
+    """
+
+    ticket: str
+    commit_id: int | None
+    state: str
+    entry: CommitEntry
+
+
+@dataclass(frozen=True, slots=True)
 class MeansQuery:
     """Selection of means of one machine.
 
@@ -178,10 +192,12 @@ class Store(ABC):
         """
 
     @abstractmethod
-    async def commit(self, entry: CommitEntry, key: IdempotencyKey | None) -> CommitResult:
+    async def commit(self, entry: CommitEntry, key: IdempotencyKey | None, *, may_wait: bool = False) -> CommitResult:
         """Write a commit together with its key, and return when both are durable.
 
         If the key was used for the same request before, return the first answer and write nothing.
+
+        :param may_wait: whether the commit may become a ticket while the server is unavailable.
 
         :raises IdempotencyConflict: the key was used for another request.
         :raises StoreUnavailable: the commit cannot be written now, and was not.
@@ -196,6 +212,13 @@ class Store(ABC):
         :raises IdempotencyConflict: the key was used for another request.
         :raises StoreUnavailable: the key cannot be looked up now.
         """
+
+    async def ticket(self, ticket: str) -> TicketState | None:
+        """Return the state of a ticket; ``None`` if there is no such ticket.
+
+        :raises StoreUnavailable: the ticket cannot be looked up now.
+        """
+        return None
 
     @abstractmethod
     async def write(self, entries: Sequence[StoreEntry]) -> list[StoreEntry]:

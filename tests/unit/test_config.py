@@ -40,6 +40,7 @@ OTHER: dict[str, tuple[Any, Any]] = {
     "database.path": ("/srv/db", "/srv/db"),
     "database.url": ("postgresql://cynow@db.example:5433/cynow", "postgresql://cynow@db.example:5433/cynow"),
     "database.spool_mb": (2, 2),
+    "database.max_tickets": (3, 3),
     "gateway.name": ("홀 2", "홀 2"),
     "data.path": ("/srv/data", "/srv/data"),
     "data.compress_after_days": (2, 2),

@@ -6,7 +6,7 @@ queries go to the server at once, or are refused while it is unavailable.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import date, datetime
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 
 from gateway.model.entries import StoreEntry
 from gateway.model.names import is_name
-from gateway.model.records import CommitEntry
+from gateway.model.records import Commit, CommitEntry
 from gateway.runtime.clock import WallClock
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.metrics import Counters
@@ -38,6 +38,7 @@ from gateway.store.interface import (
     RollupProgress,
     Store,
     StoreUnavailable,
+    TicketState,
 )
 from gateway.store.postgres import queries
 from gateway.store.postgres.commit_batches import CommitQueue
@@ -48,9 +49,12 @@ from gateway.store.postgres.migrations import SchemaMigration
 from gateway.store.postgres.pool import Pool
 from gateway.store.postgres.refusals import error_text, is_of_the_row
 from gateway.store.postgres.session import Session, Work
+from gateway.store.postgres.ticket_rows import find_ticket
+from gateway.store.postgres.tickets import TicketedCommits, TicketForwarder
 from gateway.store.postgres.uploader import SpoolUploader
 from gateway.store.rows import encoded
 from gateway.store.spool_interface import EntrySpool
+from gateway.store.ticket_interface import TicketQueue
 
 log = Logger()
 
@@ -76,10 +80,19 @@ class PostgresStore(Store):
     :param spool: spool of statistics and anomalies; opened and closed with the store.
     :param url: ``database.url``.
     :param gateway: ``gateway.name``, which differs between the gateways that share a database.
+    :param tickets: queue of tickets, opened and closed with the store; without it no commit becomes a ticket.
+    :ivar on_forwarded: called with each commit of a ticket whose row was written.
     """
 
     def __init__(
-        self, reactor: Any, clock: WallClock, counters: Counters, spool: EntrySpool, url: str, gateway: str
+        self,
+        reactor: Any,
+        clock: WallClock,
+        counters: Counters,
+        spool: EntrySpool,
+        url: str,
+        gateway: str,
+        tickets: TicketQueue | None = None,
     ) -> None:
         self._reactor = reactor
         self._clock = clock
@@ -94,6 +107,9 @@ class PostgresStore(Store):
         self._keys_removed_at = float("-inf")
         #: Keys of commits that may have been written, the most recent last.
         self._doubtful: OrderedDict[str, None] = OrderedDict()
+        self._tickets = tickets
+        self._ticketed: TicketedCommits | None = None
+        self.on_forwarded: Callable[[Commit], None] = lambda commit: None
 
     def open(self) -> None:
         pool = partial(Pool, self._reactor, self._url)
@@ -107,6 +123,8 @@ class PostgresStore(Store):
         self._health = CommitHealth(self._reactor, self._commit_pool)
         self._commit_queue = CommitQueue(self._reactor, self._commit_pool.run, _COMMIT_CONNECTIONS)
         self._spool.open()
+        if self._tickets is not None:
+            self._open_tickets(self._tickets)
         self._threads.start()
         for running in self._pools:
             running.start()
@@ -121,6 +139,15 @@ class PostgresStore(Store):
         )
         self._uploader.start()
         self._health.start()
+        if self._ticketed is not None:
+            self._ticketed.forwarder.start()
+
+    def _open_tickets(self, queue: TicketQueue) -> None:
+        queue.open()
+        pool = self._commit_pool
+        forwarder = TicketForwarder(self._reactor, self._clock, self._counters, queue, pool, self._gateway)
+        forwarder.on_forwarded = lambda commit: self.on_forwarded(commit)
+        self._ticketed = TicketedCommits(self._reactor, queue, self._commit_queue, pool, forwarder)
 
     async def _prepare_to_write(self, session: Session) -> None:
         await self._schema.ensure(session)
@@ -151,18 +178,39 @@ class PostgresStore(Store):
             problems.append(f"{count} statistics and anomalies are lost, because PostgreSQL rejects them: {why}")
         if self._spool.problem is not None:
             problems.append(self._spool.problem)
+        if self._ticketed is not None:
+            problems += self._ticketed.problems
         return problems
 
     # -- commits
 
-    async def commit(self, entry: CommitEntry, key: IdempotencyKey | None) -> CommitResult:
-        """Write a commit: see :class:`Store`.
+    async def commit(self, entry: CommitEntry, key: IdempotencyKey | None, *, may_wait: bool = False) -> CommitResult:
+        """Write a commit, or make a ticket of it: see :class:`Store`."""
+        pending = PendingCommit.of(entry, key, self._clock.wall(), self._gateway)
+        if self._ticketed is None:
+            return await self._write_commit(pending)
+        earlier = await self._ticketed.answer_to(key)
+        if earlier is not None:
+            return CommitResult(earlier, None)
+        if not may_wait:
+            return await self._write_commit(pending)
+        result = await self._ticketed.commit(pending, key, partial(self._write_commit, pending))
+        self._doubtful.pop(pending.key.key, None)
+        return result
+
+    async def ticket(self, ticket: str) -> TicketState | None:
+        state = None if self._tickets is None else await self._tickets.find(ticket)
+        if state is not None or not _is_encodable(ticket):
+            return state
+        return await self._run(self._query_pool, partial(find_ticket, ticket=ticket))
+
+    async def _write_commit(self, pending: PendingCommit) -> CommitResult:
+        """Write a commit to the server.
 
         If the connection is lost, the commit is retried for some seconds; a retry writes nothing if the commit was
         written already. After that, nothing was written, unless the connection was lost between COMMIT and its answer:
         then the outcome is unknown, and the same request with the same key returns it.
         """
-        pending = PendingCommit.of(entry, key, self._clock.wall(), self._gateway)
         try:
             result = await self._commit_queue.write(pending)
         except psycopg2.Error as error:
@@ -220,6 +268,9 @@ class PostgresStore(Store):
         return RejectedByDatabase(why)
 
     async def replay(self, key: IdempotencyKey) -> dict[str, Any] | None:
+        waiting = None if self._ticketed is None else await self._ticketed.answer_to(key)
+        if waiting is not None:
+            return waiting
         since = self._clock.wall() - KEY_LIFE
 
         async def find(session: Session) -> dict[str, Any] | None:
@@ -305,9 +356,15 @@ class PostgresStore(Store):
     async def close(self) -> None:
         self._health.stop()
         self._uploader.stop()
+        if self._ticketed is not None:
+            self._ticketed.forwarder.stop()
         await gatherResults([Deferred.fromCoroutine(pool.close(_PATIENCE)) for pool in self._pools])
         await self._uploader.stopped()
         await self._spool.close()
+        if self._tickets is not None:
+            if self._ticketed is not None:
+                await self._ticketed.forwarder.stopped()
+            await self._tickets.close()
         # A thread may still make items; nothing waits for them.
         threading.Thread(target=self._threads.stop, name="pages end", daemon=True).start()
 

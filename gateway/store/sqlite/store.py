@@ -116,7 +116,7 @@ class SqliteStore(Store, EventNumberStore):
 
     # -- commits and event numbers
 
-    async def commit(self, entry: CommitEntry, key: IdempotencyKey | None) -> CommitResult:
+    async def commit(self, entry: CommitEntry, key: IdempotencyKey | None, *, may_wait: bool = False) -> CommitResult:
         now = self._clock.wall()
         try:
             return await self._commits.run(lambda connection: write_commit(connection, entry, key, now), once=True)

@@ -12,6 +12,9 @@ GATEWAY_FILE: Final = "cynow-gateway.sqlite3"
 #: File of the spool.
 SPOOL_FILE: Final = "cynow-gateway-spool.sqlite3"
 
+#: File of tickets.
+TICKET_FILE: Final = "cynow-gateway-tickets.sqlite3"
+
 #: Name of the note on the file of commits.
 STORE_NOTE: Final = "store"
 
