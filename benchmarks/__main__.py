@@ -31,6 +31,7 @@ from benchmarks import (
     socketio_peer,
     start,
     storm,
+    tickets,
 )
 from benchmarks.compare import compare
 from benchmarks.table import Row, table
@@ -54,6 +55,7 @@ BENCHMARKS: Final[dict[str, tuple[Callable[[Path, float], list[Row]], float]]] =
     "reloads": (lambda folder, _: reloads.rows(folder), 0.0),
     "outage": (outage.rows, 0.4),
     "storm": (storm.rows, 1.0),
+    "tickets": (tickets.rows, 1.0),
     "frames": (lambda _folder, _seconds: hostile_frames.rows(), 0.0),
 }
 

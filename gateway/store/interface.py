@@ -214,7 +214,7 @@ class Store(ABC):
         """
 
     async def ticket(self, ticket: str) -> TicketState | None:
-        """Return the state of a ticket; ``None`` if there is no such ticket.
+        """Return the state of a ticket; ``None`` if it is unknown.
 
         :raises StoreUnavailable: the ticket cannot be looked up now.
         """
