@@ -30,7 +30,7 @@ def rows(folder: Path, seconds: float) -> list[Row]:
         daemon.start()
         until(lambda: not daemon.get("/healthz")[1]["problems"], "PostgreSQL is connected")
         client = CommitClient(daemon)
-        ways = list(failures(daemon, server).values())
+        ways = list(failures(server).values())
         kills = 0
         for begin in range(0, count, STEP):
             step = begin // STEP
@@ -51,7 +51,7 @@ def rows(folder: Path, seconds: float) -> list[Row]:
         server.remove()
     p99 = statistics.quantiles(client.waits, n=100)[98] * 1000
     tickets = sum(answer["id"] is None for answer in client.answers.values())
-    text = f"{count} commits, {tickets} of them tickets, PostgreSQL killed, silent, read-only, {kills} gateway kills"
+    text = f"{count} commits ({tickets} tickets), PostgreSQL fails in 3 ways, gateway killed {kills} times"
     return [
         Row(f"{text}: lost", f"{lost}", "0", lost == 0),
         Row(f"{text}: written twice", f"{twice}", "0", twice == 0),

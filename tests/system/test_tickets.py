@@ -17,7 +17,7 @@ def test_commits_through_failures_of_server_and_gateway_arrive_in_order_and_once
         until(lambda: daemon.get("/healthz")[1]["problems"] == [], "PostgreSQL is connected")
         client = CommitClient(daemon)
         number = 0
-        for way, (begin, end) in failures(daemon, server).items():
+        for way, (begin, end) in failures(server).items():
             begin()
             for step in range(40):
                 client.commit(number)

@@ -172,7 +172,7 @@ class TicketStoreTests(ServerCase):
         self.tickets = TicketFile(reactor, clock, counters, str(folder), gateway, 1000)
         store = PostgresStore(reactor, clock, counters, spool, self.server.url, gateway, self.tickets)
         self.forwarded: list[Commit] = []
-        store.on_forwarded = self.forwarded.append
+        store.on_forwarded = lambda commit, request: self.forwarded.append(commit)
         store.open()
         self.addCleanup(store.close)
         return store
@@ -246,6 +246,19 @@ class TicketStoreTests(ServerCase):
         with contextlib.suppress(Exception):
             self.server.sql("ALTER SYSTEM RESET default_transaction_read_only")
             self.server.sql("SELECT pg_reload_conf()")
+
+    async def test_commit_of_a_full_server_waits(self) -> None:
+        store = await self.ready()
+        self.server.sql(
+            "CREATE FUNCTION plant() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " RAISE EXCEPTION 'no space left' USING ERRCODE = '53100'; END $$;"
+            " CREATE TRIGGER plant BEFORE INSERT ON scale_weight_log FOR EACH ROW EXECUTE FUNCTION plant()"
+        )
+        answers = await self._weigh(store, range(20))
+        self.assertEqual({answer["id"] for answer in answers}, {None})
+        self.server.sql("DROP TRIGGER plant ON scale_weight_log")
+        await self.forwarded_all()
+        self.assertEqual(self.rows(), [numbered(number).cylinder_no for number in range(20)])
 
     async def test_rejected_ticket_and_keys_of_other_gateways(self) -> None:
         store = await self.ready()
