@@ -59,7 +59,7 @@ class CylinderCheck(Protocol):
         """Return the finding within the time that a commit may wait; never raise."""
 
     def describe(self, cylinder_no: str) -> Awaitable[Mapping[str, Any] | None]:
-        """Return the JSON form of the master data of a cylinder; ``None`` without a row, or without an answer in time."""
+        """Return the JSON form of the master data of a cylinder; ``None`` without a row or an answer in time."""
 
 
 class RefusalRecord(Protocol):

@@ -20,7 +20,7 @@ _MAX_PROBLEMS: Final = 20
 _BLOCK_BITS: Final = 1 << 16
 
 
-class CommitLog(Protocol):
+class LoggedRows(Protocol):
     """The table ``scale_weight_log``."""
 
     def rows(self, ids: Sequence[int]) -> Mapping[int, Sequence[Any]]:
@@ -56,7 +56,7 @@ class Comparison:
     :ivar commits: number of compared commits.
     """
 
-    def __init__(self, commit_log: CommitLog) -> None:
+    def __init__(self, commit_log: LoggedRows) -> None:
         self._log = commit_log
         self._waiting: list[tuple[int, dict[str, Any]]] = []
         self._known = IdSet()

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -117,3 +118,16 @@ def test_simulated_formats_are_all_read(daemon: Daemon) -> None:
                 f"all {status} of {sent}",
             )
         assert daemon.metric("cynow_scale_rejected_lines_total") == rejected + sent["torn"]
+
+
+def test_scale_on_a_serial_line_is_asked(tmp_path: Path) -> None:
+    host, device = os.openpty()
+    line = {"serial": os.ttyname(device), "parity": "N", "bytesize": 8, "poll": {"command": "S\r\n"}}
+    with running(tmp_path, scales={"bench": line}) as daemon:
+        asked = b""
+        while not asked.endswith(b"S\r\nS\r\n"):
+            asked += os.read(host, 100)
+        os.write(host, b"\x06ST,+00053.26 kg\r\n")
+        until(lambda: latest(daemon, "bench"), "the answer is read")
+    os.close(device)
+    os.close(host)

@@ -703,8 +703,10 @@ scales:
 """,
     )
     first, second = settings.scale_settings().values()
-    assert (first.min_kg, first.max_kg, first.zero_band_kg, first.override) == (1, 150, Decimal("0.3"), True)
-    assert (second.min_kg, second.max_kg, second.zero_band_kg, second.override) == (1, 300, None, False)
+    limits = Decimal(1), Decimal(150), Decimal("0.3"), True
+    assert (first.min_kg, first.max_kg, first.zero_band_kg, first.override) == limits
+    limits_of_second = Decimal(1), Decimal(300), None, False
+    assert (second.min_kg, second.max_kg, second.zero_band_kg, second.override) == limits_of_second
 
 
 def test_scales_that_share_a_line_have_keys_of_their_own(file: Path) -> None:

@@ -251,7 +251,7 @@ def test_page_of_postgresql_tables_names_every_table_and_column() -> None:
             r"CREATE TABLE (?:IF NOT EXISTS )?(\w+) \((.*?)\n *\);", script.read_text("utf-8"), re.DOTALL
         )
         tables.update({table: re.findall(r"^ +([a-z_]+) [a-z]", columns, re.MULTILINE) for table, columns in found})
-    assert len(tables) == 8
+    assert len(tables) == 9
     for table, columns in tables.items():
         assert f"``{table}``" in text, table
         for column in columns:

@@ -12,7 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.model.names import is_name
-from gateway.model.records import Batch, Commit, CommitEntry, Fault, Presence, Reading, Record, SensorBatch, Update
+from gateway.model.records import (
+    Batch,
+    Commit,
+    CommitEntry,
+    Fault,
+    Presence,
+    Reading,
+    Record,
+    SensorBatch,
+    Silence,
+    Update,
+)
 from gateway.model.timestamps import rfc3339, wall_time
 from gateway.timeseries.finite import finite
 
@@ -177,6 +188,7 @@ def test_name_is_valid_as_file_name_and_topic_segment(text: str) -> None:
             {"sensor_name": "vib", "data": 0.5, "time": "2025-12-18 10:12:00.000000"},
         ),
         (Presence("scale", "dock-1", connected=True), "scale/dock-1", "connected", {"scale_id": "dock-1"}),
+        (Silence("dock-1", is_silent=True), "scale/dock-1", "silent", {"scale_id": "dock-1", "silent": True}),
         (Presence("machine", "A", connected=False), "machine/A", "disconnected", {"machine": "A"}),
     ],
     ids=lambda value: type(value).__name__,
