@@ -668,7 +668,7 @@ def test_a_scales_id_is_a_name(file: Path, scale_id: str) -> None:
         ("{poll: {interval_ms: 499}}", "poll.interval_ms", "greater than or equal to 500"),
         ("{poll: {command: ''}}", "poll.command", "at least 1 character"),
         ("{poll: {command: 무게}}", "poll.command", "Latin-1"),
-        ("{poll: {comand: Q}}", "poll.comand", "the nearest known key is scale.poll.command"),
+        ("{poll: {commands: Q}}", "poll.commands", "the nearest known key is scale.poll.command"),
         ("{prefix: ''}", "prefix", "at least 1 character"),
         ("{discard_ms: 0}", "discard_ms", "greater than or equal to 1"),
         ("{duplicate_window_sec: 0}", "duplicate_window_sec", "greater than 0"),
