@@ -75,7 +75,8 @@ class ScaleGuard:
 
     :param settings: settings of the scale, with the defaults of ``scale``.
     :param new_id: returns an identifier that was never used before.
-    :ivar is_armed: whether the scale was empty since its last commit; always true without ``zero_band_kg``.
+    :ivar is_armed: whether the scale was empty since its last commit, and since it was below zero; always true without
+        ``zero_band_kg``.
     :ivar recent: commits within ``duplicate_window_sec``.
     :ivar passport: accuracy of the scale.
     """
@@ -125,6 +126,8 @@ class ScaleGuard:
         """Take a line of the scale."""
         is_accepted = kind in self._accept
         range_error = self._judge_range(weight, unit) if self._has_range else None
+        if is_accepted and self._is_below_zero(weight):
+            self._disarm()
         if status == "ST" and is_accepted:
             value = (kind, weight, unit)
             if value != self._value:
@@ -150,6 +153,15 @@ class ScaleGuard:
             self._in_doubt = None
         else:
             self._was_emptied = True
+
+    def _is_below_zero(self, weight: Decimal | None) -> bool:
+        return self._band is not None and weight is not None and weight < -self._band
+
+    def _disarm(self) -> None:
+        """Need a new zero: a pan that weighs less than nothing was set to zero under a load, which is gone now."""
+        self.is_armed = self._was_emptied = False
+        if self._held_by is not None:
+            self._held_by.was_armed = False
 
     def _is_empty(self, weight: Decimal | None) -> bool:
         return self._band is not None and weight is not None and abs(weight) <= self._band
