@@ -23,6 +23,7 @@ from benchmarks import (
     lines,
     micro,
     outage,
+    plant,
     processes,
     recovery,
     reloads,
@@ -60,9 +61,14 @@ BENCHMARKS: Final[dict[str, tuple[Callable[[Path, float], list[Row]], float]]] =
 
 def main() -> None:
     """The command."""
+    if sys.argv[1:2] == ["plant"]:
+        raise SystemExit(plant.main(sys.argv[2:]))
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"only these: {', '.join(BENCHMARKS)}; or micro; or compare REVISION"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"only these: {', '.join(BENCHMARKS)}; or micro; or plant; or compare REVISION",
     )
     parser.add_argument("--seconds", type=float, default=60.0, help="the length of a long load (default %(default)s)")
     parser.add_argument("--save", type=Path, help="also write the rows as JSON to this file")

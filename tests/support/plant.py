@@ -40,7 +40,7 @@ PERIOD: Final = 0.1
 MOVING: Final = 2
 
 #: Part of the stable lines whose last digit flickers.
-FLICKER: Final = 0.002
+FLICKER: Final = 0.001
 
 #: By class: tare, its spread, and gas when full, in kilograms.
 CLASSES: Final = ((14.0, 1.5, 20), (26.0, 2.5, 50), (60.0, 3.0, 47))
@@ -78,6 +78,7 @@ class Weighing:
     :ivar excuse: why no guard can detect the error; empty if one can.
     :ivar is_unchecked: whether a commit was answered without the master data.
     :ivar is_committed: whether a commit was taken.
+    :ivar is_done: whether it has ended.
     :ivar refused: errors that a correct weighing got.
     :ivar errors: errors that a wrong weighing got.
     """
@@ -91,6 +92,7 @@ class Weighing:
     excuse: str = ""
     is_unchecked: bool = False
     is_committed: bool = False
+    is_done: bool = False
     refused: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
@@ -266,6 +268,8 @@ class Dock:
 
     async def allowed(self) -> Any:
         weight = self.scale.shown
+        # Not decided before; the condition is awaited, however long it takes.
+        await self.scale.lines(3)
 
         def is_decided(latest: Any) -> bool:
             is_shown = is_near(latest.get("weight"), weight)
@@ -284,20 +288,26 @@ class Dock:
             weighing.refused.append(body["error"])
             latest = await self.allowed()
 
-    async def work(self, weighings: list[Weighing], script: Callable[["Dock", Weighing], Awaitable[None]]) -> None:
-        """Do the weighings one after the other."""
+    async def work(self, weighings: list[Weighing], script: "Script", is_over: Callable[[], bool]) -> None:
+        """Do the weighings one after the other, as long as there is time."""
         await self.scale.connect()
         lines = asyncio.create_task(self.scale.run())
         try:
             for weighing in weighings:
+                if is_over():
+                    break
                 await script(self, weighing)
                 if not weighing.is_committed:
                     await self.weigh(weighing)
+                weighing.is_done = True
         finally:
             lines.cancel()
             self.scale.unplug()
             self.page.close()
             self.second.close()
+
+
+Script = Callable[[Dock, Weighing], Awaitable[None]]
 
 
 def is_near(shown: float | None, weight: Decimal) -> bool:

@@ -5,11 +5,10 @@ should, unless something was committed.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from typing import Any, Final
 
-from tests.support.plant import STABLE_SEC, Dock, Weighing, kg
+from tests.support.plant import STABLE_SEC, Dock, Script, Weighing, kg
 
 #: Reasons for which no guard can detect an error without master data.
 _LEANING: Final = "stable for longer than require_stable_ms"
@@ -18,8 +17,6 @@ _CAP: Final = "a weight like any other"
 _NUMBER: Final = "a number like any other"
 _TWICE: Final = "two damaged lines agree"
 _SILENT: Final = "younger than commit_max_age_sec"
-
-Script = Callable[[Dock, Weighing], Awaitable[None]]
 
 
 async def none(dock: Dock, weighing: Weighing) -> None:

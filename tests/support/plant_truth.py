@@ -4,11 +4,13 @@ import asyncio
 import io
 import random
 import sqlite3
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from decimal import Decimal
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,7 +34,7 @@ class Tally:
     :ivar undetectable: wrong rows that no guard could have refused, by variant and reason.
     :ivar wrong: wrong rows that a guard should have refused.
     :ivar missing: weighings without a row.
-    :ivar good_refused: correct commits that were refused, by error code.
+    :ivar good_refused: refusals of correct commits, by error code.
     """
 
     weighings: int = 0
@@ -42,7 +44,6 @@ class Tally:
     wrong: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     good_refused: Counter[str] = field(default_factory=Counter)
-    unrefused: int = 0
 
 
 def planned(count: int, docks: int, errors: float, seed: int) -> list[list[Weighing]]:
@@ -68,18 +69,23 @@ def planned(count: int, docks: int, errors: float, seed: int) -> list[list[Weigh
     return found
 
 
-def run(folder: Path, plan: list[list[Weighing]], *, with_master: bool) -> dict[str, Tally]:
-    """Let docks weigh against a daemon of its own; return the outcome by kind."""
+def run(folder: Path, plan: list[list[Weighing]], *, with_master: bool, seconds: float = inf) -> dict[str, Tally]:
+    """Let docks weigh against a daemon of its own; return the outcome by kind.
+
+    :param seconds: time after which no weighing is begun.
+    """
     if not with_master:
-        return _run(folder, plan, {}, with_master=False)
+        _weigh(folder, plan, {}, seconds)
+        return compared(folder, plan, with_master=False)
     server = Server()
     try:
         server.start()
         _fill(server, (each for weighings in plan for weighing in weighings for each in _cylinders(weighing)))
         settings = {"cylinders": {"url": server.url, "query": _QUERY, "tolerance_kg": float(TOLERANCE)}}
-        return _run(folder, plan, settings, with_master=True)
+        _weigh(folder, plan, settings, seconds)
     finally:
         server.remove()
+    return compared(folder, plan, with_master=True)
 
 
 def _cylinders(weighing: Weighing) -> tuple[Cylinder, Cylinder]:
@@ -94,22 +100,24 @@ def _fill(server: Server, cylinders: Iterable[Cylinder]) -> None:
         connection.commit()
 
 
-def _run(folder: Path, plan: list[list[Weighing]], settings: dict[str, Any], *, with_master: bool) -> dict[str, Tally]:
+def _weigh(folder: Path, plan: list[list[Weighing]], settings: dict[str, Any], seconds: float) -> None:
     ports = free_ports(len(plan))
     names = [f"dock-{number:03}" for number in range(len(plan))]
     lines = {name: {"listen": f"tcp:{port}:interface=127.0.0.1"} for name, port in zip(names, ports, strict=True)}
     with running(folder, scale=GUARDS, scales=lines, **settings) as daemon:
-        docks = [
-            Dock(name, daemon.port, port, random.Random(name)) for name, port in zip(names, ports, strict=True)
-        ]
+        docks = [Dock(name, daemon.port, port, random.Random(name)) for name, port in zip(names, ports, strict=True)]
+
+        end = time.monotonic() + seconds
+
+        def is_over() -> bool:
+            return time.monotonic() > end
 
         async def work() -> None:
             await asyncio.gather(
-                *(dock.work(weighings, perform) for dock, weighings in zip(docks, plan, strict=True))
+                *(dock.work(weighings, perform, is_over) for dock, weighings in zip(docks, plan, strict=True))
             )
 
         asyncio.run(work())
-    return compared(folder, plan, with_master=with_master)
 
 
 def compared(folder: Path, plan: list[list[Weighing]], *, with_master: bool) -> dict[str, Tally]:
@@ -121,7 +129,7 @@ def compared(folder: Path, plan: list[list[Weighing]], *, with_master: bool) -> 
             rows[number[-6:]].append((number, Decimal(str(gross))))
     tallies = {kind: Tally() for kind in SCRIPTS}
     for weighings in plan:
-        for weighing in weighings:
+        for weighing in filter(lambda each: each.is_done, weighings):
             _judge(tallies[weighing.kind], weighing, rows.pop(weighing.cylinder.number[-6:], []), with_master)
     assert not rows, "commits of nobody"
     return tallies
