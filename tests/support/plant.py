@@ -36,6 +36,9 @@ TOLERANCE: Final = Decimal(1)
 #: Seconds between two lines of a scale.
 PERIOD: Final = 0.1
 
+#: Seconds after which a page does not use its connection again.
+MAX_IDLE: Final = 30.0
+
 #: Lines of a moving pan.
 MOVING: Final = 2
 
@@ -103,8 +106,14 @@ class Client:
     def __init__(self, port: int) -> None:
         self._port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._used = 0.0
 
     async def request(self, method: str, path: str, body: bytes = b"", key: str | None = None) -> tuple[int, Any]:
+        now = asyncio.get_running_loop().time()
+        if now - self._used > MAX_IDLE:
+            # The gateway closes an idle connection.
+            self.close()
+        self._used = now
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._streams
