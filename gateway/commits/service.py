@@ -121,8 +121,8 @@ class CommitService:
     def _confirm(self, guard: ScaleGuard, reservation: Reservation, result: CommitResult) -> None:
         commit = result.commit
         if commit is None:
-            # The first request has written it.
-            guard.confirm(reservation, str(result.answer.get("id")))
+            # An earlier request has written it, maybe long ago: the scale is as it was.
+            guard.release(reservation)
             return
         name = commit.ticket if commit.id is None else str(commit.id)
         guard.confirm(reservation, name or "")

@@ -140,6 +140,11 @@ def test_repeated_request_gets_its_first_answer_while_the_scale_is_not_emptied(g
     again = daemon.commit("CYK", key="twice")
     assert (first[0], first[1]) == (again[0], again[1]) == (200, first[1])
     assert daemon.commit("CYL", key="other")[1]["error"] == "not_rearmed"
+    empty(daemon)
+    weigh(daemon, "53.51")
+    assert daemon.commit("CYK", key="twice")[1] == first[1]
+    assert verdict(daemon) is None, "nothing was written, so the scale is still free"
+    assert daemon.commit("CYL", key="other")[0] == 200
 
 
 def test_refusals_and_overrides_are_in_the_record(guarded: Daemon) -> None:
