@@ -21,6 +21,12 @@ _HEAD: Final = (
     b"Content-Length: %d\r\n\r\n%b"
 )
 
+#: Errors of a commit that overtook the lines of its scale.
+_EARLY: Final = ("not_rearmed", "unstable", "no_stable_weight", "stale_weight")
+
+#: Seconds after which new scales are stable for ``require_stable_ms``.
+_STABLE: Final = 1.0
+
 #: Tells the cylinders of several runs apart.
 _RUN: Final = time.time_ns()
 
@@ -49,10 +55,14 @@ class _Client:
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._buffer = b""
 
+    def settle(self) -> None:
+        if self._scale is not None:
+            self._scale.sendall(_LINES)
+
     def ask(self) -> None:
         fields = {"cylinder_no": "CY-0001", "event_type": "SHIP"}
         if self._scale is not None:
-            self._scale.sendall(_LINES)
+            self.settle()
             self._count += 1
             fields |= {"cylinder_no": f"CY-{self._number}-{self._count}-{_RUN}", "scale_id": f"dock-{self._number}"}
         body = json.dumps(fields).encode()
@@ -77,7 +87,7 @@ class _Client:
         if not is_early and not json.loads(body)["ok"]:
             raise RuntimeError(f"commit answered {body!r}")
         self._buffer = b""
-        if is_early and json.loads(body)["error"] not in ("not_rearmed", "unstable", "no_stable_weight"):
+        if is_early and json.loads(body)["error"] not in _EARLY:
             raise RuntimeError(f"commit answered {body!r}")
         return int(not is_early)
 
@@ -89,6 +99,10 @@ def _run(port: int, connections: int, seconds: float, scale_ports: list[int] | N
         client = _Client(port, number, None if scale_ports is None else scale_ports[number])
         clients[client.sock.fileno()] = client
         poll.register(client.sock, select.EPOLLIN)
+    if scale_ports is not None:
+        for client in clients.values():
+            client.settle()
+        time.sleep(_STABLE)
     began = time.monotonic()
     for client in clients.values():
         client.ask()

@@ -123,7 +123,7 @@ class Commits:
     async def close(self) -> None:
         """Save the states of scales, and end the thread."""
         if self.pool.started:
-            await self.states.save()
+            await self.states.close()
             # Nothing waits for the thread any more.
             threading.Thread(target=self.pool.stop, name="scales end", daemon=True).start()
 

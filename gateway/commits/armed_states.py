@@ -20,12 +20,18 @@ from gateway.weighing.passport import CheckWeigh
 
 log = Logger()
 
+#: Bytes from which on the file is replaced instead of continued.
+_MAX_BYTES: Final = 1 << 20
+
 #: Name of the file under ``database.path``.
 STATES_FILE: Final = "cynow-gateway-scales.json"
 
 
 class ArmedStates:
-    """The file of these states, replaced as a whole by one thread; saves that wait share a write.
+    """The file of these states, written by one thread; saves that wait share a write.
+
+    Each line is a JSON object of states by scale; a later line wins. A save appends the scales that have changed, since
+    that waits for the disk once, and a new file three times.
 
     :param guards: returns the guards of all scales.
     :param pool: pool of one thread.
@@ -45,7 +51,10 @@ class ArmedStates:
         self._path = os.path.join(directory, STATES_FILE)
         self._guards = guards
         self._pool = pool
-        self._saved = b""
+        #: By scale: the state in the file, as a member of a JSON object.
+        self._saved: dict[str, str] = {}
+        self._size = 0
+        self._must_replace = True
         #: By scale: what its state depends on, and the state as a member of a JSON object.
         self._states: dict[str, tuple[tuple[Any, ...], str]] = {}
         self._waiting: list[Deferred[None]] = []
@@ -56,8 +65,7 @@ class ArmedStates:
         """Read the file into the guards. This blocks: the reactor is not running yet."""
         try:
             with open(self._path, "rb") as file:
-                self._saved = file.read()
-            states = json.loads(self._saved)
+                states = _read(file.read())
             for scale_id, guard in self._guards().items():
                 if scale_id in states:
                     self._restore(guard, states[scale_id])
@@ -88,27 +96,39 @@ class ArmedStates:
 
     def save_if_changed(self) -> None:
         """Write the states if they differ from those of the file."""
-        if not self._is_writing and self._content() != self._saved:
+        if not self._is_writing and self._current() != self._saved:
             self.save()
 
+    def close(self) -> "Deferred[None]":
+        """Write one line with all states; the Deferred fires as that of :meth:`save`."""
+        self._must_replace = self._must_replace or bool(self._saved)
+        return self.save()
+
     def _write(self) -> None:
-        content = self._content()
+        current = self._current()
         waiting, self._waiting = self._waiting, []
-        if content == self._saved:
+        # A scale that is not configured any more leaves the file.
+        is_whole = self._must_replace or self._size > _MAX_BYTES or not self._saved.keys() <= current.keys()
+        parts = [part for scale_id, part in current.items() if is_whole or self._saved.get(scale_id) != part]
+        if not parts and not self._saved.keys() - current.keys():
             for done in waiting:
                 done.callback(None)
             return
-        self._is_writing = True
-        writing = deferToThreadPool(self._reactor, self._pool, _replace, self._path, content)
-        writing.addBoth(self._finish, content, waiting)
+        self._is_writing, self._must_replace = True, False
+        content = f"{{{', '.join(parts)}}}\n".encode()
+        self._size = len(content) + (0 if is_whole else self._size)
+        write = _replace if is_whole else _append
+        writing = deferToThreadPool(self._reactor, self._pool, write, self._path, content)
+        writing.addBoth(self._finish, current, waiting)
 
-    def _finish(self, result: "Failure | None", content: bytes, waiting: "list[Deferred[None]]") -> None:
+    def _finish(self, result: "Failure | None", current: dict[str, str], waiting: "list[Deferred[None]]") -> None:
         self._is_writing = False
         problem = None
         if isinstance(result, Failure):
             problem = f"{self._path} cannot be written: {result.getErrorMessage()}"
+            self._saved, self._must_replace = {}, True
         else:
-            self._saved = content
+            self._saved = current
         if problem is not None and self.problem is None:
             log.error("{problem}; after a restart, scales would count as emptied", problem=problem)
         self.problem = problem
@@ -117,8 +137,9 @@ class ArmedStates:
         if self._waiting and not self._is_writing:
             self._write()
 
-    def _content(self) -> bytes:
-        parts = []
+    def _current(self) -> dict[str, str]:
+        """Return the state of each scale that has one, as a member of a JSON object."""
+        found = {}
         for scale_id, guard in self._guards().items():
             has_window = guard.settings.duplicate_window_sec is not None
             if not has_window and guard.settings.zero_band_kg is None and guard.passport.check is None:
@@ -128,8 +149,8 @@ class ArmedStates:
             if state is None or state[0] != key:
                 # Old commits in an unchanged state do no harm, so only the scale of a commit is encoded again.
                 state = self._states[scale_id] = key, self._state(scale_id, guard)
-            parts.append(state[1])
-        return f"{{{', '.join(parts)}}}".encode() if parts or self._saved else b""
+            found[scale_id] = state[1]
+        return found
 
     def _state(self, scale_id: str, guard: ScaleGuard) -> str:
         """Return the state of a scale as a member of a JSON object."""
@@ -149,6 +170,30 @@ class ArmedStates:
             else (check.at.timestamp(), str(check.nominal_kg), str(check.shown_kg), check.by),
         }
         return f"{json.dumps(scale_id, ensure_ascii=False)}: {json.dumps(state, ensure_ascii=False)}"
+
+
+def _read(content: bytes) -> dict[str, Any]:
+    """Return the states of a file by scale.
+
+    :raises ValueError: the file is damaged; an unfinished last line, whose commit was not answered, is no damage.
+    """
+    states: dict[str, Any] = {}
+    first, *others = content.split(b"\n")
+    states.update(json.loads(first))
+    for line in others[:-1]:
+        states.update(json.loads(line))
+    return states
+
+
+def _append(path: str, content: bytes) -> None:
+    """Append a line to a file that exists."""
+    file = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        if os.write(file, content) != len(content):
+            raise OSError("the disk is full")
+        os.fdatasync(file)
+    finally:
+        os.close(file)
 
 
 def _replace(path: str, content: bytes) -> None:
