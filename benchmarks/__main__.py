@@ -32,6 +32,7 @@ from benchmarks import (
     socketio_peer,
     start,
     storm,
+    tickets,
 )
 from benchmarks.compare import compare
 from benchmarks.table import Row, table
@@ -56,6 +57,7 @@ BENCHMARKS: Final[dict[str, tuple[Callable[[Path, float], list[Row]], float]]] =
     "record": (record.rows, 1.0),
     "outage": (outage.rows, 0.4),
     "storm": (storm.rows, 1.0),
+    "tickets": (tickets.rows, 1.0),
     "frames": (lambda _folder, _seconds: hostile_frames.rows(), 0.0),
 }
 

@@ -4,15 +4,20 @@ import platform
 from collections.abc import Callable
 from functools import partial
 
+from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
 
 from gateway.assembly.parts import Paths, Pipeline, Runtime, StoreParts
 from gateway.config.settings import Settings
 from gateway.ingest.daq import DaqFactory
+from gateway.model.records import Commit
 from gateway.record.book import RecordBook
 from gateway.replay.recovery import Recovery, recover
 from gateway.replay.storage import Storage
 from gateway.runtime.threads import pool_of
+
+log = Logger()
 
 
 def build_store(runtime: Runtime, settings: Settings, paths: Paths, *, accept_empty: bool = False) -> StoreParts:
@@ -40,11 +45,13 @@ def _build_postgres(runtime: Runtime, settings: Settings, url: str, paths: Paths
     from gateway.store.postgres.notify import PostgresChannel
     from gateway.store.postgres.store import PostgresStore
     from gateway.store.spool.spool import Spool
+    from gateway.store.tickets.ticket_file import TicketFile
 
     reactor, clock, counters = runtime.reactor, runtime.clock, runtime.counters
     name = settings.gateway.name or platform.node()
     spool = Spool(reactor, clock, counters, paths.database, settings.database.spool_mb * 2**20)
-    store = PostgresStore(reactor, clock, counters, spool, url, name)
+    tickets = TicketFile(reactor, clock, counters, paths.database, name, settings.database.max_tickets)
+    store = PostgresStore(reactor, clock, counters, spool, url, name, tickets)
     channel = PostgresChannel(reactor, url, name)
     identity = RelaySettings(name, settings.scale.idle_timeout_sec)
     relay = Relay(reactor, runtime.bus, runtime.live, clock, counters, channel, identity)
@@ -52,8 +59,18 @@ def _build_postgres(runtime: Runtime, settings: Settings, url: str, paths: Paths
     record_file = RecordFile(reactor, clock, counters, paths.database)
     record = RecordBook(clock, name, record_file.run)
     store.on_written = record.note_written
+    store.on_forwarded = partial(_note_forwarded, runtime, record)
     recovery = RecordRecovery(reactor, record, store.commits_after).service
     return StoreParts(store, spool, record, relay, first, spool, record_file, recovery)
+
+
+def _note_forwarded(runtime: Runtime, record: RecordBook, commit: Commit, request: str) -> None:
+    """Publish and record the commit of a ticket."""
+    runtime.bus.publish(commit)
+    # What it cannot write now is recovered later.
+    Deferred.fromCoroutine(record.note_written(commit, request)).addErrback(
+        lambda failure: log.failure("cannot record the commit of a ticket", failure)
+    )
 
 
 def _first_number(identity: str) -> int:

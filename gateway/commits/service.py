@@ -1,5 +1,6 @@
 """Commits of weights: guards, master data, store, record and live event, in this order."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -12,7 +13,7 @@ from gateway.commits.armed_states import ArmedStates
 from gateway.commits.order import CommitOrder, CommitRefused, CylinderCheck, RefusalRecord
 from gateway.config.scale_settings import ScaleConnection
 from gateway.live.state import LiveState
-from gateway.model.records import CommitDetail, CommitEntry, Reading, Verdict
+from gateway.model.records import Commit, CommitDetail, CommitEntry, Reading, Verdict
 from gateway.model.timestamps import rfc3339
 from gateway.runtime.clock import WallClock
 from gateway.runtime.limited_log import LimitedLog
@@ -102,6 +103,8 @@ class CommitService:
             raise
         self._confirm(guard, reservation, result)
         await self._saved()
+        if result.commit is not None and result.commit.id is None:
+            await self._record("ticket", _ticket_fields(result.commit))
         return result
 
     async def _write(self, order: CommitOrder, settings: ScaleConnection, entry: CommitEntry) -> CommitResult:
@@ -236,8 +239,7 @@ class CommitService:
         check = CheckWeigh(self._clock.now(), nominal_kg, guard.weight or Decimal(0), by)
         guard.passport.check = check
         await self._saved()
-        if self.checks.record is not None:
-            await self.checks.record.append("check", {"scale_id": scale_id, **check.payload()})
+        await self._record("check", {"scale_id": scale_id, **check.payload()})
         return check
 
     # -- what survives
@@ -253,8 +255,6 @@ class CommitService:
             await saved
 
     async def _record_refusal(self, order: CommitOrder, verdict: Verdict) -> None:
-        if self.checks.record is None:
-            return
         reading = self._live.latest(order.scale_id)
         fields: dict[str, Any] = {
             "error": verdict.error,
@@ -267,7 +267,31 @@ class CommitService:
             "raw_line": None if reading is None else reading.raw,
             "received_at": None if reading is None else rfc3339(reading.received_at),
         }
+        await self._record("refusal", fields)
+
+    async def _record(self, kind: str, fields: Mapping[str, Any]) -> None:
+        """Append an entry to the record; if it cannot be written, that is a problem of the gateway, not of a client."""
+        if self.checks.record is None:
+            return
         try:
-            await self.checks.record.append("refusal", fields)
+            await self.checks.record.append(kind, fields)
         except StoreUnavailable as error:
-            self._warnings.warn("record", "cannot record a refused commit: {error}", error=error)
+            self._warnings.warn("record", "cannot record a {entry}: {error}", entry=kind, error=error)
+
+
+def _ticket_fields(commit: Commit) -> dict[str, Any]:
+    """Return the fields of a commit that waits, for the record."""
+    entry = commit.entry
+    return {
+        "ticket": commit.ticket,
+        "scale_id": entry.scale_id,
+        "cylinder_no": entry.cylinder_no,
+        "event_type": entry.event_type,
+        "gross_kg": str(entry.gross_kg),
+        "raw_line": entry.raw_line,
+        "received_at": rfc3339(entry.received_at),
+        "committed_at": rfc3339(entry.committed_at),
+        "arrival_shipping_no": entry.arrival_shipping_no,
+        "move_report_no": entry.move_report_no,
+        "detail": entry.detail.record(),
+    }

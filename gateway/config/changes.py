@@ -23,6 +23,7 @@ RESTART: Final = frozenset(
         "database.url",
         "database.url_file",
         "database.spool_mb",
+        "database.max_tickets",
         "gateway.name",
         "cylinders.query",
         "cylinders.url",

@@ -90,6 +90,7 @@ class DatabaseSettings(Section):
     url: str | None = None
     url_file: Folder | None = None
     spool_mb: Count = 1024
+    max_tickets: Count = 100_000
 
     @field_validator("url")
     @classmethod

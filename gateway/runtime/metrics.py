@@ -296,6 +296,13 @@ class Counters:
         self.spool_waiting = self._gauge(
             "cynow_spool_waiting", "Statistics and anomalies in the spool that wait for PostgreSQL."
         )
+        self.tickets_waiting = self._gauge("cynow_tickets_waiting", "Commits that wait for PostgreSQL as tickets.")
+        self.tickets = self._counter(
+            "cynow_tickets_total",
+            "Tickets (made; written: a row was written, known: there was a row with the same request or key, rejected: "
+            "the database rejects the row, full: refused at database.max_tickets).",
+            "outcome",
+        )
 
     def _add_cylinders(self) -> None:
         self.cylinder_lookups = self._counter(

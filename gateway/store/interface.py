@@ -68,6 +68,20 @@ class CommitResult:
 
 
 @dataclass(frozen=True, slots=True)
+class TicketState:
+    """State of a ticket.
+
+    :ivar commit_id: id of the row; ``None`` while the ticket waits, and if it was rejected.
+    :ivar state: ``waiting``, ``written`` or ``rejected``.
+    """
+
+    ticket: str
+    commit_id: int | None
+    state: str
+    entry: CommitEntry
+
+
+@dataclass(frozen=True, slots=True)
 class MeansQuery:
     """Selection of means of one machine.
 
@@ -218,6 +232,8 @@ class Store(ABC):
 
         If the key was used for the same request before, return the first answer and write nothing.
 
+        :param may_wait: whether the commit may become a ticket while the server is unavailable.
+
         :raises IdempotencyConflict: the key was used for another request.
         :raises StoreUnavailable: the commit cannot be written now, and was not.
         :raises OutcomeUnknown: the commit may have been written; the same request with the same key gives the outcome.
@@ -231,6 +247,13 @@ class Store(ABC):
         :raises IdempotencyConflict: the key was used for another request.
         :raises StoreUnavailable: the key cannot be looked up now.
         """
+
+    async def ticket(self, ticket: str) -> TicketState | None:
+        """Return the state of a ticket; ``None`` if it is unknown.
+
+        :raises StoreUnavailable: the ticket cannot be looked up now.
+        """
+        return None
 
     @abstractmethod
     async def commits(self, query: CommitQuery, page: PageRequest = FIRST_PAGE) -> Page:

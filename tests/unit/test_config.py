@@ -68,6 +68,7 @@ OTHER: dict[str, tuple[Any, Any]] = {
     "database.path": ("/srv/db", "/srv/db"),
     "database.url": ("postgresql://cynow@db.example:5433/cynow", "postgresql://cynow@db.example:5433/cynow"),
     "database.spool_mb": (2, 2),
+    "database.max_tickets": (3, 3),
     "gateway.name": ("홀 2", "홀 2"),
     "cylinders.query": ("SELECT 1", "SELECT 1"),
     "cylinders.url": ("postgresql://cynow@127.0.0.1/plant", "postgresql://cynow@127.0.0.1/plant"),

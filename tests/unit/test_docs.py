@@ -195,7 +195,8 @@ def test_rest_page_lists_every_path() -> None:
     }
     for prefix, app in REST_APPS.items():
         for rule in app.url_map.iter_rules():
-            rest = rule.rule.replace("<machine>", "<name>")
+            rest = rule.rule.replace("<machine>", "<name>").replace("<commit>", "<id or ticket>")
+            rest = rest.replace("<path:cylinder>", "<number>")
             for path in [rest.replace("<any(hour,day,month,year):period>", period) for period in PERIODS]:
                 assert (prefix + path).rstrip("/") in documented | {""}, path
 

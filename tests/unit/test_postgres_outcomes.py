@@ -144,7 +144,7 @@ class DoubtTests(CommitCase):
 
     async def test_key_of_an_unknown_commit_is_unknown_while_the_server_is_away(self) -> None:
         store = await self.ready()
-        store._doubtful[KEY.key] = None
+        store._commit_writer._doubtful[KEY.key] = None
         self.server.stop()
         try:
             for waiting in (ensureDeferred(store.commit(NEW, KEY)), ensureDeferred(store.replay(KEY))):
@@ -161,17 +161,17 @@ class DoubtTests(CommitCase):
         await until(lambda: not store.problems, "PostgreSQL is back")
         await store.commit(NEW, KEY)
         # The outcome is known now.
-        self.assertEqual(list(store._doubtful), [])
+        self.assertEqual(list(store._commit_writer._doubtful), [])
 
     async def test_no_more_keys_are_remembered_than_a_bound(self) -> None:
         store = await self.ready()
         for number in range(1010):
             order = PendingCommit.of(ENTRY, IdempotencyKey(f"k{number}", "f"), 0.0)
             order.is_in_doubt = True
-            store._unwritten(order, "no answer")
-        self.assertEqual(len(store._doubtful), 1000)
-        self.assertNotIn("k0", store._doubtful)
-        self.assertIn("k1009", store._doubtful)
+            store._commit_writer._unwritten(order, "no answer")
+        self.assertEqual(len(store._commit_writer._doubtful), 1000)
+        self.assertNotIn("k0", store._commit_writer._doubtful)
+        self.assertIn("k1009", store._commit_writer._doubtful)
 
 
 class RejectionTests(CommitCase):

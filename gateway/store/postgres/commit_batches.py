@@ -114,15 +114,25 @@ class CommitQueue:
         for pending, done, since in list(self._unanswered.values()):
             if since > before:
                 break
-            pending.is_withdrawn = True
-            error = OutcomeUnknown if pending.is_sent else StoreUnavailable
-            self._answer(
-                pending, done, Failure(error(f"PostgreSQL has not written the commit within {MAX_ANSWER_TIME:g} s"))
-            )
+            self._withdraw(pending, done, MAX_ANSWER_TIME)
         while self._waiting and self._waiting[0][0].is_withdrawn:
             self._waiting.popleft()
         if self._unanswered:
             self._check_call = self._reactor.callLater(_CHECK_EVERY, self._check_late)
+
+    def withdraw(self, pending: PendingCommit, seconds: float) -> None:
+        """Answer a commit that has no outcome yet; do not send it any more.
+
+        :param seconds: time for which its client waited.
+        """
+        found = self._unanswered.get(pending.request)
+        if found is not None:
+            self._withdraw(pending, found[1], seconds)
+
+    def _withdraw(self, pending: PendingCommit, done: "Deferred[CommitResult]", seconds: float) -> None:
+        pending.is_withdrawn = True
+        error = OutcomeUnknown if pending.is_sent else StoreUnavailable
+        self._answer(pending, done, Failure(error(f"PostgreSQL has not written the commit within {seconds:g} s")))
 
     def _answer(self, pending: PendingCommit, done: "Deferred[CommitResult]", outcome: Any) -> None:
         if self._unanswered.pop(pending.request, None) is None:

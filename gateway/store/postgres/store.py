@@ -5,18 +5,16 @@ queries go to the server at once, or are refused while it is unavailable.
 """
 
 import threading
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date, datetime
 from functools import partial
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeVar
 
 import psycopg2
 from psycopg2.errors import ReadOnlySqlTransaction
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from gateway.model.entries import StoreEntry
 from gateway.model.names import is_name
@@ -30,52 +28,50 @@ from gateway.store.interface import (
     FIRST_PAGE,
     CommitQuery,
     CommitResult,
-    IdempotencyConflict,
     IdempotencyKey,
     MeansQuery,
     OutcomeUnknown,
     Page,
     PageRequest,
-    RejectedByDatabase,
     RollupProgress,
     Store,
     StoredCommit,
     StoreUnavailable,
+    TicketState,
 )
 from gateway.store.postgres import queries
 from gateway.store.postgres.commit_batches import CommitQueue
 from gateway.store.postgres.commit_health import CommitHealth
 from gateway.store.postgres.commit_log import commit_row, commit_rows, forwarded_row
-from gateway.store.postgres.commits import KEY_LIFE, PendingCommit, find_answer, remove_old_keys
+from gateway.store.postgres.commit_writer import CommitWriter, OnWritten
+from gateway.store.postgres.commits import KEY_LIFE, PendingCommit, find_answer
 from gateway.store.postgres.entries import InThread
 from gateway.store.postgres.migrations import SchemaMigration
 from gateway.store.postgres.own_commits import own_commits
 from gateway.store.postgres.pool import Pool
-from gateway.store.postgres.refusals import error_text, is_of_the_row
+from gateway.store.postgres.refusals import error_text
 from gateway.store.postgres.session import Session, Work
+from gateway.store.postgres.ticket_rows import find_ticket
+from gateway.store.postgres.tickets import OnForwarded, TicketedCommits, TicketForwarder
 from gateway.store.postgres.uploader import SpoolUploader
 from gateway.store.rows import encoded
 from gateway.store.spool_interface import EntrySpool
+from gateway.store.ticket_interface import TicketQueue
 
 log = Logger()
 
 T = TypeVar("T")
 
-#: Function that records a commit, which has the request's identifier.
-OnWritten: TypeAlias = Callable[[Commit, str], Awaitable[None]]
-
 #: Connections for commits, and for queries, which may take long and must not delay commits; one more is for entries.
 _COMMIT_CONNECTIONS: Final = 2
 _QUERY_CONNECTIONS: Final = 2
 
-#: Minimum seconds between removals of old keys.
-_REMOVE_KEYS_EVERY: Final = 600.0
-
-#: Maximum remembered keys of commits that may have been written; a new one replaces the oldest.
-_MAX_DOUBTFUL: Final = 1000
-
 #: Maximum seconds at the end for work that has begun.
 _PATIENCE: Final = 0.8
+
+
+def _publish_nothing(commit: Commit, request: str) -> None:
+    """Publish nothing of a ticket."""
 
 
 class PostgresStore(Store):
@@ -84,10 +80,19 @@ class PostgresStore(Store):
     :param spool: spool of statistics and anomalies; opened and closed with the store.
     :param url: ``database.url``.
     :param gateway: ``gateway.name``, which differs between the gateways that share a database.
+    :param tickets: queue of tickets, opened and closed with the store; without it no commit becomes a ticket.
+    :ivar on_forwarded: called with each commit of a ticket whose row was written.
     """
 
     def __init__(
-        self, reactor: Any, clock: WallClock, counters: Counters, spool: EntrySpool, url: str, gateway: str
+        self,
+        reactor: Any,
+        clock: WallClock,
+        counters: Counters,
+        spool: EntrySpool,
+        url: str,
+        gateway: str,
+        tickets: TicketQueue | None = None,
     ) -> None:
         #: Records a commit after the server's COMMIT; never raises. ``None`` for no record.
         self.on_written: OnWritten | None = None
@@ -101,9 +106,9 @@ class PostgresStore(Store):
         self._warnings = LimitedLog(log, clock, counters)
         self._threads = pool_of(2, "pages")
         self._in_thread: InThread = partial(deferToThreadPool, reactor, self._threads)
-        self._keys_removed_at = float("-inf")
-        #: Keys of commits that may have been written, the most recent last.
-        self._doubtful: OrderedDict[str, None] = OrderedDict()
+        self._tickets = tickets
+        self._ticketed: TicketedCommits | None = None
+        self.on_forwarded: OnForwarded = _publish_nothing
 
     def open(self) -> None:
         pool = partial(Pool, self._reactor, self._url)
@@ -116,7 +121,12 @@ class PostgresStore(Store):
         )
         self._health = CommitHealth(self._reactor, self._commit_pool)
         self._commit_queue = CommitQueue(self._reactor, self._commit_pool.run, _COMMIT_CONNECTIONS)
+        self._commit_writer = CommitWriter(
+            self._commit_queue, self._commit_pool, self._health, self._warnings, lambda: self.on_written
+        )
         self._spool.open()
+        if self._tickets is not None:
+            self._open_tickets(self._tickets)
         self._threads.start()
         for running in self._pools:
             running.start()
@@ -131,6 +141,15 @@ class PostgresStore(Store):
         )
         self._uploader.start()
         self._health.start()
+        if self._ticketed is not None:
+            self._ticketed.forwarder.start()
+
+    def _open_tickets(self, queue: TicketQueue) -> None:
+        queue.open()
+        pool = self._commit_pool
+        forwarder = TicketForwarder(self._reactor, self._clock, self._counters, queue, pool, self._gateway)
+        forwarder.on_forwarded = lambda commit, request: self.on_forwarded(commit, request)
+        self._ticketed = TicketedCommits(self._reactor, queue, self._commit_queue, pool, forwarder)
 
     async def _prepare_to_write(self, session: Session) -> None:
         await self._schema.ensure(session)
@@ -161,77 +180,36 @@ class PostgresStore(Store):
             problems.append(f"{count} statistics and anomalies are lost, because PostgreSQL rejects them: {why}")
         if self._spool.problem is not None:
             problems.append(self._spool.problem)
+        if self._ticketed is not None:
+            problems += self._ticketed.problems
         return problems
 
     # -- commits
 
     async def commit(self, entry: CommitEntry, key: IdempotencyKey | None, *, may_wait: bool = False) -> CommitResult:
-        """Write a commit: see :class:`Store`.
-
-        If the connection is lost, the commit is retried for some seconds; a retry writes nothing if the commit was
-        written already. After that, nothing was written, unless the connection was lost between COMMIT and its answer:
-        then the outcome is unknown, and the same request with the same key returns it.
-        """
+        """Write a commit, or make a ticket of it: see :class:`Store`."""
         pending = PendingCommit.of(entry, key, self._clock.wall(), self._gateway)
-        try:
-            result = await self._commit_queue.write(pending)
-        except psycopg2.Error as error:
-            if is_of_the_row(error):
-                raise self._rejected(pending, error_text(error)) from None
-            self._health.note_refused(error)
-            raise self._unwritten(pending, error_text(error)) from None
-        except RejectedByDatabase as error:
-            raise self._rejected(pending, str(error)) from None
-        except ValueError as error:
-            # The text contains NUL or half a character, which the driver cannot encode. Its error may quote the text.
-            raise self._rejected(pending, f"a text cannot be written as UTF-8 ({type(error).__name__})") from None
-        except (StoreUnavailable, OutcomeUnknown) as error:
-            if self._commit_pool.is_connected:
-                self._health.note_refused(error.__cause__ or error)
-            pending.is_in_doubt |= isinstance(error, OutcomeUnknown)
-            raise self._unwritten(pending, str(error)) from None
-        except IdempotencyConflict:
-            self._doubtful.pop(pending.key.key, None)
-            raise
-        self._doubtful.pop(pending.key.key, None)
-        if result.commit is not None and self.on_written is not None:
-            await self.on_written(result.commit, pending.request)
-        self._health.note_written()
-        if not 0 <= pending.now - self._keys_removed_at < _REMOVE_KEYS_EVERY:
-            self._keys_removed_at = pending.now
-            self._commit_pool.run(partial(remove_old_keys, before=pending.now - KEY_LIFE)).addErrback(
-                lambda failure: log.warn("cannot remove old idempotency keys: {error}", error=_text_of(failure))
-            )
+        if self._ticketed is None:
+            return await self._commit_writer.write(pending)
+        earlier = await self._ticketed.answer_to(key)
+        if earlier is not None:
+            return CommitResult(earlier, None)
+        if not may_wait:
+            return await self._commit_writer.write(pending)
+        result = await self._ticketed.commit(pending, key, partial(self._commit_writer.write, pending))
+        self._commit_writer.settle(pending)
         return result
 
-    def _unwritten(self, pending: PendingCommit, why: str) -> Exception:
-        """Return the error for a commit that is not known to be written."""
-        if pending.is_in_doubt:
-            self._doubtful[pending.key.key] = None
-            if len(self._doubtful) > _MAX_DOUBTFUL:
-                self._doubtful.popitem(last=False)
-        elif pending.key.key not in self._doubtful:
-            return StoreUnavailable(why)
-        self._warnings.warn(
-            "doubt",
-            "scale {scale}: the outcome of a commit is unknown, because the server did not confirm it: {why}",
-            scale=pending.entry.scale_id,
-            why=why,
-        )
-        return OutcomeUnknown(why)
-
-    def _rejected(self, pending: PendingCommit, why: str) -> RejectedByDatabase:
-        """Return the error for a commit that will never be written; earlier attempts were not written either."""
-        self._doubtful.pop(pending.key.key, None)
-        self._warnings.warn(
-            "rejected",
-            "scale {scale}: the database rejected a commit: {error}",
-            scale=pending.entry.scale_id,
-            error=why,
-        )
-        return RejectedByDatabase(why)
+    async def ticket(self, ticket: str) -> TicketState | None:
+        state = None if self._tickets is None else await self._tickets.find(ticket)
+        if state is not None or not _is_encodable(ticket):
+            return state
+        return await self._run(self._query_pool, partial(find_ticket, ticket=ticket))
 
     async def replay(self, key: IdempotencyKey) -> dict[str, Any] | None:
+        waiting = None if self._ticketed is None else await self._ticketed.answer_to(key)
+        if waiting is not None:
+            return waiting
         since = self._clock.wall() - KEY_LIFE
 
         async def find(session: Session) -> dict[str, Any] | None:
@@ -241,7 +219,7 @@ class PostgresStore(Store):
         try:
             return await self._run(self._commit_pool, find)
         except StoreUnavailable as error:
-            if key.key in self._doubtful:
+            if self._commit_writer.is_doubtful(key):
                 raise OutcomeUnknown(str(error)) from None
             raise
 
@@ -338,15 +316,17 @@ class PostgresStore(Store):
     async def close(self) -> None:
         self._health.stop()
         self._uploader.stop()
+        if self._ticketed is not None:
+            self._ticketed.forwarder.stop()
         await gatherResults([Deferred.fromCoroutine(pool.close(_PATIENCE)) for pool in self._pools])
         await self._uploader.stopped()
         await self._spool.close()
+        if self._tickets is not None:
+            if self._ticketed is not None:
+                await self._ticketed.forwarder.stopped()
+            await self._tickets.close()
         # A thread may still make items; nothing waits for them.
         threading.Thread(target=self._threads.stop, name="pages end", daemon=True).start()
-
-
-def _text_of(failure: Failure) -> str:
-    return "" if failure.value is None else error_text(failure.value)
 
 
 def _anomaly_items(machine: str, rows: list[Any]) -> list[dict[str, Any]]:

@@ -15,6 +15,9 @@ SPOOL_FILE: Final = "cynow-gateway-spool.sqlite3"
 #: File of the record, if commits are on PostgreSQL; else the record is in the file of commits.
 RECORD_FILE: Final = "cynow-gateway-record.sqlite3"
 
+#: File of tickets.
+TICKET_FILE: Final = "cynow-gateway-tickets.sqlite3"
+
 #: Name of the note on the file of commits.
 STORE_NOTE: Final = "store"
 

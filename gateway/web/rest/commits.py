@@ -13,6 +13,7 @@ from werkzeug.datastructures import LanguageAccept
 from werkzeug.http import parse_accept_header
 
 from gateway.bus.bus import Bus
+from gateway.model.records import Commit
 from gateway.runtime.clock import WallClock
 from gateway.store.interface import (
     MAX_COMMITS,
@@ -24,6 +25,7 @@ from gateway.store.interface import (
     RejectedByDatabase,
     Store,
     StoredCommit,
+    StoreUnavailable,
 )
 from gateway.web.http.answers import Refusal, answer, argument, body, encoded_answer, handle_errors, shield
 from gateway.web.http.root import WithSlash
@@ -159,8 +161,18 @@ class CommitApi:
         return found
 
     async def _find_ticket(self, ticket: str) -> StoredCommit | None:
-        # The look-up of tickets that still wait on this gateway (`Store.ticket`) belongs here, before the one below.
-        return await self._store.find_forwarded(ticket)
+        state = await self._store.ticket(ticket)
+        if state is None:
+            return None
+        if state.commit_id is not None:
+            try:
+                return await self._store.find_commit(state.commit_id)
+            except StoreUnavailable:
+                # Its id is known here, although the row cannot be read now.
+                pass
+        detail = state.entry.detail
+        commit = Commit(state.commit_id, state.entry, ticket)
+        return StoredCommit(commit, detail.by, detail.undo_of, detail=detail.record())
 
     # -- receipts
 

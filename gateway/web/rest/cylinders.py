@@ -21,7 +21,7 @@ _MAX_LENGTH: Final = 50
 #: Makes the balance from commits, newest first.
 Balance: TypeAlias = Callable[[Sequence[StoredCommit]], Mapping[str, Any]]
 
-#: Returns the master data of a cylinder; ``None`` if there are none.
+#: Returns the master data of a cylinder; ``None`` if it has no such data.
 MasterLookup: TypeAlias = Callable[[str], Awaitable[Mapping[str, Any] | None]]
 
 
