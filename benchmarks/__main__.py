@@ -18,11 +18,13 @@ from benchmarks import (
     connections,
     daq,
     events,
+    guards,
     hostile_frames,
     http,
     lines,
     micro,
     outage,
+    plant,
     processes,
     record,
     recovery,
@@ -48,6 +50,7 @@ BENCHMARKS: Final[dict[str, tuple[Callable[[Path, float], list[Row]], float]]] =
     "carbon": (carbon.rows, 1.0),
     "http": (http.rows, 0.15),
     "access": (access.rows, 0.5),
+    "guards": (guards.rows, 0.5),
     "events": (events.rows, 0.5),
     "slow": (slow_peers.rows, 0.0),
     "socketio": (socketio_peer.rows, 1.0),
@@ -64,9 +67,14 @@ BENCHMARKS: Final[dict[str, tuple[Callable[[Path, float], list[Row]], float]]] =
 
 def main() -> None:
     """The command."""
+    if sys.argv[1:2] == ["plant"]:
+        raise SystemExit(plant.main(sys.argv[2:]))
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"only these: {', '.join(BENCHMARKS)}; or micro; or compare REVISION"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"only these: {', '.join(BENCHMARKS)}; or micro; or plant; or compare REVISION",
     )
     parser.add_argument("--seconds", type=float, default=60.0, help="the length of a long load (default %(default)s)")
     parser.add_argument("--save", type=Path, help="also write the rows as JSON to this file")

@@ -68,7 +68,8 @@ def watch_readiness(parts: Assembly) -> None:
         about_spool = None if spool is None else spool.problem
         return [problem for problem in store.problems if problem != about_spool]
 
-    readiness.watch_one("store", "down", lambda: store.outage)
+    # The plant can do without a server while every commit may wait as a ticket.
+    readiness.watch_one("store", "down", lambda: None if _takes_tickets(parts) else store.outage)
     readiness.watch("store", "degraded", problems_of_the_store)
     readiness.watch("store", "degraded", parts.storage.problems)
     readiness.watch_one("store", "degraded", lambda: _waiting_statistics(pipeline.writer))
@@ -136,6 +137,14 @@ def connect_passports(runtime: Runtime) -> None:
     counters.scale_zero_drift.ask(lambda: series(lambda guard: guard.passport.zero_drift_kg))
     counters.scale_zero_noise.ask(lambda: series(lambda guard: guard.passport.zero_noise_kg))
     counters.scale_calibration_due.ask(lambda: series(due_days))
+
+
+def _takes_tickets(parts: Assembly) -> bool:
+    """Return whether the commits of all scales may wait for PostgreSQL."""
+    if parts.store.spool is None:
+        return False
+    guards = parts.runtime.guards.own().values()
+    return all(guard.settings.commit_when_away == "ticket" for guard in guards)
 
 
 def _waiting_statistics(writer: Writer) -> str | None:

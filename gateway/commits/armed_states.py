@@ -46,6 +46,8 @@ class ArmedStates:
         self._guards = guards
         self._pool = pool
         self._saved = b""
+        #: By scale: what its state depends on, and the state as a member of a JSON object.
+        self._states: dict[str, tuple[tuple[Any, ...], str]] = {}
         self._waiting: list[Deferred[None]] = []
         self._is_writing = False
         self.problem: str | None = None
@@ -116,28 +118,37 @@ class ArmedStates:
             self._write()
 
     def _content(self) -> bytes:
-        now, wall = self._clock.monotonic(), self._clock.wall()
-        states = {}
+        parts = []
         for scale_id, guard in self._guards().items():
-            window = guard.settings.duplicate_window_sec
-            check = guard.passport.check
-            if window is None and guard.settings.zero_band_kg is None and check is None:
+            has_window = guard.settings.duplicate_window_sec is not None
+            if not has_window and guard.settings.zero_band_kg is None and guard.passport.check is None:
                 continue
-            recent = []
-            for commit in guard.recent:
-                if window is not None and now - commit.at <= window:
-                    # Computed once, so that the content does not change with the clocks.
-                    commit.wall = round(wall - (now - commit.at)) if commit.wall is None else commit.wall
-                    recent.append((commit.cylinder_no, commit.event_type, commit.name, commit.wall))
-            states[scale_id] = {
-                "armed": guard.is_armed,
-                "last": guard.last_commit,
-                "recent": recent,
-                "check": None
-                if check is None
-                else (check.at.timestamp(), str(check.nominal_kg), str(check.shown_kg), check.by),
-            }
-        return json.dumps(states, ensure_ascii=False).encode() if states or self._saved else b""
+            key = (guard, guard.settings, guard.is_armed, guard.last_commit, guard.recent.changes, guard.passport.check)
+            state = self._states.get(scale_id)
+            if state is None or state[0] != key:
+                # Old commits in an unchanged state do no harm, so only the scale of a commit is encoded again.
+                state = self._states[scale_id] = key, self._state(scale_id, guard)
+            parts.append(state[1])
+        return f"{{{', '.join(parts)}}}".encode() if parts or self._saved else b""
+
+    def _state(self, scale_id: str, guard: ScaleGuard) -> str:
+        """Return the state of a scale as a member of a JSON object."""
+        now, wall = self._clock.monotonic(), self._clock.wall()
+        window, check = guard.settings.duplicate_window_sec, guard.passport.check
+        recent = []
+        for commit in () if window is None else guard.recent.since(now - window):
+            # Computed once, so that the content does not change with the clocks.
+            commit.wall = round(wall - (now - commit.at)) if commit.wall is None else commit.wall
+            recent.append((commit.cylinder_no, commit.event_type, commit.name, commit.wall))
+        state = {
+            "armed": guard.is_armed,
+            "last": guard.last_commit,
+            "recent": recent,
+            "check": None
+            if check is None
+            else (check.at.timestamp(), str(check.nominal_kg), str(check.shown_kg), check.by),
+        }
+        return f"{json.dumps(scale_id, ensure_ascii=False)}: {json.dumps(state, ensure_ascii=False)}"
 
 
 def _replace(path: str, content: bytes) -> None:

@@ -127,10 +127,14 @@ class CommitService:
         name = commit.ticket if commit.id is None else str(commit.id)
         guard.confirm(reservation, name or "")
         if commit.id is not None:
-            log.info("scale {scale_id}: commit {id} written", scale_id=commit.entry.scale_id, id=commit.id)
+            entry = commit.entry
+            log.info(
+                "scale {scale_id}: commit {id} written by {by}",
+                scale_id=entry.scale_id,
+                id=commit.id,
+                by=entry.detail.by,
+            )
             self._bus.publish(commit)
-        else:
-            log.info("scale {scale_id}: commit waits as {ticket}", scale_id=commit.entry.scale_id, ticket=name)
 
     def note_undone(self, scale_id: str, cylinder_no: str, event_type: str, commit_id: int) -> None:
         """Note that a commit was undone: its scale may commit again what still stands on it."""

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Final
 
 #: Maximum commits of one scale that are remembered; nobody weighs more cylinders in a reasonable window.
@@ -44,17 +45,27 @@ class RecentCommit:
 
 
 class RecentCommits:
-    """The last commits of one scale, oldest first; beyond a bound the oldest are forgotten."""
+    """The last commits of one scale, oldest first; beyond a bound the oldest are forgotten.
+
+    :ivar changes: number of changes so far.
+    """
 
     def __init__(self) -> None:
         self._commits: deque[RecentCommit] = deque(maxlen=_MAX_RECENT)
+        self.changes = 0
 
     def __iter__(self) -> Iterator[RecentCommit]:
         return iter(self._commits)
 
     def add(self, commit: RecentCommit) -> None:
         """Remember a commit."""
+        self.changes += 1
         self._commits.append(commit)
+
+    def since(self, since: float) -> list[RecentCommit]:
+        """Return the commits after a time, oldest first."""
+        found = list(takewhile(lambda commit: commit.at >= since, reversed(self._commits)))
+        return found[::-1]
 
     def find(self, attempt: Attempt, since: float) -> RecentCommit | None:
         """Return the last commit of the same cylinder and event after a time; ``None`` without one."""
@@ -70,17 +81,20 @@ class RecentCommits:
         commit = self._in_progress(attempt)
         if commit is not None:
             commit.name = name
+            self.changes += 1
 
     def drop(self, attempt: Attempt) -> None:
         """Forget a commit in progress that was not written."""
         commit = self._in_progress(attempt)
         if commit is not None:
             self._commits.remove(commit)
+            self.changes += 1
 
     def remove(self, cylinder_no: str, event_type: str) -> None:
         """Forget the commits of a cylinder and an event, because one was undone."""
         kept = [each for each in self._commits if (each.cylinder_no, each.event_type) != (cylinder_no, event_type)]
         self._commits = deque(kept, maxlen=_MAX_RECENT)
+        self.changes += 1
 
     def _in_progress(self, attempt: Attempt) -> RecentCommit | None:
         for commit in reversed(self._commits):

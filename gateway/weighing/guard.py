@@ -67,7 +67,8 @@ class ScaleGuard:
 
     :param settings: settings of the scale, with the defaults of ``scale``.
     :param new_id: returns an identifier that was never used before.
-    :ivar is_armed: whether the scale was empty since its last commit; always true without ``zero_band_kg``.
+    :ivar is_armed: whether the scale was empty since its last commit, and since it was below zero; always true without
+        ``zero_band_kg``.
     :ivar recent: commits within ``duplicate_window_sec``.
     :ivar passport: accuracy of the scale.
     """
@@ -128,6 +129,8 @@ class ScaleGuard:
     def receive(self, status: str, weight: Decimal | None, kind: str, unit: str, now: float) -> Marks:
         """Take a line of the scale."""
         is_accepted = kind in self._accept
+        if self._band is not None and is_accepted and weight is not None and weight < -self._band:
+            self._disarm()
         if status == "ST" and is_accepted and weight is not None:
             if weight != self._weight or unit != self._unit or kind != self._kind:
                 self._kind, self._unit = kind, unit
@@ -165,6 +168,12 @@ class ScaleGuard:
             self._in_doubt = None
         else:
             self._was_emptied = True
+
+    def _disarm(self) -> None:
+        """Need a new zero: a pan that weighs less than nothing was set to zero under a load, which is gone now."""
+        self.is_armed = self._was_emptied = False
+        if self._held_by is not None:
+            self._held_by.was_armed = False
 
     def set_connected(self, is_connected: bool) -> None:
         """Note that the scale has connected, or that its last connection was lost."""

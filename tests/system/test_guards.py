@@ -142,6 +142,29 @@ def test_repeated_request_gets_its_first_answer_while_the_scale_is_not_emptied(g
     assert daemon.commit("CYL", key="other")[1]["error"] == "not_rearmed"
 
 
+def test_refusals_and_overrides_are_in_the_record(guarded: Daemon) -> None:
+    daemon = guarded
+    empty(daemon)
+    assert daemon.commit("CYREC")[1]["error"] == "weight_out_of_range"
+    with sqlite3.connect(daemon.folder / "db" / "cynow-gateway.sqlite3") as connection:
+        (content,) = connection.execute("SELECT content FROM record ORDER BY number DESC LIMIT 1").fetchone()
+    entry = json.loads(content)
+    assert (entry["kind"], entry["error"], entry["cylinder_no"], entry["by"], entry["weight"]) == (
+        "refusal",
+        "weight_out_of_range",
+        "CYREC",
+        "operator",
+        "0.00",
+    )
+    weigh(daemon, "151.01")
+    number = daemon.commit("CYREC", override={"reason": "a bundle"})[1]["id"]
+    with sqlite3.connect(daemon.folder / "db" / "cynow-gateway.sqlite3") as connection:
+        (content,) = connection.execute("SELECT content FROM record ORDER BY number DESC LIMIT 1").fetchone()
+    entry = json.loads(content)
+    assert (entry["kind"], entry["commit_id"], entry["detail"]["override"]) == ("commit", number, "a bundle")
+    assert daemon.get(f"/api/v1/commits/{number}")[1]["override"] == "a bundle"
+
+
 def test_two_operators_at_one_scale_write_one_row(guarded: Daemon) -> None:
     from concurrent.futures import ThreadPoolExecutor
 

@@ -133,6 +133,9 @@ def test_name_is_valid_as_file_name_and_topic_segment(text: str) -> None:
                 "raw": "ST , +000053.26 _kg",
                 "received_at": "2025-12-18T10:11:12+09:00",
                 "kind": "gross",
+                "reading_id": None,
+                "out_of_range": False,
+                "commit": {"allowed": True, "error": None, "message": ""},
             },
         ),
         (
@@ -146,6 +149,9 @@ def test_name_is_valid_as_file_name_and_topic_segment(text: str) -> None:
                 "raw": "OL,NT,",
                 "received_at": "2025-12-18T10:11:12+09:00",
                 "kind": "net",
+                "reading_id": None,
+                "out_of_range": False,
+                "commit": {"allowed": True, "error": None, "message": ""},
             },
         ),
         (

@@ -125,6 +125,44 @@ def test_scale_must_be_empty_between_two_commits() -> None:
     assert scale.error() is None
 
 
+@pytest.mark.parametrize("status", ["ST", "US"])
+def test_scale_set_to_zero_under_a_load_needs_a_new_zero(status: str) -> None:
+    scale = Scale(zero_band_kg=0.3)
+    scale.settle("53.26")
+    scale.commit()
+    scale.settle("0.00")
+    # The cylinder is still there, and is taken off now.
+    scale.line("-53.26", status)
+    scale.settle("46.74")
+    assert scale.error() == "not_rearmed"
+    scale.settle("0.00")
+    scale.settle("100.00")
+    scale.commit(OTHER)
+
+
+def test_weight_below_zero_within_the_band_keeps_the_scale_armed() -> None:
+    scale = Scale(zero_band_kg=0.3)
+    for below in ("-0.30", "-0.04"):
+        scale.settle(below)
+        scale.settle("53.26")
+        assert scale.error() is None
+    unguarded = Scale()
+    unguarded.settle("-53.26")
+    unguarded.settle("46.74")
+    assert unguarded.error() is None
+
+
+def test_scale_below_zero_while_a_commit_is_written_is_not_armed_after_it() -> None:
+    scale = Scale(zero_band_kg=0.3)
+    scale.settle("53.26")
+    reservation = scale.guard.reserve(SHIP, scale.now)
+    scale.settle("0.00")
+    scale.settle("-53.26")
+    scale.guard.release(reservation)
+    scale.settle("46.74")
+    assert scale.error() == "not_rearmed"
+
+
 def test_second_commit_while_the_first_is_written_is_refused() -> None:
     scale = Scale(zero_band_kg=0.3)
     scale.line("53.26")
