@@ -175,7 +175,7 @@ class ArmedStates:
 def _read(content: bytes) -> dict[str, Any]:
     """Return the states of a file by scale.
 
-    :raises ValueError: the file is damaged; an unfinished last line, whose commit was not answered, is no damage.
+    :raises ValueError: the file is damaged; a last line without an end, whose commit was not answered, does not count.
     """
     states: dict[str, Any] = {}
     first, *others = content.split(b"\n")

@@ -62,7 +62,7 @@ def planned(count: int, docks: int, errors: float, seed: int) -> list[list[Weigh
         group = dice.randrange(len(CLASSES))
         mine = cylinder(f"CY{number:06}", group, dice)
         shift = dice.randrange(len(CLASSES)) if kind != "scale unplugged" else 1
-        other = cylinder(f"OT{number:06}", (group + shift) % len(CLASSES), dice)
+        other = cylinder(f"CX{number:06}", (group + shift) % len(CLASSES), dice)
         is_return = dice.random() < 0.1
         weight = mine.tare + kg(dice.uniform(0.5, 5)) if is_return else mine.full + kg(dice.uniform(-0.2, 0.2))
         found[number % docks].append(Weighing(kind, "RETURN" if is_return else "SHIP", mine, other, weight))
