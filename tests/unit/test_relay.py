@@ -17,7 +17,20 @@ from gateway.bus.bus import Bus
 from gateway.bus.event import Event
 from gateway.bus.topics import parse_topic
 from gateway.live.state import LiveState
-from gateway.model.records import Batch, Commit, CommitEntry, Fault, Presence, Reading, SensorBatch, Silence, Update
+from gateway.model.records import (
+    ALLOWED,
+    Batch,
+    Commit,
+    CommitDetail,
+    CommitEntry,
+    Fault,
+    Presence,
+    Reading,
+    SensorBatch,
+    Silence,
+    Update,
+    Verdict,
+)
 from gateway.relay import outbound as relay_outbound
 from gateway.relay import protocol
 from gateway.relay.guard import MessageGuard
@@ -218,6 +231,23 @@ COMMIT = Commit(
     CommitEntry("a", "실린더 1", "SHIP", Decimal("53.26"), "ST,+53.26 kg", START, START, "S1", None),
 )
 
+DETAILED = Commit(
+    8,
+    CommitEntry(
+        "a",
+        "CY1",
+        "RETURN",
+        Decimal("53.26"),
+        "",
+        START,
+        START,
+        detail=CommitDetail(
+            "dock", "a reason", ("not_rearmed",), ("out_of_control",), None, {"checked": True, "tare_kg": 53.2}
+        ),
+    ),
+    "hall-1-1",
+)
+
 
 # -- records
 
@@ -231,7 +261,21 @@ def test_relay_record_reaches_subscribers_of_peers_but_no_sink(a: Gateway, b: Ga
         Reading("a", "HD", Decimal("0.1"), "hold", "HD,GS,+0.1 kg", START),
         Reading("a", "US", Decimal("0.1"), "gross", "US,GS,1\ufffd,000000.1 kg", START),
         Reading("a", "ST", Decimal("53.26"), "gross", "ST,+53.26 kg", START),
+        Reading(
+            "a",
+            "US",
+            Decimal("0.453"),
+            "net",
+            "x",
+            START,
+            "lb",
+            "r1",
+            Verdict("unstable", "흔들림", "moves"),
+            True,
+            True,
+        ),
         COMMIT,
+        DETAILED,
         Presence("machine", "쇼트", connected=True),
         Fault("쇼트", 0.1, float("inf"), START),
         Silence("a", is_silent=True),
@@ -294,6 +338,17 @@ def test_relay_slow_server_keeps_age_of_weight(a: Gateway, b: Gateway, site: Sit
 
 
 # -- start
+
+
+def test_relay_verdict_of_the_scales_gateway_holds_on_its_peers(a: Gateway, b: Gateway, site: Site) -> None:
+    a.weigh("a")
+    site.wait(0.1)
+    assert b.live.verdict("a") == ALLOWED
+    unstable = Verdict("unstable", "흔들림", "moves")
+    a.bus.publish(Reading("a", "US", Decimal(1), "gross", "US,+1 kg", START, verdict=unstable))
+    site.wait(0.1)
+    assert b.live.verdict("a") == unstable
+    assert b.live.scale_snapshot("a")["commit"]["error"] == "unstable"
 
 
 def test_relay_new_gateway_exchanges_states(a: Gateway, site: Site) -> None:
