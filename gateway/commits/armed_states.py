@@ -175,7 +175,7 @@ class ArmedStates:
 def _read(content: bytes) -> dict[str, Any]:
     """Return the states of a file by scale.
 
-    :raises ValueError: the file is damaged; an unfinished last line, whose commit was not answered, is no damage.
+    :raises ValueError: the file is damaged. An unfinished last line is left out: its commit was not answered.
     """
     states: dict[str, Any] = {}
     first, *others = content.split(b"\n")

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable
+from datetime import UTC
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,7 +58,7 @@ class Plant:
         self.guards = {name: ScaleGuard(settings, lambda: f"r{next(numbers)}") for name in ("a", "b")}
         self.pool = Pool()
         self.path = folder / STATES_FILE
-        clock = WallClock(None)
+        clock = WallClock(UTC)
         pool = cast("ThreadPool", self.pool)
         self.states = ArmedStates(self.pool, clock, str(folder), lambda: self.guards, pool)
         self.clock = clock
