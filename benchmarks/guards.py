@@ -33,8 +33,8 @@ _NO_RECORD: Final = [
 ]
 
 _VARIANTS: Final[dict[str, tuple[list[str] | None, dict[str, Any]]]] = {
-    # All lines are stable, so that require_stable_ms costs its check, and not the operator's wait.
-    "all guards and the record": (None, GUARDS),
+    # A millisecond, so that stability costs its check, and not the operator's wait.
+    "all guards and the record": (None, {**GUARDS, "require_stable_ms": 1}),
     "the record alone": (None, {}),
     "neither": (_NO_RECORD, {}),
 }

@@ -23,6 +23,9 @@ log = Logger()
 #: Bytes from which on the file is replaced instead of continued.
 _MAX_BYTES: Final = 1 << 20
 
+#: Maximum commits of a scale in the file: more than anybody makes within a reasonable ``duplicate_window_sec``.
+_MAX_SAVED: Final = 20
+
 #: Name of the file under ``database.path``.
 STATES_FILE: Final = "cynow-gateway-scales.json"
 
@@ -157,7 +160,7 @@ class ArmedStates:
         now, wall = self._clock.monotonic(), self._clock.wall()
         window, check = guard.settings.duplicate_window_sec, guard.passport.check
         recent = []
-        for commit in () if window is None else guard.recent.since(now - window):
+        for commit in () if window is None else list(guard.recent.since(now - window))[-_MAX_SAVED:]:
             # Computed once, so that the content does not change with the clocks.
             commit.wall = round(wall - (now - commit.at)) if commit.wall is None else commit.wall
             recent.append((commit.cylinder_no, commit.event_type, commit.name, commit.wall))

@@ -133,6 +133,9 @@ class ScaleGuard:
             self._disarm()
         if status == "ST" and is_accepted and weight is not None:
             if weight != self._weight or unit != self._unit or kind != self._kind:
+                if self._weight is None or abs(weight - self._weight) > (self._band or EMPTY_KG):
+                    # Another load: a scale may show it stable before it has settled, without an unstable line.
+                    self._stable_since = None
                 self._kind, self._unit = kind, unit
                 self.reading_id = self._new_id()
                 self._take_value(weight)

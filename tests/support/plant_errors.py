@@ -47,9 +47,10 @@ async def not_settled(dock: Dock, weighing: Weighing) -> None:
     low = kg(float(weighing.weight) * dock.dice.uniform(0.5, 0.98))
     is_leaning = weighing.variant == "leaning"
     began = asyncio.get_running_loop().time()
-    scale.injected.extend([scale.line("ST", low)] * (15 if is_leaning else 2) + [scale.line("US", weighing.weight)] * 2)
+    moving = scale.line("US", weighing.weight)
+    scale.injected.extend([moving, *[scale.line("ST", low)] * (15 if is_leaning else 2), moving, moving])
     scale.put(weighing.weight, moving=1)
-    await scale.lines(9 if is_leaning else 1)
+    await scale.lines(10 if is_leaning else 2)
     await dock.press_wrongly(weighing, reading=await dock.latest())
     if is_leaning or asyncio.get_running_loop().time() - began >= STABLE_SEC:
         # On a slow machine a short plateau may be a long one for the gateway.

@@ -100,6 +100,16 @@ def test_line_that_is_no_accepted_stable_weight_begins_the_wait_again(status: st
     assert scale.error() is None
 
 
+def test_other_load_begins_the_wait_again_and_a_flicker_does_not() -> None:
+    scale = Scale(require_stable_ms=500, zero_band_kg=0.3)
+    scale.settle("0.00")
+    scale.line("53.26")
+    assert scale.error() == "unstable", "it may still settle"
+    scale.settle("53.26")
+    scale.line("53.28")
+    assert scale.error() is None
+
+
 def test_scale_that_lost_its_connection_is_not_stable() -> None:
     scale = Scale(require_stable_ms=500)
     scale.settle("53.26")
@@ -232,7 +242,7 @@ def test_refusals_come_in_the_order_of_the_contract() -> None:
     scale = Scale(min_kg=1, require_stable_ms=500, zero_band_kg=0.3, duplicate_window_sec=60)
     scale.settle("53.26")
     scale.commit()
-    scale.line("0.5")
+    scale.settle("0.5")
     assert scale.errors() == ["weight_out_of_range", "not_rearmed", "duplicate"]
     scale.line("0.4", "US")
     assert scale.errors() == ["weight_out_of_range", "unstable", "not_rearmed", "duplicate"]
