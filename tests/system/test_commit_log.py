@@ -244,7 +244,9 @@ def test_receipt_is_text_or_a_page(plant: Daemon) -> None:
     ):
         assert word in text
     assert f"기록 번호 (Commit number): {number}" in text
-    assert "원장" not in text
+    head = plant.get("/api/v1/record/head")[1]
+    assert f"원장 번호 (Record number): {head['number']}" in text
+    assert f"원장 최종 해시 (Head of the record): {head['head']}" in text
     english = plant.get(f"{LOG}/{number}/receipt", Accept_Language="en-US,en;q=0.9,ko;q=0.5")
     assert english[2]["content-language"] == "en"
     assert "Shipping" in english[1].decode()
@@ -272,7 +274,8 @@ def test_cylinder_of_any_number(plant: Daemon, cylinder: str) -> None:
     for each in (path, f"{path}/"):
         status, answer, _ = plant.get(each)
         assert status == 200, answer
-        assert (answer["cylinder_no"], answer["master"], answer["balance"]) == (cylinder, None, None)
+        assert (answer["cylinder_no"], answer["master"]) == (cylinder, None)
+        assert answer["balance"]["tare_bound_kg"] == answer["commits"][0]["gross_kg"]
         assert [found["event_type"] for found in answer["commits"]] == ["RETURN", "SHIP"]
     status, answer, _ = plant.get("/api/v1/cylinders/unknown")
     assert (status, answer["error"]) == (404, "unknown_cylinder")
