@@ -23,7 +23,7 @@ from gateway.web.http.client_checks import ClientChecks
 from gateway.web.http.gate import Gate
 from gateway.web.http.host_checks import HostChecks
 from gateway.web.http.request import Traffic
-from gateway.web.http.root import Root
+from gateway.web.http.root import Root, WithSlash
 from gateway.web.http.scopes import ScopedApp, open_paths
 from gateway.web.http.site import GatewaySite
 from gateway.web.push.socketio_endpoint import MachineNamespaces, identify_connect
@@ -89,7 +89,7 @@ def build_web(
     engine = EngineServer(reactor, sockets, clients, counters, log, _engine_settings(settings))
     versioned: dict[str, IResource] = {
         "machines": machines,
-        "scales": scale_list.app.resource(),
+        "scales": WithSlash(scale_list.app.resource()),
         **_commit_resources(runtime, settings, commits, store),
     }
     resources: dict[str, IResource] = {

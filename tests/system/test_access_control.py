@@ -112,6 +112,8 @@ def test_every_route_of_the_code_names_its_scope() -> None:
     assert {path.rstrip("/") for (_, path), scope in scopes.items() if scope == "commit"} == {
         "/api/scale-gateway/commit",
         "/api/v1/commits/1/undo",
+        "/api/v1/record/heads",
+        "/api/v1/scales/<scale_id>/check-weigh",
     }
     assert "admin" not in scopes.values(), "a route without a scope"
 

@@ -60,6 +60,7 @@ def test_head_is_answered_and_other_methods_are_refused(shared_daemon: Daemon) -
 
 def test_events_match_the_document(tmp_path: Path) -> None:
     with at(tmp_path, seoul("2025-12-18 10:11:00")) as daemon:
+        daemon.configure(scale={"idle_timeout_sec": 1})
         daemon.start()
         check_all_events(daemon)
 
@@ -84,6 +85,12 @@ def check_all_events(daemon: Daemon) -> None:
     receive_until("scale", "disconnected")
     assert daemon.commit("CY1", arrival_shipping_no="A1")[0] == 200
     receive_until("scale", "commit")
+    # A scale that says nothing.
+    quiet = daemon.scale()
+    quiet.sendall(b"ST,+00053.26 kg\r\n")
+    receive_until("scale", "silent")
+    quiet.close()
+    receive_until("scale", "disconnected")
     # A minute ends.
     set_clock(daemon.folder, seoul("2025-12-18 10:30:00"))
     receive_until("machine", "update")

@@ -51,7 +51,7 @@ def test_healthy_plant_before_its_first_start(tmp_path: Path, server: Server, go
     assert heard.startswith("ok 127.0.0.1:")
     assert heard.endswith(f": {SHOWN}; {SHOWN}; {SHOWN}")
     assert examined.of("clock") == ["ok synchronised by NTP"]
-    assert examined.of("database schema") == ["ok at step 0 of 2; the gateway makes the rest in schema public"]
+    assert examined.of("database schema") == ["ok at step 0 of 3; the gateway makes the rest in schema public"]
     assert examined.of("database notify") == ["ok notifications arrive"]
     assert examined.of("fcm.cred_path") == [
         f"ok {google.credentials}: Google gave an access token for project {PROJECT}"
@@ -83,7 +83,7 @@ def test_healthy_plant_while_the_gateway_runs(tmp_path: Path, server: Server) ->
         assert lock == f"ok {tmp_path}/data is locked by {shown}"
         (_, latest) = examined.of("scale.port")
         assert latest.startswith("ok the running gateway has 'ST , +000053.26 _kg' = 53.26 kg of 20")
-        assert examined.of("database schema") == ["ok at step 2, as this version needs it"]
+        assert examined.of("database schema") == ["ok at step 3, as this version needs it"]
         assert examined.of("database rights") == ["ok all tables can be read and written"]
         assert daemon.get("/healthz")[1]["ok"]
 
@@ -93,7 +93,7 @@ def test_embedded_store_is_checked_after_a_run(tmp_path: Path) -> None:
         assert daemon.terminate() == 0
     plant = Plant(tmp_path)
     path = tmp_path / "db" / "cynow-gateway.sqlite3"
-    assert plant.examine().of("database.path")[1] == f"ok {path} is intact, schema 3"
+    assert plant.examine().of("database.path")[1] == f"ok {path} is intact, schema 5"
     # Nothing is left that belongs to the user of the doctor instead of the gateway's.
     assert os.listdir(path.parent) == [path.name]
     content = path.read_bytes()

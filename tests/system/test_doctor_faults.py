@@ -223,7 +223,7 @@ def test_role_without_rights(plant: Plant, server: Server) -> None:
     url = server.url_of("postgres", "clerk")
     assert database_lines(plant, url) == [
         (
-            "error database schema the schema is at step 0 of 2, and this role may not create tables -> GRANT USAGE,"
+            "error database schema the schema is at step 0 of 3, and this role may not create tables -> GRANT USAGE,"
             ' CREATE ON SCHEMA public TO "clerk";'
         )
     ]
@@ -242,7 +242,7 @@ def test_role_without_rights(plant: Plant, server: Server) -> None:
     server.sql("DROP TABLE cynow_sensor")
     assert database_lines(plant, url) == [
         (
-            "error database schema at step 2, but without cynow_sensor -> restore the tables, or put their schema"
+            "error database schema at step 3, but without cynow_sensor -> restore the tables, or put their schema"
             " into the role's search_path"
         )
     ]

@@ -406,7 +406,7 @@ _EVER = "start=2000-01-01&end=2099-12-31"
 def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A gateway with a weight and a machine, as the pages assume."""
     with running(tmp_path_factory.mktemp("plant"), server={"names": ["plant.example"]}) as gateway:
-        gateway.weigh(b"ST , +000053.26 _kg")
+        gateway.scale().sendall(b"ST , +000053.26 _kg\r\n")
         until(gateway.latest_is(53.26), "the weight")
         gateway.daq(
             b'["name", "ShotBlast"]\0["DataUpdate", {"shot_blast_vib1": {"type": "VIB", "data": [1, -2]}}]\0'

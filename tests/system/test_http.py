@@ -232,7 +232,10 @@ def test_fast_route_answers_like_klein(tmp_path: Path, weight: bool, version: st
             until(daemon.latest_is(53.26), "the weight")
         for method, path, status in DIRECT:
             answer = exchange(daemon, f"{method} /api/{path} {version}")
-            assert answer == exchange(daemon, f"{method} /api//{path} {version}"), path
+            slow = exchange(daemon, f"{method} /api//{path} {version}")
+            # The weight gets older, which may take a digit more.
+            aged = [re.sub(r'(Content-Length: )\d+|("age_ms":)\d+', r"\1\2", each) for each in (answer, slow)]
+            assert aged[0] == aged[1], path
             if status == 200 and not weight:
                 status = 404
             assert answer.startswith(f"{version} {status} "), (method, path, answer)

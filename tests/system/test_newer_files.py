@@ -19,7 +19,16 @@ from tests.support.postgres import Server
 from tests.system.test_start import refused
 
 #: Each file, and the last step that this version knows.
-STEPS = {"cynow-gateway.sqlite3": 3, "cynow-gateway-spool.sqlite3": 1, "M.db": 0}
+STEPS = {
+    "cynow-gateway.sqlite3": 5,
+    "cynow-gateway-spool.sqlite3": 1,
+    "cynow-gateway-record.sqlite3": 1,
+    "cynow-gateway-tickets.sqlite3": 1,
+    "M.db": 0,
+}
+
+#: Files that there are with PostgreSQL only.
+BESIDE_A_SERVER = frozenset(file for file in STEPS if "-gateway-" in file)
 
 
 @pytest.fixture
@@ -27,7 +36,7 @@ def lived(server: Server, tmp_path: Path) -> Callable[[str], Daemon]:
     """Return a function that returns a gateway that has written a file and has stopped."""
 
     def gateway(file: str) -> Daemon:
-        settings: dict[str, Any] = {"database": {"url": server.url}} if "spool" in file else {}
+        settings: dict[str, Any] = {"database": {"url": server.url}} if file in BESIDE_A_SERVER else {}
         daemon = Daemon(tmp_path, **settings)
         daemon.start()
         daemon.daq(frame("name", "M"), fault(1.5))

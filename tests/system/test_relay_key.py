@@ -241,8 +241,8 @@ def test_key_is_replaced_as_the_page_says(site: Server, gateway: Callable[..., D
 
 
 GRANTED = """
-GRANT SELECT, INSERT, UPDATE, DELETE ON cynow_idempotency, cynow_machine, cynow_sensor, cynow_mean, cynow_anomaly,
-    cynow_applied, cynow_schema, scale_weight_log TO granted
+GRANT SELECT, INSERT, UPDATE, DELETE ON cynow_idempotency, cynow_commit, cynow_machine, cynow_sensor, cynow_mean,
+    cynow_anomaly, cynow_applied, cynow_schema, scale_weight_log TO granted
 """
 
 

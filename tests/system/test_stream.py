@@ -48,6 +48,9 @@ def test_subscribed_snapshot_and_events_arrive_in_order(daemon: Daemon) -> None:
         "raw": "US,+00002.00 kg",
         "received_at": reading["data"]["received_at"],
         "kind": "gross",
+        "reading_id": snapshot["data"]["latest"]["reading_id"],
+        "out_of_range": False,
+        "commit": {"allowed": True, "error": None, "message": ""},
     }
 
 

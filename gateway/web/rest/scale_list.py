@@ -55,7 +55,7 @@ class ScaleListApi:
         self._clock = clock
         self.connections: Callable[[], Mapping[str, ScaleConnections]] = dict
 
-    @app.route("/", methods=["GET"], scope="read", strict_slashes=False)
+    @app.route("/", methods=["GET"], scope="read")
     def scales(self, request: Request) -> bytes:
         connections = self.connections()
         scales = [self._state(scale_id, connections.get(scale_id)) for scale_id in self._live.scale_ids()]
