@@ -19,7 +19,7 @@ from gateway.assembly.listener_access import ListenerAccess
 from gateway.assembly.listeners import build_listeners
 from gateway.assembly.parts import Paths, Runtime
 from gateway.assembly.pipeline import build_pipeline, build_retention
-from gateway.assembly.record import build_publisher, close_record, open_record
+from gateway.assembly.record import build_publisher, check_record, close_record, open_record
 from gateway.assembly.reload import LoadSettings, Reload, ReloadStep
 from gateway.assembly.runtime import build_log, build_runtime
 from gateway.assembly.status import build_disk_space, watch_all
@@ -104,6 +104,7 @@ def _stages(parts: Assembly, reload: Reload) -> Stages:
 
     def open_files() -> None:
         parts.access.open()
+        check_record(parts.store)
         parts.storage.open()
         open_record(parts.store)
         parts.commits.pool.start()

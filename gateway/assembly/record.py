@@ -13,6 +13,18 @@ def build_publisher(runtime: Runtime, settings: Settings, paths: Paths, parts: S
     return HeadPublisher(runtime.reactor, runtime.clock, runtime.counters, parts.record, publish_to, paths.folder)
 
 
+def check_record(parts: StoreParts) -> None:
+    """Check the version of the record's own file before any other file is opened, and so changed.
+
+    :raises StartError: the file cannot be used.
+    """
+    if parts.record_file is not None:
+        try:
+            parts.record_file.check_version()
+        except StoreUnavailable as error:
+            raise StartError(f"database.path: {error}") from error
+
+
 def open_record(parts: StoreParts) -> None:
     """Open the file of the record, if it has one of its own. This may block: the reactor is not running yet.
 

@@ -51,14 +51,21 @@ class RecordFile:
         self._noted = 0
         self.loss: str | None = None
 
+    def check_version(self) -> None:
+        """Check that no newer version of the gateway wrote the file; do not change it.
+
+        :raises DirectoryUnusable: one did.
+        """
+        newer = newer_version(self._path, max(schema_steps(_SCHEMA)))
+        if newer is not None:
+            raise DirectoryUnusable(newer)
+
     def open(self) -> None:
         """Open the file. This may block: the reactor is not running yet.
 
         :raises DirectoryUnusable: the gateway cannot start with this file.
         """
-        newer = newer_version(self._path, max(schema_steps(_SCHEMA)))
-        if newer is not None:
-            raise DirectoryUnusable(newer)
+        self.check_version()
         try:
             connection = sqlite3.connect(self._path, timeout=LOCK_WAIT, isolation_level=None, check_same_thread=False)
             try:
