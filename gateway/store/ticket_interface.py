@@ -78,6 +78,13 @@ class TicketQueue(ABC):
         """Why no ticket can be made now; ``None`` if one can. Reading it does not block."""
 
     @abstractmethod
+    def check_version(self) -> None:
+        """Check that no newer version of the gateway wrote the file; do not change it.
+
+        :raises StoreUnavailable: one did.
+        """
+
+    @abstractmethod
     def open(self) -> None:
         """Open the queue. This may block: the reactor is not running yet.
 

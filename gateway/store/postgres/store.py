@@ -111,6 +111,9 @@ class PostgresStore(Store):
         self.on_forwarded: OnForwarded = _publish_nothing
 
     def open(self) -> None:
+        if self._tickets is not None:
+            # Before any other file is opened, and so changed.
+            self._tickets.check_version()
         pool = partial(Pool, self._reactor, self._url)
         writing = partial(pool, prepare=self._prepare_to_write)
         self._entry_pool: Pool = writing(name=f"{self._gateway} entries", size=1)

@@ -90,10 +90,13 @@ class TicketFile(TicketQueue):
             )
         return None
 
-    def open(self) -> None:
+    def check_version(self) -> None:
         newer = newer_version(self._path, max(schema_steps(_SCHEMA)))
         if newer is not None:
             raise DirectoryUnusable(newer)
+
+    def open(self) -> None:
+        self.check_version()
         try:
             connection = sqlite3.connect(self._path, timeout=LOCK_WAIT, isolation_level=None, check_same_thread=False)
             try:
