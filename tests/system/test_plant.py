@@ -7,7 +7,7 @@ import pytest
 from tests.support.plant_errors import SCRIPTS
 from tests.support.plant_truth import planned, run
 
-WEIGHINGS = 300
+WEIGHINGS = 240
 DOCKS = 50
 
 
