@@ -313,8 +313,9 @@ class PlantTableCase(ServerCase):
         self.server.stop()
         self.server.start()
         await until(lambda: master.problem is None, "it is connected again")
-        await deferLater(reactor, 0.05)
-        assert await master.find("CY-1") is not None
         counts = outcomes(self.counters)
-        assert counts["busy"] == 80 - lookup.MAX_QUERIES
-        assert counts["slow"] == lookup.MAX_QUERIES
+        # The regular trial of the query may have the place of one.
+        assert counts["busy"] >= 80 - lookup.MAX_QUERIES
+        assert counts["busy"] + counts["slow"] == 80
+        while await master.find("CY-1") is None:
+            await deferLater(reactor, 0.05)

@@ -156,7 +156,7 @@ class SchemaTests(PostgresCase):
         )
         self.assertEqual([result.answer["id"] for result in results], [results[0].answer["id"]] * 2)
         self.assertEqual(sorted(result.commit is None for result in results), [False, True])
-        self.assertEqual(self.server.sql("SELECT step FROM cynow_schema ORDER BY step"), [(1,), (2,)])
+        self.assertEqual(self.server.sql("SELECT step FROM cynow_schema ORDER BY step"), [(1,), (2,), (3,)])
 
     async def test_open_role_without_create_uses_existing_tables(self) -> None:
         self.server.sql(
