@@ -227,12 +227,12 @@ def test_role_without_rights(plant: Plant, server: Server) -> None:
             ' CREATE ON SCHEMA public TO "clerk";'
         )
     ]
-    for step in (1, 2):
+    for step in (1, 2, 3):
         (script,) = Path(__file__).parents[2].glob(f"gateway/store/postgres/schema/{step:02}_*.sql")
         server.sql(script.read_text("utf-8"))
-    server.sql("CREATE TABLE cynow_schema (step integer); INSERT INTO cynow_schema VALUES (1), (2)")
+    server.sql("CREATE TABLE cynow_schema (step integer); INSERT INTO cynow_schema VALUES (1), (2), (3)")
     server.sql("GRANT SELECT ON ALL TABLES IN SCHEMA public TO clerk")
-    server.sql("GRANT ALL ON cynow_anomaly, cynow_applied, cynow_idempotency TO clerk")
+    server.sql("GRANT ALL ON cynow_anomaly, cynow_applied, cynow_commit, cynow_idempotency TO clerk")
     assert database_lines(plant, url) == [
         (
             "error database rights this role lacks INSERT, UPDATE, DELETE on cynow_machine -> GRANT INSERT, UPDATE,"
@@ -249,7 +249,7 @@ def test_role_without_rights(plant: Plant, server: Server) -> None:
     server.sql("INSERT INTO cynow_schema VALUES (99)")
     assert database_lines(plant, url) == [
         (
-            "error database schema the schema is at step 99, but this version knows only 2 -> install the newer"
+            "error database schema the schema is at step 99, but this version knows only 3 -> install the newer"
             " version of the gateway"
         )
     ]
