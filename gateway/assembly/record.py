@@ -1,5 +1,7 @@
 """The record of commits: its file, and the publication of its head."""
 
+from collections.abc import Callable
+
 from gateway.assembly.parts import Paths, Runtime, StoreParts
 from gateway.config.settings import Settings
 from gateway.record.publisher import HeadPublisher
@@ -19,10 +21,7 @@ def check_record(parts: StoreParts) -> None:
     :raises StartError: the file cannot be used.
     """
     if parts.record_file is not None:
-        try:
-            parts.record_file.check_version()
-        except StoreUnavailable as error:
-            raise StartError(f"database.path: {error}") from error
+        _start(parts.record_file.check_version)
 
 
 def open_record(parts: StoreParts) -> None:
@@ -31,10 +30,14 @@ def open_record(parts: StoreParts) -> None:
     :raises StartError: the file cannot be used.
     """
     if parts.record_file is not None:
-        try:
-            parts.record_file.open()
-        except StoreUnavailable as error:
-            raise StartError(f"database.path: {error}") from error
+        _start(parts.record_file.open)
+
+
+def _start(step: Callable[[], None]) -> None:
+    try:
+        step()
+    except StoreUnavailable as error:
+        raise StartError(f"database.path: {error}") from error
 
 
 async def close_record(parts: StoreParts) -> None:

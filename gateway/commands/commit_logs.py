@@ -7,9 +7,9 @@ from typing import Any, Final
 import psycopg2
 from psycopg2.extensions import parse_dsn
 
-from gateway.record.commit_fields import COLUMNS
+from gateway.model.records import COMMIT_COLUMNS
 
-_COLUMNS: Final = ", ".join(COLUMNS)
+_COLUMNS: Final = ", ".join(COMMIT_COLUMNS)
 
 #: Rows of the server that are fetched at a time.
 _PAGE: Final = 10_000

@@ -13,8 +13,9 @@ from gateway.commits.armed_states import ArmedStates
 from gateway.commits.order import CommitOrder, CommitRefused, CylinderCheck, RefusalRecord
 from gateway.config.scale_settings import ScaleConnection
 from gateway.live.state import LiveState
-from gateway.model.records import Commit, CommitDetail, CommitEntry, Reading, Verdict
+from gateway.model.records import CommitDetail, CommitEntry, Reading, Verdict
 from gateway.model.timestamps import rfc3339
+from gateway.record.commit_fields import commit_fields
 from gateway.runtime.clock import WallClock
 from gateway.runtime.limited_log import LimitedLog
 from gateway.runtime.metrics import Counters
@@ -104,7 +105,7 @@ class CommitService:
         self._confirm(guard, reservation, result)
         await self._saved()
         if result.commit is not None and result.commit.id is None:
-            await self._record("ticket", _ticket_fields(result.commit))
+            await self._record("ticket", commit_fields(result.commit))
         return result
 
     async def _write(self, order: CommitOrder, settings: ScaleConnection, entry: CommitEntry) -> CommitResult:
@@ -238,7 +239,8 @@ class CommitService:
         """
         guard = self._guards.of(scale_id)
         now = self._clock.monotonic()
-        for verdict in guard.weighing_problems(now):
+        verdict = guard.weighing_problem(now)
+        if verdict is not None:
             raise CommitRefused(verdict)
         check = CheckWeigh(self._clock.now(), nominal_kg, guard.weight or Decimal(0), by)
         guard.passport.check = check
@@ -281,21 +283,3 @@ class CommitService:
             await self.checks.record.append(kind, fields)
         except StoreUnavailable as error:
             self._warnings.warn("record", "cannot record a {entry}: {error}", entry=kind, error=error)
-
-
-def _ticket_fields(commit: Commit) -> dict[str, Any]:
-    """Return the fields of a commit that waits, for the record."""
-    entry = commit.entry
-    return {
-        "ticket": commit.ticket,
-        "scale_id": entry.scale_id,
-        "cylinder_no": entry.cylinder_no,
-        "event_type": entry.event_type,
-        "gross_kg": str(entry.gross_kg),
-        "raw_line": entry.raw_line,
-        "received_at": rfc3339(entry.received_at),
-        "committed_at": rfc3339(entry.committed_at),
-        "arrival_shipping_no": entry.arrival_shipping_no,
-        "move_report_no": entry.move_report_no,
-        "detail": entry.detail.record(),
-    }

@@ -171,6 +171,10 @@ class CommitEntry:
     detail: CommitDetail = CommitDetail()
 
 
+#: Columns of ``scale_weight_log`` but its id, in the order of the table.
+COMMIT_COLUMNS: Final = tuple(name for name in CommitEntry.__slots__ if name != "detail")
+
+
 @dataclass(frozen=True, slots=True)
 class Commit:
     """A commit that is durable, as a row of ``scale_weight_log`` or as a ticket.

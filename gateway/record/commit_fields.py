@@ -2,22 +2,9 @@
 
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any
 
-from gateway.model.records import Commit
-
-#: Columns of ``scale_weight_log`` without its id.
-COLUMNS: Final = (
-    "scale_id",
-    "cylinder_no",
-    "event_type",
-    "gross_kg",
-    "raw_line",
-    "received_at",
-    "committed_at",
-    "arrival_shipping_no",
-    "move_report_no",
-)
+from gateway.model.records import COMMIT_COLUMNS, Commit
 
 
 def column_text(value: Any) -> str | None:
@@ -34,7 +21,7 @@ def commit_fields(commit: Commit, request: str | None = None) -> dict[str, Any]:
 
     :param request: identifier of the request, by which a commit is recorded once.
     """
-    fields: dict[str, Any] = {name: column_text(getattr(commit.entry, name)) for name in COLUMNS}
+    fields: dict[str, Any] = {name: column_text(getattr(commit.entry, name)) for name in COMMIT_COLUMNS}
     return fields | {
         "commit_id": commit.id,
         "ticket": commit.ticket,

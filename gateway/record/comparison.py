@@ -7,8 +7,9 @@ from typing import Any, Final, Protocol
 
 import orjson
 
+from gateway.model.records import COMMIT_COLUMNS
 from gateway.record.chain import Row
-from gateway.record.commit_fields import COLUMNS, column_text
+from gateway.record.commit_fields import column_text
 
 #: Entries that are compared at a time.
 _BATCH: Final = 1000
@@ -104,7 +105,7 @@ class Comparison:
             if row is None:
                 self.report(f"scale_weight_log: row {commit_id} was removed (entry {number} of the record)")
                 continue
-            for name, value in zip(COLUMNS, row, strict=True):
+            for name, value in zip(COMMIT_COLUMNS, row, strict=True):
                 if name in fields and not _is_same(name, fields[name], value):
                     self.report(f"scale_weight_log: row {commit_id} was changed: {name} (entry {number} of the record)")
 

@@ -7,23 +7,12 @@ from typing import Any, Final
 
 import orjson
 
-from gateway.model.records import Commit, CommitEntry
+from gateway.model.records import COMMIT_COLUMNS, Commit, CommitEntry
 from gateway.store.interface import MAX_COMMITS, Page, PageRequest, StoredCommit
 from gateway.store.rows import encoded
 
 #: Columns of ``scale_weight_log``, in the order of :func:`stored_commit`.
-COMMIT_COLUMNS: Final = (
-    "id",
-    "scale_id",
-    "cylinder_no",
-    "event_type",
-    "gross_kg",
-    "raw_line",
-    "received_at",
-    "committed_at",
-    "arrival_shipping_no",
-    "move_report_no",
-)
+ROW_COLUMNS: Final = ("id", *COMMIT_COLUMNS)
 
 _CENT: Final = Decimal("0.01")
 
@@ -34,7 +23,7 @@ def commit_page_size(limit: int | None) -> int:
 
 
 def stored_commit(row: Sequence[Any], zone: tzinfo) -> StoredCommit:
-    """Return the commit of a row: the columns of :data:`COMMIT_COLUMNS`, ticket, undo_of, detail and undone_by."""
+    """Return the commit of a row: the columns of :data:`ROW_COLUMNS`, ticket, undo_of, detail and undone_by."""
     number, scale_id, cylinder_no, event_type, gross_kg, raw_line, received_at, committed_at, *rest = row
     arrival_shipping_no, move_report_no, ticket, undo_of, text, undone_by = rest
     detail = orjson.loads(text) if text else {}

@@ -272,13 +272,6 @@ class Store(ABC):
         """
 
     @abstractmethod
-    async def find_forwarded(self, ticket: str) -> StoredCommit | None:
-        """Return the commit that was written for a ticket; ``None`` without such a commit.
-
-        :raises StoreUnavailable: commits cannot be read now.
-        """
-
-    @abstractmethod
     async def write(self, entries: Sequence[StoreEntry]) -> list[StoreEntry]:
         """Write closed periods, anomalies and sightings; return those that must be retried later, in their order.
 

@@ -218,8 +218,9 @@ class ScaleGuard:
         return None
 
     def _stability_error(self, now: float) -> Verdict | None:
-        if not self._checks_stable:
-            return None
+        return self._settling_error(now) if self._checks_stable else None
+
+    def _settling_error(self, now: float) -> Verdict | None:
         if not self._is_connected:
             return _DISCONNECTED
         is_stable = self._stable_since is not None and now - self._stable_since >= self._min_stable
@@ -229,15 +230,9 @@ class ScaleGuard:
         is_out = self._refuses_out_of_control and self.passport.state(self.settings.check_weigh) == "out"
         return _OUT_OF_CONTROL if is_out else None
 
-    def weighing_problems(self, now: float) -> list[Verdict]:
-        """Return why the scale cannot be checked with a reference weight now; empty if it can."""
-        basic = self._firm(now) or self._sign_error
-        if basic is not None:
-            return [basic]
-        if not self._is_connected:
-            return [_DISCONNECTED]
-        is_stable = self._stable_since is not None and now - self._stable_since >= self._min_stable
-        return [] if is_stable else [_UNSTABLE]
+    def weighing_problem(self, now: float) -> Verdict | None:
+        """Return why the scale cannot be checked with a reference weight now; ``None`` if it can."""
+        return self._firm(now) or self._sign_error or self._settling_error(now)
 
     def _judge_range(self, weight: Decimal | None, unit: str) -> Verdict | None:
         settings = self.settings

@@ -24,7 +24,7 @@ import yaml
 from twisted.internet import reactor
 
 from gateway.model.entries import ClosedHour, ClosedPeriod, Sighting
-from gateway.model.records import CommitEntry, Fault
+from gateway.model.records import COMMIT_COLUMNS, CommitEntry, Fault
 from gateway.runtime.clock import WallClock
 from gateway.runtime.metrics import Counters
 from gateway.store.interface import IdempotencyConflict, IdempotencyKey, MeansQuery, SensorState, Store
@@ -64,7 +64,7 @@ ENTRY = CommitEntry(
 
 TABLES = ("scale_weight_log", "cynow_idempotency", "cynow_machine", "cynow_sensor", "cynow_mean", "cynow_anomaly")
 
-COMMIT = [name for name in CommitEntry.__slots__ if name != "detail"]
+COMMIT = list(COMMIT_COLUMNS)
 
 
 def commit(number: int, **changes: Any) -> CommitEntry:

@@ -85,7 +85,7 @@ class CommitLogSuite(_Case):
         self.assertEqual(await self.store.find_commit(result.answer["id"]), stored)
         self.assertIsNone(await self.store.find_commit(2))
         self.assertIsNone(await self.store.find_commit(2**63 - 1))
-        self.assertIsNone(await self.store.find_forwarded("g-1"))
+        self.assertIsNone(await self.store.ticket("g-1"))
 
     async def test_empty_log_has_no_commits(self) -> None:
         page = await self.store.commits(CommitQuery())
@@ -225,10 +225,10 @@ class PostgresCommitLogTests(CommitLogSuite, ServerCase):
     async def test_commit_is_found_by_its_ticket(self) -> None:
         result = await self.store.commit(ENTRY, None)
         self.run_sql("UPDATE cynow_commit SET ticket = 'g-1'")
-        found = await self.store.find_forwarded("g-1")
+        found = await self.store.ticket("g-1")
         assert found is not None
-        self.assertEqual((found.commit.id, found.commit.ticket), (result.answer["id"], "g-1"))
-        self.assertIsNone(await self.store.find_forwarded("g-2"))
+        self.assertEqual((found.commit_id, found.ticket), (result.answer["id"], "g-1"))
+        self.assertIsNone(await self.store.ticket("g-2"))
 
     async def test_latest_details_of_an_id_count_after_the_table_was_emptied(self) -> None:
         await self.store.commit(replace(ENTRY, detail=CommitDetail("before")), None)

@@ -16,7 +16,7 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import TestCase
 
 from gateway.model.entries import Sighting, StoreEntry
-from gateway.model.records import CommitEntry, Fault
+from gateway.model.records import COMMIT_COLUMNS, Fault
 from gateway.model.timestamps import wall_time
 from gateway.runtime.clock import WallClock
 from gateway.runtime.metrics import Counters
@@ -1154,7 +1154,7 @@ class PostgresStoreTests(StoreSuite, ServerCase):
         await self.store.drained()  # type: ignore[attr-defined]  # this store's
 
     def committed(self) -> list[dict[str, Any]]:
-        names = [name for name in CommitEntry.__slots__ if name != "detail"]
+        names = list(COMMIT_COLUMNS)
         rows = self.server.sql(f"SELECT {', '.join(names)} FROM scale_weight_log ORDER BY id")
         return [dict(zip(names, row, strict=True)) for row in rows]
 

@@ -378,12 +378,17 @@ def test_scale_out_of_control_is_refused_or_warned_of_as_configured() -> None:
         assert scale.guard.passport.warnings(scale.guard.settings.check_weigh, CHECKED.date()) == ["out_of_control"]
 
 
+def problem_of(scale: Scale) -> str | None:
+    problem = scale.guard.weighing_problem(scale.now)
+    return None if problem is None else problem.error
+
+
 def test_check_needs_a_stable_current_weight() -> None:
     scale = Scale(require_stable_ms=500, zero_band_kg=0.3)
-    assert [each.error for each in scale.guard.weighing_problems(scale.now)] == ["no_stable_weight"]
+    assert problem_of(scale) == "no_stable_weight"
     scale.line("20")
-    assert [each.error for each in scale.guard.weighing_problems(scale.now)] == ["unstable"]
+    assert problem_of(scale) == "unstable"
     scale.settle("20")
-    assert scale.guard.weighing_problems(scale.now) == []
+    assert problem_of(scale) is None
     scale.guard.set_connected(False)
-    assert [each.error for each in scale.guard.weighing_problems(scale.now)] == ["unstable"]
+    assert problem_of(scale) == "unstable"

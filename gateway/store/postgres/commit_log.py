@@ -2,11 +2,11 @@
 
 from typing import Any, Final
 
-from gateway.store.commit_rows import COMMIT_COLUMNS, commit_page_size
+from gateway.store.commit_rows import ROW_COLUMNS, commit_page_size
 from gateway.store.interface import CommitQuery, PageRequest
 from gateway.store.postgres.session import Session
 
-_ROWS: Final = ", ".join(COMMIT_COLUMNS)
+_ROWS: Final = ", ".join(ROW_COLUMNS)
 
 #: Details of the selected rows ``l``. A table that was emptied may count from 1 again, so that the latest details of an
 #: id are those of the row, and a commit is undone only by a later one.
@@ -19,7 +19,7 @@ _DETAILS: Final = (
 
 def _statement(rows: str) -> str:
     """Return the statement for rows of ``scale_weight_log`` with their details, newest first."""
-    columns = ", ".join(f"l.{name}" for name in COMMIT_COLUMNS)
+    columns = ", ".join(f"l.{name}" for name in ROW_COLUMNS)
     return (
         f"SELECT {columns}, d.ticket, d.undo_of, d.detail, u.commit_id FROM ({rows}) AS l{_DETAILS} ORDER BY l.id DESC"  # noqa: S608 - fixed text
     )
@@ -45,9 +45,3 @@ async def commit_rows(session: Session, query: CommitQuery, page: PageRequest) -
 async def commit_row(session: Session, commit_id: int) -> list[tuple[Any, ...]]:
     """Return the row of the commit with an id, if there is one."""
     return await session.ask(_statement(f"SELECT {_ROWS} FROM scale_weight_log WHERE id = %s"), [commit_id])  # noqa: S608 - fixed text
-
-
-async def forwarded_row(session: Session, ticket: str) -> list[tuple[Any, ...]]:
-    """Return the row of the commit that was written for a ticket, if there is one."""
-    rows = f"SELECT {_ROWS} FROM scale_weight_log WHERE id = (SELECT commit_id FROM cynow_commit WHERE ticket = %s)"  # noqa: S608 - fixed text
-    return await session.ask(_statement(rows), [ticket])

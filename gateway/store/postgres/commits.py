@@ -8,7 +8,7 @@ import orjson
 import psycopg2
 from psycopg2.errors import UniqueViolation
 
-from gateway.model.records import Commit, CommitEntry
+from gateway.model.records import COMMIT_COLUMNS, Commit, CommitEntry
 from gateway.store.interface import CommitResult, IdempotencyConflict, IdempotencyKey, RejectedByDatabase
 from gateway.store.postgres.session import Session
 
@@ -82,7 +82,7 @@ class PendingCommit:
             before, _, behind = orjson.dumps(Commit(0, self.entry).answer()).decode().partition('"id":0')
         except orjson.JSONEncodeError as error:
             raise ValueError("a text is not valid UTF-8") from error
-        values = {name: getattr(self.entry, name) for name in CommitEntry.__slots__ if name != "detail"}
+        values = {name: getattr(self.entry, name) for name in COMMIT_COLUMNS}
         values |= {"key": self.key.key, "fingerprint": self.key.fingerprint, "request": self.request, "now": self.now}
         values |= {
             "gateway": self.gateway,

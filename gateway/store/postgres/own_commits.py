@@ -4,22 +4,11 @@ from typing import Any, Final
 
 import orjson
 
+from gateway.model.records import COMMIT_COLUMNS
 from gateway.store.postgres.session import Session
 
-_COLUMNS: Final = (
-    "scale_id",
-    "cylinder_no",
-    "event_type",
-    "gross_kg",
-    "raw_line",
-    "received_at",
-    "committed_at",
-    "arrival_shipping_no",
-    "move_report_no",
-)
-
 _QUERY: Final = (
-    f"SELECT number, request, ticket, commit_id, detail, {', '.join(_COLUMNS)}"  # noqa: S608 - fixed text
+    f"SELECT number, request, ticket, commit_id, detail, {', '.join(COMMIT_COLUMNS)}"  # noqa: S608 - fixed text
     " FROM cynow_commit LEFT JOIN scale_weight_log ON id = commit_id"
     " WHERE gateway = %s AND number > %s ORDER BY number LIMIT %s"
 )
@@ -34,5 +23,5 @@ async def own_commits(session: Session, gateway: str, after: int, limit: int) ->
     commits = []
     for number, request, ticket, commit_id, detail, *columns in rows:
         named = {"request": request, "ticket": ticket, "commit_id": commit_id, "detail": orjson.loads(detail)}
-        commits.append((number, named | dict(zip(_COLUMNS, columns, strict=True))))
+        commits.append((number, named | dict(zip(COMMIT_COLUMNS, columns, strict=True))))
     return commits

@@ -42,7 +42,7 @@ from gateway.store.interface import (
 from gateway.store.postgres import queries
 from gateway.store.postgres.commit_batches import CommitQueue
 from gateway.store.postgres.commit_health import CommitHealth
-from gateway.store.postgres.commit_log import commit_row, commit_rows, forwarded_row
+from gateway.store.postgres.commit_log import commit_row, commit_rows
 from gateway.store.postgres.commit_writer import CommitWriter, OnWritten
 from gateway.store.postgres.commits import KEY_LIFE, PendingCommit, find_answer
 from gateway.store.postgres.entries import InThread
@@ -235,9 +235,6 @@ class PostgresStore(Store):
 
     async def find_commit(self, commit_id: int) -> StoredCommit | None:
         return self._first(await self._run(self._query_pool, partial(commit_row, commit_id=commit_id)))
-
-    async def find_forwarded(self, ticket: str) -> StoredCommit | None:
-        return self._first(await self._run(self._query_pool, partial(forwarded_row, ticket=ticket)))
 
     def _first(self, rows: Sequence[Sequence[Any]]) -> StoredCommit | None:
         return stored_commit(rows[0], self._clock.zone) if rows else None

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any, Final, TypeVar
 
-from gateway.store.commit_rows import COMMIT_COLUMNS, commit_page, commit_page_size, stored_commit
+from gateway.store.commit_rows import ROW_COLUMNS, commit_page, commit_page_size, stored_commit
 from gateway.store.interface import CommitQuery, Page, PageRequest, StoredCommit, StoreUnavailable
 from gateway.store.sqlite.readers import Readers
 from gateway.store.sqlitefile.errors import explained
@@ -18,7 +18,7 @@ _NARROW: Final = timedelta(days=31)
 
 #: Statement for commits with their details; the embedded store has no tickets.
 _SELECT: Final = (
-    f"SELECT {', '.join(f'l.{name}' for name in COMMIT_COLUMNS)}, NULL, d.undo_of, d.detail, u.commit_id"  # noqa: S608 - fixed text
+    f"SELECT {', '.join(f'l.{name}' for name in ROW_COLUMNS)}, NULL, d.undo_of, d.detail, u.commit_id"  # noqa: S608 - fixed text
     " FROM scale_weight_log AS l LEFT JOIN commit_detail AS d ON d.commit_id = l.id"
     " LEFT JOIN commit_detail AS u ON u.undo_of = l.id"
 )

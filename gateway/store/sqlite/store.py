@@ -152,10 +152,6 @@ class SqliteStore(Store, EventNumberStore):
         self._check_readable()
         return await self._machines.read(partial(self._log.find, commit_id))
 
-    async def find_forwarded(self, ticket: str) -> StoredCommit | None:
-        # Commits of the embedded store never wait as tickets.
-        return None
-
     def _check_readable(self) -> None:
         """Refuse to read a file that is lost, damaged or closed.
 

@@ -17,7 +17,7 @@ from werkzeug.http import parse_accept_header
 from werkzeug.routing import RequestRedirect
 
 from gateway import __version__
-from gateway.store.interface import StoreUnavailable
+from gateway.store.interface import IdempotencyConflict, OutcomeUnknown, RejectedByDatabase, StoreUnavailable
 
 log = Logger()
 
@@ -193,6 +193,15 @@ def refuse_method(request: Request, allowed: str) -> bytes:
     """
     request.setHeader(b"allow", allowed.encode())
     return refuse(request, Refusal(405, "method_not_allowed", detail=f"allowed here: {allowed}"))
+
+
+def refusal_of(error: IdempotencyConflict | OutcomeUnknown | RejectedByDatabase) -> Refusal:
+    """Return the answer to a commit that the store did not write, or may not have written."""
+    if isinstance(error, IdempotencyConflict):
+        return Refusal(422, "idempotency_conflict", detail="the Idempotency-Key was used for another request")
+    if isinstance(error, OutcomeUnknown):
+        return Refusal(504, "outcome_unknown")
+    return Refusal(409, "rejected_by_database")
 
 
 def answer_failure(request: Request, failure: Failure) -> bytes:

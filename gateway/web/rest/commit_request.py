@@ -8,9 +8,7 @@ from typing import Any, Final
 import orjson
 from twisted.web.http import Request
 
-from gateway.store.interface import (
-    IdempotencyKey,
-)
+from gateway.store.interface import IdempotencyKey
 from gateway.web.http.answers import Refusal
 
 #: Maximum characters of a field: columns of ``scale_weight_log`` are varchar(50).
@@ -51,8 +49,8 @@ class CommitRequest:
         return hashlib.sha256(orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
-def parse_commit_request(body: bytes) -> CommitRequest:
-    """Parse the body of a commit request.
+def json_object(body: bytes) -> dict[str, Any]:
+    """Return the JSON object of a body.
 
     :raises Refusal: ``invalid_json`` or ``invalid_request``.
     """
@@ -62,6 +60,15 @@ def parse_commit_request(body: bytes) -> CommitRequest:
         raise Refusal(400, "invalid_json") from error
     if not isinstance(value, dict):
         raise Refusal(400, "invalid_request", "요청 본문은 JSON 객체여야 합니다")
+    return value
+
+
+def parse_commit_request(body: bytes) -> CommitRequest:
+    """Parse the body of a commit request.
+
+    :raises Refusal: ``invalid_json`` or ``invalid_request``.
+    """
+    value = json_object(body)
     cylinder_no = _text(value, "cylinder_no")
     if cylinder_no is None:
         raise Refusal(400, "invalid_request", "cylinder_no가 필요합니다")
@@ -124,8 +131,10 @@ def json_body(request: Request) -> bytes:
     return body
 
 
-def idempotency_key(request: Request, commit_request: CommitRequest) -> IdempotencyKey | None:
-    """Return the Idempotency-Key of a request with the fingerprint of its body; ``None`` without the header.
+def idempotency_key(request: Request, fingerprint: str) -> IdempotencyKey | None:
+    """Return the Idempotency-Key of a request; ``None`` without the header.
+
+    :param fingerprint: hash of the content of the request.
 
     :raises Refusal: ``invalid_request``.
     """
@@ -140,4 +149,4 @@ def idempotency_key(request: Request, commit_request: CommitRequest) -> Idempote
         return None
     if len(key) > 255 or _CONTROLS.search(key):
         raise Refusal(400, "invalid_request", "Idempotency-Key: 255자 이하의 문자여야 합니다")
-    return IdempotencyKey(key, commit_request.fingerprint())
+    return IdempotencyKey(key, fingerprint)

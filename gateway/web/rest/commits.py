@@ -2,15 +2,13 @@
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import orjson
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.web.http import Request
 from twisted.web.resource import IResource
-from werkzeug.datastructures import LanguageAccept
-from werkzeug.http import parse_accept_header
 
 from gateway.bus.bus import Bus
 from gateway.model.records import Commit
@@ -27,7 +25,17 @@ from gateway.store.interface import (
     StoredCommit,
     StoreUnavailable,
 )
-from gateway.web.http.answers import Refusal, answer, argument, body, encoded_answer, handle_errors, shield
+from gateway.web.http.answers import (
+    Refusal,
+    answer,
+    argument,
+    body,
+    encoded_answer,
+    handle_errors,
+    prefers_english,
+    refusal_of,
+    shield,
+)
 from gateway.web.http.root import WithSlash
 from gateway.web.http.scopes import ScopedApp
 from gateway.web.http.tabular import TableAnswer, preferred_type, wants_csv
@@ -210,20 +218,16 @@ class CommitApi:
 
     async def _undo(self, request: Any, commit: str) -> bytes:
         undo = parse_undo_request(commit, json_body(request))
-        # The fingerprint is all that is used of the request.
-        key = idempotency_key(request, cast("Any", undo))
+        key = idempotency_key(request, undo.fingerprint())
         by = request.principal.name or "operator"
         try:
             return answer(request, await self._write_undo(undo, key, by))
-        except IdempotencyConflict as error:
-            detail = "the Idempotency-Key was used for another request"
-            raise Refusal(422, "idempotency_conflict", detail=detail) from error
-        except OutcomeUnknown as error:
-            raise Refusal(504, "outcome_unknown") from error
         except RejectedByDatabase as error:
             # Another request may have undone the commit meanwhile.
             check_undoable(await self._find(commit))
-            raise Refusal(409, "rejected_by_database") from error
+            raise refusal_of(error) from error
+        except (IdempotencyConflict, OutcomeUnknown) as error:
+            raise refusal_of(error) from error
 
     async def _write_undo(self, undo: UndoRequest, key: IdempotencyKey | None, by: str) -> dict[str, Any]:
         stored = await self._find(undo.commit)
@@ -274,6 +278,5 @@ def _language(request: Request) -> Language:
     """Return the language of a receipt: that of ``lang``, else the preferred one, else Korean."""
     chosen = choice_argument(request, "lang", ("ko", "en"))
     if chosen is None:
-        header = b",".join(request.requestHeaders.getRawHeaders(b"accept-language", [])).decode("latin-1")
-        chosen = parse_accept_header(header, LanguageAccept).best_match(("ko", "en"))
+        return "en" if prefers_english(request) else "ko"
     return "en" if chosen == "en" else "ko"

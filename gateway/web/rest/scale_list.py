@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final, Protocol
 
-import orjson
 from twisted.internet.defer import Deferred
 from twisted.web.http import Request
 
@@ -14,7 +13,7 @@ from gateway.live.state import LiveState
 from gateway.runtime.clock import WallClock
 from gateway.web.http.answers import Refusal, answer, handle_errors, shield
 from gateway.web.http.scopes import ScopedApp
-from gateway.web.rest.commit_request import json_body
+from gateway.web.rest.commit_request import json_body, json_object
 from gateway.weighing.registry import Guards
 
 #: Largest mass of a reference weight, in kilograms.
@@ -124,11 +123,7 @@ def _nominal(body: bytes) -> Decimal:
 
     :raises Refusal: ``invalid_json`` or ``invalid_request``.
     """
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise Refusal(400, "invalid_json") from error
-    given = value.get("nominal_kg") if isinstance(value, dict) else None
+    given = json_object(body).get("nominal_kg")
     if isinstance(given, bool) or not isinstance(given, int | float):
         raise Refusal(400, "invalid_request", "nominal_kg: 기준 분동의 질량(kg)이 필요합니다")
     try:

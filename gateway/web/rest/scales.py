@@ -21,7 +21,15 @@ from gateway.store.interface import (
     RejectedByDatabase,
     StoreUnavailable,
 )
-from gateway.web.http.answers import Refusal, answer, argument, encoded_answer, handle_errors, shield
+from gateway.web.http.answers import (
+    Refusal,
+    answer,
+    argument,
+    encoded_answer,
+    handle_errors,
+    refusal_of,
+    shield,
+)
 from gateway.web.http.fast_routes import FastRoutes, Route
 from gateway.web.http.scopes import ScopedApp
 from gateway.web.rest.commit_request import idempotency_key, json_body, parse_commit_request
@@ -105,19 +113,13 @@ class ScaleApi:
         except Refusal as refusal:
             self._commits.labels(refusal.error).inc()
             raise
-        except IdempotencyConflict as error:
-            self._commits.labels("idempotency_conflict").inc()
-            detail = "the Idempotency-Key was used for another request"
-            raise Refusal(422, "idempotency_conflict", detail=detail) from error
         except StoreUnavailable:
             self._commits.labels("store_unavailable").inc()
             raise
-        except OutcomeUnknown as error:
-            self._commits.labels("outcome_unknown").inc()
-            raise Refusal(504, "outcome_unknown") from error
-        except RejectedByDatabase as error:
-            self._commits.labels("rejected_by_database").inc()
-            raise Refusal(409, "rejected_by_database") from error
+        except (IdempotencyConflict, OutcomeUnknown, RejectedByDatabase) as error:
+            answered = refusal_of(error)
+            self._commits.labels(answered.error).inc()
+            raise answered from error
         self._commits.labels(outcome).inc()
         return answer(request, body)
 
@@ -131,7 +133,7 @@ class ScaleApi:
             move_report_no=commit_request.move_report_no,
             reading_id=commit_request.reading_id,
             override=commit_request.override,
-            key=idempotency_key(request, commit_request),
+            key=idempotency_key(request, commit_request.fingerprint()),
             by=request.principal.name or "operator",
         )
         try:

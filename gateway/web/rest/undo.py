@@ -3,17 +3,14 @@
 import hashlib
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
 from gateway.model.records import CommitDetail, CommitEntry
 from gateway.store.interface import StoredCommit
 from gateway.web.http.answers import Refusal
-from gateway.web.rest.arguments import is_plain
-
-#: Maximum characters of a reason.
-_MAX_REASON: Final = 200
+from gateway.web.rest.commit_request import json_object, reason_of
 
 _OPPOSITE: Final = {"SHIP": "RETURN", "RETURN": "SHIP"}
 
@@ -38,24 +35,7 @@ def parse_undo_request(commit: str, body: bytes) -> UndoRequest:
 
     :raises Refusal: ``invalid_json`` or ``invalid_request``.
     """
-    try:
-        value = orjson.loads(body.removeprefix(b"\xef\xbb\xbf"))
-    except orjson.JSONDecodeError as error:
-        raise Refusal(400, "invalid_json") from error
-    if not isinstance(value, dict):
-        raise Refusal(400, "invalid_request", "요청 본문은 JSON 객체여야 합니다")
-    return UndoRequest(commit, _reason(value.get("reason")))
-
-
-def _reason(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise Refusal(400, "invalid_request", "reason이 필요합니다")
-    reason = value.strip()
-    if len(reason) > _MAX_REASON:
-        raise Refusal(400, "invalid_request", f"reason: {_MAX_REASON}자 이하여야 합니다")
-    if not is_plain(reason):
-        raise Refusal(400, "invalid_request", "reason: 제어 문자를 포함할 수 없습니다")
-    return reason
+    return UndoRequest(commit, reason_of(json_object(body), "reason"))
 
 
 def check_undoable(stored: StoredCommit) -> None:
