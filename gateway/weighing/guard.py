@@ -160,10 +160,11 @@ class ScaleGuard:
         is_negative = weight < 0 and rounded_kg(weight) < 0
         self._sign_error = refusal("negative_weight", weight=weight) if is_negative else None
         self._range_error = self._judge_range(weight, self._unit) if self._has_range else None
-        self._is_empty = self._kind == "gross" and abs(weight) <= (EMPTY_KG if self._band is None else self._band)
+        self._is_empty = abs(weight) <= (EMPTY_KG if self._band is None else self._band)
 
     def _note_empty(self, weight: Decimal) -> None:
-        self.passport.note_zero(weight)
+        if self._kind == "gross":
+            self.passport.note_zero(weight)
         if self.is_armed:
             return
         if self._held_by is None:

@@ -173,6 +173,16 @@ def test_scale_below_zero_while_a_commit_is_written_is_not_armed_after_it() -> N
     assert scale.error() == "not_rearmed"
 
 
+def test_scale_of_net_weights_is_armed_by_a_net_zero() -> None:
+    scale = Scale(zero_band_kg=0.3, accept=["net"])
+    scale.line("53.26", kind="net")
+    scale.commit()
+    assert scale.error() == "not_rearmed"
+    scale.line("0.00", kind="net")
+    scale.line("60.00", kind="net")
+    assert scale.error() is None
+
+
 def test_second_commit_while_the_first_is_written_is_refused() -> None:
     scale = Scale(zero_band_kg=0.3)
     scale.line("53.26")
