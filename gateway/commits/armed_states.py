@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from gateway.runtime.clock import WallClock
+from gateway.runtime.paths import sync_folder
 from gateway.weighing.commits import RecentCommit
 from gateway.weighing.guard import ScaleGuard
 from gateway.weighing.passport import CheckWeigh
@@ -207,8 +208,4 @@ def _replace(path: str, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(os.path.dirname(path))

@@ -37,7 +37,7 @@ class CommitRefused(Exception):
 
 
 class CylinderFinding(Protocol):
-    """What the master data say of a commit: see :class:`gateway.cylinders.master.CylinderJudgement`."""
+    """Finding of the master data about a commit: see :class:`gateway.cylinders.master.CylinderJudgement`."""
 
     @property
     def verdict(self) -> Verdict:

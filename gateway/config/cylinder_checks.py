@@ -34,7 +34,7 @@ def cylinder_problems(settings: Settings) -> Iterator[Problem]:
             yield Problem("cylinders.url", "has no effect: set cylinders.query", is_fatal=False)
         return
     if settings.cylinders.url is None and settings.database.url is None:
-        yield Problem(_KEY, "there is no database to ask; set cylinders.url, or database.url")
+        yield Problem(_KEY, "no database to ask; set cylinders.url, or database.url")
     if not _READING.match(query):
         yield Problem(_KEY, "not a query; it must begin with SELECT or WITH")
     elif ";" in _TEXT.sub("", query.strip().rstrip(";")):

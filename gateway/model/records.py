@@ -118,7 +118,7 @@ class Arrival(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CommitDetail:
-    """What the gateway knows of a commit beside the columns of ``scale_weight_log``.
+    """Details of a commit that ``scale_weight_log`` has no columns for.
 
     :ivar by: name of the token that the request had, or ``operator``.
     :ivar override: reason that was given for passing guards; ``None`` if no guard was passed.

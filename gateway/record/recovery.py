@@ -13,7 +13,7 @@ from gateway.store.interface import StoreUnavailable
 
 log = Logger()
 
-#: Returns the commits of this gateway above a number, at most so many, each with its number.
+#: Returns the commits of this gateway above a number, each with its number; the second argument is their maximum.
 FetchCommits: TypeAlias = Callable[[int, int], Awaitable[Sequence[tuple[int, Mapping[str, Any]]]]]
 
 #: Name of the mark up to which the other store was compared.

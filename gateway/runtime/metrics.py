@@ -307,7 +307,7 @@ class Counters:
     def _add_cylinders(self) -> None:
         self.cylinder_lookups = self._counter(
             "cynow_cylinder_lookups_total",
-            "Look-ups of cylinders for commits (hit: from the cache, found, absent: there is no row, slow: no answer "
+            "Look-ups of cylinders for commits (hit: from the cache, found, absent: no row, slow: no answer "
             "within cylinders.timeout_ms, failed, busy: too many queries ran).",
             "outcome",
         )

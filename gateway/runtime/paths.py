@@ -50,6 +50,18 @@ def effective_user(uid: int | None, gid: int | None) -> Iterator[None]:
         os.setegid(group)
 
 
+def sync_folder(path: str) -> None:
+    """Write the entries of a folder to the disk, so that a file that was renamed there has its name after a power cut.
+
+    :raises OSError: the disk refuses.
+    """
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 def explain_unusable(error: OSError, path: str) -> str:
     """Return why a directory cannot be used, and the remedy.
 

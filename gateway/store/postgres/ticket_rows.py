@@ -50,7 +50,7 @@ class ForwardedTicket:
 
 
 class _Known:
-    """What the server knows of the tickets of a batch before it is written."""
+    """Rows and keys that the server has for the tickets of a batch before it is written."""
 
     def __init__(self) -> None:
         self.requests: dict[str, tuple[int, str | None]] = {}

@@ -31,7 +31,7 @@ from gateway.store.sqlitefile.errors import explained, is_damage
 from gateway.store.sqlitefile.files import GATEWAY_FILE, SPOOL_FILE, STORE_NOTE, reserved_in
 from gateway.store.sqlitefile.group_writer import GroupWriter, Watch
 from gateway.store.sqlitefile.note import Note, read_note, write_note
-from gateway.store.sqlitefile.steps import apply_steps, newer_version, schema_steps
+from gateway.store.sqlitefile.steps import newer_version, prepare_checked, schema_steps
 from gateway.store.sqlitefile.transactions import LOCK_WAIT, Job
 
 log = Logger()
@@ -310,12 +310,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
 
     :raises DirectoryUnusable: the file is damaged.
     """
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute(f"PRAGMA journal_size_limit = {_MAX_LOG_BYTES}")
-    (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if found != "ok":
+    damage = prepare_checked(connection, schema_steps(_SCHEMA), _MAX_LOG_BYTES)
+    if damage is not None:
         path = connection.execute("PRAGMA database_list").fetchone()[2]
-        raise DirectoryUnusable(f"{SPOOL_FILE}: the file is damaged ({found.splitlines()[-1]}); {_remedy(path)}")
-    (done,) = connection.execute("PRAGMA user_version").fetchone()
-    apply_steps(connection, schema_steps(_SCHEMA), done)
+        raise DirectoryUnusable(f"{SPOOL_FILE}: {damage}; {_remedy(path)}")

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from twisted.logger import Logger
 
+from gateway.runtime.paths import sync_folder
 from gateway.store.event_numbers import SEQ_BLOCK
 from gateway.store.interface import StoreUnavailable
 from gateway.store.sqlitefile.errors import explained, is_damage
@@ -307,11 +308,7 @@ def _create(path: str) -> None:
         with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
             apply_schema(connection)
         os.rename(temporary, path)
-        directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_folder(os.path.dirname(path))
     except OSError as error:
         raise StoreUnavailable(f"{path}: {error.strerror}") from error
     except sqlite3.Error as error:

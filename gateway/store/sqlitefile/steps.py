@@ -37,6 +37,22 @@ def apply_steps(connection: sqlite3.Connection, steps: Mapping[int, str], done: 
             connection.executescript(f"BEGIN IMMEDIATE;\n{text}\nPRAGMA user_version = {number};\nCOMMIT;")
 
 
+def prepare_checked(connection: sqlite3.Connection, steps: Mapping[int, str], max_log_bytes: int) -> str | None:
+    """Check a file as a whole, and apply the steps that it lacks; return the damage, for which nothing was applied.
+
+    :param max_log_bytes: size to which its log is cut.
+    """
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA journal_size_limit = {max_log_bytes}")
+    (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        return f"the file is damaged ({found.splitlines()[-1]})"
+    (done,) = connection.execute("PRAGMA user_version").fetchone()
+    apply_steps(connection, steps, done)
+    return None
+
+
 def newer_version(path: str, known: int) -> str | None:
     """Return why a file that a newer version of the gateway wrote cannot be used; ``None`` if it can, or is missing.
 

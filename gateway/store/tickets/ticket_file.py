@@ -29,7 +29,7 @@ from gateway.store.interface import (
 from gateway.store.sqlitefile.errors import explained
 from gateway.store.sqlitefile.files import TICKET_FILE
 from gateway.store.sqlitefile.group_writer import GroupWriter, Watch
-from gateway.store.sqlitefile.steps import apply_steps, newer_version, schema_steps
+from gateway.store.sqlitefile.steps import newer_version, prepare_checked, schema_steps
 from gateway.store.sqlitefile.transactions import LOCK_WAIT, Job
 from gateway.store.ticket_interface import NewTicket, QueuedTicket, TicketEnd, TicketQueue
 from gateway.store.tickets.codec import decode_entry, encode_entry
@@ -258,14 +258,9 @@ def _prepare(connection: sqlite3.Connection) -> None:
 
     :raises DirectoryUnusable: the file is damaged.
     """
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute(f"PRAGMA journal_size_limit = {_MAX_LOG_BYTES}")
-    (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if found != "ok":
+    damage = prepare_checked(connection, schema_steps(_SCHEMA), _MAX_LOG_BYTES)
+    if damage is not None:
         raise DirectoryUnusable(
-            f"{TICKET_FILE}: the file is damaged ({found.splitlines()[-1]}); restore it from a backup, or recover it"
-            " with sqlite3 .recover: moving it away loses the waiting commits"
+            f"{TICKET_FILE}: {damage}; restore it from a backup, or recover it with sqlite3 .recover: moving it away"
+            " loses the waiting commits"
         )
-    (done,) = connection.execute("PRAGMA user_version").fetchone()
-    apply_steps(connection, schema_steps(_SCHEMA), done)

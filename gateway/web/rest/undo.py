@@ -1,7 +1,7 @@
 """Undoing of commits: the request, and the opposite commit."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
@@ -54,15 +54,5 @@ def check_undoable(stored: StoredCommit) -> None:
 def opposite_entry(stored: StoredCommit, by: str, reason: str, now: datetime) -> CommitEntry:
     """Return the commit that undoes another one: the opposite event with the same weight and numbers."""
     entry = stored.commit.entry
-    return CommitEntry(
-        scale_id=entry.scale_id,
-        cylinder_no=entry.cylinder_no,
-        event_type=_OPPOSITE[entry.event_type],
-        gross_kg=entry.gross_kg,
-        raw_line=entry.raw_line,
-        received_at=entry.received_at,
-        committed_at=now,
-        arrival_shipping_no=entry.arrival_shipping_no,
-        move_report_no=entry.move_report_no,
-        detail=CommitDetail(by=by, undo_of=stored.commit.id, reason=reason),
-    )
+    detail = CommitDetail(by=by, undo_of=stored.commit.id, reason=reason)
+    return replace(entry, event_type=_OPPOSITE[entry.event_type], committed_at=now, detail=detail)

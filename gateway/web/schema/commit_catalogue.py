@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from gateway.web.schema.catalogue import COMMIT_EXAMPLE
 from gateway.web.schema.operations import ContentSpec, ErrorCase, OperationSpec, csv_content, json_content, query
-from gateway.web.schema.rest_schemas import ref, text_of
+from gateway.web.schema.rest_schemas import REASON, ref, text_of
 
 _STORE: Final = ErrorCase(503, "store_unavailable", "the store cannot take or answer the request now")
 _UNKNOWN: Final = ErrorCase(404, "unknown_commit", "there is no commit with this id or ticket")
@@ -134,19 +134,7 @@ COMMIT_LOG: Final = {
         (json_content(ref("Undone"), undone={**COMMIT_EXAMPLE, "id": 124, "event_type": "RETURN", "undo_of": 123}),),
         (_COMMIT, IDEMPOTENCY_KEY),
         json_content(
-            {
-                "type": "object",
-                "properties": {
-                    "reason": {
-                        "type": "string",
-                        "minLength": 1,
-                        "maxLength": 200,
-                        "pattern": r"^[^\x00-\x1f\x7f-\x9f]*[!-~가-힣][^\x00-\x1f\x7f-\x9f]*$",
-                        "description": "Why the commit is undone.",
-                    }
-                },
-                "required": ["reason"],
-            },
+            REASON,
             reason={"reason": "용기 번호 오입력"},
         ),
         (

@@ -39,6 +39,20 @@ _OPTIONAL: Final = {"type": ["string", "null"], "maxLength": 50, "pattern": f"^{
 
 SCALE_ID: Final = {"type": "string"}
 
+#: Object with the reason for an override, or for undoing a commit.
+REASON: Final = {
+    "type": "object",
+    "properties": {
+        "reason": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": 200,
+            "pattern": rf"^{_PRINTABLE}*[!-~가-힣]{_PRINTABLE}*$",
+        }
+    },
+    "required": ["reason"],
+}
+
 #: Body of a commit.
 COMMIT_FIELDS: Final = {
     "type": "object",
@@ -62,18 +76,7 @@ COMMIT_FIELDS: Final = {
         "override": {
             "anyOf": [
                 {"type": "null"},
-                {
-                    "type": "object",
-                    "properties": {
-                        "reason": {
-                            "type": "string",
-                            "minLength": 1,
-                            "maxLength": 200,
-                            "pattern": rf"^{_PRINTABLE}*[!-~가-힣]{_PRINTABLE}*$",
-                        }
-                    },
-                    "required": ["reason"],
-                },
+                REASON,
             ],
             "description": "Reason for passing guards, where `override: true` is configured for the scale.",
         },
