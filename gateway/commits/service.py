@@ -47,7 +47,8 @@ class CommitService:
     """Commits of all scales.
 
     :param guards: guards of the scales of this gateway.
-    :param defaults: settings of the scales of other gateways.
+    :ivar checks: parts that are built later, or that a configuration lacks.
+    :ivar defaults: settings of the scales of other gateways.
     """
 
     def __init__(
@@ -61,7 +62,6 @@ class CommitService:
         self._commit_seconds = counters.commit_seconds
         self._warnings = LimitedLog(log, clock, counters)
         self.checks = CommitChecks()
-        #: Settings of scales of other gateways.
         self.defaults = ScaleConnection(via="default")
 
     async def commit(self, order: CommitOrder) -> CommitResult:
