@@ -125,8 +125,11 @@ def _waited_for_processors() -> dict[str, float]:
     found: dict[str, float] = {}
     processes = [str(os.getpid())]
     for process in processes:
-        for task in Path(f"/proc/{process}/task").glob("*"):
-            # It may have ended meanwhile.
+        tasks: list[Path] = []
+        # A process or a thread may have ended meanwhile.
+        with contextlib.suppress(OSError):
+            tasks = list(Path(f"/proc/{process}/task").iterdir())
+        for task in tasks:
             with contextlib.suppress(OSError):
                 found[task.name] = int((task / "schedstat").read_text("ascii").split()[1]) / 1e9
                 processes += (task / "children").read_text("ascii").split()
