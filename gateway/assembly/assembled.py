@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from gateway.assembly.alerts import Alerts
 from gateway.assembly.listener_access import ListenerAccess
 from gateway.assembly.parts import Commits, Paths, Pipeline, Runtime, StoreParts, Web
 from gateway.assembly.scales import Scales
-from gateway.cylinders.lookup import CylinderMaster
 from gateway.ingest.daq import DaqFactory
 from gateway.raw.retention import Retention
 from gateway.record.publisher import HeadPublisher
@@ -15,6 +15,9 @@ from gateway.replay.storage import Storage
 from gateway.runtime.disk_space import DiskSpace
 from gateway.runtime.listener import Listener
 from gateway.runtime.open_access import OpenAccess
+
+if TYPE_CHECKING:
+    from gateway.cylinders.lookup import CylinderMaster
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class Assembly:
     retention: Retention
     alerts: Alerts
     web: Web
-    cylinders: CylinderMaster | None
+    cylinders: "CylinderMaster | None"
     daq: DaqFactory
     scales: Scales
     access: ListenerAccess

@@ -50,7 +50,9 @@ def build_gateway(
     :param accept_empty: whether to start although the file of commits is lost.
     """
     if process.changes_identity:
-        import_late_modules(["gateway.alert.firebase", "firebase_admin"] if settings.fcm.cred_path else [])
+        push = ["gateway.alert.firebase", "firebase_admin"] if settings.fcm.cred_path else []
+        publish_to = settings.record.publish_to
+        import_late_modules([*push, "gateway.record.posting"] if publish_to.webhook or publish_to.gateway else push)
     for problem in warnings:
         Logger("gateway.config").warn("configuration: {problem}", problem=problem)
     paths = Paths.of(settings, process.folder)

@@ -4,19 +4,14 @@ import json
 import os
 from collections.abc import Callable
 from functools import partial
-from io import BytesIO
 from typing import Any, Final
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, ensureDeferred, gatherResults, succeed
 from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.client import Agent, FileBodyProducer, ResponseDone
-from twisted.web.http_headers import Headers
-from twisted.web.iweb import IResponse
 
 from gateway.config.settings import PublishSettings
 from gateway.model.timestamps import rfc3339
@@ -31,18 +26,10 @@ log = Logger()
 #: Seconds between heads in the log.
 _LOG_EVERY: Final = 86_400.0
 
-#: Maximum seconds until a connection is made, and until a head is published.
-_CONNECT_TIMEOUT: Final = 10.0
+#: Maximum seconds until a head is published.
 _TIMEOUT: Final = 30.0
 
-#: Maximum bytes of an answer that are read.
-_MAX_ANSWER: Final = 4096
-
 _HEADS_PATH: Final = "/api/v1/record/heads"
-
-
-class PublishFailed(Exception):
-    """Error for a head that a receiver did not take."""
 
 
 class HeadPublisher(Service):
@@ -68,7 +55,6 @@ class HeadPublisher(Service):
         self._book = book
         self._settings = settings
         self._folder = folder
-        self._agent = Agent(reactor, connectTimeout=_CONNECT_TIMEOUT)
         self._calls: dict[str, IDelayedCall] = {}
         self._running: Deferred[Any] | None = None
         self._in_file: Head | None = None
@@ -195,14 +181,13 @@ class HeadPublisher(Service):
         return Deferred.fromCoroutine(self._post(url, json.dumps(body, ensure_ascii=False).encode(), token_file))
 
     async def _post(self, url: str, body: bytes, token_file: str | None) -> None:
-        headers = Headers({"Content-Type": ["application/json"], "User-Agent": ["cynow-gateway"]})
+        # Imported only if there is a receiver: a plant without one starts faster.
+        from gateway.record.posting import post_json
+
+        token = None
         if token_file is not None:
             token = await self._in_thread(partial(_read_token, os.path.join(self._folder, token_file)))
-            headers.addRawHeader("Authorization", f"Bearer {token}")
-        response: IResponse = await self._agent.request(b"POST", url.encode(), headers, FileBodyProducer(BytesIO(body)))
-        answer = await _read_answer(response)
-        if not 200 <= response.code < 300:
-            raise PublishFailed(f"{url} answered {response.code} {answer[:200].decode('utf-8', 'replace')}".strip())
+        await post_json(self._reactor, url, body, token)
 
     def _in_thread(self, work: Callable[[], Any]) -> "Deferred[Any]":
         return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), work)
@@ -211,34 +196,3 @@ class HeadPublisher(Service):
 def _read_token(path: str) -> str:
     with open(path, encoding="ascii") as file:
         return file.readline(1024).strip()
-
-
-def _read_answer(response: IResponse) -> "Deferred[bytes]":
-    """Return the beginning of the body of an answer."""
-    reader = AnswerReader()
-    response.deliverBody(reader)
-    return reader.done
-
-
-class AnswerReader(Protocol):
-    """Reader of the beginning of an answer; the rest is not waited for."""
-
-    def __init__(self) -> None:
-        self.done: Deferred[bytes] = Deferred(lambda _: self._abort())
-        self._received = b""
-
-    def dataReceived(self, data: bytes) -> None:
-        self._received += data
-        if len(self._received) >= _MAX_ANSWER:
-            self._abort()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if not self.done.called:
-            if reason.check(ResponseDone) or self._received:
-                self.done.callback(self._received)
-            else:
-                self.done.errback(reason)
-
-    def _abort(self) -> None:
-        if self.transport is not None:
-            self.transport.abortConnection()  # type: ignore[attr-defined]  # the proxy of an HTTP connection has it
